@@ -1,0 +1,243 @@
+"""Demands: what a workload asks of a machine, with no time in it.
+
+An `Op` is one operation (a GEMV, a batch of random reads, a copy); a `Step` is the ops of one unit of work, such as
+a token; a `Phase` is the steps that belong together, such as prefill or decode; a `Plan` is all of it, with the
+memory it holds. `Kernel` is the seam by which a real operation states its demand, runs, and shows what is right.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from sandtable.errors import PlanError
+
+# kind of op -> the resource that serves it. `io` waits on storage, `link` on an interconnect.
+RESOURCE_OF_KIND: dict[str, str] = {
+    "random_read": "storage",
+    "sequential_read": "storage",
+    "memory_read": "memory",
+    "copy": "memory",
+    "gather": "memory",
+    "insert": "memory",
+    "cache_update": "memory",
+    "transfer": "link",
+    "gemv": "compute",
+    "gemm": "compute",
+    "sparse_ffn": "compute",
+    "attend": "compute",
+    "elementwise": "compute",
+    "host": "compute",
+}
+
+Where = Literal["host", "accelerator"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One operation's demand.
+
+    Attributes:
+        name: What it is for, such as "attention" or "neurons"; equal names are added up in reports.
+        kind: A key of `RESOURCE_OF_KIND`.
+        account: The metric that its time is booked to: io, memory, compute or communication.
+        dtype: Element type of the weights or data moved.
+        flops: Floating-point operations; a multiply and an add count as two.
+        bytes_read, bytes_written: Traffic to the memory (or storage) that serves the op.
+        n_items: Rows, neurons or calls, for kinds with a cost per item.
+        n_chunks, chunk_bytes, concurrency: For storage: how many requests, their size, how many in flight.
+        on: Which processor of the machine executes it.
+        repeat: How many times in a row, each waiting for the one before.
+        after: Indices, within the step, of the ops it waits for; None means the op just before it.
+    """
+
+    name: str
+    kind: str
+    account: str
+    dtype: str = "float32"
+    flops: float = 0.0
+    bytes_read: float = 0.0
+    bytes_written: float = 0.0
+    n_items: int = 0
+    n_chunks: int = 0
+    chunk_bytes: float = 0.0
+    concurrency: int = 1
+    on: Where = "host"
+    repeat: int = 1
+    after: tuple[int, ...] | None = None
+
+    @property
+    def resource(self) -> str:
+        """Name of the resource that serves this kind of op."""
+        return RESOURCE_OF_KIND[self.kind]
+
+    @property
+    def bytes_moved(self) -> float:
+        """Traffic of one execution, both ways, in bytes."""
+        return self.bytes_read + self.bytes_written
+
+
+def random_read(name: str, *, n_chunks: int, chunk_bytes: float, concurrency: int, account: str = "io") -> Op:
+    """Demand of ``n_chunks`` scattered reads of ``chunk_bytes`` with ``concurrency`` in flight."""
+    return Op(
+        name=name,
+        kind="random_read",
+        account=account,
+        bytes_read=n_chunks * chunk_bytes,
+        n_chunks=n_chunks,
+        chunk_bytes=chunk_bytes,
+        concurrency=concurrency,
+    )
+
+
+def sequential_read(
+    name: str, *, n_bytes: float, chunk_bytes: float, concurrency: int, account: str = "io"
+) -> Op:
+    """Demand of reading ``n_bytes`` in order, in pieces of ``chunk_bytes``."""
+    return Op(
+        name=name,
+        kind="sequential_read",
+        account=account,
+        bytes_read=n_bytes,
+        n_chunks=max(1, round(n_bytes / chunk_bytes)),
+        chunk_bytes=chunk_bytes,
+        concurrency=concurrency,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The ops of one unit of work; ``repeat`` says how many equal units follow each other."""
+
+    name: str
+    ops: tuple[Op, ...]
+    repeat: int = 1
+
+    def dependencies(self) -> Iterator[tuple[int, ...]]:
+        """Yield, for each op, the indices it waits for.
+
+        Raises:
+            PlanError: an op that waits for itself or for a later one.
+        """
+        for index, op in enumerate(self.ops):
+            after = op.after if op.after is not None else ((index - 1,) if index else ())
+            if any(not 0 <= other < index for other in after):
+                raise PlanError(
+                    f"op {op.name!r} of step {self.name!r} waits for an op that does not come before it"
+                )
+            yield after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """Steps that belong together and are reported together."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+    @property
+    def n_steps(self) -> int:
+        """Number of units of work, repeats counted."""
+        return sum(step.repeat for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything a workload demands.
+
+    Attributes:
+        workload: Name of the workload.
+        phases: In order of execution. `main_phase` is the one that the headline metrics describe.
+        memory_bytes: Resident bytes by kind.
+        work_unit: What one step produces, such as "token".
+        notes: Sentences for the user, such as that a geometry was scaled down.
+    """
+
+    workload: str
+    phases: tuple[Phase, ...]
+    main_phase: str
+    memory_bytes: Mapping[str, float] = field(default_factory=dict)
+    work_unit: str = "step"
+    notes: tuple[str, ...] = ()
+
+    def phase(self, name: str) -> Phase:
+        """Return the phase of that name."""
+        for phase in self.phases:
+            if phase.name == name:
+                return phase
+        raise PlanError(f"plan of {self.workload!r} has no phase {name!r}")
+
+    def ops(self) -> Iterator[tuple[Op, int]]:
+        """Yield every op with the number of times it is executed."""
+        for phase in self.phases:
+            for step in phase.steps:
+                for op in step.ops:
+                    yield op, op.repeat * step.repeat
+
+    def totals(self) -> dict[str, float]:
+        """Return total flops, bytes read from storage, storage requests and memory traffic."""
+        totals = {"flops": 0.0, "storage_bytes": 0.0, "storage_requests": 0.0, "memory_bytes": 0.0}
+        for op, times in self.ops():
+            totals["flops"] += op.flops * times
+            if op.resource == "storage":
+                totals["storage_bytes"] += op.bytes_read * times
+                totals["storage_requests"] += op.n_chunks * times
+            else:
+                totals["memory_bytes"] += op.bytes_moved * times
+        return totals
+
+
+# --- kernels -----------------------------------------------------------------------------------------------
+
+Dims = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelContext:
+    """Where a kernel may work: a folder for files of its own, a seed, and how many threads it may use."""
+
+    folder: Path
+    seed: int = 0
+    n_threads: int = 1
+    file_bytes: int = 1 << 30
+
+
+class Kernel(ABC):
+    """One real operation: what it costs, what it does, and what is right.
+
+    ``name`` is unique. ``calibrates`` names the part of the machine whose law its timings fit: storage, memory,
+    compute or link; None keeps it out of calibration.
+    """
+
+    name: ClassVar[str]
+    calibrates: ClassVar[str | None] = None
+
+    @abstractmethod
+    def grid(self, *, quick: bool) -> Sequence[Dims]:
+        """Return the points at which calibration measures this kernel."""
+
+    @abstractmethod
+    def cost(self, dims: Dims) -> Op:
+        """Return the demand of one call."""
+
+    @abstractmethod
+    def prepare(self, dims: Dims, context: KernelContext) -> AbstractContextManager[Callable[[], None]]:
+        """Set up buffers and files, and give the call that is timed; clean up on exit."""
+
+    @abstractmethod
+    def example(self) -> Dims:
+        """Return small dims at which `run` and `reference` can be compared."""
+
+    @abstractmethod
+    def run(self, dims: Dims, context: KernelContext) -> np.ndarray[Any, Any]:
+        """Execute the fast path once on seeded data and return its result."""
+
+    @abstractmethod
+    def reference(self, dims: Dims, context: KernelContext) -> np.ndarray[Any, Any]:
+        """Compute the same result plainly in NumPy."""

@@ -1,0 +1,199 @@
+"""What comes out: predictions, measurements and their comparison, in one vocabulary.
+
+A `Prediction` and a `Measurement` of one scenario carry the same metric names in the same units, so that comparing
+them is a join. All of these are written as JSON with a schema version and can be read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from sandtable import units
+
+PERCENTILES: dict[str, float] = {"p50": 50, "p90": 90, "p95": 95, "p99": 99}
+
+
+class Record(BaseModel):
+    """Base of results: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Metric(Record):
+    """A value with its 90 % interval. A measurement keeps the raw samples behind it."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    samples: tuple[float, ...] = ()
+
+
+class TraceRow(Record):
+    """One slice of a timeline: what ran where, from when to when (seconds from the start)."""
+
+    track: str
+    name: str
+    start_s: float
+    end_s: float
+    step: int = 0
+
+
+class Result(Record):
+    """What predictions and measurements share."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    kind: str
+    scenario: dict[str, Any]
+    machine: str
+    machine_digest: str = ""
+    metrics: dict[str, Metric]
+    breakdown: dict[str, float] = Field(default_factory=dict)
+    memory: dict[str, float] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Prediction(Result):
+    """What the model expects, with the interval it claims; written down before any run."""
+
+    kind: Literal["prediction"] = "prediction"
+    by_op: dict[str, float] = Field(default_factory=dict)
+    binding_resource: str = ""
+    guesses: tuple[str, ...] = ()
+
+
+class Measurement(Result):
+    """What a real run showed, and in which environment."""
+
+    kind: Literal["measurement"] = "measurement"
+    environment: dict[str, str] = Field(default_factory=dict)
+    validity: tuple[str, ...] = ()
+    # largest over smallest repeat of the headline metric, less one
+    repeat_spread_frac: float | None = None
+    # speed of the machine's short re-probe during this run over that at calibration
+    probe_ratio: float | None = None
+
+
+class ComparedMetric(Record):
+    """One metric, predicted and measured. ``error_frac`` is predicted / measured - 1."""
+
+    scenario: str
+    metric: str
+    unit: str
+    predicted: float
+    low: float
+    high: float
+    measured: float
+    error_frac: float
+    covered: bool
+
+
+class Summary(Record):
+    """Errors over many compared metrics."""
+
+    n: int
+    median_abs_error_frac: float
+    p90_abs_error_frac: float
+    coverage_frac: float
+
+
+class Comparison(Record):
+    """Predictions beside measurements, a summary, and a verdict."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    comparisons: tuple[ComparedMetric, ...]
+    summary: Summary
+    verdict: Literal["pass", "fail", "inconclusive"]
+    reasons: tuple[str, ...] = ()
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Cost(Record):
+    """Money and energy of a piece of work. `diff` is antisymmetric: ``a.diff(b) == -b.diff(a)`` entry by entry."""
+
+    usd_per_h: float
+    usd: float
+    energy_j: float
+    work_unit: str
+    usd_per_unit: float
+    breakdown: dict[str, float] = Field(default_factory=dict)
+
+    def diff(self, other: Cost) -> dict[str, float]:
+        """Return ``other - self`` for each amount."""
+        mine, theirs = self.amounts(), other.amounts()
+        return {key: theirs.get(key, 0.0) - mine.get(key, 0.0) for key in sorted(mine.keys() | theirs.keys())}
+
+    def amounts(self) -> dict[str, float]:
+        """Return the amounts that `diff` compares."""
+        own = {name: float(getattr(self, name)) for name in ("usd_per_h", "usd", "energy_j", "usd_per_unit")}
+        return own | {f"breakdown.{key}": value for key, value in self.breakdown.items()}
+
+
+def point(value: float, unit: str) -> Metric:
+    """Return a metric known exactly, such as a count of bytes."""
+    return Metric(value=value, low=value, high=value, unit=unit)
+
+
+def measured_metric(name: str, samples: Sequence[float], statistic: str = "mean") -> Metric:
+    """Reduce samples to a metric: its mean or percentile, with the samples kept.
+
+    The interval is the 5th to 95th percentile of the statistic over bootstrap resamples.
+    """
+    values = np.asarray(samples, dtype=float)
+    reduce = statistic_function(statistic)
+    rng = np.random.default_rng(0)
+    draws = reduce(values[rng.integers(0, len(values), (200, len(values)))], axis=1)
+    low, high = np.percentile(draws, [5, 95])
+    value = float(reduce(values, axis=0))
+    return Metric(
+        value=value,
+        low=min(float(low), value),
+        high=max(float(high), value),
+        unit=units.unit_of(name),
+        samples=tuple(float(v) for v in values),
+    )
+
+
+def statistic_function(statistic: str) -> Any:
+    """Return the NumPy reduction for "mean" or a percentile such as "p95"."""
+    if statistic == "mean":
+        return np.mean
+
+    def percentile(values: Any, axis: int) -> Any:
+        return np.percentile(values, PERCENTILES[statistic], axis=axis)
+
+    return percentile
+
+
+def distribution(name: str, samples: Sequence[float], statistics: Iterable[str]) -> dict[str, Metric]:
+    """Return ``name.statistic`` metrics of the same samples; only the first keeps the samples themselves."""
+    metrics: dict[str, Metric] = {}
+    for statistic in statistics:
+        metric = measured_metric(name, samples, statistic)
+        metrics[f"{name}.{statistic}"] = metric if not metrics else metric.model_copy(update={"samples": ()})
+    return metrics
+
+
+def summarise(compared: Sequence[ComparedMetric]) -> Summary:
+    """Return the median and 90th percentile of the absolute errors, and how many intervals held."""
+    if not compared:
+        return Summary(n=0, median_abs_error_frac=0.0, p90_abs_error_frac=0.0, coverage_frac=0.0)
+    errors = np.abs([row.error_frac for row in compared])
+    return Summary(
+        n=len(compared),
+        median_abs_error_frac=float(np.median(errors)),
+        p90_abs_error_frac=float(np.percentile(errors, 90)),
+        coverage_frac=float(np.mean([row.covered for row in compared])),
+    )
+
+
+def metric_table(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
+    """Return metrics as plain dicts without samples, as the JSON output shows them."""
+    return {name: metric.model_dump(exclude={"samples"}) for name, metric in metrics.items()}
