@@ -285,9 +285,7 @@ def load_file(path: Path, kind: str | None = None) -> Component:
         )
     if path.stem != data.get("name") and path.parent.name in spec.FOLDERS.values():
         line = line_of(data, ["name"])
-        raise ConfigError(
-            f"name must equal the file's name: write 'name: {path.stem}'", file=str(path), line=line
-        )
+        raise ConfigError(f"name must equal the file's name: write 'name: {path.stem}'", file=str(path), line=line)
     _resolve(data, path)
     return validate(spec.KINDS[str(actual)], data, str(path))
 

@@ -96,9 +96,7 @@ def random_read(name: str, *, n_chunks: int, chunk_bytes: float, concurrency: in
     )
 
 
-def sequential_read(
-    name: str, *, n_bytes: float, chunk_bytes: float, concurrency: int, account: str = "io"
-) -> Op:
+def sequential_read(name: str, *, n_bytes: float, chunk_bytes: float, concurrency: int, account: str = "io") -> Op:
     """Demand of reading ``n_bytes`` in order, in pieces of ``chunk_bytes``."""
     return Op(
         name=name,

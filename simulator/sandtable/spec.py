@@ -70,9 +70,7 @@ class Estimate(Frozen, Generic[T]):
     @model_validator(mode="after")
     def _ordered(self) -> Estimate[T]:
         if not self.low <= self.value <= self.high:  # type: ignore[operator]
-            raise ValueError(
-                f"an interval needs low <= value <= high, not {self.low}, {self.value}, {self.high}"
-            )
+            raise ValueError(f"an interval needs low <= value <= high, not {self.low}, {self.value}, {self.high}")
         return self
 
 

@@ -1,0 +1,1 @@
+"""Workloads: parameters, plan and execution side by side."""

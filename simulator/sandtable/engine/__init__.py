@@ -1,0 +1,1 @@
+"""The event engine: machine to resources, plan to trace."""

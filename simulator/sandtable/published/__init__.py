@@ -1,0 +1,1 @@
+"""Published measurements: one adapter per file, each row scored or counted under a named reason."""

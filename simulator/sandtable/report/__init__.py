@@ -1,0 +1,1 @@
+"""Tables, plots, HTML reports and Perfetto traces from results."""
