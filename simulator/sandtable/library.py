@@ -39,7 +39,12 @@ _REFERENCES = {
     "accelerator.peer_link": "link",
     "machine": "machine",
     "network": "link",
+    "like": "storage",
 }
+# the device whose shape stands in for what a storage data sheet leaves open
+GENERIC_STORAGE = "generic_flash"
+# the software assumed where a machine names none
+GENERIC_STACK = "generic"
 
 C = TypeVar("C", bound=Component)
 M = TypeVar("M", bound=BaseModel)
@@ -98,7 +103,7 @@ def line_of(data: Any, location: Iterable[str | int]) -> int | None:
 def validate(model: type[M], data: Any, file: str) -> M:
     """Validate ``data``, read from ``file``, as ``model``; the first fault becomes a `ConfigError`."""
     try:
-        return model.model_validate(plain(data))
+        return model.model_validate(plain(data), context=units.AT_EDGE)
     except ValidationError as error:
         raise config_error(error, data, file, model) from None
 
@@ -292,6 +297,10 @@ def load_file(path: Path, kind: str | None = None) -> Component:
 
 def _resolve(data: CommentedMap, path: Path) -> None:
     """Replace each name of another device by the content of its file."""
+    if data.get("kind") == "storage" and "fitted" not in data and data.get("name") != GENERIC_STORAGE:
+        data.setdefault("like", GENERIC_STORAGE)
+    if data.get("kind") == "machine":
+        data.setdefault("stack", GENERIC_STACK)
     for dotted, kind in _REFERENCES.items():
         *parents, key = dotted.split(".")
         node: Any = data
@@ -331,7 +340,8 @@ def to_yaml_data(model: BaseModel) -> dict[str, Any]:
         is_default = not field.is_required() and value == field.get_default(call_default_factory=True)
         if value is None or (is_default and name != "schema_version"):
             continue
-        data[field.alias or name] = _yaml_value(value, units.quantity_of(name))
+        # a device's stand-in is a reference, not a part
+        data[field.alias or name] = value.name if name == "like" else _yaml_value(value, units.quantity_of(name))
     return data
 
 

@@ -53,6 +53,7 @@ class Op:
         n_items: Rows, neurons or calls, for kinds with a cost per item.
         n_chunks, chunk_bytes, concurrency: For storage: how many requests, their size, how many in flight.
         on: Which processor of the machine executes it.
+        dynamic: Its shape differs from step to step, which some software pays for.
         repeat: How many times in a row, each waiting for the one before.
         after: Indices, within the step, of the ops it waits for; None means the op just before it.
     """
@@ -69,6 +70,7 @@ class Op:
     chunk_bytes: float = 0.0
     concurrency: int = 1
     on: Where = "host"
+    dynamic: bool = False
     repeat: int = 1
     after: tuple[int, ...] | None = None
 

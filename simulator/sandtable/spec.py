@@ -150,6 +150,9 @@ def _walk(value: Any, path: str) -> Iterator[str]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _walk(item, f"{path}.{key}")
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _walk(item, f"{path}.{index}")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield path
 
@@ -177,6 +180,9 @@ class StorageDatasheet(Frozen):
     read_latency_s: Seconds | None = Field(default=None, gt=0)  # 4 KiB, one request in flight
     queue_depth: int | None = Field(default=None, ge=1)  # requests the device serves at once
     alignment_bytes: Bytes = 4096.0
+    # what a provider lets a part of this drive do, scaled up to a whole one, where that is above the drive's own rate
+    slice_read_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
+    slice_random_read_per_s: PerSecond | None = Field(default=None, gt=0)
 
 
 class StorageFit(Frozen):
@@ -191,8 +197,8 @@ class StorageFit(Frozen):
     blend: Estimate[float]
     drain: Estimate[float] = Estimate[float](value=0.0, low=0.0, high=0.0)
     cold_factor: Estimate[float] = Estimate[float](value=1.0, low=1.0, high=1.0)
-    random: Evidence
-    sequential: Evidence | None = None
+    random_evidence: Evidence
+    sequential_evidence: Evidence | None = None
 
 
 class StoragePoint(Frozen):
@@ -207,11 +213,15 @@ class StoragePoint(Frozen):
 class StorageVariant(Frozen):
     """How much of the device one offer holds: ``capacity`` of each of ``drives`` drives.
 
-    A provider that sells part of a drive caps its rates in proportion; `Storage.select` applies that.
+    A provider that sells part of a drive caps its rates in proportion; `Storage.select` applies that. Where the
+    provider publishes the rates of the whole offer instead, they stand here and replace the proportion.
     """
 
     capacity_bytes: Bytes = Field(gt=0)
     n_drives: Annotated[int, Field(default=1, ge=1, alias="drives")] = 1
+    sequential_read_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
+    sequential_write_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
+    random_read_per_s: PerSecond | None = Field(default=None, gt=0)
 
 
 class Storage(Component):
@@ -222,28 +232,36 @@ class Storage(Component):
     fitted: StorageFit | None = None
     measurements: tuple[StoragePoint, ...] = ()
     variants: dict[str, StorageVariant] = Field(default_factory=dict)
+    like: Storage | None = None  # a fitted device whose shape fills what the data sheet leaves open
     power: Power | None = None
     price: Price | None = None
 
     def select(self, variant: str) -> Storage:
         """Return the device as the offer ``variant`` has it: rates scaled by share of a drive and drives.
 
+        A slice gets its share of what the provider allows per drive, never more than one drive does.
+
         Raises:
             KeyError: no such variant.
         """
         offer = self.variants[variant]
         whole = self.datasheet
-        scale = min(1.0, offer.capacity_bytes / whole.capacity_bytes) * offer.n_drives
+        share = min(1.0, offer.capacity_bytes / whole.capacity_bytes)
 
-        def times(value: float | None) -> float | None:
-            return None if value is None else value * scale
+        def rate(drive: float | None, allowed: float | None = None) -> float | None:
+            return None if drive is None else offer.n_drives * min(drive, share * (allowed or drive))
 
         datasheet = whole.model_copy(
             update={
                 "capacity_bytes": offer.capacity_bytes * offer.n_drives,
-                "sequential_read_bytes_per_s": whole.sequential_read_bytes_per_s * scale,
-                "sequential_write_bytes_per_s": times(whole.sequential_write_bytes_per_s),
-                "random_read_per_s": times(whole.random_read_per_s),
+                "sequential_read_bytes_per_s": offer.sequential_read_bytes_per_s
+                or rate(whole.sequential_read_bytes_per_s, whole.slice_read_bytes_per_s),
+                "sequential_write_bytes_per_s": offer.sequential_write_bytes_per_s
+                or rate(whole.sequential_write_bytes_per_s),
+                "random_read_per_s": offer.random_read_per_s
+                or rate(whole.random_read_per_s, whole.slice_random_read_per_s),
+                "slice_read_bytes_per_s": None,
+                "slice_random_read_per_s": None,
             }
         )
         return self.model_copy(
@@ -271,12 +289,20 @@ class OpFit(Frozen):
 
 
 class OpEfficiency(Frozen):
-    """Share of the data sheet's bandwidth and arithmetic rate that one kind of operation reaches."""
+    """What software reaches on one kind of operation: a share of the data sheet, or a rate of its own.
 
-    bandwidth_frac: Fraction | None = Field(default=None, gt=0, le=1)
-    rate_frac: Fraction | None = Field(default=None, gt=0, le=1)
-    overhead_s: Seconds | None = Field(default=None, ge=0)
+    ``traffic`` is how many times the software moves each byte of the demand (temporaries, staging copies);
+    ``calls`` how many framework calls one operation takes on the host.
+    """
+
+    bandwidth_frac: Annotated[Fraction | None, Field(default=None, gt=0, le=1, alias="bandwidth_frac")] = None
     bandwidth_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
+    rate_frac: Annotated[Fraction | None, Field(default=None, gt=0, le=1, alias="rate_frac")] = None
+    overhead_s: Seconds = Field(default=0.0, ge=0)
+    per_item_s: Seconds = Field(default=0.0, ge=0)
+    traffic: float = Field(default=1.0, gt=0)
+    calls: int = Field(default=1, ge=0)
+    on: Literal["host", "accelerator"] | None = None  # where the software runs it, if not where the plan says
 
 
 class MemoryDatasheet(Frozen):
@@ -362,12 +388,13 @@ class StackDatasheet(Frozen):
     """Software as part of the device: what each kind of operation reaches, and what the host adds per call."""
 
     version: str
+    efficiency: dict[str, OpEfficiency]  # by op kind, or kind.dtype; "default" for the rest
     host_call_s: Seconds = Field(default=0.0, ge=0)  # host time of one framework call
-    overlaps_host: bool = False  # the host queues ahead, so an op costs max(host, device)
-    dynamic_shape_s: Seconds = Field(default=0.0, ge=0)  # extra per op whose shape was not seen before
-    sync_s: Seconds = Field(default=0.0, ge=0)  # one host wait for the device
-    row_moves: int = Field(default=1, ge=1)  # reads plus writes of each byte that a row update costs, halved
-    efficiency: dict[str, OpEfficiency] = Field(default_factory=dict)  # by op kind, or kind.dtype
+    overlaps_host: bool = False  # the host queues ahead, so a step costs max(host, device)
+    dynamic_shape_s: Seconds = Field(default=0.0, ge=0)  # extra per op whose shape changes from step to step
+    # predicted / measured at the ends of the 90 % interval, for devices that were not calibrated
+    residual_low_frac: Annotated[Fraction, Field(gt=0, le=1, alias="residual_low")]
+    residual_high_frac: Annotated[Fraction, Field(ge=1, alias="residual_high")]
 
 
 class Stack(Component):

@@ -15,7 +15,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationInfo
 
 _SI: Final = {"": 0, "k": 3, "K": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 _SMALL: Final = {"": 0, "m": -3, "u": -6, "µ": -6, "n": -9, "p": -12}
@@ -124,8 +124,14 @@ def _wrong_unit(text: str, number: str, unit: str, quantity: str) -> str:
     return f"unknown unit {unit!r} in {text!r}: {hint}"
 
 
+# validation context of input from outside, where a bare number is an error; inside, floats are SI already
+AT_EDGE: Final = {"edge": True}
+
+
 def _validator(quantity: str) -> BeforeValidator:
-    def check(value: Any) -> float:
+    def check(value: Any, info: ValidationInfo) -> float:
+        if isinstance(value, float | int) and not isinstance(value, bool) and info.context != AT_EDGE:
+            return float(value)
         return parse(value, quantity)
 
     return BeforeValidator(check)
@@ -253,12 +259,17 @@ def write(value: float, unit: str) -> str:
         return f"{value * 100:.6g} %"
     if unit == "s":
         steps = [(1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")]
-    elif unit == "bytes" and value >= 1024 and value % 1024 == 0:
-        steps = [(1024.0**e, p + "B") for p, e in sorted(_BINARY.items(), key=lambda i: -i[1])]
-        steps = [step for step in steps if value % step[0] == 0]
+    elif unit == "bytes" and (binary := _whole_binary(value)):
+        steps = binary
     else:
         base = {"bytes": "B", "bytes/s": "B/s", "1/s": "/s"}.get(unit, unit)
         prefixed = [] if unit.startswith("USD") else ["T", "G", "M", "k"]
         steps = [(10.0 ** (12 - 3 * i), p + base) for i, p in enumerate(prefixed)] + [(1.0, base)]
     scale, name = next((step for step in steps if abs(value) >= step[0]), steps[-1])
     return f"{value / scale:.6g} {name}"
+
+
+def _whole_binary(value: float) -> list[tuple[float, str]]:
+    """Return the binary unit of which ``value`` is a small whole number, if there is one: 64 GiB, but 500 GB."""
+    units = [(1024.0**e, p + "B") for p, e in sorted(_BINARY.items(), key=lambda i: -i[1])]
+    return [unit for unit in units if value and value % unit[0] == 0 and abs(value) / unit[0] < 10_000][:1]

@@ -1,0 +1,192 @@
+"""Run a plan on a machine: every op waits for what it depends on, then for its resource.
+
+Equal steps in a row, and equal ops in a row, are advanced in one event; `Options.expand` turns that off and must not
+change any result. `Options.per_request` sends every storage request through the device on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import simpy
+
+from sandtable.engine.clock import seconds, ticks
+from sandtable.engine.resources import Server, StorageServer
+from sandtable.model.operations import CostModel, OpTime
+from sandtable.plan import Op, Phase, Plan, Step
+from sandtable.results import TraceRow
+
+ACCOUNTS = ("io", "memory", "compute", "communication")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to run: request by request, without shortcuts, with a timeline."""
+
+    per_request: bool = False
+    expand: bool = False
+    trace: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class StepResult:
+    """What one step took: seconds in all and by account, and counters such as bytes read.
+
+    A prediction fills ``low`` and ``high`` as well, the ends of the 90 % interval of the same seconds.
+    """
+
+    phase: str
+    name: str
+    total_s: float
+    by_account: dict[str, float] = field(default_factory=dict)
+    low: dict[str, float] = field(default_factory=dict)
+    high: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All steps in order, seconds by op name, and the timeline if it was asked for."""
+
+    steps: list[StepResult]
+    by_op: dict[str, float]
+    trace: list[TraceRow]
+    total_s: float
+
+    def phase(self, name: str) -> list[StepResult]:
+        """Return the steps of one phase."""
+        return [step for step in self.steps if step.phase == name]
+
+
+class Engine:
+    """One run of one plan; use `run`."""
+
+    def __init__(self, plan: Plan, costs: CostModel, options: Options) -> None:
+        self.plan = plan
+        self.costs = costs
+        self.options = options
+        self.env = simpy.Environment()
+        self.storage = StorageServer(self.env, costs.storage_law)
+        self.servers = {
+            f"{where}.{resource}": Server(self.env)
+            for where in ("host", "accelerator")
+            for resource in ("storage", "memory", "link", "compute")
+        }
+        self.steps: list[StepResult] = []
+        self.by_op: dict[str, float] = {}
+        self.trace: list[TraceRow] = []
+
+    def run(self) -> Run:
+        """Run to the end."""
+        self.env.process(self._all())
+        self.env.run()
+        return Run(steps=self.steps, by_op=self.by_op, trace=self.trace, total_s=seconds(self.env.now))
+
+    def _all(self) -> Generator[simpy.Event, Any, None]:
+        for phase in self.plan.phases:
+            for step, times in self._expanded(phase):
+                start = self.env.now
+                yield from self._step(phase, step, times)
+                if times > 1:
+                    yield self.env.timeout((self.env.now - start) * (times - 1))
+
+    def _expanded(self, phase: Phase) -> Iterator[tuple[Step, int]]:
+        for step in phase.steps:
+            if self.options.expand:
+                yield from ((step, 1) for _ in range(step.repeat))
+            else:
+                yield step, step.repeat
+
+    def _step(self, phase: Phase, step: Step, times: int) -> Generator[simpy.Event, Any, None]:
+        start = self.env.now
+        index = len(self.steps)
+        waits = list(step.dependencies())
+        costs = [self.costs.time(op) for op in step.ops]
+        if all(wait == ((i - 1,) if i else ()) for i, wait in enumerate(waits)):
+            for op, cost in zip(step.ops, costs, strict=True):
+                yield from self._serve(op, cost, index)
+        else:
+            yield from self._graph(step.ops, costs, waits, index)
+        hidden = _exposed_host(step.ops, costs)
+        if hidden:
+            yield self.env.timeout(ticks(hidden))
+        result = _reduce(phase, step, costs, seconds(self.env.now - start), hidden)
+        self.steps.extend([result] * times)
+        for op, cost in zip(step.ops, costs, strict=True):
+            self.by_op[op.name] = self.by_op.get(op.name, 0.0) + cost.seconds * times
+
+    def _graph(
+        self, ops: Sequence[Op], costs: Sequence[OpTime], waits: Sequence[tuple[int, ...]], index: int
+    ) -> Generator[simpy.Event, Any, None]:
+        done: list[simpy.Event] = []
+
+        def one(op: Op, cost: OpTime, after: list[simpy.Event]) -> Generator[simpy.Event, Any, None]:
+            if after:
+                yield self.env.all_of(after)
+            yield from self._serve(op, cost, index)
+
+        for op, cost, wait in zip(ops, costs, waits, strict=True):
+            done.append(self.env.process(one(op, cost, [done[i] for i in wait])))
+        yield self.env.all_of(done)
+
+    def _serve(self, op: Op, cost: OpTime, index: int) -> Generator[simpy.Event, Any, None]:
+        queued = self.env.now
+        if op.kind == "random_read" and self.options.per_request:
+            for _ in range(op.repeat):
+                yield from self.storage.read(op.n_chunks, op.chunk_bytes, op.concurrency)
+        else:
+            server = self.servers[f"{op.on}.{op.resource}"]
+            repeats = op.repeat if self.options.expand else 1
+            for _ in range(repeats):
+                yield from server.hold(ticks(cost.seconds / repeats))
+        if self.options.trace:
+            track = op.resource if op.on == "host" else f"{op.on} {op.resource}"
+            row = TraceRow(
+                track=track, name=op.name, start_s=seconds(queued), end_s=seconds(self.env.now), step=index
+            )
+            self.trace.append(row)
+
+
+def _exposed_host(ops: Sequence[Op], costs: Sequence[OpTime]) -> float:
+    """Return the host's time in a step that the device's work does not hide, in seconds."""
+    host = sum(cost.host_s for cost in costs)
+    device = sum(cost.seconds for op, cost in zip(ops, costs, strict=True) if cost.host_s > 0)
+    return max(0.0, host - device)
+
+
+def _reduce(phase: Phase, step: Step, costs: Sequence[OpTime], total_s: float, hidden: float) -> StepResult:
+    by_account = dict.fromkeys(ACCOUNTS, 0.0)
+    low, high = dict(by_account), dict(by_account)
+    counters = {"bytes_read": 0.0, "n_requests": 0.0}
+    for op, cost in zip(step.ops, costs, strict=True):
+        by_account[op.account] += cost.seconds
+        low[op.account] += cost.low
+        high[op.account] += cost.high
+        if op.resource == "storage":
+            counters["bytes_read"] += op.bytes_read * op.repeat
+            counters["n_requests"] += op.n_chunks * op.repeat
+    for table in (by_account, low, high):
+        table["compute"] += hidden
+    serial = sum(by_account.values())
+    # waiting and overlap scale the interval of the total as they scale the total
+    scale = total_s / serial if serial > 0 else 1.0
+    low["total"], high["total"] = sum(low.values()) * scale, sum(high.values()) * scale
+    return StepResult(
+        phase=phase.name,
+        name=step.name,
+        total_s=total_s,
+        by_account=by_account,
+        low=low,
+        high=high,
+        counters=counters,
+    )
+
+
+def run(plan: Plan, costs: CostModel, options: Options | None = None) -> Run:
+    """Run ``plan`` and return its steps, in seconds of simulated time."""
+    return Engine(plan, costs, options or Options()).run()
+
+
+__all__ = ["ACCOUNTS", "Engine", "Options", "Run", "StepResult", "run"]

@@ -1,0 +1,295 @@
+"""Fit the laws of `sandtable.model` to measurements: least squares on log residuals, intervals by bootstrap.
+
+Times span decades, so linear residuals would fit only the slow points. Every fit reports its error on points that
+were held out (five folds), and the 90 % interval of a prediction is taken from those held-out residuals together
+with the spread of repeats.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sandtable.errors import CalibrationError, missing_extra
+from sandtable.model import storage as storage_model
+from sandtable.model.storage import ReadPoint, StorageLaw
+from sandtable.spec import Estimate, Evidence, OpFit, StorageFit
+
+FloatArray = npt.NDArray[np.float64]
+Residuals = Callable[[FloatArray, npt.NDArray[np.intp]], FloatArray]
+N_BOOTSTRAP = 60
+N_FOLDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One parameter of a law: fitted as its logarithm between bounds."""
+
+    name: str
+    start: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Fitted parameters, their bootstrap draws, and log(predicted / measured) in sample and held out."""
+
+    values: FloatArray
+    draws: FloatArray
+    residuals: FloatArray
+    held_out: FloatArray
+
+    def estimate(self, index: int) -> Estimate[float]:
+        """Return one parameter with its 90 % bootstrap interval."""
+        value = float(self.values[index])
+        low, high = np.percentile(self.draws[:, index], [5, 95]) if len(self.draws) else (value, value)
+        return Estimate[float](value=value, low=min(float(low), value), high=max(float(high), value))
+
+
+def fit_parameters(parameters: Sequence[Parameter], residuals: Residuals, n_points: int, seed: int = 0) -> Fit:
+    """Fit ``parameters`` so that ``residuals(values, indices)``, log(predicted / measured), is small.
+
+    Raises:
+        CalibrationError: fewer points than parameters.
+    """
+    if n_points < len(parameters):
+        raise CalibrationError(f"{n_points} measured points cannot fit {len(parameters)} parameters: measure more")
+    rng = np.random.default_rng(seed)
+    everything = np.arange(n_points)
+    start = np.log([p.start for p in parameters])
+    values = _solve(parameters, residuals, everything, start)
+    held_out = np.full(n_points, np.nan)
+    order = rng.permutation(n_points)
+    if n_points >= 2 * N_FOLDS:
+        for fold in range(N_FOLDS):
+            outside = order[fold::N_FOLDS]
+            inside = np.setdiff1d(everything, outside)
+            held_out[outside] = residuals(np.exp(_solve(parameters, residuals, inside, values)), outside)
+    draws = [
+        np.exp(_solve(parameters, residuals, rng.integers(0, n_points, n_points), values))
+        for _ in range(N_BOOTSTRAP if n_points > len(parameters) else 0)
+    ]
+    return Fit(
+        values=np.exp(values),
+        draws=np.array(draws),
+        residuals=residuals(np.exp(values), everything),
+        held_out=held_out[~np.isnan(held_out)],
+    )
+
+
+def _solve(
+    parameters: Sequence[Parameter], residuals: Residuals, indices: npt.NDArray[np.intp], start: FloatArray
+) -> FloatArray:
+    try:
+        from scipy.optimize import least_squares
+    except ImportError:
+        raise missing_extra("scipy", "run") from None
+    low, high = np.log([p.low for p in parameters]), np.log([p.high for p in parameters])
+    solution = least_squares(
+        lambda logs: residuals(np.exp(logs), indices),
+        np.clip(start, low + 1e-9, high - 1e-9),
+        bounds=(low, high),
+        loss="soft_l1",
+        f_scale=0.1,
+    )
+    return np.asarray(solution.x, dtype=np.float64)
+
+
+def evidence(
+    fit: Fit, *, method: str, n_samples: int, repeat_spread_frac: float | None = None, date: dt.date | None = None
+) -> Evidence:
+    """Describe a fit: errors in sample and held out, and the interval that predictions from it get.
+
+    The interval joins two independent sources of error, in squares: what the law misses on points that it has not
+    seen, and what the machine itself does not repeat.
+    """
+    outside = fit.held_out if len(fit.held_out) else fit.residuals
+    low, high = np.percentile(outside, [5, 95])
+    spread = 0.0 if repeat_spread_frac is None else np.log1p(repeat_spread_frac)
+    low, high = -np.hypot(min(low, 0.0), spread), np.hypot(max(high, 0.0), spread)
+    errors = np.abs(np.expm1(fit.residuals))
+    return Evidence(
+        date=date or dt.date.today(),
+        n_points=len(fit.residuals),
+        n_samples=n_samples,
+        method=method,
+        median_abs_error_frac=float(np.median(errors)),
+        p90_abs_error_frac=float(np.percentile(errors, 90)),
+        held_out_median_abs_error_frac=(
+            float(np.median(np.abs(np.expm1(fit.held_out)))) if len(fit.held_out) else None
+        ),
+        residual_low_frac=float(np.exp(low)),
+        residual_high_frac=float(np.exp(high)),
+        repeat_spread_frac=repeat_spread_frac,
+    )
+
+
+# --- storage -----------------------------------------------------------------------------------------------
+
+_STORAGE_PARAMETERS = (
+    Parameter(name="first_byte_s", start=1e-4, low=2e-6, high=2e-2),
+    Parameter(name="lane_bytes_per_s", start=1e9, low=2e7, high=3e10),
+    Parameter(name="requests_per_s", start=2e5, low=5e2, high=2e7),
+    Parameter(name="bandwidth_bytes_per_s", start=3e9, low=2e7, high=1e11),
+    Parameter(name="knee", start=2.5, low=1.0, high=6.0),
+    Parameter(name="blend", start=1.5, low=1.0, high=6.0),
+)
+_DRAIN = Parameter(name="drain", start=0.5, low=0.02, high=4.0)
+
+
+def fit_storage(
+    points: Sequence[ReadPoint],
+    *,
+    sequential_bytes_per_s: Estimate[float],
+    method: str,
+    n_samples: int | None = None,
+    sequential: Evidence | None = None,
+    repeat_spread_frac: float | None = None,
+    cold_factor: Estimate[float] | None = None,
+    date: dt.date | None = None,
+) -> StorageFit:
+    """Fit the storage law to timed batches of random reads.
+
+    The drain is fitted only when batches of different length were timed at the same chunk and concurrency; a curve
+    of sustained rates cannot show it.
+    """
+    if not points:
+        raise CalibrationError("no random reads were measured")
+    has_drain = len({(p.chunk_bytes, p.concurrency, p.n_requests) for p in points}) > len(
+        {(p.chunk_bytes, p.concurrency) for p in points}
+    )
+    parameters = _storage_start(points) + ((_DRAIN,) if has_drain else ())
+    measured = np.log([p.seconds for p in points])
+
+    def residuals(values: FloatArray, indices: npt.NDArray[np.intp]) -> FloatArray:
+        law = storage_law(values, sequential_bytes_per_s.value)
+        predicted = storage_model.predict_points(law, [points[i] for i in indices])
+        return np.asarray(np.log(predicted) - measured[indices], dtype=np.float64)
+
+    fit = fit_parameters(parameters, residuals, len(points))
+    names = [parameter.name for parameter in parameters]
+    estimates = {name: fit.estimate(index) for index, name in enumerate(names)}
+    extra = {} if cold_factor is None else {"cold_factor": cold_factor}
+    return StorageFit(
+        **estimates,
+        **extra,
+        sequential_bytes_per_s=sequential_bytes_per_s,
+        random_evidence=evidence(
+            fit,
+            method=method,
+            n_samples=n_samples or len(points),
+            repeat_spread_frac=repeat_spread_frac,
+            date=date,
+        ),
+        sequential_evidence=sequential,
+    )
+
+
+def _storage_start(points: Sequence[ReadPoint]) -> tuple[Parameter, ...]:
+    """Start from what the points show: the fastest rate, the most requests, the quickest single read."""
+    bandwidth = max(p.n_requests * p.chunk_bytes / p.seconds for p in points)
+    requests = max(p.n_requests / p.seconds for p in points)
+    latency = min(p.seconds * min(p.concurrency, p.n_requests) / p.n_requests for p in points)
+    starts = {"bandwidth_bytes_per_s": bandwidth, "requests_per_s": requests, "first_byte_s": 0.7 * latency}
+    return tuple(replace(p, start=starts.get(p.name, p.start)) for p in _STORAGE_PARAMETERS)
+
+
+def storage_law(values: FloatArray, sequential_bytes_per_s: float) -> StorageLaw:
+    """Build a law from fitted values, in the order of the storage parameters (the drain may be missing)."""
+    names = [p.name for p in (*_STORAGE_PARAMETERS, _DRAIN)]
+    fields = dict(zip(names, (float(v) for v in values), strict=False))
+    return StorageLaw(
+        **({"drain": 0.0} | fields),
+        sequential_bytes_per_s=sequential_bytes_per_s,
+        residual_low_frac=1.0,
+        residual_high_frac=1.0,
+        sequential_low_frac=1.0,
+        sequential_high_frac=1.0,
+    )
+
+
+# --- operations --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpPoint:
+    """One timed operation: its demand and its time in seconds."""
+
+    n_items: int
+    n_bytes: float
+    flops: float
+    seconds: float
+
+
+def fit_op(
+    points: Sequence[OpPoint],
+    *,
+    method: str,
+    n_samples: int | None = None,
+    repeat_spread_frac: float | None = None,
+    bound_by: str = "bandwidth",
+) -> OpFit:
+    """Fit ``t = overhead + items * per_item + max(bytes / bandwidth, flops / rate)`` to timed operations.
+
+    Args:
+        points: What was measured.
+        method: How, for the evidence.
+        n_samples: Timings behind the points.
+        repeat_spread_frac: How far repeats of a point lie apart.
+        bound_by: "bandwidth" for streaming ops, "rate" for arithmetic, "both" for a roofline.
+    """
+    items, n_bytes, flops, seconds = (
+        np.array([getattr(p, name) for p in points], dtype=float)
+        for name in ("n_items", "n_bytes", "flops", "seconds")
+    )
+    parameters = [Parameter(name="overhead_s", start=max(1e-7, 0.5 * seconds.min()), low=1e-8, high=1e-1)]
+    if items.max() > 0 and len(set(items)) > 1 and bound_by == "bandwidth":
+        parameters.append(Parameter(name="per_item_s", start=1e-8, low=1e-11, high=1e-3))
+    if bound_by in ("bandwidth", "both"):
+        start = float(np.max(n_bytes / seconds))
+        parameters.append(Parameter(name="bandwidth_bytes_per_s", start=start, low=1e7, high=1e14))
+    if bound_by in ("rate", "both"):
+        start = float(np.max(flops / seconds))
+        parameters.append(Parameter(name="rate_flops_per_s", start=start, low=1e7, high=1e17))
+    names = [p.name for p in parameters]
+
+    def residuals(values: FloatArray, indices: npt.NDArray[np.intp]) -> FloatArray:
+        by_name = dict(zip(names, values, strict=True))
+        predicted = op_seconds(
+            items[indices],
+            n_bytes[indices],
+            flops[indices],
+            overhead_s=by_name["overhead_s"],
+            per_item_s=by_name.get("per_item_s", 0.0),
+            bandwidth_bytes_per_s=by_name.get("bandwidth_bytes_per_s", np.inf),
+            rate_flops_per_s=by_name.get("rate_flops_per_s", np.inf),
+        )
+        return np.asarray(np.log(predicted) - np.log(seconds[indices]), dtype=np.float64)
+
+    fit = fit_parameters(parameters, residuals, len(points))
+    estimates = {name: fit.estimate(index) for index, name in enumerate(names)}
+    return OpFit(
+        **estimates,
+        evidence=evidence(
+            fit, method=method, n_samples=n_samples or len(points), repeat_spread_frac=repeat_spread_frac
+        ),
+    )
+
+
+def op_seconds(
+    items: FloatArray,
+    n_bytes: FloatArray,
+    flops: FloatArray,
+    *,
+    overhead_s: float,
+    per_item_s: float,
+    bandwidth_bytes_per_s: float,
+    rate_flops_per_s: float,
+) -> FloatArray:
+    """Return the time of operations under one law, in seconds; arrays of equal length."""
+    return overhead_s + items * per_item_s + np.maximum(n_bytes / bandwidth_bytes_per_s, flops / rate_flops_per_s)

@@ -1,0 +1,160 @@
+"""What one operation costs on one machine: seconds with a 90 % interval.
+
+A calibrated machine answers from its fitted laws. Otherwise the data sheet is scaled by what the machine's software
+(`sandtable.spec.Stack`) reaches, and the interval is the wide one which the stack states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sandtable.errors import PlanError
+from sandtable.model import storage as storage_model
+from sandtable.model.storage import StorageLaw
+from sandtable.plan import Op
+from sandtable.spec import DTYPE_BYTES, Machine, Memory, OpEfficiency, OpFit, Processor, Stack
+
+
+@dataclass(frozen=True, slots=True)
+class OpTime:
+    """Seconds that an op takes, with the 90 % interval; ``host_s`` is the part that the host can hide."""
+
+    seconds: float
+    low: float
+    high: float
+    host_s: float = 0.0
+
+    def times(self, factor: float) -> OpTime:
+        """Return the time of ``factor`` executions in a row."""
+        return OpTime(self.seconds * factor, self.low * factor, self.high * factor, self.host_s * factor)
+
+
+ZERO = OpTime(0.0, 0.0, 0.0)
+
+
+class CostModel:
+    """Costs ops on one machine; equal demands are costed once.
+
+    Raises:
+        PlanError: from `time`, for an op that nothing in the machine can serve.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.storage_law: StorageLaw = storage_model.law_of(machine.storage)
+        self._known: dict[Op, OpTime] = {}
+
+    def time(self, op: Op) -> OpTime:
+        """Return the time of all repeats of ``op`` when nothing else uses its resource."""
+        demand = replace(op, name="", account="", repeat=1, after=None)
+        known = self._known.get(demand)
+        if known is None:
+            known = self._known[demand] = self._once(demand)
+        return known if op.repeat == 1 else known.times(op.repeat)
+
+    def _once(self, op: Op) -> OpTime:
+        if op.resource == "storage":
+            return self._storage(op)
+        if op.resource == "link":
+            return self._link(op)
+        fit = self._fit(op)
+        return self._datasheet(op) if fit is None else self._fitted(op, fit)
+
+    # --- storage and links ---
+
+    def _storage(self, op: Op) -> OpTime:
+        law = self.storage_law
+        if op.kind == "random_read":
+            seconds = storage_model.batch_s(law, op.n_chunks, op.chunk_bytes, op.concurrency)
+            return _interval(seconds, law.residual_low_frac, law.residual_high_frac)
+        seconds = storage_model.sequential_s(law, op.bytes_read)
+        return _interval(seconds, law.sequential_low_frac, law.sequential_high_frac)
+
+    def _link(self, op: Op) -> OpTime:
+        accelerator = self.machine.accelerator
+        if accelerator is None:
+            raise PlanError(f"{self.machine.name!r} has no accelerator to transfer to (op {op.kind!r})")
+        link = accelerator.link
+        if link.fitted is not None:
+            evidence = link.fitted.evidence
+            seconds = link.fitted.latency_s.value + op.bytes_read / link.fitted.bandwidth_bytes_per_s.value
+            return _interval(seconds, evidence.residual_low_frac, evidence.residual_high_frac)
+        efficiency, stack = self._efficiency(op)
+        bandwidth = _bandwidth(efficiency, link.datasheet.bandwidth_bytes_per_s)
+        seconds = link.datasheet.latency_s + efficiency.overhead_s + op.bytes_read * efficiency.traffic / bandwidth
+        return self._with_host(op, seconds, efficiency, stack)
+
+    # --- compute and memory ---
+
+    def _fit(self, op: Op) -> OpFit | None:
+        processor, memory = self._place(op)
+        if op.resource == "memory":
+            return None if memory.fitted is None else memory.fitted.ops.get(op.kind)
+        if processor.fitted is None:
+            return None
+        laws = processor.fitted.ops.get(op.kind, {})
+        return laws.get(op.dtype)  # type: ignore[call-overload,no-any-return]
+
+    def _fitted(self, op: Op, fit: OpFit) -> OpTime:
+        streaming = 0.0 if fit.bandwidth_bytes_per_s is None else op.bytes_moved / fit.bandwidth_bytes_per_s.value
+        computing = 0.0 if fit.rate_flops_per_s is None else op.flops / fit.rate_flops_per_s.value
+        seconds = fit.overhead_s.value + op.n_items * fit.per_item_s.value + max(streaming, computing)
+        return _interval(seconds, fit.evidence.residual_low_frac, fit.evidence.residual_high_frac)
+
+    def _datasheet(self, op: Op) -> OpTime:
+        efficiency, stack = self._efficiency(op)
+        placed = op if efficiency.on is None else replace(op, on=efficiency.on)
+        processor, memory = self._place(placed)
+        bandwidth = _bandwidth(efficiency, memory.datasheet.bandwidth_bytes_per_s)
+        streaming = op.bytes_moved * efficiency.traffic / bandwidth
+        computing = 0.0 if op.flops == 0 else op.flops / _rate(efficiency, processor, op.dtype)
+        seconds = efficiency.overhead_s + op.n_items * efficiency.per_item_s + max(streaming, computing)
+        return self._with_host(op, seconds, efficiency, stack)
+
+    def _with_host(self, op: Op, device_s: float, efficiency: OpEfficiency, stack: Stack) -> OpTime:
+        sheet = stack.datasheet
+        calls = op.n_items if op.kind == "host" else efficiency.calls
+        host = calls * sheet.host_call_s + (sheet.dynamic_shape_s if op.dynamic else 0.0)
+        seconds = device_s if sheet.overlaps_host else device_s + host
+        time = _interval(seconds, sheet.residual_low_frac, sheet.residual_high_frac)
+        return replace(time, host_s=host if sheet.overlaps_host else 0.0)
+
+    def _place(self, op: Op) -> tuple[Processor, Memory]:
+        if op.on == "host":
+            return self.machine.processor, self.machine.memory
+        if self.machine.accelerator is None:
+            raise PlanError(f"{self.machine.name!r} has no accelerator to run {op.kind!r} on")
+        return self.machine.accelerator.processor, self.machine.accelerator.memory
+
+    def _efficiency(self, op: Op) -> tuple[OpEfficiency, Stack]:
+        stack = self.machine.stack
+        if stack is None:
+            raise PlanError(
+                f"{self.machine.name!r} has no fit for {op.kind!r} and no 'stack' that says what it reaches"
+            )
+        table = stack.datasheet.efficiency
+        for key in (f"{op.kind}.{op.dtype}", op.kind, "default"):
+            if key in table:
+                return table[key], stack
+        raise PlanError(f"stack {stack.name!r} says nothing of {op.kind!r} and has no 'default'")
+
+
+def _bandwidth(efficiency: OpEfficiency, datasheet_bytes_per_s: float) -> float:
+    if efficiency.bandwidth_bytes_per_s is not None:
+        return efficiency.bandwidth_bytes_per_s
+    return datasheet_bytes_per_s * (1.0 if efficiency.bandwidth_frac is None else efficiency.bandwidth_frac)
+
+
+def _rate(efficiency: OpEfficiency, processor: Processor, dtype: str) -> float:
+    peaks = processor.datasheet.peak_flops_per_s
+    # a processor without units for a dtype computes it in the next wider one that it has
+    usable = [name for name in peaks if DTYPE_BYTES[name] >= DTYPE_BYTES[dtype]]
+    peak = peaks.get(dtype) or (max(peaks[name] for name in usable) if usable else None)  # type: ignore[call-overload]
+    if peak is None:
+        raise PlanError(f"{processor.name!r} states no arithmetic rate for {dtype}")
+    return float(peak) * (1.0 if efficiency.rate_frac is None else efficiency.rate_frac)
+
+
+def _interval(seconds: float, residual_low: float, residual_high: float) -> OpTime:
+    """A law that predicts high (predicted / measured = residual_high) means the truth may be lower by that much."""
+    return OpTime(seconds, seconds / residual_high, seconds / residual_low)

@@ -1,0 +1,193 @@
+"""How long reads from a storage device take: a law of request size and concurrency.
+
+With ``n`` requests of ``c`` bytes in flight, each lane needs ``lane(c) = t0 + c / b_lane`` on an idle device, so that
+latency allows ``x_lat = n c / lane``. The device as a whole serves at most one request per
+``((1/R)^q + (c/B)^q)^(1/q)`` seconds: ``q = 1`` is a controller that first handles and then transfers, a large ``q``
+one that overlaps the two. The two limits join smoothly, ``x = (x_lat^-p + x_cap^-p)^(-1/p)``, as waiting grows before
+either is reached. With p = q = 3 this is the closed form given for the random-read curve of "LLM in a flash" (Fig. 2b).
+
+A batch of ``K`` reads, waited for as a whole, takes ``d lane(c) + (K - 1) c / x(n, c)``: the pipe fills once (``d``
+says how much of that is seen), then completions follow each other at the rate of the law. The event engine applies
+the same law request by request (`sandtable.engine.resources`), and a theory test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from sandtable.errors import PlanError
+from sandtable.spec import Evidence, Storage
+
+FloatArray = npt.NDArray[np.float64]
+# concurrency at which a data sheet's "saturated" figures are taken to be measured
+SATURATING = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageLaw:
+    """Parameters of the law; see the module for their meaning.
+
+    ``residual_low_frac`` and ``residual_high_frac`` are predicted / measured at the 5th and 95th percentile of
+    points held out from the fit.
+    """
+
+    first_byte_s: float
+    lane_bytes_per_s: float
+    requests_per_s: float
+    bandwidth_bytes_per_s: float
+    sequential_bytes_per_s: float
+    knee: float
+    blend: float
+    drain: float
+    residual_low_frac: float
+    residual_high_frac: float
+    sequential_low_frac: float
+    sequential_high_frac: float
+
+
+def law_of(storage: Storage) -> StorageLaw:
+    """Return the device's law: fitted where it was calibrated, else its data sheet in the shape of ``like``.
+
+    A data sheet states limits (IOPS, bandwidth) but seldom the latency under load. What it leaves open (first-byte
+    time, the lane's share of the bandwidth, how sharp the knee is) is taken from the device named in ``like``.
+
+    Raises:
+        PlanError: neither a fit nor a ``like`` device to take the shape from.
+    """
+    if storage.fitted is not None:
+        return _fitted_law(storage)
+    if storage.like is None or storage.like.fitted is None:
+        raise PlanError(f"storage {storage.name!r} has neither a 'fitted' block nor a fitted device in 'like'")
+    shape, reference, sheet = law_of(storage.like), storage.like.datasheet, storage.datasheet
+    bandwidth = sheet.sequential_read_bytes_per_s
+    scale = bandwidth / reference.sequential_read_bytes_per_s
+    lane_bandwidth = shape.lane_bytes_per_s * scale
+    first_byte = shape.first_byte_s
+    if sheet.read_latency_s is not None:
+        first_byte = max(0.1 * sheet.read_latency_s, sheet.read_latency_s - 4096 / lane_bandwidth)
+    requests = shape.requests_per_s * scale
+    if sheet.random_read_per_s is not None:
+        # the sheet's 4 KiB figure includes the transfer; take that part out again
+        handling = (1 / sheet.random_read_per_s) ** shape.blend - (4096 / bandwidth) ** shape.blend
+        floor = (0.1 / sheet.random_read_per_s) ** shape.blend
+        requests = max(handling, floor) ** (-1 / shape.blend)
+    return StorageLaw(
+        first_byte_s=first_byte,
+        lane_bytes_per_s=lane_bandwidth,
+        requests_per_s=requests,
+        bandwidth_bytes_per_s=bandwidth,
+        sequential_bytes_per_s=bandwidth,
+        knee=shape.knee,
+        blend=shape.blend,
+        drain=shape.drain,
+        residual_low_frac=shape.residual_low_frac,
+        residual_high_frac=shape.residual_high_frac,
+        sequential_low_frac=shape.sequential_low_frac,
+        sequential_high_frac=shape.sequential_high_frac,
+    )
+
+
+def _fitted_law(storage: Storage) -> StorageLaw:
+    fit = storage.fitted
+    assert fit is not None
+    sequential: Evidence = fit.sequential_evidence or fit.random_evidence
+    return StorageLaw(
+        first_byte_s=fit.first_byte_s.value,
+        lane_bytes_per_s=fit.lane_bytes_per_s.value,
+        requests_per_s=fit.requests_per_s.value,
+        bandwidth_bytes_per_s=fit.bandwidth_bytes_per_s.value,
+        sequential_bytes_per_s=fit.sequential_bytes_per_s.value,
+        knee=fit.knee.value,
+        blend=fit.blend.value,
+        drain=fit.drain.value,
+        residual_low_frac=fit.random_evidence.residual_low_frac,
+        residual_high_frac=fit.random_evidence.residual_high_frac,
+        sequential_low_frac=sequential.residual_low_frac,
+        sequential_high_frac=sequential.residual_high_frac,
+    )
+
+
+@overload
+def lane_s(law: StorageLaw, chunk_bytes: float) -> float: ...
+@overload
+def lane_s(law: StorageLaw, chunk_bytes: FloatArray) -> FloatArray: ...
+def lane_s(law: StorageLaw, chunk_bytes: Any) -> Any:
+    """Return the time of one request on an idle device, in seconds."""
+    return law.first_byte_s + chunk_bytes / law.lane_bytes_per_s
+
+
+@overload
+def throughput_bytes_per_s(law: StorageLaw, chunk_bytes: float, concurrency: float) -> float: ...
+@overload
+def throughput_bytes_per_s(law: StorageLaw, chunk_bytes: FloatArray, concurrency: FloatArray) -> FloatArray: ...
+def throughput_bytes_per_s(law: StorageLaw, chunk_bytes: Any, concurrency: Any) -> Any:
+    """Return the sustained rate of random reads, in bytes per second; accepts arrays."""
+    by_latency = concurrency * chunk_bytes / lane_s(law, chunk_bytes)
+    by_device = chunk_bytes / service_s(law, chunk_bytes)
+    return (by_latency**-law.knee + by_device**-law.knee) ** (-1 / law.knee)
+
+
+@overload
+def service_s(law: StorageLaw, chunk_bytes: float) -> float: ...
+@overload
+def service_s(law: StorageLaw, chunk_bytes: FloatArray) -> FloatArray: ...
+def service_s(law: StorageLaw, chunk_bytes: Any) -> Any:
+    """Return the device's time per request when it is saturated, in seconds."""
+    handling, transfer = 1 / law.requests_per_s, chunk_bytes / law.bandwidth_bytes_per_s
+    return (handling**law.blend + transfer**law.blend) ** (1 / law.blend)
+
+
+def interval_s(law: StorageLaw, chunk_bytes: float, concurrency: float) -> float:
+    """Return the mean time between two completions, in seconds, with ``concurrency`` requests in flight."""
+    return chunk_bytes / throughput_bytes_per_s(law, chunk_bytes, concurrency)
+
+
+def fill_s(law: StorageLaw, chunk_bytes: float) -> float:
+    """Return the time before the first completion of a batch, in seconds."""
+    return law.drain * lane_s(law, chunk_bytes)
+
+
+@overload
+def batch_s(law: StorageLaw, n_requests: float, chunk_bytes: float, concurrency: float) -> float: ...
+@overload
+def batch_s(
+    law: StorageLaw, n_requests: FloatArray, chunk_bytes: FloatArray, concurrency: FloatArray
+) -> FloatArray: ...
+def batch_s(law: StorageLaw, n_requests: Any, chunk_bytes: Any, concurrency: Any) -> Any:
+    """Return the time of ``n_requests`` random reads, waited for as a whole, in seconds; accepts arrays."""
+    in_flight = np.minimum(concurrency, np.maximum(n_requests, 1))
+    rate = throughput_bytes_per_s(law, chunk_bytes, in_flight)
+    seconds = law.drain * lane_s(law, chunk_bytes) + np.maximum(n_requests - 1, 0) * chunk_bytes / rate
+    # one request alone is one lane, whatever the drain
+    seconds = np.maximum(seconds, lane_s(law, chunk_bytes))
+    result = np.where(np.asarray(n_requests) > 0, seconds, 0.0)
+    return float(result) if result.ndim == 0 else result
+
+
+def sequential_s(law: StorageLaw, n_bytes: float) -> float:
+    """Return the time of reading ``n_bytes`` in order with enough requests in flight, in seconds."""
+    return law.first_byte_s + n_bytes / law.sequential_bytes_per_s if n_bytes > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPoint:
+    """One timed batch of random reads: the observation that the law is fitted to."""
+
+    n_requests: int
+    chunk_bytes: float
+    concurrency: int
+    seconds: float
+
+
+def predict_points(law: StorageLaw, points: Sequence[ReadPoint]) -> FloatArray:
+    """Return the law's time for each point, in seconds."""
+    n, c, k = (
+        np.array([getattr(p, name) for p in points], dtype=float)
+        for name in ("n_requests", "chunk_bytes", "concurrency")
+    )
+    return np.asarray(batch_s(law, n, c, k), dtype=np.float64)

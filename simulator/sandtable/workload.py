@@ -1,0 +1,146 @@
+"""The seam of a workload: typed parameters, a plan, and an execution that reports the same steps.
+
+Prediction and measurement both end as a list of `StepResult`; `collect` turns either into metrics, so that the two
+carry the same names by construction.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from pydantic import Field
+
+from sandtable import units
+from sandtable.engine.run import StepResult
+from sandtable.plan import Plan
+from sandtable.results import TraceRow
+from sandtable.spec import Frozen, Machine
+
+P = TypeVar("P", bound=Frozen)
+STATISTICS = ("mean", "p50", "p95")
+
+
+class Scenario(Frozen):
+    """Everything needed to reproduce a result: workload, parameters, machine, seed, thresholds."""
+
+    schema_version: int = Field(default=1, alias="schema", ge=1, le=1)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    title: str
+    workload: str
+    machine: str = "this_machine"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    seed: int = Field(default=1, ge=0)
+    repeats: int = Field(default=3, ge=1)
+    thresholds: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionContext:
+    """Where a real run may put files, how many threads it has, and how it reports progress."""
+
+    folder: Path
+    n_threads: int
+    progress: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """What a real run showed: steps in order, resident bytes, a timeline, and what makes it less trustworthy."""
+
+    steps: Sequence[StepResult]
+    memory_bytes: Mapping[str, float] = field(default_factory=dict)
+    trace: Sequence[TraceRow] = ()
+    validity: Sequence[str] = ()
+
+
+class Workload(ABC, Generic[P]):
+    """One kind of work: what it demands, and how it is really done."""
+
+    name: ClassVar[str]
+    parameters: ClassVar[type[Frozen]]
+
+    @abstractmethod
+    def plan(self, parameters: P, machine: Machine, seed: int) -> Plan:
+        """Return the demand of the workload on a machine of that size.
+
+        Raises:
+            DoesNotFit: the memory or disk of the machine is too small.
+        """
+
+    @abstractmethod
+    def execute(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
+        """Do the work for real, once, and report the same phases and steps as the plan."""
+
+    @abstractmethod
+    def example(self) -> dict[str, Any]:
+        """Return parameters small enough for a test to plan and execute in seconds."""
+
+    def prepare(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> None:
+        """Make what every repeat of `execute` needs, such as files on disk; not timed."""
+
+    def resolve(self, parameters: P, context: ExecutionContext) -> tuple[P, list[str]]:
+        """Adapt parameters to what the machine at hand has, such as free disk, and say what was changed."""
+        return parameters, []
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Samples of one metric over the steps, with those of the interval's ends where they are predicted."""
+
+    value: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def collect(steps: Sequence[StepResult], plan: Plan) -> dict[str, Samples]:
+    """Return samples by metric name: the main phase's times and counters, then the other phases' latency.
+
+    Main phase: ``latency_s``, ``<account>_s`` for each account in use, and every counter. Any other phase ``x``:
+    ``x_s``, the sum of its steps. ``ttft_s`` is everything before the second unit of work.
+    """
+    main = [step for step in steps if step.phase == plan.main_phase]
+    samples = {"latency_s": _samples(main, "total")}
+    for account in main[0].by_account if main else ():
+        if any(step.by_account.get(account, 0.0) > 0 for step in main):
+            samples[f"{account}_s"] = _samples(main, account)
+    for counter in main[0].counters if main else ():
+        values = [step.counters.get(counter, 0.0) for step in main]
+        samples[counter] = Samples(values, values, values)
+    for phase in plan.phases:
+        others = [step for step in steps if step.phase == phase.name]
+        if phase.name != plan.main_phase and others:
+            samples[f"{phase.name}_s"] = _mean_samples(others)
+    if "prefill_s" in samples:
+        first = next((step for step in steps if step.phase != "prefill"), None)
+        if first is not None:
+            samples["ttft_s"] = _added(samples["prefill_s"], _samples([first], "total"))
+    return samples
+
+
+def _samples(steps: Sequence[StepResult], account: str) -> Samples:
+    def value(step: StepResult) -> float:
+        return step.total_s if account == "total" else step.by_account.get(account, 0.0)
+
+    values = [value(step) for step in steps]
+    low = [step.low.get(account, value(step)) for step in steps]
+    high = [step.high.get(account, value(step)) for step in steps]
+    return Samples(values, low, high)
+
+
+def _mean_samples(steps: Sequence[StepResult]) -> Samples:
+    samples = _samples(steps, "total")
+    return Samples(*([float(np.mean(part))] for part in (samples.value, samples.low, samples.high)))
+
+
+def _added(a: Samples, b: Samples) -> Samples:
+    return Samples([a.value[0] + b.value[0]], [a.low[0] + b.low[0]], [a.high[0] + b.high[0]])
+
+
+def metric_unit(name: str) -> str:
+    """Return the unit of a metric name with or without a statistic."""
+    return units.unit_of(name)
