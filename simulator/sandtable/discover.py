@@ -28,10 +28,10 @@ def _modules() -> tuple[ModuleType, ...]:
     for point in entry_points(group=GROUP):
         package = point.load()
         modules.append(package)
-        for info in pkgutil.walk_packages(package.__path__, prefix=f"{package.__name__}."):
-            # modules with a leading underscore are only imported by the fast path that needs them
-            if not info.name.rpartition(".")[2].startswith("_"):
-                modules.append(importlib.import_module(info.name))
+        found = pkgutil.walk_packages(package.__path__, prefix=f"{package.__name__}.")
+        # modules in `FAST_PATH` need an optional package, and only the fast path imports them
+        skipped = {f"{package.__name__}.{name}" for name in getattr(package, "FAST_PATH", ())}
+        modules.extend(importlib.import_module(info.name) for info in found if info.name not in skipped)
     return tuple(modules)
 
 

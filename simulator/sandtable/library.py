@@ -40,6 +40,8 @@ _REFERENCES = {
     "machine": "machine",
     "network": "link",
     "like": "storage",
+    "storage.like": "storage",
+    "machine.storage.like": "storage",
 }
 # the device whose shape stands in for what a storage data sheet leaves open
 GENERIC_STORAGE = "generic_flash"
@@ -91,6 +93,8 @@ def line_of(data: Any, location: Iterable[str | int]) -> int | None:
     node = data
     for key in location:
         if isinstance(node, CommentedMap) and key in node:
+            if key not in (node.lc.data or {}):  # put in while loading, so it stands on no line
+                break
             line = node.lc.key(key)[0] + 1
         elif isinstance(node, CommentedSeq) and isinstance(key, int) and key < len(node):
             line = node.lc.item(key)[0] + 1

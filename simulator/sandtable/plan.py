@@ -222,6 +222,10 @@ class Kernel(ABC):
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """Return the points at which calibration measures this kernel."""
 
+    def probe(self) -> Dims | None:
+        """Return dims for a short re-probe of the machine (under half a second), or None if this kernel has none."""
+        return None
+
     @abstractmethod
     def cost(self, dims: Dims) -> Op:
         """Return the demand of one call."""

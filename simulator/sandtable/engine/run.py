@@ -1,7 +1,7 @@
 """Run a plan on a machine: every op waits for what it depends on, then for its resource.
 
-Equal steps in a row, and equal ops in a row, are advanced in one event; `Options.expand` turns that off and must not
-change any result. `Options.per_request` sends every storage request through the device on its own.
+Equal steps in a row, and equal ops in a row, are advanced in one event; `Options.expand` turns that off and must
+not change any result. `Options.per_request` sends every storage request through the device on its own.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """How long reads from a storage device take: a law of request size and concurrency.
 
-With ``n`` requests of ``c`` bytes in flight, each lane needs ``lane(c) = t0 + c / b_lane`` on an idle device, so that
-latency allows ``x_lat = n c / lane``. The device as a whole serves at most one request per
-``((1/R)^q + (c/B)^q)^(1/q)`` seconds: ``q = 1`` is a controller that first handles and then transfers, a large ``q``
-one that overlaps the two. The two limits join smoothly, ``x = (x_lat^-p + x_cap^-p)^(-1/p)``, as waiting grows before
-either is reached. With p = q = 3 this is the closed form given for the random-read curve of "LLM in a flash" (Fig. 2b).
+With ``n`` requests of ``c`` bytes in flight, each lane needs ``lane(c) = t0 + c / b_lane`` on an idle device,
+so that latency allows ``x_lat = n c / lane``. The device as a whole serves at most one request per
+``((1/R)^q + (c/B)^q)^(1/q)`` seconds: ``q = 1`` is a controller that first handles and then transfers, a large
+``q`` one that overlaps the two. The two limits join smoothly, ``x = (x_lat^-p + x_cap^-p)^(-1/p)``, as waiting
+grows before either is reached. With p = q = 3 this is a closed form that fits the random-read curve of
+"LLM in a flash" (arXiv 2312.11514, Fig. 2b).
 
 A batch of ``K`` reads, waited for as a whole, takes ``d lane(c) + (K - 1) c / x(n, c)``: the pipe fills once (``d``
 says how much of that is seen), then completions follow each other at the rate of the law. The event engine applies

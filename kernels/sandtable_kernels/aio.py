@@ -1,0 +1,354 @@
+"""Keep a fixed number of reads in flight: Linux native asynchronous I/O, or a pool of threads.
+
+Both engines have one method, ``run(requests, depth)``, that keeps ``depth`` requests in flight until all are done,
+refilling at every completion. Neither returns or raises while the kernel may still write into the caller's memory.
+
+The loop of native AIO is written once, as `submit_and_reap`. With numba it is compiled, together with its system
+calls, into one function without the GIL and without Python per request (`sandtable_kernels.fastio`); without numba
+it runs as it stands, over ctypes. Layouts are those of ``linux/aio_abi.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sandtable.errors import NoDevice
+from sandtable_kernels import buffers
+
+Int64s = npt.NDArray[np.int64]
+MAX_DEPTH: Final = 64
+
+# struct iocb and struct io_event on little-endian machines
+IOCB: Final = np.dtype(
+    [
+        ("data", "<u8"),
+        ("key", "<u4"),
+        ("rw_flags", "<u4"),
+        ("opcode", "<u2"),
+        ("priority", "<i2"),
+        ("fd", "<u4"),
+        ("buffer", "<u8"),
+        ("n_bytes", "<u8"),
+        ("offset", "<i8"),
+        ("reserved", "<u8"),
+        ("flags", "<u4"),
+        ("event_fd", "<u4"),
+    ]
+)
+IO_EVENT: Final = np.dtype([("data", "<u8"), ("iocb", "<u8"), ("result", "<i8"), ("result2", "<i8")])
+# the same as columns of 64-bit words, which is how the loop sees them
+_DATA, _BUFFER, _N_BYTES, _OFFSET = 0, 3, 4, 5
+_EVENT_DATA, _EVENT_IOCB, _EVENT_RESULT = 0, 1, 2
+_IOCB_BYTES: Final = 64
+
+
+class Calls(NamedTuple):
+    """System call numbers of native AIO."""
+
+    setup: int
+    destroy: int
+    getevents: int
+    submit: int
+
+
+CALLS: Final = {"x86_64": Calls(206, 207, 208, 209), "aarch64": Calls(0, 1, 4, 2)}
+_BUSY: Final = errno.EAGAIN
+_INTERRUPTED: Final = errno.EINTR
+_COUNTING: Final = threading.Lock()
+
+
+class Requests(NamedTuple):
+    """A batch of reads: int64[n] each; ``sizes[i]`` bytes at ``offsets[i]`` of the file go to ``addresses[i]``."""
+
+    offsets: Int64s
+    sizes: Int64s
+    addresses: Int64s
+
+
+class Control(NamedTuple):
+    """What the kernel and the loop share: int64 views of iocbs [depth, 8] and events [depth, 4], and two lists."""
+
+    iocbs: Int64s
+    events: Int64s
+    pointers: Int64s
+    free: Int64s
+
+
+class ReadFailed(Exception):
+    """A request did not deliver: its index in the batch and the kernel's answer, bytes read or minus an errno."""
+
+    def __init__(self, index: int, result: int) -> None:
+        super().__init__(f"request {index}: {result}")
+        self.index = index
+        self.result = result
+
+
+@functools.cache
+def _libc_syscall() -> Any:
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    call.restype = ctypes.c_long
+    return call
+
+
+def syscall(number: int, *args: int) -> int:
+    """Make a system call of up to five integers; compiled code calls the C library itself."""
+    return int(_libc_syscall()(*[ctypes.c_long(int(value)) for value in (number, *args)]))
+
+
+def last_errno() -> int:
+    """Return the errno of the last `syscall` of this thread."""
+    return ctypes.get_errno()
+
+
+def submit_and_reap(  # noqa: PLR0917 - compiled code takes no keywords
+    calls: Int64s, control: Control, requests: Requests, first: int, depth: int, failure: Int64s
+) -> int:
+    """Read a batch from request ``first`` on; return how many requests, from the first of all, are now read.
+
+    Ends with nothing in flight: when all is read, after a failure (index and result in ``failure``), or when a
+    signal arrives, so that Python can handle it. Returns -1 if it could not wait: only then, something may be left.
+
+    Args:
+        calls: int64[3]: system call numbers of submit and getevents, and the context.
+        control: Shared with the kernel, at least ``depth`` entries long.
+        requests: The batch.
+        first: Requests before this one are done.
+        depth: Requests in flight.
+        failure: int64[2].
+    """
+    iocbs, events, pointers, free = control
+    offsets, sizes, addresses = requests
+    n = len(offsets)
+    submitted, staged, n_free, stop = first, 0, depth, False
+    for slot in range(depth):
+        free[slot] = slot
+    while True:
+        while n_free > 0 and submitted + staged < n and not stop:
+            n_free -= 1
+            entry, index = free[n_free], submitted + staged
+            iocbs[entry, _DATA] = index
+            iocbs[entry, _BUFFER] = addresses[index]
+            iocbs[entry, _N_BYTES] = sizes[index]
+            iocbs[entry, _OFFSET] = offsets[index]
+            pointers[staged] = iocbs.ctypes.data + _IOCB_BYTES * entry
+            staged += 1
+        if staged > 0:
+            accepted = syscall(calls[0], calls[2], staged, pointers.ctypes.data, 0, 0)
+            if accepted < 0:
+                code, accepted = last_errno(), 0
+                nothing_in_flight = n_free + staged == depth
+                if (code != _BUSY or nothing_in_flight) and code != _INTERRUPTED:
+                    failure[0], failure[1], stop = submitted, -code, True
+            submitted += accepted
+            staged -= accepted
+            for i in range(staged):
+                pointers[i] = pointers[i + accepted]
+        if stop:
+            n_free, staged = n_free + staged, 0
+        if n_free + staged == depth:
+            if stop or submitted == n:
+                return submitted
+            continue
+        reaped = syscall(calls[1], calls[2], 1, depth, events.ctypes.data, 0)
+        if reaped < 0:
+            code = last_errno()
+            if code != _INTERRUPTED:
+                failure[0], failure[1] = submitted, -code
+                return -1
+            stop = True
+        for i in range(reaped):
+            free[n_free] = (events[i, _EVENT_IOCB] - iocbs.ctypes.data) // _IOCB_BYTES
+            n_free += 1
+            index = events[i, _EVENT_DATA]
+            if events[i, _EVENT_RESULT] != sizes[index]:
+                failure[0], failure[1], stop = index, events[i, _EVENT_RESULT], True
+
+
+def _nothing() -> Requests:
+    return Requests(*(np.empty(0, np.int64) for _ in range(3)))
+
+
+class AioEngine:
+    """Reads through one native AIO context of up to `MAX_DEPTH` requests.
+
+    Raises:
+        NoDevice: the machine has no native AIO, or the kernel refuses a context (seccomp, ``fs.aio-max-nr``).
+    """
+
+    name = "aio"
+
+    def __init__(self, fd: int) -> None:
+        if sys.platform != "linux" or platform.machine() not in CALLS or sys.byteorder != "little":
+            raise NoDevice("native asynchronous I/O needs Linux on x86_64 or aarch64: use backend 'threads'")
+        self._calls = CALLS[platform.machine()]
+        self._loop = _compiled_or(submit_and_reap, "submit_and_reap")
+        n = MAX_DEPTH
+        iocbs = np.zeros(n, IOCB)
+        iocbs["fd"] = fd  # opcode 0 is a read, and all else is zero
+        self._control = Control(
+            iocbs=iocbs.view(np.int64).reshape(n, _IOCB_BYTES // 8),
+            events=np.zeros(n, IO_EVENT).view(np.int64).reshape(n, 4),
+            pointers=np.empty(n, np.int64),
+            free=np.empty(n, np.int64),
+        )
+        self._context = 0
+        self._setup()
+        # compile, or load the compiled loop, before anything is timed
+        self._loop(self._numbers(), self._control, _nothing(), 0, 1, np.array([-1, 0], np.int64))
+
+    def _setup(self) -> None:
+        context = np.zeros(1, np.int64)
+        if syscall(self._calls.setup, MAX_DEPTH, buffers.address(context), 0, 0, 0) < 0:
+            raise NoDevice(
+                f"the kernel gives no context for asynchronous I/O ({os.strerror(last_errno())}): "
+                "use backend 'threads', or raise fs.aio-max-nr"
+            )
+        self._context = int(context[0])
+
+    def _numbers(self) -> Int64s:
+        return np.array([self._calls.submit, self._calls.getevents, self._context], np.int64)
+
+    def run(self, requests: Requests, depth: int) -> None:
+        """Read a batch; see the module's text.
+
+        Raises:
+            ReadFailed: the first request that was seen to fail.
+        """
+        failure = np.array([-1, 0], np.int64)
+        numbers, done, n = self._numbers(), 0, len(requests.offsets)
+        try:
+            while 0 <= done < n and failure[0] < 0:
+                done = self._loop(numbers, self._control, requests, done, depth, failure)
+        except BaseException:  # the loop in Python can be interrupted between any two lines
+            self._renew()
+            raise
+        if done < 0:
+            self._renew()
+        if failure[0] >= 0:
+            raise ReadFailed(int(failure[0]), int(failure[1]))
+
+    def _renew(self) -> None:
+        self.close()
+        self._setup()
+
+    def close(self) -> None:
+        """Give the context back; blocks until nothing is in flight."""
+        syscall(self._calls.destroy, self._context, 0, 0, 0, 0)
+
+
+class ThreadEngine:
+    """Reads with up to `MAX_DEPTH` threads that block in ``pread``; works everywhere."""
+
+    name = "threads"
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_size = 0
+        self._loop = _compiled_or(read_until_taken, "read_until_taken")
+        self._loop(fd, _nothing(), np.zeros(1, np.int64), np.array([-1, 0], np.int64))
+
+    def run(self, requests: Requests, depth: int) -> None:
+        """Read a batch; see the module's text.
+
+        Raises:
+            ReadFailed: a request that failed.
+        """
+        n = len(requests.offsets)
+        counter, failure = np.zeros(1, np.int64), np.array([-1, 0], np.int64)
+        pool = self._threads(depth)
+        futures: list[Future[None]] = []
+        try:
+            for _ in range(min(depth, n)):  # appended one by one: when interrupted, we must know what was started
+                futures.append(pool.submit(self._loop, self._fd, requests, counter, failure))  # noqa: PERF401
+            wait(futures)
+        finally:
+            counter[0] = n  # each thread finishes the request that it is at and finds no other
+            _wait_uninterrupted(futures)
+        for future in futures:
+            future.result()
+        if failure[0] >= 0:
+            raise ReadFailed(int(failure[0]), int(failure[1]))
+
+    def _threads(self, depth: int) -> ThreadPoolExecutor:
+        if self._pool is None or self._pool_size < depth:
+            self.close()
+            self._pool, self._pool_size = ThreadPoolExecutor(depth, "sandtable-read"), depth
+            # start all threads now, not inside the first timed batch
+            barrier = threading.Barrier(depth)
+            wait([self._pool.submit(barrier.wait) for _ in range(depth)])
+        return self._pool
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+def fetch_add(counter: Int64s) -> int:
+    """Return ``counter[0]`` and add one to it, atomically among threads; int64[1]."""
+    with _COUNTING:
+        value = int(counter[0])
+        counter[0] = value + 1
+    return value
+
+
+def pread(fd: int, address: int, size: int, offset: int) -> int:
+    """Read into memory at an address; return the number of bytes, or minus an errno."""
+    target = (ctypes.c_char * int(size)).from_address(int(address))
+    try:
+        return os.preadv(fd, [target], int(offset))
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+def read_until_taken(fd: int, requests: Requests, counter: Int64s, failure: Int64s) -> None:
+    """Do one thread's share: read the next request that no thread has taken, until none is left.
+
+    Args:
+        fd: File descriptor.
+        requests: The batch.
+        counter: int64[1], the next request.
+        failure: int64[2], index and result of a request that did not deliver.
+    """
+    offsets, sizes, addresses = requests
+    while True:
+        index = fetch_add(counter)
+        if index >= len(offsets):
+            return
+        result = pread(fd, addresses[index], sizes[index], offsets[index])
+        if result != sizes[index]:
+            failure[0], failure[1] = index, result
+            counter[0] = len(offsets)
+
+
+def _wait_uninterrupted(futures: list[Future[None]]) -> None:
+    """Wait for threads that may write into the caller's memory, whatever signals arrive."""
+    while not all(future.done() for future in futures):
+        try:
+            wait(futures)
+        except KeyboardInterrupt:
+            continue
+
+
+def _compiled_or(plain: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return the compiled twin of a loop, or the loop itself without numba."""
+    try:
+        from sandtable_kernels import fastio
+    except ImportError:
+        return plain
+    compiled: Callable[..., Any] = getattr(fastio, name)
+    return compiled

@@ -1,0 +1,467 @@
+"""Measure a machine's kernels over a grid, fit the laws of `sandtable.model`, and write a machine file.
+
+Nothing here is fitted to a workload's end-to-end time: those runs are the test. Points are visited in shuffled order
+in several passes, so that a slow minute of the machine spreads over all of them, and how far the passes lie apart
+becomes part of every interval.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sandtable import discover, library, measure, units
+from sandtable.errors import CalibrationError, DoesNotFit, UnknownName
+from sandtable.model import fitting
+from sandtable.model.fitting import OpPoint
+from sandtable.model.operations import CostModel
+from sandtable.model.storage import ReadPoint
+from sandtable.plan import Dims, KernelContext, Op
+from sandtable.spec import (
+    Estimate,
+    Evidence,
+    Machine,
+    Memory,
+    MemoryDatasheet,
+    MemoryFit,
+    OpFit,
+    Processor,
+    ProcessorDatasheet,
+    ProcessorFit,
+    Stack,
+    StackDatasheet,
+    Storage,
+    StorageDatasheet,
+    StorageFit,
+    StoragePoint,
+)
+
+PARTS = ("storage", "memory", "compute")
+# ops whose arithmetic can bind; all others stream
+ROOFLINE_KINDS = frozenset({"gemm"})
+# beyond this, passes disagree too much for predictions at the level of ten percent
+NOISY_SPREAD_FRAC = 0.25
+Z90 = 1.645  # half a 90 % interval of a normal distribution, in standard deviations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to measure, where, and for how long.
+
+    ``budget_s`` is the time for all measurements together; ``passes`` how often each point is visited.
+    """
+
+    folder: Path
+    quick: bool = False
+    only: tuple[str, ...] = PARTS
+    file_bytes: int = 4 << 30
+    budget_s: float = 360.0
+    passes: int = 4
+    seed: int = 0
+    progress: Callable[[str], None] = lambda _: None
+
+
+@dataclass(slots=True, kw_only=True)
+class Observation:
+    """One point of one kernel: its demand, and seconds per call by pass."""
+
+    kernel: str
+    dims: Dims
+    op: Op
+    samples: list[list[float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Median over passes of the median call, in seconds."""
+        return float(np.median([np.median(part) for part in self.samples]))
+
+    @property
+    def n_samples(self) -> int:
+        """Calls timed in all."""
+        return sum(len(part) for part in self.samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedPoint:
+    """One measured point beside what the fitted machine predicts for it, in seconds."""
+
+    kernel: str
+    dims: Dims
+    measured_s: float
+    fitted_s: float
+
+    @property
+    def error_frac(self) -> float:
+        """Fitted over measured, less one."""
+        return self.fitted_s / self.measured_s - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A calibrated machine, what it was fitted to, and what the user should know about its quality."""
+
+    machine: Machine
+    observations: Sequence[Observation]
+    points: Sequence[FittedPoint]
+    warnings: Sequence[str]
+    seconds: float
+
+
+def calibrate(settings: Settings, base: Machine | None = None) -> Calibration:
+    """Measure this machine and return it calibrated.
+
+    Args:
+        settings: What to measure, where, for how long.
+        base: An earlier calibration, whose parts are kept where they are not measured again.
+
+    Raises:
+        UnknownName: ``only`` names a part that does not exist.
+        CalibrationError: too few points.
+    """
+    for part in settings.only:
+        if part not in PARTS:
+            raise UnknownName("part to calibrate", part, PARTS)
+    if base is None and set(settings.only) != set(PARTS):
+        raise CalibrationError(
+            "calibrating one part needs an earlier full calibration to put it into: run it first"
+        )
+    begin = time.perf_counter()
+    observations = observe(settings)
+    machine = fit_machine(observations, settings, base)
+    costs = CostModel(machine)
+    points = [
+        FittedPoint(kernel=o.kernel, dims=o.dims, measured_s=o.seconds, fitted_s=costs.time(o.op).seconds)
+        for o in observations
+    ]
+    return Calibration(
+        machine=machine,
+        observations=observations,
+        points=points,
+        warnings=_warnings(machine, observations),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+# --- measuring ---------------------------------------------------------------------------------------------
+
+
+def observe(settings: Settings) -> list[Observation]:
+    """Measure every calibrating kernel over its grid, in shuffled passes, within the budget."""
+    context = KernelContext(
+        folder=settings.folder, seed=settings.seed, n_threads=measure.threads(), file_bytes=settings.file_bytes
+    )
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    check_space(settings.folder, settings.file_bytes, settings.only)
+    work = [
+        (kernel, Observation(kernel=kernel.name, dims=dims, op=kernel.cost(dims)))
+        for kernel in discover.kernels().values()
+        if kernel.calibrates in settings.only
+        for dims in kernel.grid(quick=settings.quick)
+    ]
+    rng = np.random.default_rng(settings.seed)
+    begin = time.perf_counter()
+    for index in range(settings.passes):
+        order = rng.permutation(len(work))
+        for position, item in enumerate(order):
+            kernel, observation = work[item]
+            done = index * len(work) + position
+            left = settings.budget_s - (time.perf_counter() - begin)
+            share = left / max(1, settings.passes * len(work) - done)
+            settings.progress(f"pass {index + 1} of {settings.passes}: {kernel.name} {_describe(observation.dims)}")
+            repeats = 1000 if share > 0 else 1
+            observation.samples.append(
+                measure.time_kernel(kernel, observation.dims, context, repeats=repeats, budget_s=0.5 * share)
+            )
+        if time.perf_counter() - begin > settings.budget_s * (index + 1.3) / (index + 1) and index >= 1:
+            break
+    return [observation for _, observation in work]
+
+
+def check_space(folder: Path, file_bytes: int, parts: Iterable[str]) -> None:
+    """Refuse to start when the folder's disk cannot hold the file that storage is measured on."""
+    if "storage" not in parts:
+        return
+    import shutil
+
+    free = shutil.disk_usage(folder).free
+    present = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    if free + present < file_bytes * 1.05:
+        raise DoesNotFit(
+            f"{folder} has {units.format_bytes(free)} free and the test file needs {units.format_bytes(file_bytes)}: "
+            "choose another --storage-path, or a smaller --file-size"
+        )
+
+
+def _describe(dims: Dims) -> str:
+    parts = []
+    for key, value in dims.items():
+        text = units.format_bytes(value) if key.endswith("bytes") else str(value)
+        parts.append(f"{units.strip_suffix(key)}={text}".replace(" ", ""))
+    return " ".join(parts)
+
+
+# --- fitting -----------------------------------------------------------------------------------------------
+
+
+def fit_machine(observations: Sequence[Observation], settings: Settings, base: Machine | None) -> Machine:
+    """Fit every part that was measured, and assemble the machine."""
+    method = f"sandtable calibrate{' --quick' if settings.quick else ''}"
+    compute = [o for o in observations if o.op.resource == "compute"]
+    memory = [o for o in observations if o.op.resource == "memory"]
+    storage = [o for o in observations if o.op.resource == "storage"]
+    parts: dict[str, Any] = {}
+    if "compute" in settings.only:
+        parts["processor"] = _processor(compute, method)
+    if "memory" in settings.only:
+        parts["memory"] = _memory(memory, method)
+    if "storage" in settings.only:
+        parts["storage"] = _storage(storage, method, settings)
+    environment = measure.environment()
+    if base is not None:
+        return base.model_copy(update={**parts, "environment": environment})
+    return Machine(
+        kind="machine",
+        name=library.THIS_MACHINE,
+        title=f"{environment['cpu']}, {environment['cpus']} CPUs, calibrated {dt.date.today().isoformat()}",
+        stack=_stack(),
+        environment=environment,
+        sources={},
+        **parts,
+    )
+
+
+def repeat_spread(observations: Sequence[Observation]) -> float | None:
+    """Return how far passes lie from their point's median: half the 90 % interval, as a fraction."""
+    deviations = []
+    for observation in observations:
+        medians = np.log([np.median(part) for part in observation.samples])
+        if len(medians) > 1:
+            # a small sample's deviations are too small by this much
+            scale = np.sqrt(len(medians) / (len(medians) - 1))
+            deviations.extend(scale * (medians - medians.mean()))
+    if not deviations:
+        return None
+    # robust against single disturbed points: the 90th percentile of the absolute deviation
+    return float(np.expm1(np.percentile(np.abs(deviations), 90)))
+
+
+def fit_ops(observations: Sequence[Observation], method: str) -> dict[str, dict[str, OpFit]]:
+    """Fit one law per kind of op and dtype."""
+    groups: dict[tuple[str, str], list[Observation]] = {}
+    for observation in observations:
+        groups.setdefault((observation.op.kind, observation.op.dtype), []).append(observation)
+    fits: dict[str, dict[str, OpFit]] = {}
+    for (kind, dtype), group in groups.items():
+        points = [
+            OpPoint(n_items=o.op.n_items, n_bytes=o.op.bytes_moved, flops=o.op.flops, seconds=o.seconds)
+            for o in group
+        ]
+        fits.setdefault(kind, {})[dtype] = fitting.fit_op(
+            points,
+            method=method,
+            n_samples=sum(o.n_samples for o in group),
+            repeat_spread_frac=repeat_spread(group),
+            bound_by="both" if kind in ROOFLINE_KINDS else "bandwidth",
+        )
+    return fits
+
+
+def _processor(observations: Sequence[Observation], method: str) -> Processor:
+    fits = fit_ops(observations, method)
+    rates = [
+        law.rate_flops_per_s.value for law in fits.get("gemm", {}).values() if law.rate_flops_per_s is not None
+    ]
+    best = max(rates, default=max(o.op.flops / o.seconds for o in observations))
+    overheads = [law.overhead_s for law in fits.get("gemv", {}).values()]
+    return Processor(
+        kind="processor",
+        name="this_processor",
+        title=measure.cpu_model(),
+        datasheet=ProcessorDatasheet(
+            family="cpu",
+            cores=measure.threads(),
+            peak_flops_per_s={"float32": best},
+            last_level_cache_bytes=last_level_cache_bytes(),
+        ),
+        fitted=ProcessorFit(
+            ops=fits,
+            call_overhead_s=min(overheads, key=lambda e: e.value, default=None),
+        ),
+        sources={
+            "datasheet.cores": "the operating system: CPUs this process may run on",
+            "datasheet.peak_flops": "measured: the best matrix product of this calibration, not a data sheet's peak",
+            "datasheet.last_level_cache": "the operating system",
+            "fitted": method,
+        },
+    )
+
+
+def _memory(observations: Sequence[Observation], method: str) -> Memory:
+    fits = {kind: next(iter(laws.values())) for kind, laws in fit_ops(observations, method).items()}
+    bandwidth = max(
+        law.bandwidth_bytes_per_s.value for law in fits.values() if law.bandwidth_bytes_per_s is not None
+    )
+    return Memory(
+        kind="memory",
+        name="this_memory",
+        title="Main memory",
+        datasheet=MemoryDatasheet(
+            technology="DRAM", capacity_bytes=float(measure.total_memory_bytes()), bandwidth_bytes_per_s=bandwidth
+        ),
+        fitted=MemoryFit(ops=fits),
+        sources={
+            "datasheet.capacity": "the operating system",
+            "datasheet.bandwidth": "measured: the fastest memory operation of this calibration, not a data sheet's",
+            "fitted": method,
+        },
+    )
+
+
+def _storage(observations: Sequence[Observation], method: str, settings: Settings) -> Storage:
+    import shutil
+
+    random = [o for o in observations if o.op.kind == "random_read" and not o.dims.get("cold")]
+    sequential = [o for o in observations if o.op.kind == "sequential_read"]
+    rates = np.array([o.op.bytes_read / np.median(part) for o in sequential for part in o.samples])
+    rate = _estimate(rates)
+    fitted = fitting.fit_storage(
+        [
+            ReadPoint(
+                n_requests=o.op.n_chunks,
+                chunk_bytes=o.op.chunk_bytes,
+                concurrency=o.op.concurrency,
+                seconds=o.seconds,
+            )
+            for o in random
+        ],
+        sequential_bytes_per_s=rate,
+        method=f"{method}, {units.format_bytes(settings.file_bytes)} file",
+        n_samples=sum(o.n_samples for o in random),
+        sequential=_sequential_evidence(sequential, rates, rate.value, method),
+        repeat_spread_frac=repeat_spread(random),
+        cold_factor=_cold_factor(observations),
+    )
+    return Storage(
+        kind="storage",
+        name="this_storage",
+        title=f"The disk that holds {settings.folder.resolve().anchor or settings.folder}",
+        datasheet=StorageDatasheet(
+            interface="as mounted",
+            capacity_bytes=float(shutil.disk_usage(settings.folder).total),
+            sequential_read_bytes_per_s=rate.value,
+        ),
+        fitted=fitted,
+        measurements=tuple(
+            StoragePoint(
+                access="random",
+                chunk_bytes=float(o.op.chunk_bytes),
+                concurrency=o.op.concurrency,
+                read_bytes_per_s=o.op.bytes_read / o.seconds,
+            )
+            for o in _longest(random)
+        ),
+        sources={
+            "datasheet.capacity": "the operating system",
+            "datasheet.sequential_read": "measured by this calibration",
+            "datasheet.alignment": "guess: the usual page size; direct I/O needs no more",
+            "fitted": method,
+        },
+    )
+
+
+def _longest(observations: Sequence[Observation]) -> list[Observation]:
+    """Return, for each chunk and concurrency, the observation with the longest batch: the sustained rate."""
+    best: dict[tuple[float, int], Observation] = {}
+    for observation in observations:
+        key = (observation.op.chunk_bytes, observation.op.concurrency)
+        if key not in best or best[key].op.n_chunks < observation.op.n_chunks:
+            best[key] = observation
+    return [best[key] for key in sorted(best)]
+
+
+def _estimate(samples: np.ndarray[Any, Any]) -> Estimate[float]:
+    value = float(np.median(samples))
+    low, high = (float(v) for v in np.percentile(samples, [5, 95]))
+    return Estimate[float](value=value, low=min(low, value), high=max(high, value))
+
+
+def _sequential_evidence(
+    observations: Sequence[Observation], rates: np.ndarray[Any, Any], fitted: float, method: str
+) -> Evidence:
+    residuals = np.log(rates / fitted)  # a rate above the fitted one is a time below the predicted one
+    spread = repeat_spread(observations)
+    low, high = np.percentile(residuals, [5, 95])
+    return Evidence(
+        date=dt.date.today(),
+        n_points=len(observations),
+        n_samples=sum(o.n_samples for o in observations),
+        method=method,
+        median_abs_error_frac=float(np.median(np.abs(np.expm1(residuals)))),
+        p90_abs_error_frac=float(np.percentile(np.abs(np.expm1(residuals)), 90)),
+        residual_low_frac=float(np.exp(min(low, 0.0))),
+        residual_high_frac=float(np.exp(max(high, 0.0))),
+        repeat_spread_frac=spread,
+    )
+
+
+def _cold_factor(observations: Sequence[Observation]) -> Estimate[float] | None:
+    """Return how much longer the first touch of a region takes than a later one, from kernels that time both."""
+    cold = {_pair(o): o for o in observations if o.dims.get("cold") is True}
+    warm = {_pair(o): o for o in observations if o.dims.get("cold") is False}
+    ratios = [cold[key].seconds / warm[key].seconds for key in cold.keys() & warm.keys()]
+    return _estimate(np.array(ratios)) if ratios else None
+
+
+def _pair(observation: Observation) -> tuple[Any, ...]:
+    return tuple(sorted((key, value) for key, value in observation.dims.items() if key != "cold"))
+
+
+def last_level_cache_bytes() -> float | None:
+    """Return the size of the largest cache of the first CPU, in bytes, where the operating system tells."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        match = re.fullmatch(r"(\d+)([KM]?)", path.read_text().strip())
+        if match is not None:
+            sizes.append(float(match[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[match[2]])
+    return max(sizes, default=None)
+
+
+def _stack() -> Stack:
+    """Return the software of a calibrated machine: its costs are inside the fitted laws already."""
+    generic = library.load_component("stack", library.GENERIC_STACK)
+    assert isinstance(generic, Stack)
+    return generic.model_copy(
+        update={
+            "name": "sandtable_kernels",
+            "title": "Sandtable's own kernels; what they reach is in the fitted laws",
+            "datasheet": StackDatasheet(
+                version="as installed",
+                efficiency=generic.datasheet.efficiency,
+                residual_low_frac=generic.datasheet.residual_low_frac,
+                residual_high_frac=generic.datasheet.residual_high_frac,
+            ),
+        }
+    )
+
+
+def _warnings(machine: Machine, observations: Sequence[Observation]) -> list[str]:
+    """Say which parts of the machine did not repeat well enough to be trusted."""
+    found = []
+    for resource in ("storage", "memory", "compute"):
+        spread = repeat_spread([o for o in observations if o.op.resource == resource])
+        if spread is not None and spread > NOISY_SPREAD_FRAC:
+            found.append(
+                f"{resource}: repeats lie {100 * spread:.0f} % apart; this machine is too noisy to trust at the level "
+                "of ten percent. Close other programs and calibrate again; the intervals already include it."
+            )
+    fit: StorageFit | None = machine.storage.fitted
+    if fit is not None and fit.cold_factor.value > 1.2:
+        found.append(f"storage: a region's first touch takes {fit.cold_factor.value:.2f} times a later one")
+    return found

@@ -1,0 +1,101 @@
+"""Join a prediction with a measurement, and judge."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from sandtable import units
+from sandtable.errors import ConfigError, did_you_mean
+from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Result, summarise
+
+# what a check is judged on: the median and 90th percentile of the absolute error of the headline metric
+HEADLINE = "latency_s.mean"
+MEDIAN_LIMIT_FRAC = 0.10
+P90_LIMIT_FRAC = 0.25
+_THRESHOLD = re.compile(r"^\s*(<=|>=|<|>)\s*(.+?)\s*$")
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def compare(prediction: Prediction, measurement: Measurement) -> list[ComparedMetric]:
+    """Return every metric that both carry, in the prediction's order."""
+    rows = []
+    for name, predicted in prediction.metrics.items():
+        measured = measurement.metrics.get(name)
+        if measured is None or measured.value == 0:
+            continue
+        rows.append(
+            ComparedMetric(
+                scenario=str(prediction.scenario["name"]),
+                metric=name,
+                unit=predicted.unit,
+                predicted=predicted.value,
+                low=predicted.low,
+                high=predicted.high,
+                measured=measured.value,
+                error_frac=predicted.value / measured.value - 1,
+                covered=predicted.low <= measured.value <= predicted.high,
+            )
+        )
+    return rows
+
+
+def judge(rows: Sequence[ComparedMetric], *, headline: str = HEADLINE, extra: Iterable[str] = ()) -> Comparison:
+    """Summarise the headline metric over all scenarios, and say whether it is within the limits.
+
+    ``extra`` are reasons found elsewhere, such as a crossed threshold; any of them fails the check.
+    """
+    main = [row for row in rows if row.metric == headline] or list(rows)
+    summary = summarise(main)
+    reasons = list(extra)
+    if not main:
+        return Comparison(
+            comparisons=tuple(rows), summary=summary, verdict="inconclusive", reasons=("nothing was compared",)
+        )
+    if summary.median_abs_error_frac > MEDIAN_LIMIT_FRAC:
+        reasons.append(_reason("median", summary.median_abs_error_frac, MEDIAN_LIMIT_FRAC))
+    if summary.p90_abs_error_frac > P90_LIMIT_FRAC:
+        reasons.append(_reason("90th percentile", summary.p90_abs_error_frac, P90_LIMIT_FRAC))
+    verdict: Literal["pass", "fail"] = "fail" if reasons else "pass"
+    return Comparison(comparisons=tuple(rows), summary=summary, verdict=verdict, reasons=tuple(reasons))
+
+
+def _reason(what: str, value: float, limit: float) -> str:
+    return f"{what} of the absolute error is {100 * value:.1f} %, above {100 * limit:.0f} %"
+
+
+def check_thresholds(thresholds: dict[str, str], result: Result) -> list[tuple[str, bool, float]]:
+    """Return (sentence, held, value) for each threshold of a scenario, such as ``{"latency_s.p95": "< 500 ms"}``.
+
+    Raises:
+        ConfigError: a threshold on a metric that the result lacks, or one that cannot be read.
+    """
+    found = []
+    for metric, text in thresholds.items():
+        if metric not in result.metrics:
+            raise ConfigError(f"threshold on unknown metric {metric!r}{did_you_mean(metric, result.metrics)}")
+        match = _THRESHOLD.match(text)
+        if match is None:
+            raise ConfigError(f"thresholds.{metric}: {text!r} is not a threshold: write it like '< 500 ms'")
+        symbol, limit_text = match.groups()
+        value = result.metrics[metric].value
+        held = _OPERATORS[symbol](value, _limit(metric, limit_text))
+        found.append((f"{metric} {symbol} {limit_text}", held, value))
+    return found
+
+
+def _limit(metric: str, text: str) -> float:
+    quantity = units.quantity_of(metric)
+    try:
+        if quantity in (None, "1/s"):
+            return float(text.split()[0])
+        return units.parse(text, str(quantity))
+    except ValueError as error:
+        raise ConfigError(f"thresholds.{metric}: {error}") from None

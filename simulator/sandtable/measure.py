@@ -1,0 +1,214 @@
+"""Run a scenario for real and keep what it showed: samples, environment, spread of repeats, drift of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sandtable import discover, library, predict
+from sandtable.errors import NoDevice
+from sandtable.model.operations import CostModel
+from sandtable.plan import Kernel, KernelContext, Plan
+from sandtable.results import Measurement, Metric, TraceRow, distribution, measured_metric, point
+from sandtable.spec import Frozen, Machine
+from sandtable.workload import STATISTICS, Execution, ExecutionContext, Scenario, Workload, collect
+
+LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable")
+# repeats that lie further apart than this cannot support a comparison at the level of ten percent
+UNSTABLE_SPREAD_FRAC = 0.25
+PROBE_DRIFT_FRAC = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """Executions of one scenario, and the machine's probe ratio (measured / predicted time) before each."""
+
+    executions: Sequence[Execution]
+    probes: Sequence[float]
+
+
+def threads() -> int:
+    """Return how many threads kernels may use: the CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure(
+    scenario: Scenario,
+    workload: Workload[Any],
+    parameters: Frozen,
+    machine: Machine,
+    context: ExecutionContext,
+) -> tuple[Measurement, list[TraceRow]]:
+    """Execute ``scenario`` ``repeats`` times, probing the machine before each, and reduce to metrics."""
+    workload.prepare(parameters, machine, scenario.seed, context)
+    executions, probes = [], []
+    for index in range(scenario.repeats):
+        context.progress(f"{scenario.name}: run {index + 1} of {scenario.repeats}")
+        probes.append(probe(machine, context))
+        executions.append(workload.execute(parameters, machine, scenario.seed, context))
+    plan = workload.plan(parameters, machine, scenario.seed)
+    repeats = Repeats(executions=executions, probes=probes)
+    return measurement_of(scenario, parameters, machine, plan, repeats), list(executions[-1].trace)
+
+
+def measurement_of(
+    scenario: Scenario, parameters: Frozen, machine: Machine, plan: Plan, repeats: Repeats
+) -> Measurement:
+    """Reduce the executions of one scenario to a measurement."""
+    steps = [step for execution in repeats.executions for step in execution.steps]
+    metrics: dict[str, Metric] = {}
+    for name, samples in collect(steps, plan).items():
+        if len(samples.value) == 1:
+            metrics[name] = measured_metric(name, samples.value)
+        else:
+            metrics |= distribution(name, samples.value, STATISTICS)
+    memory = dict(repeats.executions[-1].memory_bytes)
+    metrics["peak_memory_bytes"] = point(sum(memory.values()), "bytes")
+    metrics |= predict.rates(metrics, plan.work_unit)
+    spread = _spread([_mean_latency(execution, plan) for execution in repeats.executions])
+    probe_ratio = float(np.median(repeats.probes)) if repeats.probes else None
+    accounts = [execution_means(execution, plan) for execution in repeats.executions]
+    return Measurement(
+        scenario=predict.scenario_record(scenario, parameters),
+        machine=machine.name,
+        machine_digest=library.digest(machine),
+        metrics=metrics,
+        breakdown={key: float(np.mean([a.get(key, 0.0) for a in accounts])) for key in accounts[0]},
+        memory=memory,
+        warnings=tuple(sorted({note for execution in repeats.executions for note in execution.validity})),
+        environment=environment(),
+        validity=_validity(spread, probe_ratio),
+        repeat_spread_frac=spread,
+        probe_ratio=probe_ratio,
+    )
+
+
+def execution_means(execution: Execution, plan: Plan) -> dict[str, float]:
+    """Return the mean seconds per step of the main phase of one execution, by account."""
+    steps = [step for step in execution.steps if step.phase == plan.main_phase]
+    accounts = {account for step in steps for account in step.by_account}
+    means = {key: float(np.mean([step.by_account.get(key, 0.0) for step in steps])) for key in sorted(accounts)}
+    return {key: value for key, value in means.items() if value > 0}
+
+
+def _mean_latency(execution: Execution, plan: Plan) -> float:
+    return float(np.mean([step.total_s for step in execution.steps if step.phase == plan.main_phase]))
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return max(values) / min(values) - 1 if len(values) > 1 and min(values) > 0 else None
+
+
+def _validity(spread: float | None, probe_ratio: float | None) -> tuple[str, ...]:
+    notes = []
+    if spread is not None and spread > UNSTABLE_SPREAD_FRAC:
+        notes.append(
+            f"repeats lie {100 * spread:.0f} % apart: close other programs, or raise 'repeats', before trusting this"
+        )
+    if probe_ratio is not None and abs(np.log(probe_ratio)) > np.log1p(PROBE_DRIFT_FRAC):
+        notes.append(f"the machine's own probe took {probe_ratio:.2f} times what calibration says: calibrate again")
+    return tuple(notes)
+
+
+# --- probing and timing ------------------------------------------------------------------------------------
+
+
+def probe(machine: Machine, context: ExecutionContext) -> float:
+    """Time the kernels that offer a probe, and return measured over predicted time (geometric mean)."""
+    costs = CostModel(machine)
+    ratios = []
+    for kernel in discover.kernels().values():
+        dims = kernel.probe()
+        if dims is None:
+            continue
+        kernel_context = KernelContext(folder=context.folder, n_threads=context.n_threads)
+        seconds = time_kernel(kernel, dims, kernel_context, repeats=3)
+        ratios.append(float(np.median(seconds)) / costs.time(kernel.cost(dims)).seconds)
+    return float(np.exp(np.mean(np.log(ratios)))) if ratios else 1.0
+
+
+def time_kernel(
+    kernel: Kernel,
+    dims: Mapping[str, Any],
+    context: KernelContext,
+    *,
+    repeats: int,
+    budget_s: float = float("inf"),
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Time ``repeats`` calls after one warm-up, stopping early (never before two) when ``budget_s`` is spent."""
+    samples: list[float] = []
+    with kernel.prepare(dims, context) as call:
+        call()
+        begin = clock()
+        while len(samples) < repeats and (len(samples) < 2 or clock() - begin < budget_s):
+            start = clock()
+            call()
+            samples.append(clock() - start)
+    return samples
+
+
+# --- environment -------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    """Describe what a measurement was taken on: CPU, cores, memory, kernel, libraries, load."""
+    found = {
+        "cpu": cpu_model(),
+        "cpus": str(threads()),
+        "memory": f"{total_memory_bytes() / 2**30:.1f} GiB",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_1min": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "",
+    }
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_model() -> str:
+    """Return the CPU's own name for itself."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Hardware", "Processor"):
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def total_memory_bytes() -> int:
+    """Return the memory of the machine (or of its control group, if that is less), in bytes."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file():
+        text = limit.read_text().strip()
+        if text.isdigit():
+            return min(total, int(text))
+    return total
+
+
+def execution_context(folder: Path, progress: Callable[[str], None] | None = None) -> ExecutionContext:
+    """Return a context that works in ``folder``.
+
+    Raises:
+        NoDevice: the packages that real runs need are not installed.
+    """
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        raise NoDevice("running for real needs the package 'numba': pip install 'sandtable[run]'") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    context = ExecutionContext(folder=folder, n_threads=threads())
+    return context if progress is None else replace(context, progress=progress)

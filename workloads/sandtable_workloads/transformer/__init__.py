@@ -1,0 +1,1 @@
+"""Shapes of transformers, shared by the workloads that run them."""
