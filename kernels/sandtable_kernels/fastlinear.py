@@ -38,11 +38,19 @@ def widen(stored: Any) -> Any:
 
 @overload(widen, inline="always")  # type: ignore[untyped-decorator]
 def _widen(stored: Any) -> Any:
+    # numba wants the signature of `widen`, annotations included
+    def from_f32(stored: Any) -> Any:
+        return stored
+
+    def from_bf16(stored: Any) -> Any:
+        return bf16_to_f32(stored)
+
+    def from_f16(stored: Any) -> Any:
+        return f16_to_f32(stored)
+
     if isinstance(stored, types.Float):
-        return lambda stored: stored
-    if stored == types.uint16:
-        return lambda stored: bf16_to_f32(stored)
-    return lambda stored: f16_to_f32(stored)
+        return from_f32
+    return from_bf16 if stored == types.uint16 else from_f16
 
 
 # --- four rows at a time -----------------------------------------------------------------------------------
@@ -128,15 +136,11 @@ def gemv(weights: Any, x: Any, out: Any, n_threads: Any) -> None:
                 out[row + i] = sums[i]
 
 
-@njit(**PARALLEL)  # type: ignore[untyped-decorator]
-def decode(stored: Any, out: Any, n_threads: Any) -> None:
-    """Widen ``stored`` [n] to float32 ``out`` [n]."""
-    n = stored.shape[0]
-    for thread in prange(n_threads):
-        low, high = thread * n // n_threads, (thread + 1) * n // n_threads
-        part, target = stored[low:high], out[low:high]
-        for i in range(high - low):
-            target[i] = widen(part[i])
+@njit(**SERIAL)  # type: ignore[untyped-decorator]
+def decode(stored: Any, out: Any) -> None:
+    """Widen ``stored`` [n] to float32 ``out`` [n], on the calling thread."""
+    for i in range(out.shape[0]):
+        out[i] = widen(stored[i])
 
 
 # --- sparse FFN --------------------------------------------------------------------------------------------
@@ -197,41 +201,58 @@ def sparse_ffn(
 
 
 @njit(**SERIAL)  # type: ignore[untyped-decorator]
-def _dot(a: Any, x: Any) -> Any:
-    total = ZERO
-    for i in range(x.shape[0]):
-        total += widen(a[i]) * x[i]
-    return total
+def _score(q: Any, keys: Any, low: Any, high: Any, scores: Any) -> None:
+    """Set ``scores[h, t]`` to the product of query ``h`` and key ``t``, four positions at a time."""
+    group = q.shape[0] // keys.shape[1]
+    for t in range(low, high, 4):
+        i, j, k, m = t, min(t + 1, high - 1), min(t + 2, high - 1), min(t + 3, high - 1)
+        for g in range(keys.shape[1]):
+            a, b, c, d = keys[i, g], keys[j, g], keys[k, g], keys[m, g]
+            for h in range(g * group, (g + 1) * group):
+                # the last position stands in beyond the end: it is written again with its own score
+                scores[h, i], scores[h, j], scores[h, k], scores[h, m] = _dot4(a, b, c, d, q[h])
 
 
 @njit(**SERIAL)  # type: ignore[untyped-decorator]
-def _add(y: Any, a: Any, weight: Any) -> None:
-    for i in range(y.shape[0]):
-        y[i] += weight * widen(a[i])
+def _weigh(scores: Any, scale: Any) -> Any:
+    """Turn ``scores`` [t] into ``exp(scale * (score - largest))``; return scaled largest and sum."""
+    if scores.shape[0] == 0:
+        return np.float32(-np.inf), ZERO
+    peak, total = scores.max(), ZERO
+    for t in range(scores.shape[0]):
+        scores[t] = np.exp(scale * (scores[t] - peak))
+        total += scores[t]
+    return scale * peak, total
 
 
 @njit(**SERIAL)  # type: ignore[untyped-decorator]
-def _attend_share(
-    q: Any, keys: Any, values: Any, low: Any, high: Any, scale: Any, scores: Any, peak: Any, total: Any, sums: Any
-) -> None:
-    """Attend to positions ``low`` to ``high``: per head the largest score, the sum of weights, the weighted values."""
-    n_heads, n_kv = q.shape[0], keys.shape[1]
-    group = n_heads // n_kv
-    peak[:] = -np.inf
-    for t in range(low, high):
-        for h in range(n_heads):
-            score = _dot(keys[t, h // group], q[h]) * scale
-            scores[h, t] = score
-            peak[h] = max(peak[h], score)
-    total[:] = ZERO
+def _mix(values: Any, low: Any, high: Any, scores: Any, sums: Any) -> None:
+    """Set ``sums[h]`` to the values of positions ``low`` to ``high``, weighted by ``scores[h]``."""
+    group = sums.shape[0] // values.shape[1]
     sums[:] = ZERO
-    for h in range(n_heads):
-        for t in range(low, high):
-            scores[h, t] = np.exp(scores[h, t] - peak[h])
-            total[h] += scores[h, t]
-    for t in range(low, high):
-        for h in range(n_heads):
-            _add(sums[h], values[t, h // group], scores[h, t])
+    for t in range(low, high, 4):
+        i, j, k, m = t, min(t + 1, high - 1), min(t + 2, high - 1), min(t + 3, high - 1)
+        for g in range(values.shape[1]):
+            a, b, c, d = values[i, g], values[j, g], values[k, g], values[m, g]
+            for h in range(g * group, (g + 1) * group):
+                w = scores[h]
+                s, u, v = w[j] if j > i else ZERO, w[k] if k > j else ZERO, w[m] if m > k else ZERO
+                _add4(sums[h], a, b, c, d, w[i], s, u, v)
+
+
+@njit(**SERIAL)  # type: ignore[untyped-decorator]
+def _merge(peaks: Any, totals: Any, sums: Any, out: Any) -> None:
+    """Add the threads' shares, each rescaled to the largest score of all; serial, for it is short."""
+    for h in range(out.shape[0]):
+        peak, total = peaks[:, h].max(), ZERO
+        out[h, :] = ZERO
+        for thread in range(len(sums)):
+            weight = np.exp(peaks[thread, h] - peak)
+            total += weight * totals[thread, h]
+            for i in range(out.shape[1]):
+                out[h, i] += weight * sums[thread, h, i]
+        for i in range(out.shape[1]):
+            out[h, i] /= total
 
 
 @njit(**PARALLEL)  # type: ignore[untyped-decorator]
@@ -248,11 +269,8 @@ def attend(q: Any, keys: Any, values: Any, n_ctx: Any, out: Any, scores: Any, n_
     sums = np.empty((n_threads, n_heads, head_dim), np.float32)
     for thread in prange(n_threads):
         low, high = thread * n_ctx // n_threads, (thread + 1) * n_ctx // n_threads
-        _attend_share(q, keys, values, low, high, scale, scores, peaks[thread], totals[thread], sums[thread])
-    for h in range(n_heads):
-        peak = peaks[:, h].max()
-        weight = np.exp(peaks[:, h] - peak)
-        weight /= (weight * totals[:, h]).sum()
-        out[h, :] = ZERO
-        for thread in range(n_threads):
-            _add(out[h], sums[thread, h], weight[thread])
+        _score(q, keys, low, high, scores)
+        for h in range(n_heads):
+            peaks[thread, h], totals[thread, h] = _weigh(scores[h, low:high], scale)
+        _mix(values, low, high, scores, sums[thread])
+    _merge(peaks, totals, sums, out)

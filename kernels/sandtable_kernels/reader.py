@@ -124,7 +124,9 @@ class FlashReader:
     def read_sequential(
         self, offset: int, n_bytes: int, buffer_address: int, *, chunk_bytes: int, concurrency: int | None = None
     ) -> ReadStats:
-        """Read ``n_bytes`` from ``offset`` on to ``buffer_address`` in requests of ``chunk_bytes``, the last shorter.
+        """Read ``n_bytes`` from ``offset`` on into one piece of memory, in requests of ``chunk_bytes``.
+
+        The last request is shorter where ``chunk_bytes`` does not divide ``n_bytes``.
 
         Raises:
             ConfigError, StoreError, MeasureError: as `read_batch`.
@@ -254,7 +256,7 @@ def _open_direct(path: Path) -> int | None:
     except OSError:  # tmpfs before Linux 6.6, some network file systems: EINVAL
         return None
     try:  # others accept the flag and refuse the first read
-        os.preadv(fd, [buffers.aligned_empty(ALIGNMENT, np.uint8)], 0)
+        os.preadv(fd, [buffers.aligned_empty(ALIGNMENT, np.uint8).data], 0)
     except OSError:
         os.close(fd)
         return None

@@ -35,6 +35,7 @@ class ConfigError(SandtableError):
     def __init__(self, message: str, *, file: str | None = None, line: int | None = None) -> None:
         where = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
         super().__init__(where + message)
+        self.message = message
         self.file = file
         self.line = line
 

@@ -276,8 +276,8 @@ def load_component(kind: str, name: str) -> Component:
     return component.select(variant)
 
 
-def load_file(path: Path, kind: str | None = None) -> Component:
-    """Load one device file, resolving the names of other devices in it.
+def load_file(path: Path, kind: str | None = None, overrides: Mapping[str, Any] | None = None) -> Component:
+    """Load one device file, resolving the names of other devices in it; see `load_machine` for ``overrides``.
 
     Raises:
         ConfigError: with file and line; also when the file is of another kind than ``kind``.
@@ -295,6 +295,9 @@ def load_file(path: Path, kind: str | None = None) -> Component:
     if path.stem != data.get("name") and path.parent.name in spec.FOLDERS.values():
         line = line_of(data, ["name"])
         raise ConfigError(f"name must equal the file's name: write 'name: {path.stem}'", file=str(path), line=line)
+    for dotted, value in (overrides or {}).items():
+        set_path(data, dotted, value)
+        data.setdefault("sources", {}).setdefault(dotted, "set by the user")
     _resolve(data, path)
     return validate(spec.KINDS[str(actual)], data, str(path))
 
@@ -318,11 +321,35 @@ def _resolve(data: CommentedMap, path: Path) -> None:
                 raise ConfigError(str(error), file=str(path), line=line) from None
 
 
-def load_machine(name: str) -> spec.Machine:
-    """Load a machine by library name or path; ``this_machine`` is the calibrated one in the current folder."""
-    machine = load_component("machine", name)
+def load_machine(name: str, overrides: Mapping[str, Any] | None = None) -> spec.Machine:
+    """Load a machine by library name or path; ``this_machine`` is the calibrated one in the current folder.
+
+    ``overrides`` replaces values by dotted path before validation: ``{"storage": "samsung_990_pro"}`` puts in
+    another drive, ``{"price.hour": "2 USD/h"}`` another price.
+    """
+    path = find_file("machine", name, device_files("machine"))
+    machine = load_file(path, "machine", overrides or {})
     assert isinstance(machine, spec.Machine)
     return machine
+
+
+def set_path(data: Any, dotted: str, value: Any) -> None:
+    """Put ``value`` at a dotted path of nested mappings, making those that are missing.
+
+    Raises:
+        ConfigError: the path leads through something that is not a mapping.
+    """
+    *parents, key = dotted.split(".")
+    node = data
+    for depth, parent in enumerate(parents):
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not hasattr(node, "setdefault"):
+            raise ConfigError(
+                f"--set {dotted}: {'.'.join(parents[: depth + 1])} is not a section with keys of its own"
+            )
+    node[key] = value
 
 
 def digest(model: BaseModel) -> str:

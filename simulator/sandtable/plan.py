@@ -113,11 +113,15 @@ def sequential_read(name: str, *, n_bytes: float, chunk_bytes: float, concurrenc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """The ops of one unit of work; ``repeat`` says how many equal units follow each other."""
+    """The ops of one unit of work; ``repeat`` says how many equal units follow each other.
+
+    ``counters`` are facts about the unit that no op carries, such as a cache's hit rate.
+    """
 
     name: str
     ops: tuple[Op, ...]
     repeat: int = 1
+    counters: Mapping[str, float] = field(default_factory=dict)
 
     def dependencies(self) -> Iterator[tuple[int, ...]]:
         """Yield, for each op, the indices it waits for.

@@ -170,11 +170,8 @@ SUFFIXES: Final = (
 
 def quantity_of(name: str) -> str | None:
     """Return the quantity that the suffix of ``name`` states (``latency_s`` -> "s"), or None."""
-    base = name.split(".")[0]
-    for suffix, quantity in SUFFIXES:
-        if base.endswith(suffix):
-            return quantity
-    return None
+    base = "_" + name.split(".")[0]
+    return next((quantity for suffix, quantity in SUFFIXES if base.endswith(suffix)), None)
 
 
 def strip_suffix(name: str) -> str:
@@ -254,7 +251,7 @@ def format_quantity(value: float, unit: str) -> str:
 
 
 def write(value: float, unit: str) -> str:
-    """Write a value for a YAML file: a readable prefix and six significant digits, which `parse` reads back."""
+    """Write a value for a YAML file, with a readable prefix: what a person wrote exactly, all else to six digits."""
     if unit == "frac":
         return f"{value * 100:.6g} %"
     if unit == "s":
@@ -266,7 +263,8 @@ def write(value: float, unit: str) -> str:
         prefixed = [] if unit.startswith("USD") else ["T", "G", "M", "k"]
         steps = [(10.0 ** (12 - 3 * i), p + base) for i, p in enumerate(prefixed)] + [(1.0, base)]
     scale, name = next((step for step in steps if abs(value) >= step[0]), steps[-1])
-    return f"{value / scale:.6g} {name}"
+    texts = [f"{value / scale:.{digits}g} {name}" for digits in (6, 9, 12)]
+    return next((text for text in texts if parse(text, unit) == value), texts[0])
 
 
 def _whole_binary(value: float) -> list[tuple[float, str]]:

@@ -159,7 +159,7 @@ def _exposed_host(ops: Sequence[Op], costs: Sequence[OpTime]) -> float:
 def _reduce(phase: Phase, step: Step, costs: Sequence[OpTime], total_s: float, hidden: float) -> StepResult:
     by_account = dict.fromkeys(ACCOUNTS, 0.0)
     low, high = dict(by_account), dict(by_account)
-    counters = {"bytes_read": 0.0, "n_requests": 0.0}
+    counters = {"bytes_read": 0.0, "n_requests": 0.0, **step.counters}
     for op, cost in zip(step.ops, costs, strict=True):
         by_account[op.account] += cost.seconds
         low[op.account] += cost.low

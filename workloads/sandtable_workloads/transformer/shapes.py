@@ -83,7 +83,9 @@ class Shape(Frozen):
         attention = (self.qkv_rows + self.d_model) if self.attention_bias else 0
         ffn = ((self.n_vectors - 1) * self.n_neurons + self.d_model) if self.ffn_bias else 0
         norms = self.norm_params * self.d_model + self.qk_norm_params
-        rest = (self.n_positions + self.final_norm_params) * self.d_model + (self.vocabulary if self.head_bias else 0)
+        rest = (self.n_positions + self.final_norm_params) * self.d_model + (
+            self.vocabulary if self.head_bias else 0
+        )
         return self.n_layers * (attention + ffn + norms) + rest
 
     @property
@@ -106,36 +108,100 @@ SHAPES: dict[str, Shape] = {
     for shape in (
         # Hugging Face config of facebook/opt-6.7b; layer norms carry weight and bias
         Shape(
-            name="opt_6_7b", n_layers=32, d_model=4096, n_neurons=16384, n_heads=32, n_kv_heads=32, head_dim=128,
-            vocabulary=50272, tied=True, attention_bias=True, ffn_bias=True, n_positions=2050, norm_params=4,
+            name="opt_6_7b",
+            n_layers=32,
+            d_model=4096,
+            n_neurons=16384,
+            n_heads=32,
+            n_kv_heads=32,
+            head_dim=128,
+            vocabulary=50272,
+            tied=True,
+            attention_bias=True,
+            ffn_bias=True,
+            n_positions=2050,
+            norm_params=4,
             final_norm_params=2,
         ),
         # tiiuae/falcon-7b: one shared norm per layer, one key/value head
         Shape(
-            name="falcon_7b", n_layers=32, d_model=4544, n_neurons=18176, n_heads=71, n_kv_heads=1, head_dim=64,
-            vocabulary=65024, tied=True, norm_params=2, final_norm_params=2,
+            name="falcon_7b",
+            n_layers=32,
+            d_model=4544,
+            n_neurons=18176,
+            n_heads=71,
+            n_kv_heads=1,
+            head_dim=64,
+            vocabulary=65024,
+            tied=True,
+            norm_params=2,
+            final_norm_params=2,
         ),
         # adept/persimmon-8b-base: squared ReLU, query and key norms, untied 262 144-token vocabulary
         Shape(
-            name="persimmon_8b", n_layers=36, d_model=4096, n_neurons=16384, n_heads=64, n_kv_heads=64, head_dim=64,
-            vocabulary=262144, tied=False, attention_bias=True, ffn_bias=True, norm_params=4, qk_norm_params=256,
-            final_norm_params=2, activation="relu2",
+            name="persimmon_8b",
+            n_layers=36,
+            d_model=4096,
+            n_neurons=16384,
+            n_heads=64,
+            n_kv_heads=64,
+            head_dim=64,
+            vocabulary=262144,
+            tied=False,
+            attention_bias=True,
+            ffn_bias=True,
+            norm_params=4,
+            qk_norm_params=256,
+            final_norm_params=2,
+            activation="relu2",
         ),
         # microsoft/phi-2: one shared norm per layer, biases everywhere
         Shape(
-            name="phi_2", n_layers=32, d_model=2560, n_neurons=10240, n_heads=32, n_kv_heads=32, head_dim=80,
-            vocabulary=51200, tied=False, attention_bias=True, ffn_bias=True, head_bias=True, norm_params=2,
+            name="phi_2",
+            n_layers=32,
+            d_model=2560,
+            n_neurons=10240,
+            n_heads=32,
+            n_kv_heads=32,
+            head_dim=80,
+            vocabulary=51200,
+            tied=False,
+            attention_bias=True,
+            ffn_bias=True,
+            head_bias=True,
+            norm_params=2,
             final_norm_params=2,
         ),
         # meta-llama/Llama-2-7b: gated FFN, RMS norms
         Shape(
-            name="llama_2_7b", n_layers=32, d_model=4096, n_neurons=11008, n_vectors=3, n_heads=32, n_kv_heads=32,
-            head_dim=128, vocabulary=32000, tied=False, norm_params=2, final_norm_params=1,
+            name="llama_2_7b",
+            n_layers=32,
+            d_model=4096,
+            n_neurons=11008,
+            n_vectors=3,
+            n_heads=32,
+            n_kv_heads=32,
+            head_dim=128,
+            vocabulary=32000,
+            tied=False,
+            norm_params=2,
+            final_norm_params=1,
         ),
         # a small OPT-like shape, so that tests and demonstrations write little to disk
         Shape(
-            name="opt_mini", n_layers=4, d_model=1024, n_neurons=4096, n_heads=16, n_kv_heads=16, head_dim=64,
-            vocabulary=8192, tied=True, attention_bias=True, ffn_bias=True, n_positions=2050, norm_params=4,
+            name="opt_mini",
+            n_layers=4,
+            d_model=1024,
+            n_neurons=4096,
+            n_heads=16,
+            n_kv_heads=16,
+            head_dim=64,
+            vocabulary=8192,
+            tied=True,
+            attention_bias=True,
+            ffn_bias=True,
+            n_positions=2050,
+            norm_params=4,
             final_norm_params=2,
         ),
     )
@@ -151,6 +217,11 @@ def shape_named(name: str) -> Shape:
     if name in SHAPES:
         return SHAPES[name]
     base, _, tail = name.rpartition("_")
-    if base in SHAPES and tail.endswith("l") and tail[:-1].isdigit() and 0 < int(tail[:-1]) <= SHAPES[base].n_layers:
+    if (
+        base in SHAPES
+        and tail.endswith("l")
+        and tail[:-1].isdigit()
+        and 0 < int(tail[:-1]) <= SHAPES[base].n_layers
+    ):
         return SHAPES[base].with_layers(int(tail[:-1]))
     raise UnknownName("geometry", name, SHAPES)

@@ -1,0 +1,183 @@
+"""Every device file of the library keeps the contract; a new file is picked up by itself."""
+
+import datetime as dt
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandtable import library, spec
+
+FILES = library.device_files()
+MACHINES = library.device_files("machine")
+PRICES = library.device_files("prices")
+README = library.root() / "devices" / "README.md"
+
+
+def load(name: str) -> spec.Component:
+    return library.load_file(FILES[name])
+
+
+@pytest.fixture(params=sorted(FILES))
+def device(request: pytest.FixtureRequest) -> spec.Component:
+    return load(request.param)
+
+
+def test_there_is_a_library() -> None:
+    assert len(FILES) > 100
+
+
+def test_names_are_unique_in_the_whole_library() -> None:
+    names = [path.stem for path in (library.root() / "devices").rglob("*.yaml")]
+    assert len(names) == len(set(names))
+
+
+def test_it_loads_and_is_named_as_its_file(device: spec.Component) -> None:
+    path = FILES[device.name]
+    assert path.stem == device.name
+    assert path.parent.name == spec.FOLDERS[device.kind]  # type: ignore[attr-defined]
+
+
+def test_sources_are_complete_and_not_stale(device: spec.Component) -> None:
+    paths = list(spec.number_paths(device))
+    for path in paths:
+        assert spec.source_of(device, path), path
+    measured = isinstance(device, spec.Storage) and bool(device.measurements)
+    assert ("measurements" in device.sources) == measured
+    texts = {
+        f"datasheet.{field.alias or name}"
+        for name, field in type(getattr(device, "datasheet", device)).model_fields.items()
+        if getattr(getattr(device, "datasheet", device), name) is not None
+    }
+    for source, text in device.sources.items():
+        assert text.strip()
+        used = source in texts or any(p == source or p.startswith(source + ".") for p in paths)
+        assert used or source == "measurements", f"{source} has a source but no number"
+
+
+def test_nothing_local_is_named(device: spec.Component) -> None:
+    text = FILES[device.name].read_text()
+    assert not re.search(r"/work/|/home/|/tmp/|localhost|\.csv \(shared\)|shared/reference", text)
+
+
+def test_writing_and_reading_back_changes_nothing(device: spec.Component, tmp_path: Path) -> None:
+    path = tmp_path / f"{device.name}.yaml"
+    library.save_component(device, path)
+    assert library.load_file(path) == device
+
+
+def rates(parts: list[Any]) -> list[float]:
+    return [rate for part in parts for rate in part.datasheet.peak_flops_per_s.values()]
+
+
+@pytest.mark.parametrize("name", sorted(MACHINES))
+def test_a_machine_is_complete_and_its_roofline_sane(name: str) -> None:
+    machine = load(name)
+    if isinstance(machine, spec.Cluster):
+        machine = machine.machine
+    assert isinstance(machine, spec.Machine)
+    pairs = [(machine.processor, machine.memory)]
+    if machine.accelerator is not None:
+        pairs.append((machine.accelerator.processor, machine.accelerator.memory))
+        assert machine.accelerator.n == 1 or machine.accelerator.peer_link is not None
+    for processor, memory in pairs:
+        assert memory.datasheet.capacity_bytes > 0
+        corners = [rate / memory.datasheet.bandwidth_bytes_per_s for rate in rates([processor])]
+        assert corners
+        assert all(1 <= corner <= 2000 for corner in corners), corners
+    assert machine.power is not None
+    assert machine.power.idle_w < machine.power.max_w
+    assert machine.price is not None
+    assert machine.price.as_of <= dt.date.today()
+    assert len(machine.components()) >= 3
+    assert all(": " in guess for guess in machine.all_guesses())
+
+
+@pytest.mark.parametrize("name", sorted(library.device_files("processor")))
+def test_narrower_numbers_are_never_slower(name: str) -> None:
+    processor = load(name)
+    assert isinstance(processor, spec.Processor)
+    peak = processor.datasheet.peak_flops_per_s
+    order: list[spec.DType] = ["float32", "tf32", "bfloat16", "fp8", "fp4"]
+    known = [peak[dtype] for dtype in order if dtype in peak]
+    assert known == sorted(known)
+    assert peak.get("int8", 1e99) >= peak["float32"]
+
+
+@pytest.mark.parametrize("name", sorted(library.device_files("storage")))
+def test_a_storage_device_is_sane(name: str) -> None:
+    storage = load(name)
+    assert isinstance(storage, spec.Storage)
+    sheet = storage.datasheet
+    assert 1e9 < sheet.capacity_bytes < 1e15
+    assert 1e8 < sheet.sequential_read_bytes_per_s < 1e11
+    if sheet.random_read_per_s is not None:
+        assert sheet.random_read_per_s * 4096 <= 1.05 * sheet.sequential_read_bytes_per_s
+    if sheet.read_latency_s is not None:
+        assert 1e-6 < sheet.read_latency_s < 0.02
+    for point in storage.measurements:
+        assert point.read_bytes_per_s < 1.3 * sheet.sequential_read_bytes_per_s
+
+
+@pytest.mark.parametrize("name", sorted(library.device_files("storage")))
+def test_a_bigger_offer_is_never_slower(name: str) -> None:
+    storage = load(name)
+    assert isinstance(storage, spec.Storage)
+    offers = [storage.select(variant).datasheet for variant in storage.variants]
+    for small in offers:
+        for big in offers:
+            if big.capacity_bytes > small.capacity_bytes:
+                assert big.sequential_read_bytes_per_s >= small.sequential_read_bytes_per_s
+                assert (big.random_read_per_s or 0) >= (small.random_read_per_s or 0)
+    for variant in storage.variants:
+        assert library.load_component("storage", f"{name}@{variant}") == storage.select(variant)
+
+
+@pytest.mark.parametrize("name", sorted(PRICES))
+def test_a_price_list_is_dated_and_consistent(name: str) -> None:
+    prices = load(name)
+    assert isinstance(prices, spec.PriceList)
+    assert prices.price
+    seen = set()
+    for row in prices.price:
+        assert row.provider == name
+        assert dt.date(2020, 1, 1) < row.as_of <= dt.date.today()
+        assert row.on_demand_usd_per_h or row.spot_usd_per_h
+        if row.on_demand_usd_per_h and row.spot_usd_per_h:
+            assert row.spot_usd_per_h < row.on_demand_usd_per_h
+        assert (row.accelerator is None) == (row.n_accelerators == 0)
+        key = (row.instance, row.accelerator, row.region, row.as_of)
+        assert key not in seen
+        seen.add(key)
+
+
+def test_price_lists_are_a_selection() -> None:
+    rows = [row for name in PRICES for row in load(name).price]  # type: ignore[attr-defined]
+    assert 60 <= len(rows) <= 120
+
+
+TABLES = {
+    "every file": spec.Component,
+    "storage: datasheet": spec.StorageDatasheet,
+    "storage: variants": spec.StorageVariant,
+    "storage: measurements": spec.StoragePoint,
+    "memory: datasheet": spec.MemoryDatasheet,
+    "processor: datasheet": spec.ProcessorDatasheet,
+    "link: datasheet": spec.LinkDatasheet,
+    "stack: datasheet": spec.StackDatasheet,
+    "power": spec.Power,
+    "price": spec.Price,
+    "prices: price": spec.PriceRow,
+}
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_readme_lists_exactly_the_fields(heading: str) -> None:
+    section = README.read_text().split(f"\n### {heading}\n", 1)[1].split("\n### ")[0].split("\n## ")[0]
+    listed = {m[1]: bool(m[2]) for m in re.finditer(r"^\| `(\w+)`(\*?) \|", section, re.MULTILINE)}
+    fields = TABLES[heading].model_fields.items()
+    expected = {field.alias or name: field.is_required() for name, field in fields}
+    if heading == "every file":
+        expected["kind"] = True
+    assert listed == expected

@@ -1,0 +1,355 @@
+"""What flash-resident inference demands: the ops of one token on each rung, and the memory it holds.
+
+Counts follow "LLM in a flash" (arXiv 2312.11514): section 3.1 for what stays in memory, 3.2 for what is read, 3.3
+for the memory structure. Which neurons are read comes from replaying the trace through the same bookkeeping that the
+execution uses, so bytes and requests are counted, not estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sandtable.errors import DoesNotFit
+from sandtable.plan import Op, Phase, Plan, Step, random_read, sequential_read
+from sandtable.spec import DTYPE_BYTES, Machine
+from sandtable.units import format_bytes
+from sandtable_kernels.cache import WindowIndex
+from sandtable_kernels.predictor import parameter_count
+from sandtable_workloads.flash.parameters import FlashInference, Sizes
+from sandtable_workloads.flash.traces import predictor_ranks, trace_of
+
+KV_DTYPE = "float32"
+
+
+@dataclass(slots=True)
+class LayerDemand:
+    """What one layer does to the neuron cache for one token."""
+
+    n_active: int
+    n_missing: int
+    n_moved: int
+    n_used: int
+
+
+@dataclass(slots=True)
+class Replay:
+    """The trace run through the cache's bookkeeping: demands by token and layer, and the rows to reserve."""
+
+    tokens: list[list[LayerDemand]] = field(default_factory=list)
+    rows_by_layer: list[int] = field(default_factory=list)
+
+
+def replay(parameters: FlashInference, seed: int) -> Replay:
+    """Run the trace of all tokens through one `WindowIndex` per layer.
+
+    Raises:
+        DoesNotFit: the memory budget is smaller than the neurons that one token needs of one layer.
+    """
+    shape = parameters.shape
+    window = 0 if parameters.rung == "predictor" else parameters.window
+    capacity = row_budget(parameters)
+    indices = [WindowIndex(shape.n_neurons, capacity, window) for _ in range(shape.n_layers)]
+    result = Replay(rows_by_layer=[0] * shape.n_layers)
+    for token, active_by_layer in enumerate(trace_of(parameters, seed).tokens(n_tokens(parameters))):
+        demands = []
+        for layer, (index, active) in enumerate(zip(indices, active_by_layer, strict=True)):
+            delta = index.update(active, token, layer=layer)
+            demands.append(LayerDemand(len(active), len(delta.missing), len(delta.moves_src), index.n_used))
+            result.rows_by_layer[layer] = max(result.rows_by_layer[layer], index.n_used)
+        result.tokens.append(demands)
+    return result
+
+
+def n_tokens(parameters: FlashInference) -> int:
+    """Return how many tokens are decoded, the cold ones included."""
+    return parameters.cold_tokens + parameters.tokens
+
+
+def row_budget(parameters: FlashInference) -> int:
+    """Return the most neurons per layer that the memory budget allows.
+
+    Raises:
+        DoesNotFit: not even one neuron per layer.
+    """
+    shape, sizes = parameters.shape, Sizes.of(parameters)
+    if parameters.memory_budget_bytes is None:
+        return shape.n_neurons
+    # without a window one buffer serves all layers in turn
+    n_caches = 1 if parameters.rung == "predictor" else shape.n_layers
+    rows = int(parameters.memory_budget_bytes // (n_caches * sizes.row_bytes))
+    if rows < 1:
+        raise DoesNotFit(
+            f"a memory budget of {format_bytes(parameters.memory_budget_bytes)} holds no neuron per layer: "
+            f"{n_caches} layers of {format_bytes(sizes.row_bytes)} per neuron need at least "
+            f"{format_bytes(n_caches * sizes.row_bytes)}"
+        )
+    return min(rows, shape.n_neurons)
+
+
+def plan_of(parameters: FlashInference, machine: Machine, seed: int) -> Plan:
+    """Return the whole plan: prefill, cold tokens, decode."""
+    where = Placement.of(machine)
+    sizes = Sizes.of(parameters)
+    prefill = Phase(name="prefill", steps=(Step(name="prompt", ops=tuple(prefill_ops(parameters, sizes, where))),))
+    if not parameters.is_sparse:
+        ops = tuple(dense_token(parameters, sizes, where))
+        steps = (Step(name="token", ops=ops, repeat=parameters.tokens),)
+        phases = (prefill, Phase(name="decode", steps=steps))
+        return _plan(parameters, phases, dense_memory(parameters, sizes))
+    played = replay(parameters, seed)
+    steps = tuple(
+        Step(
+            name=f"token {number}",
+            ops=tuple(sparse_token(parameters, sizes, where, demands, number)),
+            counters={"hit_frac": hit_frac(demands)},
+        )
+        for number, demands in enumerate(played.tokens)
+    )
+    cold = (Phase(name="cold", steps=steps[: parameters.cold_tokens]),) if parameters.cold_tokens else ()
+    phases = (prefill, *cold, Phase(name="decode", steps=steps[parameters.cold_tokens :]))
+    return _plan(parameters, phases, sparse_memory(parameters, sizes, played.rows_by_layer))
+
+
+def _plan(parameters: FlashInference, phases: tuple[Phase, ...], memory: dict[str, float]) -> Plan:
+    return Plan(
+        workload="flash_inference", phases=phases, main_phase="decode", memory_bytes=memory, work_unit="token"
+    )
+
+
+# --- where things run --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which processor computes, and whether read neurons cross a link to reach it.
+
+    Where host and accelerator share one memory, nothing is transferred.
+    """
+
+    on: str
+    transfers: bool
+
+    @classmethod
+    def of(cls, machine: Machine) -> Placement:
+        """Compute on the accelerator if there is one."""
+        if machine.accelerator is None:
+            return cls("host", False)
+        return cls("accelerator", machine.accelerator.memory.name != machine.memory.name)
+
+
+def _gemv(name: str, rows: int, columns: int, dtype: str, where: Placement) -> Op:
+    n_bytes = rows * columns * DTYPE_BYTES[dtype]
+    return Op(
+        name=name,
+        kind="gemv",
+        account="compute",
+        dtype=dtype,
+        flops=2 * rows * columns,
+        bytes_read=n_bytes,
+        bytes_written=4 * rows,
+        on=where.on,  # type: ignore[arg-type]
+    )
+
+
+def _attention(parameters: FlashInference, where: Placement, context: int) -> Iterator[Op]:
+    """Projections and attention of one layer and one token; ``context`` tokens of keys and values."""
+    shape = parameters.shape
+    yield _gemv("attention", shape.qkv_rows, shape.d_model, parameters.dtype, where)
+    values = 2 * context * shape.n_kv_heads * shape.head_dim
+    yield Op(
+        name="attention",
+        kind="attend",
+        account="compute",
+        dtype=KV_DTYPE,
+        flops=4 * context * shape.n_heads * shape.head_dim,
+        bytes_read=values * DTYPE_BYTES[KV_DTYPE],
+        n_items=context,
+        on=where.on,  # type: ignore[arg-type]
+    )
+    yield _gemv("attention", shape.d_model, shape.n_heads * shape.head_dim, parameters.dtype, where)
+
+
+def _head(parameters: FlashInference, where: Placement) -> Op:
+    return _gemv("output", parameters.shape.vocabulary, parameters.shape.d_model, parameters.dtype, where)
+
+
+def _ffn(parameters: FlashInference, sizes: Sizes, where: Placement, n_rows: int, *, dynamic: bool) -> Op:
+    elements = n_rows * sizes.shape.n_vectors * sizes.shape.d_model
+    return Op(
+        name="feed-forward",
+        kind="sparse_ffn",
+        account="compute",
+        dtype=parameters.dtype,
+        flops=2 * elements,
+        bytes_read=elements * sizes.item_bytes,
+        n_items=n_rows,
+        on=where.on,  # type: ignore[arg-type]
+        dynamic=dynamic,
+    )
+
+
+# --- sparse rungs ------------------------------------------------------------------------------------------
+
+
+def sparse_token(
+    parameters: FlashInference, sizes: Sizes, where: Placement, demands: Sequence[LayerDemand], number: int
+) -> Iterator[Op]:
+    """Yield the ops of one decoded token: per layer attention, predictor, memory update, reads, feed-forward."""
+    shape = parameters.shape
+    context = parameters.prompt_tokens + number + 1
+    ranks = predictor_ranks(shape)
+    for layer, demand in enumerate(demands):
+        yield from _attention(parameters, where, context)
+        yield _gemv("predictor", ranks[layer], shape.d_model, parameters.dtype, where)
+        yield _gemv("predictor", shape.n_neurons, ranks[layer], parameters.dtype, where)
+        yield from _cache_ops(sizes, demand, where)
+        yield random_read(
+            "neurons",
+            n_chunks=demand.n_missing * sizes.records_per_neuron,
+            chunk_bytes=sizes.record_bytes,
+            concurrency=parameters.concurrency,
+        )
+        n_bytes = demand.n_missing * sizes.neuron_bytes
+        if not sizes.reads_in_place:
+            yield Op(
+                name="insert",
+                kind="insert",
+                account="memory",
+                dtype=parameters.dtype,
+                bytes_read=n_bytes,
+                bytes_written=n_bytes,
+                n_items=demand.n_missing,
+            )
+        if where.transfers:
+            yield Op(name="transfer", kind="transfer", account="memory", bytes_read=n_bytes, on="accelerator")
+        rows = demand.n_used if parameters.compute_rows == "cached" else demand.n_active
+        yield _ffn(parameters, sizes, where, rows, dynamic=True)
+    yield _head(parameters, where)
+
+
+def hit_frac(demands: Sequence[LayerDemand]) -> float:
+    """Return the share of the active neurons that were in memory already."""
+    return 1 - sum(d.n_missing for d in demands) / max(1, sum(d.n_active for d in demands))
+
+
+def _cache_ops(sizes: Sizes, demand: LayerDemand, where: Placement) -> Iterator[Op]:
+    """Delete by moving the last rows into the gaps (section 3.3); inserts are read straight into place."""
+    moved = demand.n_moved * sizes.row_bytes
+    yield Op(
+        name="cache update",
+        kind="cache_update",
+        account="memory",
+        bytes_read=moved,
+        bytes_written=moved,
+        n_items=demand.n_active,
+        on=where.on if where.transfers else "host",  # type: ignore[arg-type]
+    )
+
+
+def sparse_memory(parameters: FlashInference, sizes: Sizes, rows_by_layer: Sequence[int]) -> dict[str, float]:
+    """Return resident bytes by kind for the sparse rungs."""
+    shape = parameters.shape
+    cached = max(rows_by_layer) if parameters.rung == "predictor" else sum(rows_by_layer)
+    predictor = sum(parameter_count(rank, shape.d_model, shape.n_neurons) for rank in predictor_ranks(shape))
+    return _common_memory(parameters, sizes) | {
+        "attention": shape.n_layers * sizes.attention_bytes,
+        "predictor": predictor * sizes.item_bytes,
+        "neuron cache": float(cached * sizes.row_bytes),
+    }
+
+
+def _common_memory(parameters: FlashInference, sizes: Sizes) -> dict[str, float]:
+    shape = parameters.shape
+    return {
+        "embeddings": sizes.embedding_bytes,
+        "keys and values": shape.kv_bytes(parameters.prompt_tokens + n_tokens(parameters), KV_DTYPE),
+        "biases and norms": shape.small_params * 4.0,
+    }
+
+
+# --- dense rungs and prefill -------------------------------------------------------------------------------
+
+
+def streamed_neurons(parameters: FlashInference, sizes: Sizes) -> int:
+    """Return the neurons per layer that a dense rung reads for every token."""
+    if parameters.rung == "naive":
+        return sizes.shape.n_neurons
+    return sizes.shape.n_neurons - sizes.resident_neurons(parameters.resident_frac)
+
+
+def _stream(parameters: FlashInference, name: str, n_bytes: float) -> Op:
+    return sequential_read(
+        name,
+        n_bytes=n_bytes,
+        chunk_bytes=parameters.stream_chunk_bytes,
+        concurrency=parameters.stream_concurrency,
+    )
+
+
+def dense_token(parameters: FlashInference, sizes: Sizes, where: Placement) -> Iterator[Op]:
+    """Yield the ops of one token that computes all neurons, reading what is not resident in order."""
+    shape = parameters.shape
+    context = parameters.prompt_tokens + max(1, parameters.tokens // 2)
+    streamed = streamed_neurons(parameters, sizes)
+    for _ in range(shape.n_layers):
+        if parameters.rung == "naive":
+            yield _stream(parameters, "attention weights", sizes.attention_bytes)
+        yield from _attention(parameters, where, context)
+        yield _stream(parameters, "neurons", streamed * sizes.row_bytes)
+        resident = shape.n_neurons - streamed
+        if resident:
+            yield _ffn(parameters, sizes, where, resident, dynamic=False)
+        yield _ffn(parameters, sizes, where, streamed, dynamic=False)
+    if parameters.rung == "naive":
+        yield _stream(parameters, "output weights", sizes.head_bytes)
+    yield _head(parameters, where)
+
+
+def dense_memory(parameters: FlashInference, sizes: Sizes) -> dict[str, float]:
+    """Return resident bytes by kind for the dense rungs; each layer passes through one buffer."""
+    shape = parameters.shape
+    streamed = streamed_neurons(parameters, sizes)
+    memory = _common_memory(parameters, sizes)
+    if parameters.rung == "naive":
+        del memory["embeddings"]
+        biggest = max(sizes.attention_bytes, sizes.head_bytes, streamed * sizes.row_bytes)
+        return memory | {"layer buffer": float(biggest)}
+    return memory | {
+        "attention": shape.n_layers * sizes.attention_bytes,
+        "resident neurons": float(shape.n_layers * (shape.n_neurons - streamed) * sizes.row_bytes),
+        "layer buffer": float(streamed * sizes.row_bytes),
+    }
+
+
+def prefill_ops(parameters: FlashInference, sizes: Sizes, where: Placement) -> Iterator[Op]:
+    """Yield the ops of the prompt: together its tokens use nearly all neurons, so layers are read whole, in order."""
+    shape, n = parameters.shape, parameters.prompt_tokens
+    streamed = shape.n_neurons if parameters.is_sparse else streamed_neurons(parameters, sizes)
+    for _ in range(shape.n_layers):
+        if parameters.rung == "naive":
+            yield _stream(parameters, "attention weights", sizes.attention_bytes)
+        yield _gemm("attention", shape.qkv_rows, shape.d_model, n, parameters.dtype, where)
+        for token in range(n):
+            attend = tuple(_attention(parameters, where, token + 1))[1]
+            yield attend
+        yield _gemm("attention", shape.d_model, shape.n_heads * shape.head_dim, n, parameters.dtype, where)
+        yield _stream(parameters, "neurons", streamed * sizes.row_bytes)
+        yield _gemm("feed-forward", shape.n_vectors * shape.n_neurons, shape.d_model, n, parameters.dtype, where)
+    if parameters.rung == "naive":
+        yield _stream(parameters, "output weights", sizes.head_bytes)
+    yield _head(parameters, where)
+
+
+def _gemm(name: str, rows: int, columns: int, n: int, dtype: str, where: Placement) -> Op:
+    return Op(
+        name=name,
+        kind="gemm",
+        account="compute",
+        dtype=dtype,
+        flops=2 * n * rows * columns,
+        bytes_read=rows * columns * DTYPE_BYTES[dtype] + 4 * n * columns,
+        bytes_written=4 * n * rows,
+        n_items=n,
+        on=where.on,  # type: ignore[arg-type]
+    )
