@@ -8,16 +8,18 @@ a time, so that four streams are in flight and each load of the input (or output
 group of rows is computed, block by block, the rows that are needed next are prefetched.
 """
 
+# ruff: noqa: PLR0917  compiled code is called by position
+
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import overload
 
 from sandtable_kernels.fastmath import bf16_to_f32, f16_to_f32
-from sandtable_kernels.fastmemory import PARALLEL, SERIAL, prefetch
+from sandtable_kernels.fastmemory import parallel, prefetch, serial
 
 # elements computed between two bursts of prefetches; 256 was best of 256, 512, 1024 and 4096
 BLOCK = 256
@@ -36,7 +38,7 @@ def widen(stored: Any) -> Any:
     raise NotImplementedError("compiled code only")
 
 
-@overload(widen, inline="always")  # type: ignore[untyped-decorator]
+@overload(widen, inline="always")
 def _widen(stored: Any) -> Any:
     # numba wants the signature of `widen`, annotations included
     def from_f32(stored: Any) -> Any:
@@ -56,7 +58,7 @@ def _widen(stored: Any) -> Any:
 # --- four rows at a time -----------------------------------------------------------------------------------
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _dot4(a: Any, b: Any, c: Any, d: Any, x: Any) -> Any:
     s, t, u, v = ZERO, ZERO, ZERO, ZERO
     for i in range(x.shape[0]):
@@ -67,13 +69,13 @@ def _dot4(a: Any, b: Any, c: Any, d: Any, x: Any) -> Any:
     return s, t, u, v
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _add4(y: Any, a: Any, b: Any, c: Any, d: Any, s: Any, t: Any, u: Any, v: Any) -> None:
     for i in range(y.shape[0]):
         y[i] += s * widen(a[i]) + t * widen(b[i]) + u * widen(c[i]) + v * widen(d[i])
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _prefetch4(rows: Any, quad: Any, start: Any, stop: Any) -> None:
     step = LINE_BYTES // rows.itemsize
     a, b, c, d = rows[quad[0]], rows[quad[1]], rows[quad[2]], rows[quad[3]]
@@ -84,7 +86,7 @@ def _prefetch4(rows: Any, quad: Any, start: Any, stop: Any) -> None:
         prefetch(d, i)
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _dots(rows: Any, quad: Any, start: Any, x: Any, next_quad: Any, next_start: Any) -> Any:
     """Return four products ``rows[quad, start : start + d] @ x``, prefetching the next four vectors."""
     n = x.shape[0]
@@ -99,7 +101,7 @@ def _dots(rows: Any, quad: Any, start: Any, x: Any, next_quad: Any, next_start: 
     return s, t, u, v
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _accumulate(y: Any, rows: Any, quad: Any, start: Any, h: Any, next_quad: Any) -> None:
     """Add ``h @ rows[quad, start : start + d]`` to ``y``, prefetching the first vectors of the next four rows."""
     n = y.shape[0]
@@ -111,7 +113,7 @@ def _accumulate(y: Any, rows: Any, quad: Any, start: Any, h: Any, next_quad: Any
         _add4(y[low:high], a, b, c, d, h[0], h[1], h[2], h[3])
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _quad(index: Any, first: Any, last: Any) -> Any:
     """Return the rows at places ``first`` to ``first + 3``, the place ``last`` standing in beyond the end."""
     a, b, c, d = min(first, last), min(first + 1, last), min(first + 2, last), min(first + 3, last)
@@ -123,7 +125,7 @@ def _quad(index: Any, first: Any, last: Any) -> Any:
 # --- GEMV --------------------------------------------------------------------------------------------------
 
 
-@njit(**PARALLEL)  # type: ignore[untyped-decorator]
+@parallel
 def gemv(weights: Any, x: Any, out: Any, n_threads: Any) -> None:
     """Compute ``out = weights @ x`` for [m, k] and [k]."""
     m = weights.shape[0]
@@ -136,17 +138,26 @@ def gemv(weights: Any, x: Any, out: Any, n_threads: Any) -> None:
                 out[row + i] = sums[i]
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
-def decode(stored: Any, out: Any) -> None:
-    """Widen ``stored`` [n] to float32 ``out`` [n], on the calling thread."""
+@serial
+def decode_serial(stored: Any, out: Any) -> None:
+    """Widen ``stored`` [n] to float32 ``out`` [n] on the calling thread: the one to use between BLAS calls."""
     for i in range(out.shape[0]):
         out[i] = widen(stored[i])
+
+
+@parallel
+def decode(stored: Any, out: Any, n_threads: Any) -> None:
+    """Widen ``stored`` [n] to float32 ``out`` [n]."""
+    n = stored.shape[0]
+    for thread in prange(n_threads):
+        low, high = thread * n // n_threads, (thread + 1) * n // n_threads
+        decode_serial(stored[low:high], out[low:high])
 
 
 # --- sparse FFN --------------------------------------------------------------------------------------------
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _activate(value: Any, activation: Any) -> Any:
     if activation == IDENTITY:
         return value
@@ -154,7 +165,7 @@ def _activate(value: Any, activation: Any) -> Any:
     return positive * positive if activation == RELU2 else positive
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _hidden(up: Any, gate: Any, bias: Any, quad: Any, n_left: Any, activation: Any, gated: Any) -> Any:
     """Return the four hidden activations; zero for places beyond the end, which repeat the last row."""
     h0 = _activate((gate[0] if gated else up[0]) + bias[quad[0]], activation)
@@ -166,7 +177,7 @@ def _hidden(up: Any, gate: Any, bias: Any, quad: Any, n_left: Any, activation: A
     return h0, h1, h2, h3
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _ffn_share(
     rows: Any, index: Any, low: Any, high: Any, x: Any, bias: Any, activation: Any, gated: Any, y: Any
 ) -> None:
@@ -181,7 +192,7 @@ def _ffn_share(
         _accumulate(y, rows, quad, 2 * d if gated else d, h, _quad(index, place + 4, high - 1))
 
 
-@njit(**PARALLEL)  # type: ignore[untyped-decorator]
+@parallel
 def sparse_ffn(
     rows: Any, index: Any, n: Any, x: Any, bias: Any, activation: Any, gated: Any, out: Any, parts: Any
 ) -> None:
@@ -200,7 +211,7 @@ def sparse_ffn(
 # --- attention ---------------------------------------------------------------------------------------------
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _score(q: Any, keys: Any, low: Any, high: Any, scores: Any) -> None:
     """Set ``scores[h, t]`` to the product of query ``h`` and key ``t``, four positions at a time."""
     group = q.shape[0] // keys.shape[1]
@@ -213,7 +224,7 @@ def _score(q: Any, keys: Any, low: Any, high: Any, scores: Any) -> None:
                 scores[h, i], scores[h, j], scores[h, k], scores[h, m] = _dot4(a, b, c, d, q[h])
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _weigh(scores: Any, scale: Any) -> Any:
     """Turn ``scores`` [t] into ``exp(scale * (score - largest))``; return scaled largest and sum."""
     if scores.shape[0] == 0:
@@ -225,7 +236,7 @@ def _weigh(scores: Any, scale: Any) -> Any:
     return scale * peak, total
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _mix(values: Any, low: Any, high: Any, scores: Any, sums: Any) -> None:
     """Set ``sums[h]`` to the values of positions ``low`` to ``high``, weighted by ``scores[h]``."""
     group = sums.shape[0] // values.shape[1]
@@ -240,7 +251,7 @@ def _mix(values: Any, low: Any, high: Any, scores: Any, sums: Any) -> None:
                 _add4(sums[h], a, b, c, d, w[i], s, u, v)
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+@serial
 def _merge(peaks: Any, totals: Any, sums: Any, out: Any) -> None:
     """Add the threads' shares, each rescaled to the largest score of all; serial, for it is short."""
     for h in range(out.shape[0]):
@@ -255,7 +266,7 @@ def _merge(peaks: Any, totals: Any, sums: Any, out: Any) -> None:
             out[h, i] /= total
 
 
-@njit(**PARALLEL)  # type: ignore[untyped-decorator]
+@parallel
 def attend(q: Any, keys: Any, values: Any, n_ctx: Any, out: Any, scores: Any, n_threads: Any) -> None:
     """Attend from one token to ``n_ctx`` positions; ``scores`` [heads, positions] is scratch.
 

@@ -15,28 +15,27 @@ from typing import Any
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-import numba  # noqa: E402
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
 # reassociation lets sums vectorise; NaN and infinity keep their meaning
-FASTMATH = frozenset({"reassoc", "contract", "nsz", "arcp"})
-SERIAL = {"cache": True, "nogil": True, "fastmath": set(FASTMATH)}
-PARALLEL = {**SERIAL, "parallel": True}
+_FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+serial = njit(cache=True, nogil=True, fastmath=_FASTMATH)
+parallel = njit(cache=True, nogil=True, fastmath=_FASTMATH, parallel=True)
 
 
 def use_threads(n_threads: int | None) -> int:
     """Let the calling thread's compiled loops use ``n_threads`` (None: all there are); return the number used."""
-    most = int(numba.config.NUMBA_NUM_THREADS)
+    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     used = most if n_threads is None else max(1, min(n_threads, most))
     numba.set_num_threads(used)
     return used
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def memory_copy(typing_context: Any, target: Any, source: Any) -> Any:
+def _memory_copy(typing_context: Any, target: Any, source: Any) -> Any:
     """Copy all bytes of C-contiguous ``source`` to the start of ``target``, which must not overlap it."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -51,8 +50,10 @@ def memory_copy(typing_context: Any, target: Any, source: Any) -> Any:
     return types.void(target, source), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+memory_copy: Any = intrinsic(_memory_copy)
+
+
+def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of ``array[index]`` (1-D), to be read soon, in the second-level cache."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -67,7 +68,10 @@ def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.intp), emit
 
 
-@njit(**SERIAL)  # type: ignore[untyped-decorator]
+prefetch: Any = intrinsic(_prefetch)
+
+
+@serial
 def _sum_four_streams(values: Any) -> Any:
     # four streams a quarter apart keep more cache lines in flight than one: 32 against 27 GB/s on one core
     n = values.shape[0] // 4
@@ -83,7 +87,7 @@ def _sum_four_streams(values: Any) -> Any:
     return s + t + u + v
 
 
-@njit(**PARALLEL)  # type: ignore[untyped-decorator]
+@parallel
 def read_sum(values: Any, n_threads: Any) -> Any:
     """Sum int64 ``values`` [n], wrapping on overflow: one pass over the memory."""
     n = values.shape[0]
@@ -96,7 +100,7 @@ def read_sum(values: Any, n_threads: Any) -> Any:
     return total
 
 
-@njit(**PARALLEL)  # type: ignore[untyped-decorator]
+@parallel
 def copy(target: Any, source: Any, n_threads: Any) -> None:
     """Copy ``source`` [n] to ``target`` [n], same element type."""
     n = source.shape[0]
@@ -105,7 +109,7 @@ def copy(target: Any, source: Any, n_threads: Any) -> None:
         memory_copy(target[low:high], source[low:high])
 
 
-@njit(**PARALLEL)  # type: ignore[untyped-decorator]
+@parallel
 def gather_rows(target: Any, source: Any, rows: Any, n_threads: Any) -> None:
     """Copy ``source[rows[i]]`` to ``target[i]``; both [rows, row elements]."""
     n = rows.shape[0]
@@ -114,7 +118,7 @@ def gather_rows(target: Any, source: Any, rows: Any, n_threads: Any) -> None:
             memory_copy(target[i], source[rows[i]])
 
 
-@njit(**PARALLEL)  # type: ignore[untyped-decorator]
+@parallel
 def scatter_rows(target: Any, rows: Any, source: Any, start: Any, n_threads: Any) -> None:
     """Copy ``source[i]`` into ``target[rows[i], start:]``; source rows may be shorter than target rows."""
     n = rows.shape[0]
@@ -123,7 +127,7 @@ def scatter_rows(target: Any, rows: Any, source: Any, start: Any, n_threads: Any
             memory_copy(target[rows[i], start:], source[i])
 
 
-@njit(**PARALLEL)  # type: ignore[untyped-decorator]
+@parallel
 def move_rows(matrix: Any, bias: Any, sources: Any, targets: Any, n_threads: Any) -> None:
     """Copy rows within ``matrix``, and their ``bias``; no row may be both a source and a target."""
     n = sources.shape[0]

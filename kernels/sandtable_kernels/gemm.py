@@ -55,7 +55,7 @@ def _gemm_by_blocks(weights: Array, x: F32, dtype: str, out: F32) -> None:
     for low in range(0, m, n_rows):
         high = min(low + n_rows, m)
         wide = block[: (high - low) * k]
-        fast.decode(flat[low * k : high * k], wide)
+        fast.decode_serial(flat[low * k : high * k], wide)
         np.matmul(x, wide.reshape(high - low, k).T, out=out[:, low:high])
 
 

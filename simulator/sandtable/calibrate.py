@@ -45,7 +45,7 @@ from sandtable.spec import (
 
 PARTS = ("storage", "memory", "compute")
 # ops whose arithmetic can bind; all others stream
-ROOFLINE_KINDS = frozenset({"gemm"})
+ROOFLINE_KINDS = frozenset({"gemm", "ffn_batch"})
 # beyond this, passes disagree too much for predictions at the level of ten percent
 NOISY_SPREAD_FRAC = 0.25
 Z90 = 1.645  # half a 90 % interval of a normal distribution, in standard deviations

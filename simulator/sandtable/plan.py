@@ -30,6 +30,7 @@ RESOURCE_OF_KIND: dict[str, str] = {
     "transfer": "link",
     "gemv": "compute",
     "gemm": "compute",
+    "ffn_batch": "compute",
     "sparse_ffn": "compute",
     "attend": "compute",
     "elementwise": "compute",

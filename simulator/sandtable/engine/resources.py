@@ -42,8 +42,9 @@ class StorageServer:
         for index in range(n_requests):
             if index >= lanes:
                 yield env.timeout(completions[index - lanes] - env.now)
-            earliest = self._last_completion + self._interval(chunk_bytes)
-            completion = max(earliest, int(env.now) + fill)
+            completion = int(env.now) + fill
+            if index or self._last_completion > env.now:  # an idle device owes no one an interval
+                completion = max(completion, self._last_completion + self._interval(chunk_bytes))
             if index == n_requests - 1:
                 completion = max(completion, start + lane)
             self._last_completion = completion

@@ -25,8 +25,10 @@ from sandtable.errors import PlanError
 from sandtable.spec import Evidence, Storage
 
 FloatArray = npt.NDArray[np.float64]
-# concurrency at which a data sheet's "saturated" figures are taken to be measured
+# "saturated" figures are taken at this many requests in flight, or this many times what the device's latency makes
+# necessary to reach its rate at all, whichever is more: a set of many drives needs more than one drive
 SATURATING = 128
+SATURATING_FACTOR = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +75,8 @@ def law_of(storage: Storage) -> StorageLaw:
         first_byte = max(0.1 * sheet.read_latency_s, sheet.read_latency_s - 4096 / lane_bandwidth)
     requests = shape.requests_per_s * scale
     if sheet.random_read_per_s is not None:
-        # the sheet's 4 KiB figure includes the transfer; take that part out again
-        handling = (1 / sheet.random_read_per_s) ** shape.blend - (4096 / bandwidth) ** shape.blend
-        floor = (0.1 / sheet.random_read_per_s) ** shape.blend
-        requests = max(handling, floor) ** (-1 / shape.blend)
+        lane = first_byte + 4096 / lane_bandwidth
+        requests = _handling_per_s(sheet.random_read_per_s, lane, bandwidth, shape)
     return StorageLaw(
         first_byte_s=first_byte,
         lane_bytes_per_s=lane_bandwidth,
@@ -91,6 +91,23 @@ def law_of(storage: Storage) -> StorageLaw:
         sequential_low_frac=shape.sequential_low_frac,
         sequential_high_frac=shape.sequential_high_frac,
     )
+
+
+def saturating(requests_per_s: float, request_s: float) -> float:
+    """Return how many requests in flight saturate a device of that rate and time of a lone request."""
+    return max(float(SATURATING), SATURATING_FACTOR * requests_per_s * request_s)
+
+
+def _handling_per_s(sheet_per_s: float, lane_s: float, bandwidth_bytes_per_s: float, shape: StorageLaw) -> float:
+    """Return the rate of handling at which the law gives the sheet's saturated 4 KiB rate.
+
+    The sheet's figure includes the transfer, and the little that waiting costs even at saturation (the knee).
+    """
+    by_latency = saturating(sheet_per_s, lane_s) / lane_s
+    by_device = (sheet_per_s**-shape.knee - by_latency**-shape.knee) ** (-1 / shape.knee)
+    handling = (1 / by_device) ** shape.blend - (4096 / bandwidth_bytes_per_s) ** shape.blend
+    floor = (0.1 / by_device) ** shape.blend
+    return float(max(handling, floor) ** (-1 / shape.blend))
 
 
 def _fitted_law(storage: Storage) -> StorageLaw:

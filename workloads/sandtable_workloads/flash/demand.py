@@ -8,7 +8,7 @@ execution uses, so bytes and requests are counted, not estimated.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sandtable.errors import DoesNotFit
 from sandtable.plan import Op, Phase, Plan, Step, random_read, sequential_read
@@ -49,12 +49,12 @@ def replay(parameters: FlashInference, seed: int) -> Replay:
     shape = parameters.shape
     window = 0 if parameters.rung == "predictor" else parameters.window
     capacity = row_budget(parameters)
-    indices = [WindowIndex(shape.n_neurons, capacity, window) for _ in range(shape.n_layers)]
+    indices = [WindowIndex(shape.n_neurons, capacity, window, layer=layer) for layer in range(shape.n_layers)]
     result = Replay(rows_by_layer=[0] * shape.n_layers)
     for token, active_by_layer in enumerate(trace_of(parameters, seed).tokens(n_tokens(parameters))):
         demands = []
         for layer, (index, active) in enumerate(zip(indices, active_by_layer, strict=True)):
-            delta = index.update(active, token, layer=layer)
+            delta = index.update(active, token)
             demands.append(LayerDemand(len(active), len(delta.missing), len(delta.moves_src), index.n_used))
             result.rows_by_layer[layer] = max(result.rows_by_layer[layer], index.n_used)
         result.tokens.append(demands)
@@ -94,8 +94,8 @@ def plan_of(parameters: FlashInference, machine: Machine, seed: int) -> Plan:
     prefill = Phase(name="prefill", steps=(Step(name="prompt", ops=tuple(prefill_ops(parameters, sizes, where))),))
     if not parameters.is_sparse:
         ops = tuple(dense_token(parameters, sizes, where))
-        steps = (Step(name="token", ops=ops, repeat=parameters.tokens),)
-        phases = (prefill, Phase(name="decode", steps=steps))
+        decode = Phase(name="decode", steps=(Step(name="token", ops=ops, repeat=parameters.tokens),))
+        phases: tuple[Phase, ...] = (prefill, decode)
         return _plan(parameters, phases, dense_memory(parameters, sizes))
     played = replay(parameters, seed)
     steps = tuple(
@@ -334,8 +334,9 @@ def prefill_ops(parameters: FlashInference, sizes: Sizes, where: Placement) -> I
             attend = tuple(_attention(parameters, where, token + 1))[1]
             yield attend
         yield _gemm("attention", shape.d_model, shape.n_heads * shape.head_dim, n, parameters.dtype, where)
-        yield _stream(parameters, "neurons", streamed * sizes.row_bytes)
-        yield _gemm("feed-forward", shape.n_vectors * shape.n_neurons, shape.d_model, n, parameters.dtype, where)
+        yield _stream(parameters, "neurons", streamed / shape.n_neurons * sizes.layer_store_bytes)
+        ffn = _gemm("feed-forward", shape.n_vectors * shape.n_neurons, shape.d_model, n, parameters.dtype, where)
+        yield replace(ffn, kind="ffn_batch", bytes_written=4 * n * shape.d_model)
     if parameters.rung == "naive":
         yield _stream(parameters, "output weights", sizes.head_bytes)
     yield _head(parameters, where)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sandtable_kernels.dtypes import storage_dtype
-from sandtable_kernels.store import NeuronStore, StoreGeometry, WeightBlob, create_blob, create_store
+from sandtable_kernels.store import Blob, NeuronStore, StoreGeometry, create_blob, create_store
 from sandtable_workloads.flash.parameters import ALIGNMENT_BYTES, FlashInference, Sizes
 from sandtable_workloads.transformer.shapes import Shape
 
@@ -85,7 +85,7 @@ def blob_bytes(parameters: FlashInference) -> int:
 
 def open_files(
     parameters: FlashInference, folder: Path, progress: Callable[[str], None]
-) -> tuple[NeuronStore, WeightBlob]:
+) -> tuple[NeuronStore, Blob]:
     """Open both files, making those that are missing.
 
     Raises:
@@ -94,19 +94,19 @@ def open_files(
     """
     folder.mkdir(parents=True, exist_ok=True)
     geometry = store_geometry(parameters)
+    scale = float(1 / np.sqrt(parameters.shape.d_model))
     path = store_path(parameters, folder)
     if path.exists():
         store = NeuronStore.open(path, expect=geometry)
     else:
         progress(f"writing {path.name}, {geometry.total_bytes / 1e9:.1f} GB")
-        store = create_store(path, geometry, seed=WEIGHT_SEED)
+        store = create_store(path, geometry, seed=WEIGHT_SEED, scale=scale)
     path = blob_path(parameters, folder)
     n_bytes = blob_bytes(parameters)
     if path.exists():
-        blob = WeightBlob.open(path, expect_bytes=n_bytes)
+        blob = Blob.open(path, n_bytes)
     else:
         progress(f"writing {path.name}, {n_bytes / 1e9:.1f} GB")
-        scale = float(1 / np.sqrt(parameters.shape.d_model))
         blob = create_blob(path, n_bytes, seed=WEIGHT_SEED, dtype=parameters.dtype, scale=scale)
     return store, blob
 

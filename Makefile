@@ -1,0 +1,38 @@
+# Everything runs in .venv, made here with the first Python 3.11 or newer on the path.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STORE  ?= stores
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+# Benchmarks also run the peers that they are compared with.
+$(VENV)/.bench: $(VENV)/.installed
+	$(PIP) torch
+	command -v fio >/dev/null || echo "fio is not installed: the comparison with it will be skipped (apt-get install fio)"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/sandtable calibrate --quick --storage-path $(STORE)
+	$(BIN)/sandtable check flash_demo --store $(STORE) --report runs/demo.html --trace runs/demo.pftrace
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+bench: $(VENV)/.bench
+	SANDTABLE_BENCH=1 $(BIN)/python -m pytest tests/bench -s
+
+clean:
+	rm -rf runs stores this_machine.yaml .pytest_cache .mypy_cache .ruff_cache .benchmarks
