@@ -18,7 +18,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -78,11 +78,18 @@ class Requests(NamedTuple):
 
 
 class Control(NamedTuple):
-    """What the kernel and the loop share: int64 views of iocbs [depth, 8] and events [depth, 4], and two lists."""
+    """What the kernel and the loop share, as int64.
+
+    Attributes:
+        iocbs: [depth, 8], a view of `IOCB`.
+        events: [depth, 4], a view of `IO_EVENT`.
+        pointer: [1], the address of the iocb to submit.
+        free: [depth], a stack of unused iocbs.
+    """
 
     iocbs: Int64s
     events: Int64s
-    pointers: Int64s
+    pointer: Int64s
     free: Int64s
 
 
@@ -112,7 +119,7 @@ def last_errno() -> int:
     return ctypes.get_errno()
 
 
-def submit_and_reap(  # noqa: PLR0917 - compiled code takes no keywords
+def submit_and_reap(
     calls: Int64s, control: Control, requests: Requests, first: int, depth: int, failure: Int64s
 ) -> int:
     """Read a batch from request ``first`` on; return how many requests, from the first of all, are now read.
@@ -128,39 +135,33 @@ def submit_and_reap(  # noqa: PLR0917 - compiled code takes no keywords
         depth: Requests in flight.
         failure: int64[2].
     """
-    iocbs, events, pointers, free = control
+    iocbs, events, pointer, free = control
     offsets, sizes, addresses = requests
     n = len(offsets)
-    submitted, staged, n_free, stop = first, 0, depth, False
+    submitted, n_free, stop = first, depth, False
     for slot in range(depth):
         free[slot] = slot
     while True:
-        while n_free > 0 and submitted + staged < n and not stop:
-            n_free -= 1
-            entry, index = free[n_free], submitted + staged
-            iocbs[entry, _DATA] = index
-            iocbs[entry, _BUFFER] = addresses[index]
-            iocbs[entry, _N_BYTES] = sizes[index]
-            iocbs[entry, _OFFSET] = offsets[index]
-            pointers[staged] = iocbs.ctypes.data + _IOCB_BYTES * entry
-            staged += 1
-        if staged > 0:
-            accepted = syscall(calls[0], calls[2], staged, pointers.ctypes.data, 0, 0)
-            if accepted < 0:
-                code, accepted = last_errno(), 0
-                nothing_in_flight = n_free + staged == depth
-                if (code != _BUSY or nothing_in_flight) and code != _INTERRUPTED:
-                    failure[0], failure[1], stop = submitted, -code, True
-            submitted += accepted
-            staged -= accepted
-            for i in range(staged):
-                pointers[i] = pointers[i + accepted]
-        if stop:
-            n_free, staged = n_free + staged, 0
-        if n_free + staged == depth:
-            if stop or submitted == n:
-                return submitted
-            continue
+        # One request per call: those handed over together also come back together, and then the device idles
+        # while they are collected. Measured under virtio at 16 KiB x 32: 10 to 20 % more bandwidth than in groups.
+        while n_free > 0 and submitted < n and not stop:
+            entry = free[n_free - 1]
+            iocbs[entry, _DATA] = submitted
+            iocbs[entry, _BUFFER] = addresses[submitted]
+            iocbs[entry, _N_BYTES] = sizes[submitted]
+            iocbs[entry, _OFFSET] = offsets[submitted]
+            pointer[0] = iocbs.ctypes.data + _IOCB_BYTES * entry
+            if syscall(calls[0], calls[2], 1, pointer.ctypes.data, 0, 0) == 1:
+                submitted += 1
+                n_free -= 1
+                continue
+            code = last_errno()
+            if code == _BUSY and n_free < depth:
+                break
+            if code != _INTERRUPTED:
+                failure[0], failure[1], stop = submitted, -code, True
+        if n_free == depth:
+            return submitted
         reaped = syscall(calls[1], calls[2], 1, depth, events.ctypes.data, 0)
         if reaped < 0:
             code = last_errno()
@@ -200,7 +201,7 @@ class AioEngine:
         self._control = Control(
             iocbs=iocbs.view(np.int64).reshape(n, _IOCB_BYTES // 8),
             events=np.zeros(n, IO_EVENT).view(np.int64).reshape(n, 4),
-            pointers=np.empty(n, np.int64),
+            pointer=np.empty(1, np.int64),
             free=np.empty(n, np.int64),
         )
         self._context = 0
@@ -268,17 +269,20 @@ class ThreadEngine:
         """
         n = len(requests.offsets)
         counter, failure = np.zeros(1, np.int64), np.array([-1, 0], np.int64)
+        gate = _Gate()
+
+        def work() -> None:
+            with gate as entered:
+                if entered:
+                    self._loop(self._fd, requests, counter, failure)
+
         pool = self._threads(depth)
-        futures: list[Future[None]] = []
         try:
-            for _ in range(min(depth, n)):  # appended one by one: when interrupted, we must know what was started
-                futures.append(pool.submit(self._loop, self._fd, requests, counter, failure))  # noqa: PERF401
-            wait(futures)
+            for future in [pool.submit(work) for _ in range(min(depth, n))]:
+                future.result()
         finally:
             counter[0] = n  # each thread finishes the request that it is at and finds no other
-            _wait_uninterrupted(futures)
-        for future in futures:
-            future.result()
+            gate.shut()
         if failure[0] >= 0:
             raise ReadFailed(int(failure[0]), int(failure[1]))
 
@@ -286,9 +290,12 @@ class ThreadEngine:
         if self._pool is None or self._pool_size < depth:
             self.close()
             self._pool, self._pool_size = ThreadPoolExecutor(depth, "sandtable-read"), depth
-            # start all threads now, not inside the first timed batch
-            barrier = threading.Barrier(depth)
-            wait([self._pool.submit(barrier.wait) for _ in range(depth)])
+            go = threading.Event()
+            try:  # start all threads now, not inside the first timed batch
+                started = [self._pool.submit(go.wait) for _ in range(depth)]
+            finally:
+                go.set()
+            wait(started)
         return self._pool
 
     def close(self) -> None:
@@ -335,13 +342,42 @@ def read_until_taken(fd: int, requests: Requests, counter: Int64s, failure: Int6
             counter[0] = len(offsets)
 
 
-def _wait_uninterrupted(futures: list[Future[None]]) -> None:
-    """Wait for threads that may write into the caller's memory, whatever signals arrive."""
-    while not all(future.done() for future in futures):
-        try:
-            wait(futures)
-        except KeyboardInterrupt:
-            continue
+class _Gate:
+    """Counts threads in a region, so that the one who shuts it knows when the last has left.
+
+    Futures cannot tell: an interrupt may strike after the pool has taken a task and before we hold its future.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._open = True
+        self._local = threading.local()
+
+    def __enter__(self) -> bool:
+        with self._changed:
+            self._inside += self._open
+            self._local.entered = self._open
+            return self._open
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._inside -= self._local.entered
+            self._changed.notify_all()
+
+    def shut(self) -> None:
+        """Let nobody in any more, and wait until all have left, whatever signals arrive meanwhile."""
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                with self._changed:
+                    self._open = False
+                    self._changed.wait_for(lambda: not self._inside)
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 def _compiled_or(plain: Callable[..., Any], name: str) -> Callable[..., Any]:

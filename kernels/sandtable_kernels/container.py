@@ -11,7 +11,7 @@ Layout, all integers little-endian::
     ...  u32 each CRC-32 of every block, right after the JSON
 
 A file is written beside its final name, with the header last, and renamed when it is safely on the disk: a name
-that exists is a file that was finished. Beside it, ``NAME.verified`` remembers that a full check of the checksums passed.
+that exists is a file that was finished. Beside it, ``NAME.verified`` remembers that a full check has passed.
 """
 
 from __future__ import annotations

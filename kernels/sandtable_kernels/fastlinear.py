@@ -8,8 +8,6 @@ a time, so that four streams are in flight and each load of the input (or output
 group of rows is computed, block by block, the rows that are needed next are prefetched.
 """
 
-# ruff: noqa: PLR0917  compiled code is called by position
-
 from __future__ import annotations
 
 from typing import Any

@@ -62,9 +62,7 @@ def _fill_32(out: Any, first_index: Any, stride: Any, parts: Any, step: Any) -> 
 
 
 @njit(nogil=True, cache=True)
-def _fill_16(  # noqa: PLR0917 - compiled code takes no keywords
-    out: Any, first_index: Any, stride: Any, parts: Any, step: Any, half: Any
-) -> None:
+def _fill_16(out: Any, first_index: Any, stride: Any, parts: Any, step: Any, half: Any) -> None:
     block = np.empty(_BLOCK, np.float32)
     for row in range(out.shape[0]):
         for start in range(0, out.shape[1], _BLOCK):

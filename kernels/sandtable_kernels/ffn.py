@@ -91,7 +91,8 @@ def sparse_ffn_reference(
     _check(x, rows, activation, gated)
     chosen = slice(None) if row_index is None else row_index
     wide = decode(rows[chosen], dtype).astype(np.float64)
-    vectors = wide[:, : (3 if gated else 2) * x.size].reshape(len(wide), -1, x.size)
+    n_vectors = 3 if gated else 2
+    vectors = wide[:, : n_vectors * x.size].reshape(len(wide), n_vectors, x.size)
     up = vectors[:, 0] @ x
     before = vectors[:, 1] @ x if gated else up
     hidden = activate(before if bias is None else before + bias[chosen], activation)

@@ -70,7 +70,7 @@ def _widen(rows: Array, dtype: str) -> F32:
         return rows
     fast = compiled("fastlinear")
     wide = np.empty(rows.shape, np.float32)
-    fast.decode(fast.typed(rows, dtype).reshape(-1), wide.reshape(-1))
+    fast.decode_serial(fast.typed(rows, dtype).reshape(-1), wide.reshape(-1))
     return wide
 
 

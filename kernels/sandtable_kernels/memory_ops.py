@@ -19,6 +19,7 @@ from sandtable_kernels.cache import CacheDelta, NeuronCache, WindowIndex
 from sandtable_kernels.support import Array, Ids, cold_copies, compiled, cycling
 
 WORD_BYTES: Final = 8
+MOST_LAYERS: Final = 256
 WINDOW: Final = 4  # tokens, as OPT 6.7B and Falcon 7B are run (LLM in a flash, appendix C)
 
 
@@ -246,7 +247,8 @@ class CacheUpdate(Kernel):
     def prepare(self, dims: Dims, context: KernelContext) -> AbstractContextManager[Callable[[], None]]:
         """Cycle through the caches of several layers, as a token does, one token after another."""
         row_bytes = (dims["n_active"] + WINDOW * dims["n_new"]) * dims["row_bytes"]
-        layers = [self._layer(dims, context.seed + i) for i in range(cold_copies(row_bytes))]
+        n_layers = min(cold_copies(row_bytes), MOST_LAYERS)
+        layers = [self._layer(dims, context.seed + i) for i in range(n_layers)]
         tokens = {"now": 0}
         for token in range(WINDOW + 1):
             for layer in layers:

@@ -4,6 +4,9 @@ LLM in a flash, section 3.1 and figure 3b: the output of the layer's attention g
 nothing between them, ``sigmoid(B (A x))``, and a neuron counts as active when its score exceeds a threshold. Trained
 with a loss balanced between the few active and the many inactive neurons (section 3.1, appendix B).
 
+There is no bias, so that a predictor can only tell few neurons from many where its inputs have a mean to lean on, as
+the outputs of attention have.
+
 Shapes: ``d`` elements of the input, ``r`` the rank, ``m`` neurons.
 """
 
@@ -139,8 +142,8 @@ def _gradients(x: F32, y: Array, reduce: F32, expand: F32, share: float) -> tupl
     error = np.empty_like(guessed)
     np.subtract(guessed, y, out=error)
     error *= np.where(y, np.float32(0.5 / share / y.size), np.float32(0.5 / (1 - share) / y.size))
-    by_reduce: F32 = (error @ expand).T @ x
-    by_expand: F32 = error.T @ inner
+    back: F32 = error @ expand
+    by_reduce, by_expand = back.T @ x, error.T @ inner
     return by_reduce, by_expand
 
 

@@ -111,7 +111,7 @@ class StoreGeometry:
         index = np.asarray(neurons, np.int64)
         if not 0 <= layer < self.n_layers:
             raise ConfigError(f"the store has layers 0 to {self.n_layers - 1}, not {layer}")
-        if index.size and not (0 <= int(index.min()) and int(index.max()) < self.n_neurons):
+        if index.size and (int(index.min()) < 0 or int(index.max()) >= self.n_neurons):
             raise ConfigError(f"the store has neurons 0 to {self.n_neurons - 1} in each layer")
         if self.layout == "bundled" and vector is not None:
             raise ConfigError("a bundled store is read by whole records: vector must be None")
@@ -233,7 +233,8 @@ def create_store(
     Args:
         path: The file.
         geometry: Its shape.
-        seed, scale: As `weights.fill`.
+        seed: As `weights.fill`.
+        scale: As `weights.fill`.
         replace: Replace an older store; a file of another kind is never replaced.
         progress: Called with bytes done and bytes in all.
 
@@ -255,9 +256,7 @@ def create_store(
     return NeuronStore(where, header, geometry)
 
 
-def _fill_records(  # noqa: PLR0917
-    geometry: StoreGeometry, seed: int, scale: float, layer: int, start: int, out: Bytes
-) -> None:
+def _fill_records(geometry: StoreGeometry, seed: int, scale: float, layer: int, start: int, out: Bytes) -> None:
     """Fill whole records of a layer, from byte ``start`` of it on."""
     records = out.reshape(-1, geometry.record_bytes).view(dtypes.storage_dtype(geometry.dtype))
     records[:, geometry.record_items :] = 0

@@ -37,8 +37,9 @@ from sandtable_kernels.support import Ids
 Floats = npt.NDArray[np.float64]
 Growth = float | Mapping[int, float]
 
-# an exponent is fitted at these numbers of tokens: the windows in use, and one more
-_FIT_TOKENS = (2, 3, 4, 5, 6, 8)
+# an exponent is fitted at these numbers of tokens, the longer ones only while most neurons are still unused
+_FIT_TOKENS = (2, 3, 4, 5, 6, 8, 16, 31)
+_FIT_UP_TO = 0.55
 _GRID = 512
 _SIGMA, _RHO = (0.02, 8.0), (0.0, 0.98)
 
@@ -97,8 +98,7 @@ class SyntheticTrace(Trace):
         self.n_neurons = n_neurons
         self.seed = seed
         self.active_frac = resample(given, n_layers)
-        self._growth = _growth_points(growth)
-        self._fits = [fit_population(share, self._growth) for share in self.active_frac]
+        self._fits = [fit_population(share, _growth_points(growth, share)) for share in self.active_frac]
         self._expected: dict[tuple[int, int], float] = {}
 
     @classmethod
@@ -171,11 +171,13 @@ def aggregate(popularity: Floats, rho: float, k: npt.NDArray[np.integer[Any]]) -
     return closed
 
 
-def _growth_points(growth: Growth) -> tuple[tuple[int, float], ...]:
+def _growth_points(growth: Growth, active_frac: float) -> tuple[tuple[int, float], ...]:
+    """Return the pairs of ``k`` and ``s_agg(k) / s_agg(1)`` to fit."""
     if isinstance(growth, Mapping):
         points = {int(k): float(value) for k, value in growth.items() if k > 1}
     else:
-        points = {k: float(k) ** growth for k in _FIT_TOKENS}
+        rises = {k: float(k) ** growth for k in _FIT_TOKENS}
+        points = {k: rise for k, rise in rises.items() if k <= 5 or active_frac * rise <= _FIT_UP_TO}
     values = [points[k] for k in sorted(points)]
     if not values or values[0] < 1 or any(b < a for a, b in pairwise(values)):
         raise ConfigError(f"the share of neurons used by k tokens must grow with k from 1 on; got growth {growth}")
@@ -250,7 +252,8 @@ def _popularities(active_frac: float, sigma: float, n: int) -> Floats:
             break
         slope = max(float((values * (1 - values)).mean()), 1e-9)
         mu -= float(np.clip(miss / slope, -2.0, 2.0))
-    return values
+    result: Floats = 1 / (1 + np.exp(-(mu + spread)))
+    return result
 
 
 # --- recorded traces ---------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def keys(seed: int, high: int) -> tuple[int, int]:
     return word & (_HALF - 1), word >> 32
 
 
-def _reference(  # noqa: PLR0917
+def _reference(
     shape: tuple[int, ...], dtype: str, seed: int, first_index: int, scale: float, stride: int
 ) -> np.ndarray[Any, Any]:
     starts = first_index + np.arange(shape[0], dtype=np.uint64) * np.uint64(stride)

@@ -174,7 +174,7 @@ def observe(settings: Settings) -> list[Observation]:
             done = index * len(work) + position
             left = settings.budget_s - (time.perf_counter() - begin)
             share = left / max(1, settings.passes * len(work) - done)
-            settings.progress(f"pass {index + 1} of {settings.passes}: {kernel.name} {_describe(observation.dims)}")
+            settings.progress(f"pass {index + 1} of {settings.passes}: {kernel.name} {describe(observation.dims)}")
             repeats = 1000 if share > 0 else 1
             observation.samples.append(
                 measure.time_kernel(kernel, observation.dims, context, repeats=repeats, budget_s=0.5 * share)
@@ -199,7 +199,8 @@ def check_space(folder: Path, file_bytes: int, parts: Iterable[str]) -> None:
         )
 
 
-def _describe(dims: Dims) -> str:
+def describe(dims: Dims) -> str:
+    """Return a point of a grid on one line."""
     parts = []
     for key, value in dims.items():
         text = units.format_bytes(value) if key.endswith("bytes") else str(value)
@@ -296,7 +297,7 @@ def _processor(observations: Sequence[Observation], method: str) -> Processor:
         ),
         sources={
             "datasheet.cores": "the operating system: CPUs this process may run on",
-            "datasheet.peak_flops": "measured: the best matrix product of this calibration, not a data sheet's peak",
+            "datasheet.peak": "measured: the best matrix product of this calibration, not a data sheet's peak",
             "datasheet.last_level_cache": "the operating system",
             "fitted": method,
         },

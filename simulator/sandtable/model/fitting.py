@@ -23,6 +23,8 @@ FloatArray = npt.NDArray[np.float64]
 Residuals = Callable[[FloatArray, npt.NDArray[np.intp]], FloatArray]
 N_BOOTSTRAP = 60
 N_FOLDS = 5
+# no law of this kind is trusted to better than this, however well a few points lie on it
+FLOOR = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +67,11 @@ def fit_parameters(parameters: Sequence[Parameter], residuals: Residuals, n_poin
     values = _solve(parameters, residuals, everything, start)
     held_out = np.full(n_points, np.nan)
     order = rng.permutation(n_points)
-    if n_points >= 2 * N_FOLDS:
-        for fold in range(N_FOLDS):
-            outside = order[fold::N_FOLDS]
+    # five folds; with few points, each on its own, as long as the rest still determines the law
+    n_folds = N_FOLDS if n_points >= 2 * N_FOLDS else n_points
+    if n_points - -(-n_points // n_folds) >= len(parameters):
+        for fold in range(n_folds):
+            outside = order[fold::n_folds]
             inside = np.setdiff1d(everything, outside)
             held_out[outside] = residuals(np.exp(_solve(parameters, residuals, inside, values)), outside)
     draws = [
@@ -111,7 +115,7 @@ def evidence(
     outside = fit.held_out if len(fit.held_out) else fit.residuals
     low, high = np.percentile(outside, [5, 95])
     spread = 0.0 if repeat_spread_frac is None else np.log1p(repeat_spread_frac)
-    low, high = -np.hypot(min(low, 0.0), spread), np.hypot(max(high, 0.0), spread)
+    low, high = -np.hypot(min(low, -FLOOR), spread), np.hypot(max(high, FLOOR), spread)
     errors = np.abs(np.expm1(fit.residuals))
     return Evidence(
         date=date or dt.date.today(),
@@ -248,7 +252,7 @@ def fit_op(
         for name in ("n_items", "n_bytes", "flops", "seconds")
     )
     parameters = [Parameter(name="overhead_s", start=max(1e-7, 0.5 * seconds.min()), low=1e-8, high=1e-1)]
-    if items.max() > 0 and len(set(items)) > 1 and bound_by == "bandwidth":
+    if len(set(items)) > 1 and bound_by == "bandwidth" and len(points) > 3:
         parameters.append(Parameter(name="per_item_s", start=1e-8, low=1e-11, high=1e-3))
     if bound_by in ("bandwidth", "both"):
         start = float(np.max(n_bytes / seconds))

@@ -15,14 +15,14 @@ the same law request by request (`sandtable.engine.resources`), and a theory tes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from sandtable.errors import PlanError
-from sandtable.spec import Evidence, Storage
+from sandtable.spec import Evidence, Storage, StorageDatasheet
 
 FloatArray = npt.NDArray[np.float64]
 # "saturated" figures are taken at this many requests in flight, or this many times what the device's latency makes
@@ -66,9 +66,14 @@ def law_of(storage: Storage) -> StorageLaw:
         return _fitted_law(storage)
     if storage.like is None or storage.like.fitted is None:
         raise PlanError(f"storage {storage.name!r} has neither a 'fitted' block nor a fitted device in 'like'")
-    shape, reference, sheet = law_of(storage.like), storage.like.datasheet, storage.datasheet
+    reference = storage.like.datasheet.sequential_read_bytes_per_s
+    return scaled_law(law_of(storage.like), reference, storage.datasheet)
+
+
+def scaled_law(shape: StorageLaw, reference_bytes_per_s: float, sheet: StorageDatasheet) -> StorageLaw:
+    """Return the law of a data sheet in the shape of a device whose sequential rate is ``reference_bytes_per_s``."""
     bandwidth = sheet.sequential_read_bytes_per_s
-    scale = bandwidth / reference.sequential_read_bytes_per_s
+    scale = bandwidth / reference_bytes_per_s
     lane_bandwidth = shape.lane_bytes_per_s * scale
     first_byte = shape.first_byte_s
     if sheet.read_latency_s is not None:
@@ -77,19 +82,13 @@ def law_of(storage: Storage) -> StorageLaw:
     if sheet.random_read_per_s is not None:
         lane = first_byte + 4096 / lane_bandwidth
         requests = _handling_per_s(sheet.random_read_per_s, lane, bandwidth, shape)
-    return StorageLaw(
+    return replace(
+        shape,
         first_byte_s=first_byte,
         lane_bytes_per_s=lane_bandwidth,
         requests_per_s=requests,
         bandwidth_bytes_per_s=bandwidth,
         sequential_bytes_per_s=bandwidth,
-        knee=shape.knee,
-        blend=shape.blend,
-        drain=shape.drain,
-        residual_low_frac=shape.residual_low_frac,
-        residual_high_frac=shape.residual_high_frac,
-        sequential_low_frac=shape.sequential_low_frac,
-        sequential_high_frac=shape.sequential_high_frac,
     )
 
 
@@ -106,7 +105,7 @@ def _handling_per_s(sheet_per_s: float, lane_s: float, bandwidth_bytes_per_s: fl
     by_latency = saturating(sheet_per_s, lane_s) / lane_s
     by_device = (sheet_per_s**-shape.knee - by_latency**-shape.knee) ** (-1 / shape.knee)
     handling = (1 / by_device) ** shape.blend - (4096 / bandwidth_bytes_per_s) ** shape.blend
-    floor = (0.1 / by_device) ** shape.blend
+    floor = (0.01 / by_device) ** shape.blend
     return float(max(handling, floor) ** (-1 / shape.blend))
 
 
@@ -190,6 +189,17 @@ def batch_s(law: StorageLaw, n_requests: Any, chunk_bytes: Any, concurrency: Any
 def sequential_s(law: StorageLaw, n_bytes: float) -> float:
     """Return the time of reading ``n_bytes`` in order with enough requests in flight, in seconds."""
     return law.first_byte_s + n_bytes / law.sequential_bytes_per_s if n_bytes > 0 else 0.0
+
+
+def sequential_bytes_per_s(law: StorageLaw, chunk_bytes: float, concurrency: float) -> float:
+    """Return the sustained rate of reading in order in pieces of ``chunk_bytes``, in bytes per second.
+
+    A drive spreads a piece in order over all its channels, so a lane is as wide as the drive: the first-byte time is
+    all that few requests in flight cost. (Intel P3600, 512 KiB, 1 to 8 in flight: within 11 %.)
+    """
+    lane = law.first_byte_s + chunk_bytes / law.sequential_bytes_per_s
+    by_latency = concurrency * chunk_bytes / lane
+    return float((by_latency**-law.knee + law.sequential_bytes_per_s**-law.knee) ** (-1 / law.knee))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,518 @@
+"""The command line: parse, call one function, print, leave with the right exit code.
+
+stdout carries the result and nothing else; progress, warnings and hints go to stderr. Heavy libraries are imported
+by the commands that use them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sandtable import __version__
+from sandtable.errors import CheckFailed, ConfigError, SandtableError
+
+if TYPE_CHECKING:
+    from sandtable.results import Comparison, Result
+
+INTERRUPTED = 130
+PROGRESS_EVERY_S = 10.0
+
+app = typer.Typer(
+    name="sandtable",
+    help="Simulate hardware and cost for machine-learning workloads, run the same for real, and compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Format(str, Enum):
+    """How results are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    md = "md"
+
+
+class What(str, Enum):
+    """What can be listed."""
+
+    devices = "devices"
+    machines = "machines"
+    workloads = "workloads"
+    kernels = "kernels"
+    scenarios = "scenarios"
+    suites = "suites"
+    prices = "prices"
+    runs = "runs"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change the scenario, or its machine (machine.storage=NAME)."),
+]
+MachineOption = Annotated[
+    str | None, typer.Option("--machine", help="Machine name or file instead of the scenario's.")
+]
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder for the model files that real runs read.")]
+TraceOption = Annotated[Path | None, typer.Option("--trace", help="Write a Perfetto timeline to this file.")]
+ReportOption = Annotated[Path | None, typer.Option("--report", help="Write an HTML report to this file.")]
+STORES = Path("stores")
+
+
+# --- output ------------------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Print a line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Progress on stderr: one changing line on a terminal, a line every ten seconds otherwise."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.begin = self.last = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if self.terminal:
+            print(f"\r\x1b[2K  {text[:110]}", end="", file=sys.stderr, flush=True)
+        elif now - self.last >= PROGRESS_EVERY_S:
+            self.last = now
+            say(f"  {now - self.begin:.0f} s: {text}")
+
+    def done(self) -> None:
+        """Clear the line."""
+        if self.terminal:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """Show progress while inside."""
+    shown = Progress()
+    try:
+        yield shown
+    finally:
+        shown.done()
+
+
+def emit(table: Any, format_: Format) -> None:
+    """Print a table on stdout in the wanted format."""
+    from sandtable.report import tables
+
+    print(tables.render(table, format_.value))
+
+
+def emit_result(result: Result, format_: Format) -> None:
+    """Print a prediction or a measurement."""
+    from sandtable.report import tables
+    from sandtable.results import metric_table
+
+    if format_ is Format.json:
+        record = {
+            "schema": result.schema_version,
+            "scenario": result.scenario,
+            "machine": result.machine,
+            "metrics": metric_table(result.metrics),
+            "breakdown": result.breakdown,
+            "memory": result.memory,
+            "warnings": list(result.warnings),
+        }
+        print(json.dumps(record, indent=1))
+        return
+    print(tables.render(tables.metrics_table(result), format_.value))
+    if format_ is Format.table:
+        for line in tables.result_notes(result):
+            print(line)
+    for warning in result.warnings:
+        say(f"  ! {warning}")
+
+
+def emit_comparison(comparison: Comparison, format_: Format) -> None:
+    """Print a comparison with its summary and verdict."""
+    from sandtable.report import tables
+
+    if format_ is Format.json:
+        print(comparison.model_dump_json(by_alias=True, indent=1))
+        return
+    print(tables.render(tables.comparison_table(comparison), format_.value))
+    if format_ is Format.table:
+        for line in tables.comparison_notes(comparison):
+            print(line)
+
+
+# --- looking around ----------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_(
+    what: Annotated[What, typer.Argument(help="What to list.")], format_: FormatOption = Format.table
+) -> None:
+    """List devices, machines, workloads, kernels, scenarios, suites, prices or runs."""
+    from sandtable import listing
+
+    emit(listing.listing(what.value), format_)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A device, machine or price list (name or file), or a run.")],
+    format_: FormatOption = Format.table,
+) -> None:
+    """Show a device with the source of every number, or a run with its metrics."""
+    from sandtable import library, listing, store
+
+    looks_like_run = name == "latest" or Path(name).is_dir() or (store.RUNS / name).is_dir()
+    if not looks_like_run:
+        if format_ is Format.json:
+            component = listing.find_device(name)
+            print(json.dumps(library.to_yaml_data(component), indent=1, default=str))
+        else:
+            emit(listing.device_table(listing.find_device(name)), format_)
+        return
+    run = store.open_run(name)
+    found = False
+    for result in (run.prediction(), run.measurement()):
+        if result is not None:
+            found = True
+            if format_ is Format.table:
+                print(f"{result.kind} of {result.scenario['name']} on {result.machine}")
+            emit_result(result, format_)
+    comparison = run.comparison()
+    if comparison is not None:
+        emit_comparison(comparison, format_)
+    elif not found:
+        raise ConfigError("holds no prediction, measurement or comparison", file=str(run.path))
+
+
+class New(str, Enum):
+    """What can be started from a skeleton."""
+
+    device = "device"
+    kernel = "kernel"
+    workload = "workload"
+
+
+@app.command()
+def new(
+    what: Annotated[New, typer.Argument(help="What to start.")],
+    name: Annotated[str, typer.Argument(help="Its name: small letters, digits and underscores.")],
+    kind: Annotated[str, typer.Option(help="Kind of device.")] = "storage",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write it.")] = None,
+) -> None:
+    """Write a commented skeleton of a device, kernel or workload, which loads as it stands."""
+    from sandtable import skeletons
+
+    print(skeletons.write(what.value, name, kind=kind, output=output))
+
+
+@app.command()
+def doctor(format_: FormatOption = Format.table) -> None:
+    """Say what this machine has, and what would make a measurement on it less valid."""
+    from sandtable import listing
+
+    emit(listing.doctor_table(), format_)
+
+
+# --- predicting and running --------------------------------------------------------------------------------
+
+
+@app.command()
+def simulate(
+    scenario: Annotated[str, typer.Argument(help="Scenario name or file.")],
+    settings: SetOption = None,
+    machine: MachineOption = None,
+    trace: TraceOption = None,
+    report: ReportOption = None,
+    per_request: Annotated[
+        bool, typer.Option("--per-request", help="Send every storage request through the engine on its own.")
+    ] = False,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Predict a scenario: latency, memory, energy and dollars, each with a 90 % interval."""
+    from sandtable import compare, predict, scenarios
+    from sandtable.engine.run import Options
+
+    case = scenarios.load(scenario, settings=settings or (), machine=machine)
+    options = Options(per_request=per_request, trace=trace is not None)
+    prediction, rows, _ = predict.predict(case.scenario, case.workload, case.parameters, case.machine, options)
+    run = _save(case.scenario.name, prediction, case)
+    emit_result(prediction, format_)
+    if trace is not None:
+        from sandtable.report.trace import write_trace
+
+        write_trace(trace, rows, [])
+        say(f"  timeline: {trace} (open it at ui.perfetto.dev)")
+    _report([run], report)
+    _thresholds(compare.check_thresholds(case.scenario.thresholds, prediction))
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="Scenario name or file.")],
+    settings: SetOption = None,
+    machine: MachineOption = None,
+    store: StoreOption = STORES,
+    trace: TraceOption = None,
+    report: ReportOption = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Execute a scenario for real on this machine, and keep the measurement."""
+    from dataclasses import replace
+
+    from sandtable import compare, measure, scenarios
+
+    case = scenarios.load(scenario, settings=settings or (), machine=machine)
+    with progress() as shown:
+        context = measure.execution_context(store, shown)
+        parameters, notes = case.workload.resolve(case.parameters, context)
+        case = replace(case, parameters=parameters)
+        measurement, rows = measure.measure(case.scenario, case.workload, parameters, case.machine, context)
+    measurement = measurement.model_copy(
+        update={"warnings": (*notes, *measurement.validity, *measurement.warnings)}
+    )
+    folder = _save(case.scenario.name, measurement, case)
+    emit_result(measurement, format_)
+    if trace is not None:
+        from sandtable.report.trace import write_trace
+
+        write_trace(trace, [], rows)
+    _report([folder], report)
+    _thresholds(compare.check_thresholds(case.scenario.thresholds, measurement))
+
+
+@app.command()
+def check(
+    names: Annotated[list[str] | None, typer.Argument(help="Scenario names or files.")] = None,
+    suite: Annotated[str | None, typer.Option("--suite", help="A suite of scenarios, such as flash-quick.")] = None,
+    settings: SetOption = None,
+    machine: MachineOption = None,
+    store: StoreOption = STORES,
+    trace: TraceOption = None,
+    report: ReportOption = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Predict, write the prediction down, run for real, and compare; exit code 3 when it is too far off."""
+    from sandtable import check as checking
+    from sandtable import measure
+
+    cases = _cases(names or [], suite, settings or [], machine)
+    label = suite or cases[0].scenario.name
+    with progress() as shown:
+        context = measure.execution_context(store, shown)
+        comparison, checked, folder = checking.check(cases, context, name=label, trace=trace is not None)
+    emit_comparison(comparison, format_)
+    for item in checked:
+        for note in (*item.prediction.warnings, *(item.measurement.validity if item.measurement else ())):
+            say(f"  ! {item.name}: {note}")
+    if trace is not None:
+        checking.save_trace(checked, trace)
+        say(f"  timeline: {trace} (open it at ui.perfetto.dev)")
+    say(f"  saved {folder.path}")
+    runs = [folder] if len(checked) == 1 else [folder, *(item.folder for item in checked)]
+    _report(runs, report)
+    if comparison.verdict == "fail":
+        raise CheckFailed("; ".join(comparison.reasons))
+
+
+def _cases(names: list[str], suite: str | None, settings: list[str], machine: str | None) -> list[Any]:
+    from sandtable import library, scenarios
+
+    if bool(names) == (suite is not None):
+        raise ConfigError("check needs scenarios or --suite NAME, one of the two")
+    if suite is None:
+        return [scenarios.load(name, settings=settings, machine=machine) for name in names]
+    loaded = scenarios.load_suite(suite)
+    if settings:
+        changes = dict(scenarios.parse_setting(setting) for setting in settings)
+        data = loaded.model_dump(by_alias=True)
+        for dotted, value in changes.items():
+            library.set_path(data, dotted, value)
+        loaded = library.validate(scenarios.Suite, data, f"--suite {suite}")
+    hardware = library.load_machine(machine or loaded.machine)
+    return [scenarios.case_of(scenario, machine=hardware) for scenario in loaded.scenarios()]
+
+
+@app.command()
+def whatif(
+    scenario: Annotated[str, typer.Argument(help="Scenario name or file.")],
+    settings: SetOption = None,
+    machine: MachineOption = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Show what a change makes of a prediction, in time and dollars."""
+    from sandtable import predict, scenarios
+    from sandtable.report import tables
+
+    if not settings:
+        raise ConfigError("whatif needs at least one --set PATH=VALUE: the change to look at")
+    results = []
+    for changes in ((), settings):
+        case = scenarios.load(scenario, settings=changes, machine=machine)
+        results.append(predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0])
+    emit(tables.difference_table(*results), format_)
+
+
+# --- calibrating -------------------------------------------------------------------------------------------
+
+
+@app.command()
+def calibrate(
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute, with wider intervals.")] = False,
+    only: Annotated[str | None, typer.Option(help="Parts to measure: storage,memory,compute.")] = None,
+    storage_path: Annotated[Path, typer.Option("--storage-path", help="Folder on the disk to measure.")] = STORES,
+    file_size: Annotated[
+        str | None, typer.Option("--file-size", help="Size of the test file, such as '4 GiB'.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Machine file to write.")] = Path(
+        "this_machine.yaml"
+    ),
+    cross_check: Annotated[
+        str | None, typer.Option("--cross-check", help="'fio': compare the storage curve.")
+    ] = None,
+    refit: Annotated[
+        str | None, typer.Option("--refit", help="Fit a storage device file to its own points.")
+    ] = None,
+    keep_file: Annotated[bool, typer.Option("--keep-file", help="Keep the test file for the next time.")] = False,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Measure this machine's storage, memory and processor, fit the model, and write a machine file."""
+    from sandtable import calibrating
+
+    if refit is not None:
+        emit(calibrating.refit(refit), format_)
+        return
+    with progress() as shown:
+        outcome = calibrating.run(
+            quick=quick,
+            only=only,
+            folder=storage_path,
+            file_size=file_size,
+            output=output,
+            cross_check=cross_check,
+            keep_file=keep_file,
+            progress=shown,
+        )
+    for table in outcome.tables:
+        emit(table, format_)
+    for warning in outcome.warnings:
+        say(f"  ! {warning}")
+    say(f"  wrote {output} in {outcome.seconds:.0f} s")
+
+
+@app.command()
+def published(
+    data: Annotated[
+        Path | None, typer.Argument(help="Folder of published measurements; none: those shipped.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="One data set.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder for scatter plots.")] = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Predict published measurements, and score the predictions."""
+    from sandtable.published import framework
+    from sandtable.report import tables
+
+    result = framework.run(data, only=only)
+    if format_ is Format.json:
+        print(json.dumps(result.to_json(), indent=1))
+    else:
+        emit(tables.published_table(result), format_)
+        if format_ is Format.table:
+            for line in tables.published_notes(result):
+                print(line)
+    if plots is not None:
+        for path in framework.write_plots(result, plots):
+            say(f"  plot: {path}")
+
+
+@app.command("report")
+def report_(
+    runs: Annotated[list[str], typer.Argument(help="Run folders, run names, or 'latest'.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML report of runs."""
+    from sandtable import store
+
+    _report([store.open_run(name) for name in runs], output)
+
+
+# --- shared ------------------------------------------------------------------------------------------------
+
+
+def _save(name: str, result: Any, case: Any) -> Any:
+    from sandtable import store
+
+    folder = store.RunFolder.create(name)
+    folder.save(result)
+    folder.save_inputs(case.scenario, case.machine)
+    say(f"  saved {folder.path}")
+    return folder
+
+
+def _report(runs: list[Any], output: Path | None) -> None:
+    if output is None:
+        return
+    from sandtable.report.html import write_report
+
+    write_report([folder.path for folder in runs], output)
+    say(f"  report: {output}")
+
+
+def _thresholds(checks: list[tuple[str, bool, float]]) -> None:
+    for sentence, held, value in checks:
+        say(f"  {'✓' if held else '✗'} {sentence}   {value:.4g}")
+    missed = [sentence for sentence, held, _ in checks if not held]
+    if missed:
+        raise CheckFailed(f"does not hold: {'; '.join(missed)}")
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"sandtable {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Hold the options that every command shares."""
+    root.debug = debug  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    """Run the command line; every deliberate error leaves with its own exit code and one sentence."""
+    try:
+        app(standalone_mode=True)
+    except SandtableError as error:
+        if getattr(root, "debug", False):
+            traceback.print_exc()
+        say(f"sandtable: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("sandtable: interrupted; what was finished is saved")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

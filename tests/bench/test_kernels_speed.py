@@ -1,0 +1,185 @@
+"""How fast the kernels are, as ratios to what this machine can do, measured alternately in one run.
+
+Run with ``SANDTABLE_BENCH=1 pytest -s tests/bench/test_kernels_speed.py`` on an otherwise idle machine. Weights are
+cold: each call works on other rows than the calls before, of more than four last-level caches.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sandtable.plan import KernelContext
+from sandtable_kernels.cache import NeuronCache, WindowIndex
+from sandtable_kernels.dtypes import itemsize
+from sandtable_kernels.ffn import SparseFfn, sparse_ffn
+from sandtable_kernels.gemv import Gemv
+from sandtable_kernels.memory_ops import CacheUpdate, Copy, MemoryRead
+from sandtable_kernels.support import cold_weights, seeded
+from sandtable_kernels.traces import SyntheticTrace
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("SANDTABLE_BENCH") != "1", reason="a benchmark: set SANDTABLE_BENCH=1"
+)
+pytest.importorskip("numba", reason="the fast paths need numba")
+
+N, D = 16384, 4096  # neurons and width of OPT 6.7B
+ROUNDS = 31
+THREADS = os.cpu_count() or 1
+CONTEXT = KernelContext(folder=Path(), n_threads=THREADS)
+LARGE = {"n_bytes": 128 << 20}
+
+
+def alternate(*calls: Callable[[], object], rounds: int = ROUNDS) -> list[np.ndarray]:
+    """Time the calls in turn; return the seconds of each, first round dropped."""
+    seconds = np.empty((rounds + 1, len(calls)))
+    for row in seconds:
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            row[i] = time.perf_counter() - start
+    return list(seconds[1:].T)
+
+
+def report(line: str) -> None:
+    sys.stdout.write(f"\n{line}\n")
+
+
+def rate(n_bytes: float, seconds: np.ndarray) -> float:
+    return float(n_bytes / np.median(seconds) / 1e9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("n_rows", [492, 1638])
+def test_sparse_ffn_against_read_bandwidth(n_rows, dtype):
+    kernel, reader = SparseFfn(), MemoryRead()
+    dims = {"n_rows": n_rows, "d_model": D, "n_vectors": 2, "dtype": dtype}
+    with kernel.prepare(dims, CONTEXT) as ffn, reader.prepare(LARGE, CONTEXT) as read:
+        ours, reading = alternate(ffn, read)
+    here, most = rate(kernel.cost(dims).bytes_read, ours), rate(LARGE["n_bytes"], reading)
+    report(f"sparse_ffn {n_rows:5} rows {dtype:8}: {here:5.1f} GB/s, reading {most:5.1f}: ratio {here / most:.2f}")
+    assert here / most >= 0.7
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_gemv_against_read_bandwidth(dtype):
+    kernel, reader, dims = Gemv(), MemoryRead(), {"m": 4096, "k": 4096, "dtype": dtype}
+    with kernel.prepare(dims, CONTEXT) as gemv, reader.prepare(LARGE, CONTEXT) as read:
+        ours, reading = alternate(gemv, read)
+    here, most = rate(kernel.cost(dims).bytes_read, ours), rate(LARGE["n_bytes"], reading)
+    report(f"gemv 4096 x 4096 {dtype:8}: {here:5.1f} GB/s, reading {most:5.1f}: ratio {here / most:.2f}")
+    assert here / most >= 0.7
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n_rows", [492, 1638])
+def test_sparse_ffn_against_torch_gather_and_matmul(n_rows, dtype):
+    torch = pytest.importorskip("torch", reason="compares with torch")
+    torch.set_num_threads(THREADS)
+    rows = cold_weights((N, 2 * D), dtype, 0)[0]
+    weights = torch.from_numpy(rows)
+    weights = weights if dtype == "float32" else weights.view(torch.bfloat16)
+    x, rng = seeded((D,), 1), np.random.default_rng(2)
+    x_torch = torch.from_numpy(x).to(weights.dtype)
+
+    def picked() -> np.ndarray:
+        time.sleep(0.005)  # lets the other library's threads stop spinning
+        return np.sort(rng.permutation(N)[:n_rows])
+
+    def ours(index: np.ndarray) -> np.ndarray:
+        return sparse_ffn(x, rows, dtype=dtype, row_index=index)
+
+    def theirs(index: np.ndarray) -> np.ndarray:
+        chosen = weights.index_select(0, torch.from_numpy(index))
+        return (chosen[:, D:].T @ torch.relu(chosen[:, :D] @ x_torch)).float().numpy()
+
+    index = picked()
+    assert np.allclose(ours(index), theirs(index), rtol=0.1, atol=0.05 * np.abs(ours(index)).max())
+    seconds = np.empty((ROUNDS, 2))
+    for row in seconds:
+        for i, call in enumerate((ours, theirs)):
+            index = picked()
+            start = time.perf_counter()
+            call(index)
+            row[i] = time.perf_counter() - start
+    mine, other = np.median(seconds, axis=0)
+    n_bytes = n_rows * 2 * D * itemsize(dtype)
+    report(
+        f"sparse_ffn of {n_rows:5} rows of {N} {dtype:8}: {1e3 * mine:.2f} ms ({n_bytes / mine / 1e9:.1f} GB/s), "
+        f"torch gather and matmul {1e3 * other:.2f} ms: {other / mine:.1f} times as fast"
+    )
+    assert other > mine
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_insert_and_delete_against_copy_bandwidth(dtype):
+    n_active, n_new, n_layers = 1700, 400, 5
+    layers = []
+    for layer in range(n_layers):
+        ring = np.random.default_rng(layer).permutation(40 * n_new)
+        active = [np.sort(np.roll(ring, -n_new * step)[:n_active]) for step in range(40)]
+        cache = NeuronCache(WindowIndex(len(ring), n_active + 4 * n_new, 4), d_model=D, dtype=dtype)
+        layers.append((cache, active))
+    staging = cold_weights((n_new, 2 * D), dtype, 0)
+    token, moved = [0], []
+
+    def manage() -> None:
+        cache, active = layers[token[0] % n_layers]
+        step = token[0] // n_layers
+        delta = cache.index.update(active[step % 40], step)
+        cache.apply_moves(delta, n_threads=THREADS)
+        n = len(delta.rows)
+        for start in range(0, n, n_new):  # only the first tokens of a layer bring more
+            part = delta.rows[start : start + n_new]
+            cache.insert_copy(part, staging[token[0] % len(staging)], n_threads=THREADS)
+        moved.append(2 * (len(delta.moves_src) + n) * cache.row_bytes)
+        token[0] += 1
+
+    for _ in range(6 * n_layers):
+        manage()
+    with Copy().prepare(LARGE, CONTEXT) as copy:
+        managing, copying = alternate(manage, copy)
+    here = float(np.median(np.array(moved[-len(managing) :]) / managing) / 1e9)
+    most = rate(2 * LARGE["n_bytes"], copying)
+    report(f"insert and delete, {dtype:8}: {here:5.1f} GB/s, copying {most:5.1f}: ratio {here / most:.2f}")
+    assert here / most >= 0.5
+
+
+def test_cache_update_kernel_against_copy_bandwidth():
+    kernel, dims = CacheUpdate(), {"n_active": 1700, "n_new": 400, "row_bytes": 16384}
+    with kernel.prepare(dims, CONTEXT) as update, Copy().prepare(LARGE, CONTEXT) as copy:
+        ours, copying = alternate(update, copy)
+    here, most = rate(kernel.cost(dims).bytes_moved, ours), rate(2 * LARGE["n_bytes"], copying)
+    report(f"cache_update, bookkeeping included: {here:5.1f} GB/s, copying {most:5.1f}: ratio {here / most:.2f}")
+
+
+def test_bookkeeping_of_a_layer_takes_150_us():
+    trace = SyntheticTrace.from_preset("opt_6_7b", 1, N, predicted=True)
+    for capacity in (N, 2500):
+        index, seconds = WindowIndex(N, capacity, 5), []
+        for token, active in enumerate(trace.tokens(200)):
+            start = time.perf_counter()
+            delta = index.update(active[0], token)
+            seconds.append(time.perf_counter() - start)
+        report(
+            f"WindowIndex.update, {len(active[0])} active, {len(delta.missing)} new, {delta.n_forced} forced out: "
+            f"{1e6 * np.median(seconds):.0f} us"
+        )
+        assert np.median(seconds) < 150e-6
+
+
+def test_traces_of_a_whole_model():
+    start = time.perf_counter()
+    trace = SyntheticTrace.from_preset("opt_6_7b", 32, N)
+    made = time.perf_counter()
+    n_active = sum(len(layer) for token in trace.tokens(100) for layer in token)
+    done = time.perf_counter()
+    report(f"trace of 32 layers x {N} x 100 tokens: {made - start:.2f} s to fit, {done - made:.2f} s to draw")
+    assert n_active > 0
+    assert done - start < 1.5
