@@ -99,9 +99,7 @@ def machine() -> Machine:
             kind="storage",
             name="test_storage",
             title="SSD",
-            datasheet=StorageDatasheet(
-                interface="NVMe", capacity_bytes=1e12, sequential_read_bytes_per_s=6.05e9
-            ),
+            datasheet=StorageDatasheet(interface="NVMe", capacity_bytes=1e12, sequential_read_bytes_per_s=6.05e9),
             fitted=some_storage_fit(),
             sources=source,
         ),

@@ -192,10 +192,10 @@ def _ffn_share(
 
 @parallel
 def sparse_ffn(
-    rows: Any, index: Any, n: Any, x: Any, bias: Any, activation: Any, gated: Any, out: Any, parts: Any
+    rows: Any, index: Any, n: Any, x: Any, bias: Any, activation: Any, gated: Any, out: Any, n_threads: Any
 ) -> None:
-    """Compute the FFN over ``n`` places of ``rows``; ``parts`` [threads, d] is scratch, one sum per thread."""
-    n_threads = parts.shape[0]
+    """Compute the FFN over ``n`` places of ``rows``, each thread into a sum of its own."""
+    parts = np.empty((n_threads, x.shape[0]), np.float32)
     for thread in prange(n_threads):
         low, high = thread * n // n_threads, (thread + 1) * n // n_threads
         _ffn_share(rows, index, low, high, x, bias, activation, gated, parts[thread])

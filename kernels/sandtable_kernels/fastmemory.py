@@ -7,6 +7,7 @@ Each splits its work into one contiguous share per thread. Rows are copied with 
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 # After a parallel loop the GNU OpenMP threads spin for milliseconds by default. A BLAS call or a reader thread that
@@ -27,11 +28,18 @@ serial = njit(cache=True, nogil=True, fastmath=_FASTMATH)
 parallel = njit(cache=True, nogil=True, fastmath=_FASTMATH, parallel=True)
 
 
+_MOST_THREADS = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+# What this thread set last: setting it again costs 3 us, and 50 us after a large stream has emptied the caches. The
+# loops split their work by themselves, so that a setting changed elsewhere costs time but no correctness.
+_calling = threading.local()
+
+
 def use_threads(n_threads: int | None) -> int:
     """Let the calling thread's compiled loops use ``n_threads`` (None: all there are); return the number used."""
-    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    used = most if n_threads is None else max(1, min(n_threads, most))
-    numba.set_num_threads(used)
+    used = _MOST_THREADS if n_threads is None else max(1, min(n_threads, _MOST_THREADS))
+    if getattr(_calling, "n_threads", 0) != used:
+        numba.set_num_threads(used)
+        _calling.n_threads = used
     return used
 
 

@@ -72,8 +72,7 @@ def sparse_ffn(
     biases = np.zeros(len(rows), np.float32) if bias is None else bias
     n = len(rows) if row_index is None else len(row_index)
     code = ACTIVATIONS.index(activation)
-    parts = np.empty((used, x.size), np.float32)
-    fast.sparse_ffn(fast.typed(rows, dtype), row_index, n, x, biases, code, gated, result, parts)
+    fast.sparse_ffn(fast.typed(rows, dtype), row_index, n, x, biases, code, gated, result, used)
     return result
 
 

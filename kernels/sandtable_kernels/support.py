@@ -32,6 +32,7 @@ DEFAULT_CACHE_BYTES = 32 << 20
 POOL_LIMIT_BYTES = 600_000_000
 
 
+@lru_cache(maxsize=8)
 def compiled(module: str) -> Any:
     """Import a module of compiled loops, such as "fastlinear".
 

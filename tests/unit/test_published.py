@@ -13,10 +13,25 @@ from sandtable.published.base import Adapter, MalformedRow, Outcome, Row, Scored
 from sandtable.published.storage_measured import StorageMeasured
 from sandtable.published.storage_names import NO_DEVICE, NO_SIZE, Target, find
 
-COLUMNS = (
-    "device,device_family,measure_tool,access,block_size,queue_depth,threads,disks,read_iops,read_mb_per_s,"
-    "read_latency_ms_mean,write_iops,write_mb_per_s,write_latency_ms_mean,sustained_write_mb_per_s,notes,source"
-).split(",")
+COLUMNS = [
+    "device",
+    "device_family",
+    "measure_tool",
+    "access",
+    "block_size",
+    "queue_depth",
+    "threads",
+    "disks",
+    "read_iops",
+    "read_mb_per_s",
+    "read_latency_ms_mean",
+    "write_iops",
+    "write_mb_per_s",
+    "write_latency_ms_mean",
+    "sustained_write_mb_per_s",
+    "notes",
+    "source",
+]
 BOTH = "random 4 KiB for IOPS, sequential large for bandwidth"
 
 

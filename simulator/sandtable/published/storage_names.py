@@ -30,7 +30,9 @@ _GCP = re.compile(
 )
 _CAPACITY = re.compile(r"\b(\d+(?:\.\d+)?)\s*([TG])i?B\b", re.IGNORECASE)
 _SET = re.compile(r"^(\d+)\s*x\s+", re.IGNORECASE)
-_NOISE = frozenset({"ssd", "nvme", "drive", "disk", "unit", "pcie", "m.2", "u.2", "e1.s", "dc", "gen", "raid0"})
+_NOISE = frozenset(
+    {"ssd", "nvme", "drive", "disk", "unit", "pcie", "m.2", "u.2", "e1.s", "dc", "d3", "d5", "d7", "gen", "raid0"}
+)
 # words that make another product of the words before them
 _MODEL_WORDS = frozenset({"pro", "plus", "evo", "qvo", "max", "ultra", "extreme", "lite", "se", "g2", "g3", "g4"})
 

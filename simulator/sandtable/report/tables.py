@@ -88,12 +88,15 @@ def visible(table: Table) -> tuple[list[tuple[str, str]], list[list[str]]]:
 
 def numeric_columns(table: Table) -> set[str]:
     """Return the columns whose values line up at the right."""
-    kinds = (Quantity, int, float)
+
+    def is_number(cell: Any) -> bool:
+        return isinstance(cell, Quantity | int | float) and not isinstance(cell, bool)
+
+    cells = {name: [row[index] for row in table.rows] for index, name in enumerate(table.columns)}
     return {
         name
-        for index, name in enumerate(table.columns)
-        if any(isinstance(row[index], kinds) for row in table.rows)
-        and all(isinstance(row[index], kinds) or row[index] in ("", None) for row in table.rows)
+        for name, column in cells.items()
+        if any(map(is_number, column)) and all(is_number(cell) or cell in ("", None) for cell in column)
     }
 
 
@@ -324,7 +327,7 @@ def published_table(report: PublishedReport) -> Table:
 
 
 def _share(value: float | None) -> Quantity | None:
-    return None if value is None else Quantity(value, "frac")
+    return None if value is None else Quantity(round(value, 4), "frac")
 
 
 def published_notes(report: PublishedReport) -> list[str]:
@@ -345,7 +348,7 @@ def published_notes(report: PublishedReport) -> list[str]:
             for point in score.worst(3)
         ]
     if report.missing:
-        lines.append(f"  not in the folder: {', '.join(report.missing)}")
+        lines.append(f"  no file for: {', '.join(report.missing)}")
     return lines
 
 
