@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class ReadStats:
 class FlashReader:
     """Reads from one file with a fixed number of requests in flight; a context manager.
 
+    Threads may share one; their batches then take turns.
+
     Args:
         path: The file.
         concurrency: Requests in flight, 1 to 64.
@@ -85,6 +88,7 @@ class FlashReader:
             os.close(self._fd)
             raise
         self._closed = False
+        self._one_at_a_time = threading.Lock()  # the control blocks of an engine serve one batch
 
     @property
     def backend(self) -> str:
@@ -140,19 +144,20 @@ class FlashReader:
     def _read(self, requests: Requests, concurrency: int | None) -> ReadStats:
         depth = self.concurrency if concurrency is None else _checked_concurrency(concurrency)
         self._check(requests)
-        if self._evict:
-            _advise(self._fd, "POSIX_FADV_DONTNEED")
-        start = time.perf_counter()
-        try:
-            self._engine.run(requests, depth)
-        except ReadFailed as failed:
-            raise self._explain(requests, failed) from failed
-        seconds = time.perf_counter() - start
+        with self._one_at_a_time:
+            if self._closed:
+                raise ConfigError(f"{self.path}: this reader is closed")
+            if self._evict:  # the nearest thing to reading the device
+                _advise(self._fd, "POSIX_FADV_DONTNEED")
+            start = time.perf_counter()
+            try:
+                self._engine.run(requests, depth)
+            except ReadFailed as failed:
+                raise self._explain(requests, failed) from failed
+            seconds = time.perf_counter() - start
         return ReadStats(len(requests.offsets), int(requests.sizes.sum()), seconds, self.direct, self._engine.name)
 
     def _check(self, requests: Requests) -> None:
-        if self._closed:
-            raise ConfigError(f"{self.path}: this reader is closed")
         if not len(requests.offsets):
             return
         smallest, largest = int(requests.sizes.min()), int(requests.sizes.max())
@@ -178,10 +183,11 @@ class FlashReader:
 
     def close(self) -> None:
         """Wait for what is in flight and close the file; may be called twice."""
-        if not self._closed:
-            self._closed = True
-            self._engine.close()
-            os.close(self._fd)
+        with self._one_at_a_time:
+            if not self._closed:
+                self._closed = True
+                self._engine.close()
+                os.close(self._fd)
 
     def __enter__(self) -> Self:
         return self
@@ -206,9 +212,8 @@ def _as_int64(values: Any, name: str) -> npt.NDArray[np.int64]:
 
 
 def _check_aligned(path: Path, name: str, values: npt.NDArray[np.int64]) -> None:
-    rest = values % ALIGNMENT
-    if rest.any():
-        bad = int(values[np.argmax(rest != 0)])
+    if int(np.bitwise_or.reduce(values)) % ALIGNMENT:
+        bad = int(values[np.argmax(values % ALIGNMENT != 0)])
         raise ConfigError(
             f"{path}: direct I/O needs every {name} to be a multiple of {ALIGNMENT} bytes, and {bad} is not: "
             "pad the records, take memory from buffers.aligned_empty, or open with direct=False"

@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 import os
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -274,7 +273,7 @@ def _fill_records(geometry: StoreGeometry, seed: int, scale: float, layer: int, 
 # --- flat files --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Blob:
     """A flat file of weights, for what is read whole: attention, embeddings.
 
@@ -292,7 +291,7 @@ class Blob:
     seed: int
     scale: float
 
-    @cached_property
+    @property
     def padded_bytes(self) -> int:
         """Bytes that direct I/O can read from `data_offset` on, in whole pages."""
         return round_up(self.n_bytes, _PAGE)

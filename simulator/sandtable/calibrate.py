@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from sandtable.model.operations import CostModel
 from sandtable.model.storage import ReadPoint
 from sandtable.plan import Dims, KernelContext, Op
 from sandtable.spec import (
+    DType,
     Estimate,
     Evidence,
     Machine,
@@ -253,18 +254,18 @@ def repeat_spread(observations: Sequence[Observation]) -> float | None:
     return float(np.expm1(np.percentile(np.abs(deviations), 90)))
 
 
-def fit_ops(observations: Sequence[Observation], method: str) -> dict[str, dict[str, OpFit]]:
+def fit_ops(observations: Sequence[Observation], method: str) -> dict[str, dict[DType, OpFit]]:
     """Fit one law per kind of op and dtype."""
     groups: dict[tuple[str, str], list[Observation]] = {}
     for observation in observations:
         groups.setdefault((observation.op.kind, observation.op.dtype), []).append(observation)
-    fits: dict[str, dict[str, OpFit]] = {}
+    fits: dict[str, dict[DType, OpFit]] = {}
     for (kind, dtype), group in groups.items():
         points = [
             OpPoint(n_items=o.op.n_items, n_bytes=o.op.bytes_moved, flops=o.op.flops, seconds=o.seconds)
             for o in group
         ]
-        fits.setdefault(kind, {})[dtype] = fitting.fit_op(
+        fits.setdefault(kind, {})[cast("DType", dtype)] = fitting.fit_op(
             points,
             method=method,
             n_samples=sum(o.n_samples for o in group),

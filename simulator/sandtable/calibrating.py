@@ -109,7 +109,7 @@ def _test_folder(folder: Path, keep: bool) -> Iterator[None]:
 
 def fit_table(machine: Machine) -> Table:
     """Return the fitted parameters with intervals, and the errors of each fit."""
-    rows = []
+    rows: list[list[object]] = []
     for part in (machine.storage, machine.memory, machine.processor):
         full = device_table(part)
         rows.extend(
@@ -155,7 +155,8 @@ def cross_check_table(result: Calibration, settings: Settings) -> Table:
         p for p in points if p.concurrency in (1, 8, 16, 32) and p.chunk_bytes in (4096, 16384, 65536, 262144)
     ]
     curve = fio_curve(path, [(int(p.chunk_bytes), p.concurrency) for p in chosen], 1.0)
-    rows, ratios = [], []
+    rows: list[list[object]] = []
+    ratios: list[float] = []
     for point, (chunk, lanes, rate) in zip(chosen, curve, strict=True):
         ratios.append(point.read_bytes_per_s / rate)
         rows.append(

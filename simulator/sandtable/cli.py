@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How results are printed."""
 
     table = "table"
@@ -46,7 +46,7 @@ class Format(str, Enum):
     md = "md"
 
 
-class What(str, Enum):
+class What(StrEnum):
     """What can be listed."""
 
     devices = "devices"
@@ -201,7 +201,7 @@ def show(
         raise ConfigError("holds no prediction, measurement or comparison", file=str(run.path))
 
 
-class New(str, Enum):
+class New(StrEnum):
     """What can be started from a skeleton."""
 
     device = "device"

@@ -62,7 +62,7 @@ class Result(Record):
 class Prediction(Result):
     """What the model expects, with the interval it claims; written down before any run."""
 
-    kind: Literal["prediction"] = "prediction"
+    kind: str = Field(default="prediction", pattern="^prediction$")
     by_op: dict[str, float] = Field(default_factory=dict)
     binding_resource: str = ""
     guesses: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Prediction(Result):
 class Measurement(Result):
     """What a real run showed, and in which environment."""
 
-    kind: Literal["measurement"] = "measurement"
+    kind: str = Field(default="measurement", pattern="^measurement$")
     environment: dict[str, str] = Field(default_factory=dict)
     validity: tuple[str, ...] = ()
     # largest over smallest repeat of the headline metric, less one

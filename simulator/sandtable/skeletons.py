@@ -150,7 +150,8 @@ class {title}Workload(Workload[{title}]):
         op = Op(name="copy", kind="copy", account="memory", bytes_read=n_bytes, bytes_written=n_bytes)
         steps = (Step(name="step", ops=(op,), repeat=parameters.steps),)
         memory = {{"arrays": 2.0 * n_bytes}}
-        return Plan(workload=self.name, phases=(Phase(name="main", steps=steps),), main_phase="main", memory_bytes=memory)
+        phases = (Phase(name="main", steps=steps),)
+        return Plan(workload=self.name, phases=phases, main_phase="main", memory_bytes=memory)
 
     def execute(self, parameters: {title}, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
         """The same, for real, reporting the same steps."""

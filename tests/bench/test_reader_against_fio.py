@@ -1,4 +1,7 @@
-"""The reader against fio, paired: the disk drifts, so each reading of ours stands beside one of fio's."""
+"""The reader against fio, paired: the disk drifts, so each reading of ours stands beside one of fio's.
+
+SANDTABLE_BENCH_DIR names a folder on the disk to measure; without it, the temporary folder is used.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import shutil
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +30,13 @@ PAIRS = 7
 
 
 @pytest.fixture(scope="module")
-def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = Path(os.environ.get("SANDTABLE_BENCH_DIR") or tmp_path_factory.mktemp("fio"))
     if shutil.disk_usage(folder).free < 2 * FILE_BYTES:
         pytest.skip(f"{folder} has less than 4 GiB free")
-    return ensure_file(folder, FILE_BYTES, seed=1)
+    path = ensure_file(folder, FILE_BYTES, seed=1)
+    yield path
+    path.unlink()
 
 
 def our_bytes_per_s(reader: FlashReader, chunk_bytes: int, rng: np.random.Generator) -> float:

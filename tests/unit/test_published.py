@@ -295,9 +295,11 @@ def test_why_a_row_is_skipped(values: dict[str, str], reason: str) -> None:
     assert first.reason == reason
 
 
-@pytest.mark.parametrize("values", [{"read_iops": "many"}, {"queue_depth": "deep"}, {"queue_depth": "0"}])
+@pytest.mark.parametrize(
+    "values", [{"read_iops": "many"}, {"queue_depth": "deep"}, {"queue_depth": "0"}, {"block_size": "0KiB"}]
+)
 def test_a_row_that_cannot_be_read(values: dict[str, str]) -> None:
-    texts = {"access": "random 4K read", "block_size": "4KiB", "read_iops": "1"} | values
+    texts = {"access": "random read", "block_size": "4KiB", "read_iops": "1"} | values
     with pytest.raises(MalformedRow):
         StorageMeasured().predict(row("Samsung 990 Pro", **texts))
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,13 @@ def test_an_interrupt_leaves_nothing_in_flight(
         assert (memory == 42).all()
         opened.read_batch(offsets[:4], size, addresses[:4])
         assert not (memory == 42).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_may_share_a_reader(path: Path, content: np.ndarray, backend: str) -> None:
+    with open_or_skip(path, backend, concurrency=8) as opened, ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(check_batch, opened, content, 4096, 50 + i) for i in range(12)]:
+            done.result()
 
 
 def test_descriptors_are_given_back(path: Path) -> None:

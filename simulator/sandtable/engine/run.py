@@ -18,7 +18,7 @@ from sandtable.model.operations import CostModel, OpTime
 from sandtable.plan import Op, Phase, Plan, Step
 from sandtable.results import TraceRow
 
-ACCOUNTS = ("io", "memory", "compute", "communication")
+ACCOUNTS: tuple[str, ...] = ("io", "memory", "compute", "communication")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

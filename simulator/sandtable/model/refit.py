@@ -129,7 +129,7 @@ def _anchored(storage: Storage, points: Sequence[StoragePoint], date: dt.date | 
         ]
     )
     return StorageFit(
-        **estimates,
+        **estimates,  # pyright: ignore[reportArgumentType]
         sequential_bytes_per_s=_sequential(storage),
         random_evidence=_anchored_evidence(anchor, _time_errors(law, points), left_out, date),
     )

@@ -117,6 +117,8 @@ def _demand(row: Row, metric: str) -> Demand | Skipped:
     chunk = _chunk(row, access, sequential)
     if chunk is None and (not sequential or metric != "read_mb_per_s"):
         return Skipped("block size not stated")
+    if chunk is not None and not chunk > 0:
+        raise MalformedRow("block_size: a request reads at least one byte")
     depth = row.text("queue_depth")
     try:
         in_flight = None if depth in ("", "saturating") else float(depth) * (row.number("threads") or 1.0)

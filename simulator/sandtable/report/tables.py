@@ -292,7 +292,7 @@ def _change(old: Metric, new: Metric) -> tuple[Quantity | None, float | None, bo
 
 
 def _difference_notes(before: Result, after: Result) -> list[str]:
-    notes = ["certain ✓: the 90 % intervals do not overlap; ✗: no difference cannot be excluded"]
+    notes = ["certain ✓: the 90 % intervals do not overlap; ✗: they do, so there may be no difference"]
     if before.machine != after.machine:
         notes.append(f"~ machine {before.machine} → {after.machine}")
     notes += [f"+ warning: {text}" for text in after.warnings if text not in before.warnings]

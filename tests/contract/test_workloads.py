@@ -1,0 +1,140 @@
+"""Every workload keeps the contract; a new one is picked up by itself. What is measured needs numba."""
+
+import dataclasses
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandtable import discover, testing
+from sandtable.engine.run import StepResult
+from sandtable.errors import PlanError
+from sandtable.plan import Op, Phase, Plan, Step, random_read
+from sandtable.spec import Machine
+from sandtable.workload import Execution, ExecutionContext
+
+WORKLOADS = discover.workloads()
+every_workload = pytest.mark.parametrize("name", sorted(WORKLOADS))
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="running for real needs numba")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all executions, so that model files are written once."""
+    return tmp_path_factory.mktemp("stores")
+
+
+def test_there_are_workloads() -> None:
+    assert "flash_inference" in WORKLOADS
+    assert all(name == workload.name for name, workload in WORKLOADS.items())
+
+
+@every_workload
+def test_it_plans_and_predicts(name: str, machine: Machine) -> None:
+    checked = testing.check_workload(WORKLOADS[name], machine)
+    assert checked.execution is None
+    assert checked.predicted.total_s > 0
+
+
+@needs_numba
+@every_workload
+def test_it_executes_what_it_planned(name: str, machine: Machine, folder: Path) -> None:
+    context = ExecutionContext(folder=folder, n_threads=2)
+    checked = testing.check_workload(WORKLOADS[name], machine, context)
+    assert checked.execution is not None
+    assert len(checked.execution.steps) == len(checked.predicted.steps) > 0
+
+
+@needs_numba
+@pytest.mark.parametrize("rung", ["naive", "hybrid", "predictor", "window"])
+def test_every_rung_keeps_the_contract(rung: str, machine: Machine, folder: Path) -> None:
+    context = ExecutionContext(folder=folder, n_threads=2)
+    changes: dict[str, Any] = {"rung": rung, "stream_chunk": "3 MiB"}
+    testing.check_workload(WORKLOADS["flash_inference"], machine, context, changes=changes)
+
+
+# --- the contract itself must be able to fail --------------------------------------------------------------
+
+READ = random_read("read", n_chunks=2, chunk_bytes=4096, concurrency=2)
+
+
+def plan_of(*ops: Op, **changes: Any) -> Plan:
+    step = Step(name="token", ops=ops)
+    values: dict[str, Any] = {
+        "workload": "made_up",
+        "phases": (Phase(name="decode", steps=(step,)),),
+        "main_phase": "decode",
+        "memory_bytes": {"cache": 100.0},
+    }
+    return Plan(**(values | changes))
+
+
+def test_a_good_plan_passes() -> None:
+    testing.check_plan(plan_of(READ, READ))
+
+
+@pytest.mark.parametrize(
+    ("op", "sentence"),
+    [
+        (dataclasses.replace(READ, kind="teleport"), "unknown kind"),
+        (dataclasses.replace(READ, account="luck"), "booked to"),
+        (dataclasses.replace(READ, n_chunks=3), "reads 8192"),
+        (dataclasses.replace(READ, flops=-1.0), "flops -1"),
+        (dataclasses.replace(READ, repeat=0), "repeat"),
+        (dataclasses.replace(READ, bytes_read=float("nan"), n_chunks=0), "nan"),
+    ],
+)
+def test_a_bad_op_is_found(op: Op, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        testing.check_plan(plan_of(op))
+
+
+def test_a_cycle_is_found() -> None:
+    with pytest.raises(PlanError, match="does not come before"):
+        testing.check_plan(plan_of(dataclasses.replace(READ, after=(0,))))
+
+
+def test_a_main_phase_without_steps_is_found() -> None:
+    empty = plan_of(phases=(Phase(name="decode", steps=()),))
+    with pytest.raises(AssertionError, match="no steps"):
+        testing.check_plan(empty)
+
+
+def step(**changes: Any) -> StepResult:
+    values: dict[str, Any] = {
+        "phase": "decode",
+        "name": "token",
+        "total_s": 1.0,
+        "by_account": {"io": 0.5},
+        "counters": {"bytes_read": 8192.0, "n_requests": 2.0},
+    }
+    return StepResult(**(values | changes))
+
+
+def execution(*steps: StepResult, memory: dict[str, float] | None = None) -> Execution:
+    return Execution(steps=steps, memory_bytes={"cache": 100.0} if memory is None else memory)
+
+
+def test_an_execution_may_count_more_than_the_plan() -> None:
+    more = step(counters={"bytes_read": 8192.0, "n_requests": 2.0, "overhead_s": 0.1})
+    testing.check_execution(plan_of(READ), [step()], execution(more))
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (execution(), "steps"),
+        (execution(step(name="other")), "other"),
+        (execution(step(counters={"bytes_read": 4096.0, "n_requests": 2.0})), "plans bytes_read 8192"),
+        (execution(step(counters={"bytes_read": 8192.0, "n_requests": 1.0})), "plans n_requests 2"),
+        (execution(step(by_account={"io": 0.5, "memory": 0.1})), "measured but not predicted: memory_s"),
+        (execution(step(by_account={"io": 0.0})), "predicted but not measured: io_s"),
+        (execution(step(by_account={"io": 2.0})), "more time than it took"),
+        (execution(step(), memory={"other": 100.0}), "kinds of memory"),
+        (execution(step(), memory={"cache": 150.0}), "planned at 100"),
+    ],
+)
+def test_an_execution_that_differs_is_found(found: Execution, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        testing.check_execution(plan_of(READ), [step()], found)
