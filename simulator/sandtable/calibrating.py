@@ -58,7 +58,7 @@ def run(
         only=_parts(only),
         file_bytes=_file_bytes(file_size, quick),
         budget_s=QUICK_BUDGET_S if quick else FULL_BUDGET_S,
-        passes=3 if quick else 4,
+        passes=2 if quick else 4,
         progress=progress,
     )
     base = library.load_machine(str(output)) if only is not None and output.is_file() else None

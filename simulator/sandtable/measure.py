@@ -144,12 +144,11 @@ def time_kernel(
     budget_s: float = float("inf"),
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Time ``repeats`` calls after one warm-up, stopping early (never before two) when ``budget_s`` is spent."""
+    """Time up to ``repeats`` calls, at least one, stopping when ``budget_s`` is spent. `prepare` warms up."""
     samples: list[float] = []
     with kernel.prepare(dims, context) as call:
-        call()
         begin = clock()
-        while len(samples) < repeats and (len(samples) < 2 or clock() - begin < budget_s):
+        while len(samples) < repeats and (not samples or clock() - begin < budget_s):
             start = clock()
             call()
             samples.append(clock() - start)

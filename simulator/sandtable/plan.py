@@ -7,6 +7,7 @@ memory it holds. `Kernel` is the seam by which a real operation states its deman
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -100,13 +101,13 @@ def random_read(name: str, *, n_chunks: int, chunk_bytes: float, concurrency: in
 
 
 def sequential_read(name: str, *, n_bytes: float, chunk_bytes: float, concurrency: int, account: str = "io") -> Op:
-    """Demand of reading ``n_bytes`` in order, in pieces of ``chunk_bytes``."""
+    """Demand of reading ``n_bytes`` in order, in pieces of ``chunk_bytes``; the last one may be shorter."""
     return Op(
         name=name,
         kind="sequential_read",
         account=account,
         bytes_read=n_bytes,
-        n_chunks=max(1, round(n_bytes / chunk_bytes)),
+        n_chunks=math.ceil(n_bytes / chunk_bytes),
         chunk_bytes=chunk_bytes,
         concurrency=concurrency,
     )

@@ -273,12 +273,16 @@ class Storage(Component):
 
 
 class OpFit(Frozen):
-    """Law of one kind of operation: ``t = overhead + items * per_item + max(bytes / bandwidth, flops / rate)``."""
+    """Law of one kind of operation: ``t = overhead + items * per_item + max(bytes / bandwidth, flops / rate)``.
+
+    With ``serial`` the two are added instead: the operation first moves its data, then computes.
+    """
 
     overhead_s: Estimate[Seconds]
     per_item_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
     bandwidth_bytes_per_s: Estimate[BytesPerSecond] | None = None
     rate_flops_per_s: Estimate[FlopsPerSecond] | None = None
+    serial: bool = False
     evidence: Evidence
 
     @model_validator(mode="after")

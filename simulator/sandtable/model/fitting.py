@@ -46,6 +46,12 @@ class Fit:
     residuals: FloatArray
     held_out: FloatArray
 
+    @property
+    def miss(self) -> float:
+        """Root mean square of the log error, on held-out points where there are any."""
+        outside = self.held_out if len(self.held_out) else self.residuals
+        return float(np.sqrt(np.mean(outside**2)))
+
     def estimate(self, index: int) -> Estimate[float]:
         """Return one parameter with its 90 % bootstrap interval."""
         value = float(self.values[index])
@@ -240,6 +246,8 @@ def fit_op(
 ) -> OpFit:
     """Fit ``t = overhead + items * per_item + max(bytes / bandwidth, flops / rate)`` to timed operations.
 
+    For a roofline, adding the two terms is tried as well, and the form that misses held-out points less is kept.
+
     Args:
         points: What was measured.
         method: How, for the evidence.
@@ -247,53 +255,59 @@ def fit_op(
         repeat_spread_frac: How far repeats of a point lie apart.
         bound_by: "bandwidth" for streaming ops, "rate" for arithmetic, "both" for a roofline.
     """
-    items, n_bytes, flops, seconds = (
-        np.array([getattr(p, name) for p in points], dtype=float)
-        for name in ("n_items", "n_bytes", "flops", "seconds")
-    )
-    parameters = [Parameter(name="overhead_s", start=max(1e-7, 0.5 * seconds.min()), low=1e-8, high=1e-1)]
-    if len(set(items)) > 1 and bound_by == "bandwidth" and len(points) > 3:
-        parameters.append(Parameter(name="per_item_s", start=1e-8, low=1e-11, high=1e-3))
-    if bound_by in ("bandwidth", "both"):
-        start = float(np.max(n_bytes / seconds))
-        parameters.append(Parameter(name="bandwidth_bytes_per_s", start=start, low=1e7, high=1e14))
-    if bound_by in ("rate", "both"):
-        start = float(np.max(flops / seconds))
-        parameters.append(Parameter(name="rate_flops_per_s", start=start, low=1e7, high=1e17))
-    names = [p.name for p in parameters]
-
-    def residuals(values: FloatArray, indices: npt.NDArray[np.intp]) -> FloatArray:
-        by_name = dict(zip(names, values, strict=True))
-        predicted = op_seconds(
-            items[indices],
-            n_bytes[indices],
-            flops[indices],
-            overhead_s=by_name["overhead_s"],
-            per_item_s=by_name.get("per_item_s", 0.0),
-            bandwidth_bytes_per_s=by_name.get("bandwidth_bytes_per_s", np.inf),
-            rate_flops_per_s=by_name.get("rate_flops_per_s", np.inf),
-        )
-        return np.asarray(np.log(predicted) - np.log(seconds[indices]), dtype=np.float64)
-
-    fit = fit_parameters(parameters, residuals, len(points))
-    estimates = {name: fit.estimate(index) for index, name in enumerate(names)}
+    columns = _OpColumns(*(np.array([getattr(p, name) for p in points], dtype=float) for name in _OP_COLUMNS))
+    parameters = _op_parameters(columns, bound_by)
+    forms = (False, True) if bound_by == "both" else (False,)
+    fits = {serial: fit_parameters(parameters, columns.residuals(parameters, serial), len(points)) for serial in forms}
+    serial = min(fits, key=lambda form: fits[form].miss)
+    fit = fits[serial]
+    estimates = {parameter.name: fit.estimate(index) for index, parameter in enumerate(parameters)}
     return OpFit(
-        **estimates,
+        **estimates,  # pyright: ignore[reportArgumentType]
+        serial=serial,
         evidence=evidence(
             fit, method=method, n_samples=n_samples or len(points), repeat_spread_frac=repeat_spread_frac
         ),
     )
 
 
-def op_seconds(
-    items: FloatArray,
-    n_bytes: FloatArray,
-    flops: FloatArray,
-    *,
-    overhead_s: float,
-    per_item_s: float,
-    bandwidth_bytes_per_s: float,
-    rate_flops_per_s: float,
-) -> FloatArray:
-    """Return the time of operations under one law, in seconds; arrays of equal length."""
-    return overhead_s + items * per_item_s + np.maximum(n_bytes / bandwidth_bytes_per_s, flops / rate_flops_per_s)
+_OP_COLUMNS = ("n_items", "n_bytes", "flops", "seconds")
+
+
+@dataclass(frozen=True)
+class _OpColumns:
+    """Timed operations as arrays of equal length."""
+
+    items: FloatArray
+    n_bytes: FloatArray
+    flops: FloatArray
+    seconds: FloatArray
+
+    def residuals(self, parameters: Sequence[Parameter], serial: bool) -> Residuals:
+        """Return log(predicted / measured) as a function of the parameters' values and the points."""
+        names = [parameter.name for parameter in parameters]
+
+        def residuals(values: FloatArray, indices: npt.NDArray[np.intp]) -> FloatArray:
+            by_name = dict(zip(names, values, strict=True))
+            streaming = self.n_bytes[indices] / by_name.get("bandwidth_bytes_per_s", np.inf)
+            computing = self.flops[indices] / by_name.get("rate_flops_per_s", np.inf)
+            work = streaming + computing if serial else np.maximum(streaming, computing)
+            predicted = by_name["overhead_s"] + self.items[indices] * by_name.get("per_item_s", 0.0) + work
+            return np.asarray(np.log(predicted) - np.log(self.seconds[indices]), dtype=np.float64)
+
+        return residuals
+
+
+def _op_parameters(columns: _OpColumns, bound_by: str) -> list[Parameter]:
+    """Start from what the points show: half the quickest call, the best rates."""
+    seconds = columns.seconds
+    parameters = [Parameter(name="overhead_s", start=max(1e-7, 0.5 * seconds.min()), low=1e-8, high=1e-1)]
+    if len(set(columns.items)) > 1 and bound_by == "bandwidth" and len(seconds) > 3:
+        parameters.append(Parameter(name="per_item_s", start=1e-8, low=1e-11, high=1e-3))
+    if bound_by in ("bandwidth", "both"):
+        start = float(np.max(columns.n_bytes / seconds))
+        parameters.append(Parameter(name="bandwidth_bytes_per_s", start=start, low=1e7, high=1e14))
+    if bound_by in ("rate", "both"):
+        start = float(np.max(columns.flops / seconds))
+        parameters.append(Parameter(name="rate_flops_per_s", start=start, low=1e7, high=1e17))
+    return parameters

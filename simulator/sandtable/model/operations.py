@@ -98,7 +98,8 @@ class CostModel:
     def _fitted(self, op: Op, fit: OpFit) -> OpTime:
         streaming = 0.0 if fit.bandwidth_bytes_per_s is None else op.bytes_moved / fit.bandwidth_bytes_per_s.value
         computing = 0.0 if fit.rate_flops_per_s is None else op.flops / fit.rate_flops_per_s.value
-        seconds = fit.overhead_s.value + op.n_items * fit.per_item_s.value + max(streaming, computing)
+        work = streaming + computing if fit.serial else max(streaming, computing)
+        seconds = fit.overhead_s.value + op.n_items * fit.per_item_s.value + work
         return _interval(seconds, fit.evidence.residual_low_frac, fit.evidence.residual_high_frac)
 
     def _datasheet(self, op: Op) -> OpTime:

@@ -100,6 +100,7 @@ class FlashModel:
         self.values: F32 = aligned_empty(kv, np.float32)
         self.position = 0
         self.resident = self._load_resident() if parameters.rung != "naive" else None
+        self.kept = self._load_neurons()
         self.layer_buffer = self._layer_buffer()
 
     def close(self) -> None:
@@ -228,7 +229,7 @@ class FlashModel:
     def dense_ffn(self, layer: int, x: F32) -> F32:
         """Return the feed-forward output of all neurons, for one token [d_model] or several [n, d_model]."""
         first = self._resident_neurons()
-        y = self._ffn_over(self._resident_rows(layer), x, bundled=True) if first else np.zeros_like(x)
+        y = self._ffn_over(self.kept[layer].view(self.storage), x, bundled=True) if first else np.zeros_like(x)
         offset, length = self.store.layer_span(layer)
         skipped = first * self.sizes.record_bytes
         self._stream(self.reader, offset + skipped, length - skipped, "neurons")
@@ -255,21 +256,15 @@ class FlashModel:
             return 0
         return self.shape.n_neurons - streamed_neurons(self.parameters, self.sizes)
 
-    def _resident_rows(self, layer: int) -> Array:
-        """Return the neurons of a layer that `hybrid` keeps in memory, loading all of them the first time."""
-        if not hasattr(self, "_kept"):
-            n = self._resident_neurons()
-            self._kept: Array = aligned_empty((self.shape.n_layers, n, self.sizes.record_bytes), np.uint8)
-            for index in range(self.shape.n_layers):
-                start, _ = self.store.layer_span(index)
-                self.reader.read_sequential(
-                    start,
-                    n * self.sizes.record_bytes,
-                    address(self._kept[index]),
-                    chunk_bytes=int(self.parameters.stream_chunk_bytes),
-                )
-        rows: Array = self._kept[layer].view(self.storage)
-        return rows
+    def _load_neurons(self) -> Array:
+        """Return the neurons that `hybrid` keeps in memory, bytes [layer, neuron, record]; none on other rungs."""
+        n, record = self._resident_neurons(), self.sizes.record_bytes
+        kept: Array = aligned_empty((self.shape.n_layers, n, record), np.uint8)
+        for layer in range(self.shape.n_layers if n else 0):
+            start, _ = self.store.layer_span(layer)
+            chunk_bytes = int(self.parameters.stream_chunk_bytes)
+            self.reader.read_sequential(start, n * record, address(kept[layer]), chunk_bytes=chunk_bytes)
+        return kept
 
     # --- decode ---
 
@@ -422,7 +417,7 @@ def run_flash(
                 phase = "cold" if number < parameters.cold_tokens else "decode"
                 steps.append(decoder.token(number, phase, active_by_layer))
         else:
-            steps.extend(model.decode_dense(f"token {number}") for number in range(parameters.tokens))
+            steps.extend(model.decode_dense("token") for _ in range(parameters.tokens))
     finally:
         model.close()
     validity = [] if model.reader.direct else ["the file system refused direct I/O: reads went through its cache"]

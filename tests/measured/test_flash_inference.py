@@ -1,0 +1,208 @@
+"""The flash engine on real files: every rung reads what its plan says, and computes what a dense model would."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sandtable import discover, measure, units
+from sandtable.engine.run import Run, run
+from sandtable.model.operations import CostModel
+from sandtable.results import Measurement
+from sandtable.spec import Machine
+from sandtable.workload import Execution, ExecutionContext, Scenario
+
+pytest.importorskip("numba", reason="running for real needs numba")
+
+from sandtable_kernels.ffn import dense_ffn_masked_reference
+from sandtable_kernels.reader import ReadStats
+from sandtable_kernels.store import NeuronStore
+from sandtable_workloads.flash.parameters import FlashInference
+from sandtable_workloads.flash.runner import FlashModel, SparseDecoder, norm
+from sandtable_workloads.flash.traces import trace_of
+
+pytestmark = pytest.mark.measured
+
+RUNGS = ("naive", "hybrid", "predictor", "window", "bundling")
+SPARSE = ("predictor", "window", "bundling")
+TOKENS, COLD = 4, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder, so that model files are written once."""
+    return tmp_path_factory.mktemp("stores")
+
+
+def parameters(**changes: Any) -> FlashInference:
+    values = {"geometry": "opt_mini", "tokens": TOKENS, "cold_tokens": COLD, "prompt_tokens": 3, "concurrency": 8}
+    return FlashInference.model_validate(values | changes, context=units.AT_EDGE)
+
+
+def execute(machine: Machine, folder: Path, **changes: Any) -> tuple[Run, Execution]:
+    chosen, workload = parameters(**changes), discover.workload("flash_inference")
+    context = ExecutionContext(folder=folder, n_threads=2)
+    workload.prepare(chosen, machine, 1, context)
+    return run(workload.plan(chosen, machine, 1), CostModel(machine)), workload.execute(chosen, machine, 1, context)
+
+
+def total(execution: Execution, counter: str, phase: str = "decode") -> float:
+    return sum(step.counters[counter] for step in execution.steps if step.phase == phase)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_it_reads_what_its_plan_says(rung: str, machine: Machine, folder: Path) -> None:
+    predicted, execution = execute(machine, folder, rung=rung)
+    assert [s.phase for s in predicted.steps] == [s.phase for s in execution.steps]
+    for planned, done in zip(predicted.steps, execution.steps, strict=True):
+        assert done.counters["bytes_read"] == planned.counters["bytes_read"] > 0
+        assert done.counters["n_requests"] == planned.counters["n_requests"] > 0
+        assert done.counters["overhead_s"] >= 0
+        assert done.counters["overhead_s"] < done.total_s
+        assert sum(done.by_account.values()) + done.counters["overhead_s"] == pytest.approx(done.total_s)
+        if rung in SPARSE and planned.phase != "prefill":
+            assert done.counters["hit_frac"] == planned.counters["hit_frac"]
+    cold = [step for step in execution.steps if step.phase == "cold"]
+    assert len(cold) == (COLD if rung in SPARSE else 0)
+    assert len([step for step in execution.steps if step.phase == "decode"]) == TOKENS
+
+
+@pytest.mark.parametrize("rung", ["window", "bundling"])
+def test_a_window_finds_neurons_in_memory(rung: str, machine: Machine, folder: Path) -> None:
+    _, execution = execute(machine, folder, rung=rung)
+    steps = [step for step in execution.steps if step.phase == "decode"]
+    assert all(0.3 < step.counters["hit_frac"] < 1 for step in steps)
+    first = next(step for step in execution.steps if step.phase == "cold")
+    assert first.counters["hit_frac"] == 0
+
+
+def test_without_a_window_nothing_is_found(machine: Machine, folder: Path) -> None:
+    _, execution = execute(machine, folder, rung="predictor")
+    assert total(execution, "hit_frac") == 0
+
+
+def test_each_rung_reads_less_than_the_one_before(machine: Machine, folder: Path) -> None:
+    read = [total(execute(machine, folder, rung=rung)[1], "bytes_read") for rung in RUNGS]
+    assert read == sorted(read, reverse=True)
+    assert read[0] > read[1] > read[2] > read[3]
+
+
+def test_bundling_halves_the_requests(machine: Machine, folder: Path) -> None:
+    # 1024 float32 fill a page, so that neither layout pads
+    _, apart = execute(machine, folder, rung="window", dtype="float32")
+    _, bundled = execute(machine, folder, rung="bundling", dtype="float32")
+    assert 2 * total(bundled, "n_requests") == total(apart, "n_requests")
+    assert total(bundled, "bytes_read") == total(apart, "bytes_read")
+
+
+def test_padding_makes_unbundled_vectors_cost_twice(machine: Machine, folder: Path) -> None:
+    _, apart = execute(machine, folder, rung="window", dtype="float16")
+    _, bundled = execute(machine, folder, rung="bundling", dtype="float16")
+    # 1024 float16 are half a page: apart, each vector is padded to a whole one
+    assert 2 * total(bundled, "bytes_read") == total(apart, "bytes_read")
+    assert total(apart, "n_requests") == 2 * total(bundled, "n_requests")
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_nothing_is_read_behind_the_counters_back(rung: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FlashModel(parameters(rung=rung), 1, folder, 2)
+    read: list[int] = []
+
+    def counting(method: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> ReadStats:
+            stats: ReadStats = method(*args, **kwargs)
+            read.append(stats.n_bytes)
+            return stats
+
+        return wrapped
+
+    for reader in (model.reader, model.blob_reader):
+        monkeypatch.setattr(reader, "read_sequential", counting(reader.read_sequential))
+        monkeypatch.setattr(reader, "read_batch", counting(reader.read_batch))
+    step = model.prefill()
+    assert sum(read) == step.counters["bytes_read"] > 0
+    read.clear()
+    if model.parameters.is_sparse:
+        decoder = SparseDecoder(model)
+        active = next(iter(trace_of(model.parameters, 1).tokens(1)))
+        step = decoder.token(0, "decode", active)
+    else:
+        step = model.decode_dense("token")
+    model.close()
+    assert sum(read) == step.counters["bytes_read"] > 0
+
+
+def stored_rows(store: NeuronStore, layer: int) -> np.ndarray[Any, Any]:
+    every = store.read_neurons_reference(layer, np.arange(store.geometry.n_neurons))
+    return every.reshape(len(every), -1)
+
+
+@pytest.mark.parametrize("rung", SPARSE)
+@pytest.mark.parametrize("compute_rows", ["active", "cached"])
+def test_the_sparse_block_equals_the_dense_one_with_a_mask(rung: str, compute_rows: str, folder: Path) -> None:
+    chosen = parameters(rung=rung, compute_rows=compute_rows)
+    model = FlashModel(chosen, 1, folder, 2)
+    decoder = SparseDecoder(model)
+    layer = 2
+    rows = stored_rows(model.store, layer)
+    x = norm(np.random.default_rng(3).standard_normal(model.shape.d_model).astype(np.float32))
+    for number, active_by_layer in enumerate(trace_of(chosen, 1).tokens(COLD + TOKENS)):
+        active = active_by_layer[layer]
+        decoder._load(layer, active, number)
+        index = decoder.caches[layer].index
+        assert set(active) <= set(index.present()), "an active neuron is missing from the cache"
+        used = active if compute_rows == "active" else np.sort(index.present())
+        wanted = dense_ffn_masked_reference(x, rows, used)
+        found = decoder._ffn(layer, active, x)
+        assert np.abs(wanted).max() > 0
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    model.close()
+
+
+@pytest.mark.parametrize("rung", ["naive", "hybrid"])
+def test_a_dense_rung_computes_every_neuron(rung: str, folder: Path) -> None:
+    model = FlashModel(parameters(rung=rung), 1, folder, 2)
+    rng = np.random.default_rng(4)
+    xs = norm(rng.standard_normal((2, model.shape.d_model)).astype(np.float32))
+    rows = stored_rows(model.store, 1)
+    every = np.arange(len(rows))
+    wanted = np.stack([dense_ffn_masked_reference(x, rows, every) for x in xs])
+    assert (model._resident_neurons() > 0) == (rung == "hybrid")
+    alone = model.dense_ffn(1, xs[0])
+    together = model.dense_ffn(1, xs)
+    model.close()
+    assert np.abs(alone - wanted[0]).max() <= 1e-5 * np.abs(wanted).max()
+    assert np.abs(together - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_the_same_seed_decodes_the_same_tokens(folder: Path) -> None:
+    found = []
+    for _ in range(2):
+        model = FlashModel(parameters(), 1, folder, 2)
+        model.prefill()
+        decoder, tokens = SparseDecoder(model), []
+        for number, active in enumerate(trace_of(model.parameters, 1).tokens(3)):
+            decoder.token(number, "decode", active)
+            tokens.append(model.next_token)
+        model.close()
+        found.append(tokens)
+    assert found[0] == found[1]
+
+
+def test_a_measurement_reports_its_own_quality(machine: Machine, folder: Path) -> None:
+    scenario = Scenario(name="mini", title="Mini", workload="flash_inference", repeats=2)
+    workload = discover.workload("flash_inference")
+    context = ExecutionContext(folder=folder, n_threads=2)
+    measurement, trace = measure.measure(scenario, workload, parameters(), machine, context)
+    assert isinstance(measurement, Measurement)
+    assert len(measurement.metrics["latency_s.mean"].samples) == 2 * TOKENS
+    assert measurement.metrics["overhead_s.mean"].value >= 0
+    assert {"cold_s", "prefill_s", "ttft_s", "tokens_per_s"} <= set(measurement.metrics)
+    assert measurement.repeat_spread_frac is not None
+    assert measurement.probe_ratio is not None
+    assert measurement.probe_ratio > 0
+    assert {"cpu", "cpus", "memory", "kernel", "numpy", "numba"} <= set(measurement.environment)
+    assert trace
+    for row in trace:
+        assert row.start_s <= row.end_s
