@@ -62,6 +62,10 @@ class Gemv(Kernel):
             sizes += [(512, 512), (1024, 1024), (16384, 4096)]
         return [{"m": m, "k": k, "dtype": dtype} for m, k in sizes for dtype in DTYPES]
 
+    def probe(self) -> Dims | None:
+        """One large matrix."""
+        return {"m": 4096, "k": 4096, "dtype": "float16"}
+
     def cost(self, dims: Dims) -> Op:
         """Weights are read once; the input and output vectors count too."""
         m, k = dims["m"], dims["k"]

@@ -36,8 +36,6 @@ from sandtable.spec import (
     Processor,
     ProcessorDatasheet,
     ProcessorFit,
-    Stack,
-    StackDatasheet,
     Storage,
     StorageDatasheet,
     StorageFit,
@@ -233,7 +231,6 @@ def fit_machine(observations: Sequence[Observation], settings: Settings, base: M
         kind="machine",
         name=library.THIS_MACHINE,
         title=f"{environment['cpu']}, {environment['cpus']} CPUs, calibrated {dt.date.today().isoformat()}",
-        stack=_stack(),
         environment=environment,
         sources={},
         **parts,
@@ -373,7 +370,7 @@ def _storage(observations: Sequence[Observation], method: str, settings: Setting
         sources={
             "datasheet.capacity": "the operating system",
             "datasheet.sequential_read": "measured by this calibration",
-            "datasheet.alignment": "guess: the usual page size; direct I/O needs no more",
+            "datasheet.alignment": "the page size, which direct I/O accepts on every common file system",
             "fitted": method,
         },
     )
@@ -434,24 +431,6 @@ def last_level_cache_bytes() -> float | None:
         if match is not None:
             sizes.append(float(match[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[match[2]])
     return max(sizes, default=None)
-
-
-def _stack() -> Stack:
-    """Return the software of a calibrated machine: its costs are inside the fitted laws already."""
-    generic = library.load_component("stack", library.GENERIC_STACK)
-    assert isinstance(generic, Stack)
-    return generic.model_copy(
-        update={
-            "name": "sandtable_kernels",
-            "title": "Sandtable's own kernels; what they reach is in the fitted laws",
-            "datasheet": StackDatasheet(
-                version="as installed",
-                efficiency=generic.datasheet.efficiency,
-                residual_low_frac=generic.datasheet.residual_low_frac,
-                residual_high_frac=generic.datasheet.residual_high_frac,
-            ),
-        }
-    )
 
 
 def _warnings(machine: Machine, observations: Sequence[Observation]) -> list[str]:

@@ -151,7 +151,8 @@ def emit_comparison(comparison: Comparison, format_: Format) -> None:
     if format_ is Format.json:
         print(comparison.model_dump_json(by_alias=True, indent=1))
         return
-    print(tables.render(tables.comparison_table(comparison), format_.value))
+    shown = comparison if format_ is Format.csv else tables.headlines(comparison)
+    print(tables.render(tables.comparison_table(shown), format_.value))
     if format_ is Format.table:
         for line in tables.comparison_notes(comparison):
             print(line)

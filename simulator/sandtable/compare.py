@@ -9,7 +9,7 @@ from typing import Literal
 
 from sandtable import units
 from sandtable.errors import ConfigError, did_you_mean
-from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Result, summarise
+from sandtable.results import ComparedMetric, Comparison, Measurement, Metric, Prediction, Result, summarise
 
 # what a check is judged on: the median and 90th percentile of the absolute error of the headline metric
 HEADLINE = "latency_s.mean"
@@ -41,10 +41,16 @@ def compare(prediction: Prediction, measurement: Measurement) -> list[ComparedMe
                 high=predicted.high,
                 measured=measured.value,
                 error_frac=predicted.value / measured.value - 1,
-                covered=predicted.low <= measured.value <= predicted.high,
+                covered=_covered(predicted, measured.value),
             )
         )
     return rows
+
+
+def _covered(predicted: Metric, measured: float) -> bool:
+    """Whether the interval holds the value; a count that is known exactly may differ by rounding."""
+    slack = 1e-9 * abs(measured)
+    return predicted.low - slack <= measured <= predicted.high + slack
 
 
 def judge(rows: Sequence[ComparedMetric], *, headline: str = HEADLINE, extra: Iterable[str] = ()) -> Comparison:

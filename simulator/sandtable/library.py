@@ -302,11 +302,16 @@ def load_file(path: Path, kind: str | None = None, overrides: Mapping[str, Any] 
     return validate(spec.KINDS[str(actual)], data, str(path))
 
 
+def _is_fitted(part: Any) -> bool:
+    """Whether a part that stands in the machine's own file was calibrated: then its software is in the laws."""
+    return isinstance(part, Mapping) and part.get("fitted") is not None
+
+
 def _resolve(data: CommentedMap, path: Path) -> None:
     """Replace each name of another device by the content of its file."""
     if data.get("kind") == "storage" and "fitted" not in data and data.get("name") != GENERIC_STORAGE:
         data.setdefault("like", GENERIC_STORAGE)
-    if data.get("kind") == "machine":
+    if data.get("kind") == "machine" and not _is_fitted(data.get("processor")):
         data.setdefault("stack", GENERIC_STACK)
     for dotted, kind in _REFERENCES.items():
         *parents, key = dotted.split(".")

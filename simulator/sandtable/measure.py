@@ -25,6 +25,8 @@ LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable")
 # repeats that lie further apart than this cannot support a comparison at the level of ten percent
 UNSTABLE_SPREAD_FRAC = 0.25
 PROBE_DRIFT_FRAC = 0.25
+PROBE_FOLDER = "probe"
+PROBE_FILE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +131,11 @@ def probe(machine: Machine, context: ExecutionContext) -> float:
         dims = kernel.probe()
         if dims is None:
             continue
-        kernel_context = KernelContext(folder=context.folder, n_threads=context.n_threads)
-        seconds = time_kernel(kernel, dims, kernel_context, repeats=3)
+        kernel_context = KernelContext(
+            folder=context.folder / PROBE_FOLDER, n_threads=context.n_threads, file_bytes=PROBE_FILE_BYTES
+        )
+        kernel_context.folder.mkdir(exist_ok=True)
+        seconds = time_kernel(kernel, dims, kernel_context, repeats=20, budget_s=0.2)
         ratios.append(float(np.median(seconds)) / costs.time(kernel.cost(dims)).seconds)
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else 1.0
 

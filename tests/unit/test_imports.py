@@ -20,8 +20,7 @@ CORE = ROOT / "simulator" / "sandtable"
 HEAVY = {"torch", "numba", "scipy", "plotly", "pandas", "matplotlib", "perfetto", "jinja2", "ray"}
 MOST_LINES = 600
 
-# What each module may import at all, lowest first: those above it. Modules of one row do not import each other,
-# unless they are one package.
+# Lowest first: a module imports from rows above its own, never from its own row or from below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("units", "errors", "table"),
     ("spec",),
@@ -43,8 +42,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("testing",),
 )
 LAYER_OF = {name: index for index, names in enumerate(LAYERS) for name in names}
-# (who, whom): a report is written beside what it reports on; the report of published scores names their types
-UPWARD: set[tuple[str, str]] = set()
 
 
 class Import(NamedTuple):
@@ -101,8 +98,9 @@ def test_imports_run_one_way(path: Path) -> None:
         if other in ("__version__", own):
             continue
         assert other in LAYER_OF, f"{path.name}:{item.line} imports {other}, which has no place among the layers"
-        allowed = LAYER_OF[other] < LAYER_OF[own] or (own, other) in UPWARD
-        assert allowed, f"{path.name}:{item.line}: {own} imports {other}, which stands above it"
+        assert LAYER_OF[other] < LAYER_OF[own], (
+            f"{path.name}:{item.line}: {own} imports {other}, which stands above it"
+        )
 
 
 def test_the_layers_are_those_of_the_design() -> None:

@@ -258,7 +258,9 @@ def fit_op(
     columns = _OpColumns(*(np.array([getattr(p, name) for p in points], dtype=float) for name in _OP_COLUMNS))
     parameters = _op_parameters(columns, bound_by)
     forms = (False, True) if bound_by == "both" else (False,)
-    fits = {serial: fit_parameters(parameters, columns.residuals(parameters, serial), len(points)) for serial in forms}
+    fits = {
+        serial: fit_parameters(parameters, columns.residuals(parameters, serial), len(points)) for serial in forms
+    }
     serial = min(fits, key=lambda form: fits[form].miss)
     fit = fits[serial]
     estimates = {parameter.name: fit.estimate(index) for index, parameter in enumerate(parameters)}

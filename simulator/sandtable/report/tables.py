@@ -240,6 +240,18 @@ def comparison_table(comparison: Comparison, *, worst_first: bool = False) -> Ta
     return Table(columns=columns, rows=rows)
 
 
+HEADLINES = ("latency_s.mean", "io_s.mean", "memory_s.mean", "compute_s.mean", "communication_s.mean")
+
+
+def headlines(comparison: Comparison) -> Comparison:
+    """Return only the mean times when there are many scenarios; one scenario is shown in full."""
+    scenarios = {row.scenario for row in comparison.comparisons}
+    if len(scenarios) < 2:
+        return comparison
+    rows = tuple(row for row in comparison.comparisons if row.metric in HEADLINES)
+    return comparison.model_copy(update={"comparisons": rows})
+
+
 def comparison_notes(comparison: Comparison) -> list[str]:
     """Return the summary, the verdict and its reasons as lines for people."""
     return [f"  {summary_sentence(comparison)}", f"  {verdict_sentence(comparison)}"]
