@@ -20,7 +20,7 @@ from sandtable_kernels.fastmath import bf16_to_f32, f16_to_f32
 from sandtable_kernels.fastmemory import parallel, prefetch, serial
 
 # elements computed between two bursts of prefetches; 256 was best of 256, 512, 1024 and 4096
-BLOCK = 512
+BLOCK = 256
 LINE_BYTES = 64
 RELU, RELU2, IDENTITY = 0, 1, 2
 ZERO = np.float32(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,9 +176,9 @@ def cross_check_table(result: Calibration, settings: Settings) -> Table:
 
 
 def _fio() -> Callable[..., list[tuple[int, int, float]]]:
-    """Find the kernel that offers a curve measured by fio, without naming it."""
+    """Find the kernel module that offers a curve measured by fio, without naming it."""
     for kernel in discover.kernels().values():
-        curve = getattr(kernel, "fio_curve", None)
+        curve = getattr(sys.modules[type(kernel).__module__], "fio_curve", None)
         if curve is not None:
             return curve  # type: ignore[no-any-return]
     raise ConfigError("no installed kernel can run fio")

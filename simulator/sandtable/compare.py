@@ -98,10 +98,16 @@ def check_thresholds(thresholds: dict[str, str], result: Result) -> list[tuple[s
 
 
 def _limit(metric: str, text: str) -> float:
-    quantity = units.quantity_of(metric)
+    quantity, unit = units.quantity_of(metric), units.unit_of(metric)
     try:
-        if quantity in (None, "1/s"):
-            return float(text.split()[0])
-        return units.parse(text, str(quantity))
+        if quantity not in (None, "1/s"):
+            return units.parse(text, str(quantity))
+        number, _, written = text.partition(" ")
+        if written.strip() not in ("", unit):
+            raise ValueError(f"{metric} is counted in {unit}, not in {written.strip()!r}")
+        try:
+            return float(number)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a number: write it like '< 15 {unit}'") from None
     except ValueError as error:
         raise ConfigError(f"thresholds.{metric}: {error}") from None

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sandtable.errors import PlanError
+from sandtable.errors import PlanError, did_you_mean
 
 # kind of op -> the resource that serves it. `io` waits on storage, `link` on an interconnect.
 RESOURCE_OF_KIND: dict[str, str] = {
@@ -78,8 +78,16 @@ class Op:
 
     @property
     def resource(self) -> str:
-        """Name of the resource that serves this kind of op."""
-        return RESOURCE_OF_KIND[self.kind]
+        """Name of the resource that serves this kind of op.
+
+        Raises:
+            PlanError: no resource serves this kind.
+        """
+        try:
+            return RESOURCE_OF_KIND[self.kind]
+        except KeyError:
+            hint = did_you_mean(self.kind, RESOURCE_OF_KIND)
+            raise PlanError(f"op {self.name!r} is of unknown kind {self.kind!r}{hint}") from None
 
     @property
     def bytes_moved(self) -> float:

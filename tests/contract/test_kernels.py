@@ -108,7 +108,7 @@ def test_the_cost_counts_at_least_the_compulsory_bytes(kernel: Kernel):
     for dims in all_points(kernel):
         op = kernel.cost(dims)
         assert op.bytes_moved > 0
-        assert op.bytes_moved >= op.n_chunks * op.chunk_bytes
+        assert op.bytes_moved > (op.n_chunks - 1) * op.chunk_bytes  # the last chunk may be shorter
         if kernel.name in COMPULSORY:
             assert op.bytes_moved >= COMPULSORY[kernel.name](dims)
 

@@ -63,8 +63,11 @@ class StorageServer:
 class Server(simpy.Resource):
     """A resource that serves one op at a time, first come first served."""
 
-    def hold(self, duration: int) -> Process:
-        """Wait for the server, keep it for ``duration`` ticks, give it back."""
+    def hold(self, duration: int, times: int = 1) -> Generator[simpy.Event, Any, int]:
+        """Wait for the server, keep it for ``times`` times ``duration`` ticks, give it back; return the first tick."""
         with self.request() as turn:
             yield turn
-            yield self._env.timeout(duration)
+            start = int(self._env.now)
+            for _ in range(times):
+                yield self._env.timeout(duration)
+        return start

@@ -132,19 +132,19 @@ class Engine:
         yield self.env.all_of(done)
 
     def _serve(self, op: Op, cost: OpTime, index: int) -> Generator[simpy.Event, Any, None]:
-        queued = self.env.now
+        start = self.env.now
         if op.kind == "random_read" and self.options.per_request:
             for _ in range(op.repeat):
                 yield from self.storage.read(op.n_chunks, op.chunk_bytes, op.concurrency)
         else:
             server = self.servers[f"{op.on}.{op.resource}"]
-            repeats = op.repeat if self.options.expand else 1
-            for _ in range(repeats):
-                yield from server.hold(ticks(cost.seconds / repeats))
+            once = ticks(cost.seconds / op.repeat)
+            times = op.repeat if self.options.expand else 1
+            start = yield from server.hold(once * op.repeat // times, times)
         if self.options.trace:
             track = op.resource if op.on == "host" else f"{op.on} {op.resource}"
             row = TraceRow(
-                track=track, name=op.name, start_s=seconds(queued), end_s=seconds(self.env.now), step=index
+                track=track, name=op.name, start_s=seconds(start), end_s=seconds(self.env.now), step=index
             )
             self.trace.append(row)
 

@@ -1,0 +1,43 @@
+"""Calibration of the machine that runs the tests: real reads, real kernels, and fio beside them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba", reason="real kernels need the `run` extra")
+pytest.importorskip("scipy", reason="fitting needs the `run` extra")
+
+from sandtable import calibrate, calibrating, library
+from sandtable.calibrate import Settings
+
+pytestmark = [pytest.mark.measured, pytest.mark.slow]
+
+
+def test_a_short_calibration_of_this_machine(tmp_path: Path) -> None:
+    settings = Settings(folder=tmp_path, quick=True, file_bytes=256 << 20, passes=1, budget_s=2.0)
+    result = calibrate.calibrate(settings)
+    storage = result.machine.storage.fitted
+    assert storage is not None
+    # a disk: between one read per millisecond and memory speed
+    assert 1e3 < storage.requests_per_s.value < 2e7
+    assert 1e7 < storage.sequential_bytes_per_s.value < 1e11
+    for kind in ("gemv", "sparse_ffn", "attend"):
+        laws = result.machine.processor.fitted.ops[kind]  # type: ignore[union-attr]
+        assert laws, kind
+    path = tmp_path / "machine.yaml"
+    library.save_component(result.machine, path)
+    assert library.load_machine(str(path)).storage.fitted is not None
+
+
+@pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not installed")
+def test_the_storage_curve_beside_fio(tmp_path: Path) -> None:
+    settings = Settings(folder=tmp_path, quick=True, file_bytes=256 << 20, passes=1, budget_s=2.0)
+    result = calibrate.calibrate(settings)
+    table = calibrating.cross_check_table(result, settings)
+    ratios = [float(row[4]) for row in table.rows]
+    assert len(ratios) > 6
+    # the same device read by two programs; a factor of three is a broken reader, not noise
+    assert 1 / 3 < ratios[-1] < 3
