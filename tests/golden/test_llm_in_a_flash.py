@@ -73,7 +73,7 @@ def ladder(rung: str) -> Prediction:
 GOLDEN = {
     "naive": {"io_s.mean": 2.2055, "compute_s.mean": 0.19487, "latency_s.mean": 2.4004},
     "hybrid": {"io_s.mean": 1.1027, "compute_s.mean": 0.19487, "latency_s.mean": 1.2976},
-    "predictor": {"io_s.mean": 0.7537, "compute_s.mean": 0.4416, "latency_s.mean": 1.2},
+    "predictor": {"io_s.mean": 0.7534, "compute_s.mean": 0.4240, "latency_s.mean": 1.1774},
     "window": {"io_s.mean": 0.1768, "compute_s.mean": 0.4416, "latency_s.mean": 0.65},
     "bundling": {"io_s.mean": 0.0959, "compute_s.mean": 0.4416, "latency_s.mean": 0.568},
 }
