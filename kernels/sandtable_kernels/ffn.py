@@ -151,7 +151,7 @@ class SparseFfn(Kernel):
         """Rows times width from one megabyte to a hundred, both record layouts."""
         sizes = [(64, 1024, 2), (492, 4096, 2), (1638, 4096, 2)]
         if not quick:
-            sizes += [(16, 512, 2), (800, 2048, 3), (3932, 4096, 2)]
+            sizes += [(16, 512, 2), (800, 2048, 3), (1600, 2048, 2), (3932, 4096, 2)]
         return [
             {"n_rows": n, "d_model": d, "n_vectors": v, "dtype": dtype} for n, d, v in sizes for dtype in DTYPES
         ]

@@ -56,10 +56,10 @@ class Gemv(Kernel):
     calibrates: ClassVar[str | None] = "compute"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """From a matrix so small that the call itself is the cost, to a projection of a 7B model."""
-        sizes = [(64, 512), (2048, 2048), (4096, 4096)]
+        """From a matrix so small that the call itself is the cost, to those of a 7B model and its predictor."""
+        sizes = [(64, 512), (2048, 2048), (4096, 4096), (16384, 128)]
         if not quick:
-            sizes += [(512, 512), (1024, 1024), (16384, 4096)]
+            sizes += [(256, 4096), (1024, 1024), (12288, 4096), (16384, 1024)]
         return [{"m": m, "k": k, "dtype": dtype} for m, k in sizes for dtype in DTYPES]
 
     def probe(self) -> Dims | None:

@@ -166,6 +166,7 @@ def observe(settings: Settings) -> list[Observation]:
         for dims in kernel.grid(quick=settings.quick and kernel.calibrates == "storage")
     ]
     rng = np.random.default_rng(settings.seed)
+    stream = measure.stream_through()
     begin = time.perf_counter()
     for index in range(settings.passes):
         order = rng.permutation(len(work))
@@ -177,7 +178,14 @@ def observe(settings: Settings) -> list[Observation]:
             settings.progress(f"pass {index + 1} of {settings.passes}: {kernel.name} {describe(observation.dims)}")
             repeats = 1000 if share > 0 else 1
             observation.samples.append(
-                measure.time_kernel(kernel, observation.dims, context, repeats=repeats, budget_s=0.5 * share)
+                measure.time_kernel(
+                    kernel,
+                    observation.dims,
+                    context,
+                    repeats=repeats,
+                    budget_s=0.5 * share,
+                    before=None if kernel.calibrates == "storage" else stream,
+                )
             )
         if time.perf_counter() - begin > settings.budget_s * (index + 1.3) / (index + 1) and index >= 1:
             break
@@ -239,17 +247,19 @@ def fit_machine(observations: Sequence[Observation], settings: Settings, base: M
 
 def repeat_spread(observations: Sequence[Observation]) -> float | None:
     """Return how far passes lie from their point's median: half the 90 % interval, as a fraction."""
-    deviations = []
+    deviations: list[float] = []
+    weights: list[float] = []
     for observation in observations:
         medians = np.log([np.median(part) for part in observation.samples])
         if len(medians) > 1:
             # a small sample's deviations are too small by this much
             scale = np.sqrt(len(medians) / (len(medians) - 1))
-            deviations.extend(scale * (medians - medians.mean()))
+            deviations.extend(scale * np.abs(medians - medians.mean()))
+            weights.extend([float(fitting.weight_of(observation.seconds))] * len(medians))
     if not deviations:
         return None
     # robust against single disturbed points: the 90th percentile of the absolute deviation
-    return float(np.expm1(np.percentile(np.abs(deviations), 90)))
+    return float(np.expm1(fitting.weighted_percentile(np.array(deviations), np.array(weights), 90)))
 
 
 def fit_ops(observations: Sequence[Observation], method: str) -> dict[str, dict[DType, OpFit]]:

@@ -26,6 +26,7 @@ LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable")
 UNSTABLE_SPREAD_FRAC = 0.25
 PROBE_DRIFT_FRAC = 0.25
 PROBE_FOLDER = "probe"
+STREAM_BYTES = 96 << 20  # three times a large last-level cache
 PROBE_FILE_BYTES = 256 << 20
 
 
@@ -147,17 +148,33 @@ def time_kernel(
     *,
     repeats: int,
     budget_s: float = float("inf"),
+    before: Callable[[], object] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Time up to ``repeats`` calls, at least one, stopping when ``budget_s`` is spent. `prepare` warms up."""
+    """Time up to ``repeats`` calls, at least one, stopping when ``budget_s`` is spent. `prepare` warms up.
+
+    ``before`` runs ahead of each call and is not timed; see `stream_through`.
+    """
     samples: list[float] = []
     with kernel.prepare(dims, context) as call:
         begin = clock()
         while len(samples) < repeats and (not samples or clock() - begin < budget_s):
+            if before is not None:
+                before()
             start = clock()
             call()
             samples.append(clock() - start)
     return samples
+
+
+def stream_through(n_bytes: int = STREAM_BYTES) -> Callable[[], object]:
+    """Return a call that pulls ``n_bytes`` through the caches.
+
+    In a real step every operation follows one that did: code, page tables and data are cold, and a small call takes
+    several times what it takes back to back.
+    """
+    memory = np.ones(n_bytes // 8)
+    return memory.sum
 
 
 # --- environment -------------------------------------------------------------------------------------------

@@ -11,15 +11,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from sandtable.errors import DoesNotFit
-from sandtable.plan import Op, Phase, Plan, Step, random_read, sequential_read
-from sandtable.spec import DTYPE_BYTES, Machine
+from sandtable.plan import Op, Phase, Plan, Step, Where, random_read, sequential_read
+from sandtable.spec import Machine
 from sandtable.units import format_bytes
+from sandtable_kernels.attention import Attend
 from sandtable_kernels.cache import WindowIndex
+from sandtable_kernels.ffn import SparseFfn
+from sandtable_kernels.ffn_batch import DenseFfnBatch
+from sandtable_kernels.gemm import Gemm
+from sandtable_kernels.gemv import Gemv
+from sandtable_kernels.memory_ops import CacheUpdate, Insert
 from sandtable_kernels.predictor import parameter_count
 from sandtable_workloads.flash.parameters import FlashInference, Sizes
 from sandtable_workloads.flash.traces import predictor_ranks, trace_of
+from sandtable_workloads.transformer.shapes import Shape
 
 KV_DTYPE = "float32"
+# what each operation costs is said once, by the kernel that does it
+GEMV, GEMM, ATTEND, SPARSE_FFN = Gemv(), Gemm(), Attend(), SparseFfn()
+FFN_BATCH, CACHE_UPDATE, INSERT = DenseFfnBatch(), CacheUpdate(), Insert()
 
 
 @dataclass(slots=True)
@@ -127,7 +137,7 @@ class Placement:
     Where host and accelerator share one memory, nothing is transferred.
     """
 
-    on: str
+    on: Where
     transfers: bool
 
     @classmethod
@@ -139,34 +149,19 @@ class Placement:
 
 
 def _gemv(name: str, rows: int, columns: int, dtype: str, where: Placement) -> Op:
-    n_bytes = rows * columns * DTYPE_BYTES[dtype]
-    return Op(
-        name=name,
-        kind="gemv",
-        account="compute",
-        dtype=dtype,
-        flops=2 * rows * columns,
-        bytes_read=n_bytes,
-        bytes_written=4 * rows,
-        on=where.on,  # type: ignore[arg-type]
-    )
+    return replace(GEMV.cost({"m": rows, "k": columns, "dtype": dtype}), name=name, on=where.on)
+
+
+def _attend(shape: Shape, where: Placement, context: int) -> Op:
+    dims = {"n_ctx": context, "n_heads": shape.n_heads, "n_kv_heads": shape.n_kv_heads, "head_dim": shape.head_dim}
+    return replace(ATTEND.cost({**dims, "dtype": KV_DTYPE}), name="attention", on=where.on)
 
 
 def _attention(parameters: FlashInference, where: Placement, context: int) -> Iterator[Op]:
     """Projections and attention of one layer and one token; ``context`` tokens of keys and values."""
     shape = parameters.shape
     yield _gemv("attention", shape.qkv_rows, shape.d_model, parameters.dtype, where)
-    values = 2 * context * shape.n_kv_heads * shape.head_dim
-    yield Op(
-        name="attention",
-        kind="attend",
-        account="compute",
-        dtype=KV_DTYPE,
-        flops=4 * context * shape.n_heads * shape.head_dim,
-        bytes_read=values * DTYPE_BYTES[KV_DTYPE],
-        n_items=context,
-        on=where.on,  # type: ignore[arg-type]
-    )
+    yield _attend(shape, where, context)
     yield _gemv("attention", shape.d_model, shape.n_heads * shape.head_dim, parameters.dtype, where)
 
 
@@ -174,19 +169,10 @@ def _head(parameters: FlashInference, where: Placement) -> Op:
     return _gemv("output", parameters.shape.vocabulary, parameters.shape.d_model, parameters.dtype, where)
 
 
-def _ffn(parameters: FlashInference, sizes: Sizes, where: Placement, n_rows: int, *, dynamic: bool) -> Op:
-    elements = n_rows * sizes.shape.n_vectors * sizes.shape.d_model
-    return Op(
-        name="feed-forward",
-        kind="sparse_ffn",
-        account="compute",
-        dtype=parameters.dtype,
-        flops=2 * elements,
-        bytes_read=elements * sizes.item_bytes,
-        n_items=n_rows,
-        on=where.on,  # type: ignore[arg-type]
-        dynamic=dynamic,
-    )
+def _ffn(parameters: FlashInference, where: Placement, n_rows: int, *, dynamic: bool) -> Op:
+    shape = parameters.shape
+    dims = {"n_rows": n_rows, "d_model": shape.d_model, "n_vectors": shape.n_vectors, "dtype": parameters.dtype}
+    return replace(SPARSE_FFN.cost(dims), name="feed-forward", on=where.on, dynamic=dynamic)
 
 
 # --- sparse rungs ------------------------------------------------------------------------------------------
@@ -212,19 +198,12 @@ def sparse_token(
         )
         n_bytes = demand.n_missing * sizes.neuron_bytes
         if not sizes.reads_in_place:
-            yield Op(
-                name="insert",
-                kind="insert",
-                account="memory",
-                dtype=parameters.dtype,
-                bytes_read=n_bytes,
-                bytes_written=n_bytes,
-                n_items=demand.n_missing,
-            )
+            n_vectors = demand.n_missing * sizes.shape.n_vectors
+            yield INSERT.cost({"n_rows": n_vectors, "row_bytes": sizes.vector_bytes})
         if where.transfers:
             yield Op(name="transfer", kind="transfer", account="memory", bytes_read=n_bytes, on="accelerator")
         rows = demand.n_used if parameters.compute_rows == "cached" else demand.n_active
-        yield _ffn(parameters, sizes, where, rows, dynamic=True)
+        yield _ffn(parameters, where, rows, dynamic=True)
     yield _head(parameters, where)
 
 
@@ -235,16 +214,8 @@ def hit_frac(demands: Sequence[LayerDemand]) -> float:
 
 def _cache_ops(sizes: Sizes, demand: LayerDemand, where: Placement) -> Iterator[Op]:
     """Delete by moving the last rows into the gaps (section 3.3); inserts are read straight into place."""
-    moved = demand.n_moved * sizes.row_bytes
-    yield Op(
-        name="cache update",
-        kind="cache_update",
-        account="memory",
-        bytes_read=moved,
-        bytes_written=moved,
-        n_items=demand.n_active,
-        on=where.on if where.transfers else "host",  # type: ignore[arg-type]
-    )
+    dims = {"n_active": demand.n_active, "n_new": demand.n_moved, "row_bytes": sizes.row_bytes}
+    yield replace(CACHE_UPDATE.cost(dims), on=where.on if where.transfers else "host")
 
 
 def sparse_memory(parameters: FlashInference, sizes: Sizes, rows_by_layer: Sequence[int]) -> dict[str, float]:
@@ -299,8 +270,8 @@ def dense_token(parameters: FlashInference, sizes: Sizes, where: Placement) -> I
         yield _stream(parameters, "neurons", streamed * sizes.row_bytes)
         resident = shape.n_neurons - streamed
         if resident:
-            yield _ffn(parameters, sizes, where, resident, dynamic=False)
-        yield _ffn(parameters, sizes, where, streamed, dynamic=False)
+            yield _ffn(parameters, where, resident, dynamic=False)
+        yield _ffn(parameters, where, streamed, dynamic=False)
     if parameters.rung == "naive":
         yield _stream(parameters, "output weights", sizes.head_bytes)
     yield _head(parameters, where)
@@ -330,27 +301,15 @@ def prefill_ops(parameters: FlashInference, sizes: Sizes, where: Placement) -> I
         if parameters.rung == "naive":
             yield _stream(parameters, "attention weights", sizes.attention_bytes)
         yield _gemm("attention", shape.qkv_rows, shape.d_model, n, parameters.dtype, where)
-        for token in range(n):
-            attend = tuple(_attention(parameters, where, token + 1))[1]
-            yield attend
+        yield from (_attend(shape, where, token + 1) for token in range(n))
         yield _gemm("attention", shape.d_model, shape.n_heads * shape.head_dim, n, parameters.dtype, where)
         yield _stream(parameters, "neurons", streamed / shape.n_neurons * sizes.layer_store_bytes)
-        ffn = _gemm("feed-forward", shape.n_vectors * shape.n_neurons, shape.d_model, n, parameters.dtype, where)
-        yield replace(ffn, kind="ffn_batch", bytes_written=4 * n * shape.d_model)
+        dims = {"n": n, "n_rows": shape.n_neurons, "d_model": shape.d_model, "n_vectors": shape.n_vectors}
+        yield replace(FFN_BATCH.cost({**dims, "dtype": parameters.dtype}), on=where.on)
     if parameters.rung == "naive":
         yield _stream(parameters, "output weights", sizes.head_bytes)
     yield _head(parameters, where)
 
 
 def _gemm(name: str, rows: int, columns: int, n: int, dtype: str, where: Placement) -> Op:
-    return Op(
-        name=name,
-        kind="gemm",
-        account="compute",
-        dtype=dtype,
-        flops=2 * n * rows * columns,
-        bytes_read=rows * columns * DTYPE_BYTES[dtype] + 4 * n * columns,
-        bytes_written=4 * n * rows,
-        n_items=n,
-        on=where.on,  # type: ignore[arg-type]
-    )
+    return replace(GEMM.cost({"n": n, "m": rows, "k": columns, "dtype": dtype}), name=name, on=where.on)
