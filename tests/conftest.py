@@ -71,7 +71,7 @@ def some_op(bandwidth: float = 10e9, overhead: float = 10e-6, per_item: float = 
 @pytest.fixture
 def machine() -> Machine:
     """A machine whose every law is known exactly."""
-    kinds = ("gemv", "gemm", "sparse_ffn", "attend", "ffn_batch")
+    kinds = ("gemv", "gemm", "sparse_ffn", "attend", "ffn_batch", "elementwise")
     dtypes = ("float32", "bfloat16", "float16")
     source = {"datasheet": "made up for a test", "fitted": "made up for a test"}
     return Machine(

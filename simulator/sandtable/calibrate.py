@@ -184,7 +184,7 @@ def observe(settings: Settings) -> list[Observation]:
                     context,
                     repeats=repeats,
                     budget_s=0.5 * share,
-                    before=None if kernel.calibrates == "storage" else stream,
+                    before=stream,
                 )
             )
         if time.perf_counter() - begin > settings.budget_s * (index + 1.3) / (index + 1) and index >= 1:

@@ -7,6 +7,7 @@ by the commands that use them, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
 import time
@@ -14,12 +15,12 @@ import traceback
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from sandtable import __version__
-from sandtable.errors import CheckFailed, ConfigError, SandtableError
+from sandtable.errors import CheckFailed, ConfigError, DoesNotFit, SandtableError
 
 if TYPE_CHECKING:
     from sandtable.results import Comparison, Result
@@ -504,15 +505,28 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except SandtableError as error:
-        if getattr(root, "debug", False):
-            traceback.print_exc()
-        say(f"sandtable: {error}")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        say("sandtable: interrupted; what was finished is saved")
-        sys.exit(INTERRUPTED)
+        _leave(str(error), error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        # a file or folder that the user named: a full disk does not fit, all else is the wrong name
+        name = error.filename2 or error.filename
+        where = "" if name is None else f"{name}: "
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _leave(f"{where}{error.strerror or error}", DoesNotFit.exit_code if full else ConfigError.exit_code)
+    except (KeyboardInterrupt, SystemExit) as left:
+        # typer turns an interruption into this exit code
+        code = INTERRUPTED if isinstance(left, KeyboardInterrupt) else left.code
+        if code == INTERRUPTED:
+            say("sandtable: interrupted; what was finished is saved")
+        sys.exit(code)
+
+
+def _leave(sentence: str, code: int) -> NoReturn:
+    if getattr(root, "debug", False):
+        traceback.print_exc()
+    say(f"sandtable: {sentence}")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,9 @@ def load(name: str, *, settings: Sequence[str] = (), machine: str | None = None)
         dotted, value = parse_setting(setting)
         if dotted.startswith("machine."):
             overrides[dotted.removeprefix("machine.")] = value
+        elif dotted.startswith("thresholds."):  # the name of a metric holds a dot of its own
+            library.set_path(data, "thresholds", data.get("thresholds") or {})
+            data["thresholds"][dotted.removeprefix("thresholds.")] = value
         else:
             library.set_path(data, dotted, value)
     if machine is not None:

@@ -16,6 +16,7 @@ from sandtable.spec import Machine
 from sandtable.units import format_bytes
 from sandtable_kernels.attention import Attend
 from sandtable_kernels.cache import WindowIndex
+from sandtable_kernels.elementwise import AddNorm
 from sandtable_kernels.ffn import SparseFfn
 from sandtable_kernels.ffn_batch import DenseFfnBatch
 from sandtable_kernels.gemm import Gemm
@@ -29,7 +30,7 @@ from sandtable_workloads.transformer.shapes import Shape
 KV_DTYPE = "float32"
 # what each operation costs is said once, by the kernel that does it
 GEMV, GEMM, ATTEND, SPARSE_FFN = Gemv(), Gemm(), Attend(), SparseFfn()
-FFN_BATCH, CACHE_UPDATE, INSERT = DenseFfnBatch(), CacheUpdate(), Insert()
+FFN_BATCH, CACHE_UPDATE, INSERT, ADD_NORM = DenseFfnBatch(), CacheUpdate(), Insert(), AddNorm()
 
 
 @dataclass(slots=True)
@@ -165,6 +166,10 @@ def _attention(parameters: FlashInference, where: Placement, context: int) -> It
     yield _gemv("attention", shape.d_model, shape.n_heads * shape.head_dim, parameters.dtype, where)
 
 
+def _add_norm(shape: Shape, where: Placement, n: int = 1) -> Op:
+    return replace(ADD_NORM.cost({"n": n, "d_model": shape.d_model}), on=where.on)
+
+
 def _head(parameters: FlashInference, where: Placement) -> Op:
     return _gemv("output", parameters.shape.vocabulary, parameters.shape.d_model, parameters.dtype, where)
 
@@ -187,6 +192,7 @@ def sparse_token(
     ranks = predictor_ranks(shape)
     for layer, demand in enumerate(demands):
         yield from _attention(parameters, where, context)
+        yield _add_norm(shape, where)
         yield _gemv("predictor", ranks[layer], shape.d_model, parameters.dtype, where)
         yield _gemv("predictor", shape.n_neurons, ranks[layer], parameters.dtype, where)
         yield from _cache_ops(sizes, demand, where)
@@ -204,6 +210,7 @@ def sparse_token(
             yield Op(name="transfer", kind="transfer", account="memory", bytes_read=n_bytes, on="accelerator")
         rows = demand.n_used if parameters.compute_rows == "cached" else demand.n_active
         yield _ffn(parameters, where, rows, dynamic=True)
+        yield _add_norm(shape, where)
     yield _head(parameters, where)
 
 
@@ -267,11 +274,13 @@ def dense_token(parameters: FlashInference, sizes: Sizes, where: Placement) -> I
         if parameters.rung == "naive":
             yield _stream(parameters, "attention weights", sizes.attention_bytes)
         yield from _attention(parameters, where, context)
+        yield _add_norm(shape, where)
         yield _stream(parameters, "neurons", streamed * sizes.row_bytes)
         resident = shape.n_neurons - streamed
         if resident:
             yield _ffn(parameters, where, resident, dynamic=False)
         yield _ffn(parameters, where, streamed, dynamic=False)
+        yield _add_norm(shape, where)
     if parameters.rung == "naive":
         yield _stream(parameters, "output weights", sizes.head_bytes)
     yield _head(parameters, where)
@@ -303,9 +312,11 @@ def prefill_ops(parameters: FlashInference, sizes: Sizes, where: Placement) -> I
         yield _gemm("attention", shape.qkv_rows, shape.d_model, n, parameters.dtype, where)
         yield from (_attend(shape, where, token + 1) for token in range(n))
         yield _gemm("attention", shape.d_model, shape.n_heads * shape.head_dim, n, parameters.dtype, where)
+        yield _add_norm(shape, where, n)
         yield _stream(parameters, "neurons", streamed / shape.n_neurons * sizes.layer_store_bytes)
         dims = {"n": n, "n_rows": shape.n_neurons, "d_model": shape.d_model, "n_vectors": shape.n_vectors}
         yield replace(FFN_BATCH.cost({**dims, "dtype": parameters.dtype}), on=where.on)
+        yield _add_norm(shape, where, n)
     if parameters.rung == "naive":
         yield _stream(parameters, "output weights", sizes.head_bytes)
     yield _head(parameters, where)

@@ -62,7 +62,7 @@ class FlashInference(Frozen):
     stream_chunk_bytes: Bytes = Field(default=float(8 << 20), ge=4096)
     stream_concurrency: int = Field(default=4, ge=1, le=64)
     resident_frac: Fraction = Field(default=0.5, gt=0, lt=1)
-    memory_budget_bytes: Bytes | None = None
+    memory_budget_bytes: Bytes | None = Field(default=None, gt=0)
     active_frac: Fraction | None = Field(default=None, gt=0, le=1)
     reuse: float | None = Field(default=None, ge=0, le=1)
     trace: str | None = None

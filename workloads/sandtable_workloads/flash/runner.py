@@ -22,6 +22,7 @@ from sandtable_kernels.attention import attend
 from sandtable_kernels.buffers import address, aligned_empty
 from sandtable_kernels.cache import NeuronCache, WindowIndex
 from sandtable_kernels.dtypes import decode, storage_dtype
+from sandtable_kernels.elementwise import add_norm, norm
 from sandtable_kernels.ffn import sparse_ffn
 from sandtable_kernels.ffn_batch import dense_ffn_batch
 from sandtable_kernels.gemm import gemm
@@ -162,11 +163,11 @@ class FlashModel:
         self._stream(self.blob_reader, self.blob.data_offset + start, length, "attention weights")
         return self._matrix(qkv, self.layer_buffer, start), self._matrix(output, self.layer_buffer, start)
 
-    def attention(self, layer: int, x: F32) -> F32:
+    def attention(self, layer: int, normed: F32) -> F32:
         """Return attention's output for one token, float32 [d_model]; its keys and values join the cache."""
         qkv_weights, output_weights = self.attention_weights(layer)
         with self.watch.on("compute", "attention"):
-            joined = self._gemv(qkv_weights, norm(x))
+            joined = self._gemv(qkv_weights, normed)
             heads = self._attend(layer, joined, self.position)
             return self._gemv(output_weights, heads)
 
@@ -191,7 +192,12 @@ class FlashModel:
         row: F32 = decode(self._weights(self.map.embedding)[token % self.shape.vocabulary], self.parameters.dtype)
         return row
 
-    def head(self, x: F32) -> int:
+    def add_norm(self, x: F32, y: F32) -> tuple[F32, F32]:
+        """Add a block's output to the residual stream; return it, and its norm for the next block."""
+        with self.watch.on("compute", "residual and norm"):
+            return add_norm(x, y)
+
+    def head(self, normed: F32) -> int:
         """Return the most likely next token."""
         if self.resident is None:
             offset = self.blob.data_offset + self.map.head.offset
@@ -200,7 +206,7 @@ class FlashModel:
         else:
             weights = self._weights(self.map.head)
         with self.watch.on("compute", "output"):
-            return int(np.argmax(self._gemv(weights, norm(x))))
+            return int(np.argmax(self._gemv(weights, normed)))
 
     # --- prefill ---
 
@@ -209,22 +215,20 @@ class FlashModel:
         self.watch.reset()
         n = self.parameters.prompt_tokens
         x: F32 = np.stack([self.embed(token) for token in range(n)])
+        normed = norm(x)
         for layer in range(self.shape.n_layers):
-            x = x + self._prefill_attention(layer, x)
-            x = x + self._prefill_ffn(layer, norm(x))
+            x, normed = self.add_norm(x, self._prefill_attention(layer, normed))
+            x, normed = self.add_norm(x, self.dense_ffn(layer, normed))
         self.position = n
-        self.next_token = self.head(x[-1])
+        self.next_token = self.head(normed[-1])
         return self.watch.step("prefill", "prompt")
 
-    def _prefill_attention(self, layer: int, x: F32) -> F32:
+    def _prefill_attention(self, layer: int, normed: F32) -> F32:
         qkv_weights, output_weights = self.attention_weights(layer)
         with self.watch.on("compute", "attention"):
-            joined = gemm(qkv_weights, norm(x), dtype=self.parameters.dtype)
+            joined = gemm(qkv_weights, normed, dtype=self.parameters.dtype)
             heads = np.stack([self._attend(layer, row, position) for position, row in enumerate(joined)])
             return gemm(output_weights, heads, dtype=self.parameters.dtype)
-
-    def _prefill_ffn(self, layer: int, x: F32) -> F32:
-        return self.dense_ffn(layer, x)
 
     def dense_ffn(self, layer: int, x: F32) -> F32:
         """Return the feed-forward output of all neurons, for one token [d_model] or several [n, d_model]."""
@@ -272,10 +276,11 @@ class FlashModel:
         """Decode one token on a rung that computes all neurons."""
         self.watch.reset()
         x = self.embed(self.next_token)
+        normed = norm(x)
         for layer in range(self.shape.n_layers):
-            x = x + self.attention(layer, x)
-            x = x + self.dense_ffn(layer, norm(x))
-        self.next_token = self.head(x)
+            x, normed = self.add_norm(x, self.attention(layer, normed))
+            x, normed = self.add_norm(x, self.dense_ffn(layer, normed))
+        self.next_token = self.head(normed)
         self.position += 1
         return self.watch.step("decode", name)
 
@@ -315,15 +320,15 @@ class SparseDecoder:
         model = self.model
         model.watch.reset()
         x = model.embed(model.next_token)
+        normed = norm(x)
         demands = []
         for layer, active in enumerate(active_by_layer):
-            x = x + model.attention(layer, x)
-            normed = norm(x)
+            x, normed = model.add_norm(x, model.attention(layer, normed))
             with model.watch.on("compute", "predictor"):
                 self.predictors[layer].predict(normed, n_threads=model.n_threads)
             demands.append(self._load(layer, active, number))
-            x = x + self._ffn(layer, active, normed)
-        model.next_token = model.head(x)
+            x, normed = model.add_norm(x, self._ffn(layer, active, normed))
+        model.next_token = model.head(normed)
         model.position += 1
         return model.watch.step(phase, f"token {number}", {"hit_frac": hit_frac(demands)})
 
@@ -390,13 +395,6 @@ def random_predictor(rank: int, shape: Shape, dtype: str, seed: int) -> LowRankP
         fill(stored.reshape(-1), dtype, seed, 0, float(1 / np.sqrt(columns)))
         parts.append(stored)
     return LowRankPredictor(reduce=parts[0], expand=parts[1], dtype=dtype)
-
-
-def norm(x: F32) -> F32:
-    """Return x divided by its root mean square, over the last axis."""
-    scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + 1e-6)
-    result: F32 = (x / scale).astype(np.float32, copy=False)
-    return result
 
 
 def run_flash(
