@@ -20,7 +20,8 @@ $(VENV)/.bench: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/sandtable calibrate --quick --storage-path $(STORE)
-	$(BIN)/sandtable check flash_demo --store $(STORE) --report runs/demo.html --trace runs/demo.pftrace
+	# exit code 3 says that predictions were too far off: the table shows it, and the demonstration has still run
+	$(BIN)/sandtable check --suite flash-quick --store $(STORE) --report runs/demo.html --trace runs/demo.pftrace || test $$? -eq 3
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

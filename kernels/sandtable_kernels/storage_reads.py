@@ -204,7 +204,7 @@ class ColdRead(RandomRead):
     """
 
     name: ClassVar[str] = "cold_read"
-    calibrates: ClassVar[str | None] = None
+    once: ClassVar[bool] = True
 
     def probe(self) -> Dims | None:
         return None

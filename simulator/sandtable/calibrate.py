@@ -11,7 +11,7 @@ import datetime as dt
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,7 +47,9 @@ PARTS = ("storage", "memory", "compute")
 ROOFLINE_KINDS = frozenset({"gemm", "ffn_batch"})
 # beyond this, passes disagree too much for predictions at the level of ten percent
 NOISY_SPREAD_FRAC = 0.25
-Z90 = 1.645  # half a 90 % interval of a normal distribution, in standard deviations
+# first touches: a file of its own for every point, and few enough calls that each still finds untouched regions
+FRESH_FILE_BYTES = 512 << 20
+FRESH_REPEATS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,7 @@ def calibrate(settings: Settings, base: Machine | None = None) -> Calibration:
     points = [
         FittedPoint(kernel=o.kernel, dims=o.dims, measured_s=o.seconds, fitted_s=costs.time(o.op).seconds)
         for o in observations
+        if "touch" not in o.dims
     ]
     return Calibration(
         machine=machine,
@@ -169,7 +172,7 @@ def observe(settings: Settings) -> list[Observation]:
     stream = measure.stream_through()
     begin = time.perf_counter()
     for index in range(settings.passes):
-        order = rng.permutation(len(work))
+        order = [int(item) for item in rng.permutation(len(work)) if index == 0 or not work[int(item)][0].once]
         for position, item in enumerate(order):
             kernel, observation = work[item]
             done = index * len(work) + position
@@ -181,8 +184,10 @@ def observe(settings: Settings) -> list[Observation]:
                 measure.time_kernel(
                     kernel,
                     observation.dims,
-                    context,
-                    repeats=repeats,
+                    replace(context, file_bytes=min(context.file_bytes, FRESH_FILE_BYTES))
+                    if kernel.once
+                    else context,
+                    repeats=min(repeats, FRESH_REPEATS) if kernel.once else repeats,
                     budget_s=0.5 * share,
                     before=stream,
                 )
@@ -337,7 +342,7 @@ def _memory(observations: Sequence[Observation], method: str) -> Memory:
 def _storage(observations: Sequence[Observation], method: str, settings: Settings) -> Storage:
     import shutil
 
-    random = [o for o in observations if o.op.kind == "random_read" and not o.dims.get("cold")]
+    random = [o for o in observations if o.op.kind == "random_read" and "touch" not in o.dims]
     sequential = [o for o in observations if o.op.kind == "sequential_read"]
     rates = np.array([o.op.bytes_read / np.median(part) for o in sequential for part in o.samples])
     rate = _estimate(rates)
@@ -423,14 +428,14 @@ def _sequential_evidence(
 
 def _cold_factor(observations: Sequence[Observation]) -> Estimate[float] | None:
     """Return how much longer the first touch of a region takes than a later one, from kernels that time both."""
-    cold = {_pair(o): o for o in observations if o.dims.get("cold") is True}
-    warm = {_pair(o): o for o in observations if o.dims.get("cold") is False}
-    ratios = [cold[key].seconds / warm[key].seconds for key in cold.keys() & warm.keys()]
+    first = {_pair(o): o for o in observations if o.dims.get("touch") == "first"}
+    again = {_pair(o): o for o in observations if o.dims.get("touch") == "again"}
+    ratios = [first[key].seconds / again[key].seconds for key in first.keys() & again.keys()]
     return _estimate(np.array(ratios)) if ratios else None
 
 
 def _pair(observation: Observation) -> tuple[Any, ...]:
-    return tuple(sorted((key, value) for key, value in observation.dims.items() if key != "cold"))
+    return tuple(sorted((key, value) for key, value in observation.dims.items() if key != "touch"))
 
 
 def last_level_cache_bytes() -> float | None:

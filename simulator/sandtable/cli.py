@@ -314,12 +314,16 @@ def check(
     from sandtable import check as checking
     from sandtable import measure
 
-    cases = _cases(names or [], suite, settings or [], machine)
+    cases, baseline = _cases(names or [], suite, settings or [], machine)
     label = suite or cases[0].scenario.name
     with progress() as shown:
         context = measure.execution_context(store, shown)
         comparison, checked, folder = checking.check(cases, context, name=label, trace=trace is not None)
     emit_comparison(comparison, format_)
+    if baseline is not None and format_ in (Format.table, Format.md):
+        from sandtable.report import tables
+
+        emit(tables.speedup_table(comparison, baseline), format_)
     for item in checked:
         for note in (*item.prediction.warnings, *(item.measurement.validity if item.measurement else ())):
             say(f"  ! {item.name}: {note}")
@@ -333,13 +337,16 @@ def check(
         raise CheckFailed("; ".join(comparison.reasons))
 
 
-def _cases(names: list[str], suite: str | None, settings: list[str], machine: str | None) -> list[Any]:
+def _cases(
+    names: list[str], suite: str | None, settings: list[str], machine: str | None
+) -> tuple[list[Any], str | None]:
+    """Load what is to be checked; for a suite that has one, also the name of its baseline."""
     from sandtable import library, scenarios
 
     if bool(names) == (suite is not None):
         raise ConfigError("check needs scenarios or --suite NAME, one of the two")
     if suite is None:
-        return [scenarios.load(name, settings=settings, machine=machine) for name in names]
+        return [scenarios.load(name, settings=settings, machine=machine) for name in names], None
     loaded = scenarios.load_suite(suite)
     if settings:
         changes = dict(scenarios.parse_setting(setting) for setting in settings)
@@ -348,7 +355,8 @@ def _cases(names: list[str], suite: str | None, settings: list[str], machine: st
             library.set_path(data, dotted, value)
         loaded = library.validate(scenarios.Suite, data, f"--suite {suite}")
     hardware = library.load_machine(machine or loaded.machine)
-    return [scenarios.case_of(scenario, machine=hardware) for scenario in loaded.scenarios()]
+    cases = [scenarios.case_of(scenario, machine=hardware) for scenario in loaded.scenarios()]
+    return cases, cases[0].scenario.name if loaded.first_is_baseline else None
 
 
 @app.command()
@@ -503,7 +511,7 @@ def root(
 def main() -> None:
     """Run the command line; every deliberate error leaves with its own exit code and one sentence."""
     try:
-        app(standalone_mode=True)
+        app(prog_name="sandtable")
     except SandtableError as error:
         _leave(str(error), error.exit_code)
     except BrokenPipeError:

@@ -226,11 +226,13 @@ class Kernel(ABC):
     """One real operation: what it costs, what it does, and what is right.
 
     ``name`` is unique. ``calibrates`` names the part of the machine whose law its timings fit: storage, memory,
-    compute or link; None keeps it out of calibration.
+    compute or link; None keeps it out of calibration. ``once`` is for kernels that need a fresh file for every point:
+    they are measured in the first pass only.
     """
 
     name: ClassVar[str]
     calibrates: ClassVar[str | None] = None
+    once: ClassVar[bool] = False
 
     @abstractmethod
     def grid(self, *, quick: bool) -> Sequence[Dims]:

@@ -45,6 +45,7 @@ class Suite(Frozen):
     seed: int = Field(default=1, ge=0)
     parameters: dict[str, Any] = Field(default_factory=dict)
     cases: tuple[dict[str, Any], ...] = Field(min_length=1)
+    first_is_baseline: bool = False  # show how much faster the others are than the first
 
     def scenarios(self) -> list[Scenario]:
         """Return every scenario of the suite, named after what sets it apart."""

@@ -1,0 +1,53 @@
+"""How fast the simulator is: one token request by request, and a whole scenario."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import simpy
+
+from sandtable import library, predict, scenarios
+from sandtable.engine.resources import StorageServer
+from sandtable.model.storage import law_of
+from sandtable.spec import Storage
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("SANDTABLE_BENCH") != "1", reason="set SANDTABLE_BENCH=1 or run make bench"
+)
+
+
+def test_one_token_of_opt_request_by_request(benchmark) -> None:  # type: ignore[no-untyped-def]
+    """Simulate 12 583 reads of 16 KiB over 32 layers; the target is a tenth of a second."""
+    storage = library.load_component("storage", "apple_ssd_m1_max_1tb")
+    assert isinstance(storage, Storage)
+    law = law_of(storage)
+
+    def token() -> float:
+        env = simpy.Environment()
+        server = StorageServer(env, law)
+
+        def layers():  # type: ignore[no-untyped-def]
+            for _ in range(32):
+                yield from server.read(393, 16384, 32)
+
+        env.process(layers())
+        env.run()
+        return float(env.now)
+
+    assert benchmark(token) > 0
+    print(f"\none token, 12 576 reads: {benchmark.stats['median'] * 1e3:.1f} ms (target 100 ms)")
+    assert benchmark.stats["median"] < 0.1
+
+
+def test_a_full_size_scenario(benchmark) -> None:  # type: ignore[no-untyped-def]
+    """Predict 64 tokens of OPT-6.7B at full size: seconds, not minutes."""
+    case = scenarios.load("flash_m1_max_metal")
+
+    def whole() -> float:
+        result, _, _ = predict.predict(case.scenario, case.workload, case.parameters, case.machine)
+        return result.metrics["latency_s.mean"].value
+
+    assert benchmark.pedantic(whole, rounds=3) > 0
+    print(f"\n80 tokens of 32 layers: {benchmark.stats['median']:.2f} s")
+    assert benchmark.stats["median"] < 10
