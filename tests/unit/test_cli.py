@@ -353,7 +353,10 @@ def test_two_scenarios_are_checked_together(stores: str) -> None:
 @needs_numba
 def test_a_report_of_runs(stores: str) -> None:
     pytest.importorskip("plotly", reason="reports need plotly")
-    run_command("check", "mini.yaml", "--store", stores, "--set", "repeats=1")
+    pytest.importorskip("perfetto", reason="timelines need perfetto")
+    checked = run_command("check", "mini.yaml", "--store", stores, "--set", "repeats=1", "--trace", "t.pftrace")
+    assert "timeline: t.pftrace" in checked.err
+    assert Path("t.pftrace").stat().st_size > 1000
     ran = sandtable("report", "latest", "-o", "r.html")
     assert ran.out == ""
     assert ran.err == "  report: r.html\n"

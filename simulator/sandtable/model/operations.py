@@ -131,7 +131,8 @@ class CostModel:
         stack = self.machine.stack
         if stack is None:
             raise PlanError(
-                f"{self.machine.name!r} has no fit for {op.kind!r} and no 'stack' that says what it reaches"
+                f"{self.machine.name!r} has no fit for {op.kind!r} and no 'stack' that says what it reaches: "
+                "calibrate again, or name a stack"
             )
         table = stack.datasheet.efficiency
         for key in (f"{op.kind}.{op.dtype}", op.kind, "default"):
