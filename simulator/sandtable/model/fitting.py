@@ -175,7 +175,7 @@ _STORAGE_PARAMETERS = (
     Parameter(name="knee", start=2.5, low=1.0, high=6.0),
     Parameter(name="blend", start=1.5, low=1.0, high=6.0),
 )
-_DRAIN = Parameter(name="drain", start=0.5, low=0.02, high=4.0)
+_DRAIN = Parameter(name="drain", start=0.5, low=0.02, high=20.0)
 
 
 def fit_storage(
