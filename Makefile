@@ -18,9 +18,9 @@ $(VENV)/.bench: $(VENV)/.installed
 	command -v fio >/dev/null || echo "fio is not installed: the comparison with it will be skipped (apt-get install fio)"
 	touch $@
 
+# Exit code 3 says that predictions were too far off: the table shows it, and the demonstration has still run.
 demo: $(VENV)/.installed
 	$(BIN)/sandtable calibrate --quick --storage-path $(STORE)
-	# exit code 3 says that predictions were too far off: the table shows it, and the demonstration has still run
 	$(BIN)/sandtable check --suite flash-quick --store $(STORE) --report runs/demo.html --trace runs/demo.pftrace || test $$? -eq 3
 
 test: $(VENV)/.installed
