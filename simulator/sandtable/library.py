@@ -37,11 +37,10 @@ _REFERENCES = {
     "accelerator.memory": "memory",
     "accelerator.link": "link",
     "accelerator.peer_link": "link",
-    "machine": "machine",
     "network": "link",
+    "process_link": "link",
     "like": "storage",
     "storage.like": "storage",
-    "machine.storage.like": "storage",
 }
 # the device whose shape stands in for what a storage data sheet leaves open
 GENERIC_STORAGE = "generic_flash"

@@ -36,6 +36,41 @@ RESOURCE_OF_KIND: dict[str, str] = {
     "attend": "compute",
     "elementwise": "compute",
     "host": "compute",
+    # operators with a law of their own, which reads `Op.shape`; see OPERATOR_COLUMNS
+    "attention": "compute",
+    "moe": "compute",
+    "stream": "compute",
+    # collectives over a group of devices
+    "all_reduce": "network",
+    "reduce_scatter": "network",
+    "all_gather": "network",
+    "all_to_all": "network",
+    "send_recv": "network",
+}
+COLLECTIVES = frozenset(kind for kind, resource in RESOURCE_OF_KIND.items() if resource == "network")
+# what the numbers of `Op.shape` are, by kind of op. Counts, except where a suffix says otherwise.
+OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
+    # y[m, n] = x[m, k] w[k, n], `batch` of them at once
+    "gemm": ("m", "n", "k", "batch"),
+    # `passes` counts forward 1, backward 2.5 (five products instead of two); flash 1 keeps scores on chip
+    "attention": (
+        "batch",
+        "query_tokens",
+        "kv_tokens",
+        "n_heads",
+        "n_kv_heads",
+        "head_dim",
+        "value_dim",
+        "causal",
+        "kv_item_bytes",
+        "flash",
+        "passes",
+    ),
+    "moe": ("n_tokens", "d_model", "n_neurons", "top_k", "n_experts", "tensor_parallel", "expert_parallel", "skew"),
+    # traffic of element-wise work: bytes read and written together, and how many kernels are launched for it
+    "stream": ("n_bytes", "n_kernels"),
+    # payload per rank (the whole buffer that is reduced or gathered), ranks in the group, ranks of it in one machine
+    "collective": ("n_bytes", "n_ranks", "ranks_per_machine"),
 }
 
 Where = Literal["host", "accelerator"]
@@ -54,6 +89,8 @@ class Op:
         bytes_read, bytes_written: Traffic to the memory (or storage) that serves the op.
         n_items: Rows, neurons or calls, for kinds with a cost per item.
         n_chunks, chunk_bytes, concurrency: For storage: how many requests, their size, how many in flight.
+        shape: For operators with a law of their own: the numbers that `OPERATOR_COLUMNS` names for this kind.
+        place: Which of several equal devices it runs on, such as a pipeline stage; ops of one place queue together.
         on: Which processor of the machine executes it.
         dynamic: Its shape differs from step to step, which some software pays for.
         repeat: How many times in a row, each waiting for the one before.
@@ -71,6 +108,8 @@ class Op:
     n_chunks: int = 0
     chunk_bytes: float = 0.0
     concurrency: int = 1
+    shape: tuple[float, ...] = ()
+    place: int = 0
     on: Where = "host"
     dynamic: bool = False
     repeat: int = 1

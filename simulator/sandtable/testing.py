@@ -61,7 +61,7 @@ def check_device(path: Path, *, allow_guesses: bool = True) -> Component:
     _require(component.name == path.stem, f"{path}: its name is {component.name!r}, its file {path.stem!r}")
     _require(component.title.strip(), f"{path}: the title is empty")
     numbers = list(spec.number_paths(component))
-    _require(numbers or isinstance(component, spec.Machine | spec.Cluster), f"{path}: it states no number")
+    _require(numbers or isinstance(component, spec.Machine), f"{path}: it states no number")
     for number in numbers:
         _require(str(spec.source_of(component, number)).strip(), f"{path}: the source of {number} is empty")
     for source in component.sources:

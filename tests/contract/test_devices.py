@@ -75,8 +75,6 @@ def rates(parts: list[Any]) -> list[float]:
 @pytest.mark.parametrize("name", sorted(MACHINES))
 def test_a_machine_is_complete_and_its_roofline_sane(name: str) -> None:
     machine = load(name)
-    if isinstance(machine, spec.Cluster):
-        machine = machine.machine
     assert isinstance(machine, spec.Machine)
     pairs = [(machine.processor, machine.memory)]
     if machine.accelerator is not None:

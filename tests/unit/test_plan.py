@@ -33,7 +33,7 @@ def test_a_sequential_read_needs_a_request_for_its_last_piece_too(n_bytes: int, 
 
 
 def test_every_kind_has_a_resource() -> None:
-    assert set(RESOURCE_OF_KIND.values()) == {"storage", "memory", "link", "compute"}
+    assert set(RESOURCE_OF_KIND.values()) == {"storage", "memory", "link", "compute", "network"}
     for kind, resource in RESOURCE_OF_KIND.items():
         assert dataclasses.replace(GEMV, kind=kind).resource == resource
 

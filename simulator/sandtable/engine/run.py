@@ -72,7 +72,7 @@ class Engine:
         self.servers = {
             f"{where}.{resource}": Server(self.env)
             for where in ("host", "accelerator")
-            for resource in ("storage", "memory", "link", "compute")
+            for resource in ("storage", "memory", "link", "compute", "network")
         }
         self.steps: list[StepResult] = []
         self.by_op: dict[str, float] = {}

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sandtable.errors import PlanError
+from sandtable.model import operators
 from sandtable.model import storage as storage_model
+from sandtable.model.law import LinkSheet, Sheet
 from sandtable.model.storage import StorageLaw
 from sandtable.plan import Op
-from sandtable.spec import DTYPE_BYTES, Machine, Memory, OpEfficiency, OpFit, Processor, Stack
+from sandtable.spec import DTYPE_BYTES, Link, Machine, Memory, OpEfficiency, OpFit, Processor, Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class CostModel:
         return known if op.repeat == 1 else known.times(op.repeat)
 
     def _once(self, op: Op) -> OpTime:
+        if op.shape:
+            return self._operator(op)
         if op.resource == "storage":
             return self._storage(op)
         if op.resource == "link":
@@ -75,14 +79,50 @@ class CostModel:
         if accelerator is None:
             raise PlanError(f"{self.machine.name!r} has no accelerator to transfer to (op {op.kind!r})")
         link = accelerator.link
-        if link.fitted is not None:
-            evidence = link.fitted.evidence
-            seconds = link.fitted.latency_s.value + op.bytes_read / link.fitted.bandwidth_bytes_per_s.value
+        fit = None if link.fitted is None else link.fitted.transfer
+        if fit is not None:
+            evidence = fit.evidence
+            seconds = fit.latency_s.value + op.bytes_read / fit.bandwidth_bytes_per_s.value
             return _interval(seconds, evidence.residual_low_frac, evidence.residual_high_frac)
         efficiency, stack = self._efficiency(op)
         bandwidth = _bandwidth(efficiency, link.datasheet.bandwidth_bytes_per_s)
         seconds = link.datasheet.latency_s + efficiency.overhead_s + op.bytes_read * efficiency.traffic / bandwidth
         return self._with_host(op, seconds, efficiency, stack)
+
+    # --- operators with a law of their own ---
+
+    def _operator(self, op: Op) -> OpTime:
+        law = operators.law_of(op.kind)
+        if law is None:
+            raise PlanError(f"op kind {op.kind!r} has no law that reads a shape")
+        stack = self.machine.stack
+        software = "" if stack is None else stack.software.get(law.kind, stack.name)
+        device, sheet = self._link_sheet(op) if op.resource == "network" else self._sheet(op)
+        constants = operators.resolve(law, device, software, stack)
+        columns = law.columns(op.shape)
+        seconds = float(law.seconds(sheet, constants.values, columns, dtype=op.dtype, op=op.kind)[0])
+        return _interval(seconds, constants.residual_low_frac, constants.residual_high_frac)
+
+    def _sheet(self, op: Op) -> tuple[Processor, Sheet]:
+        processor, memory = self._place(op)
+        return processor, Sheet.of(processor, memory)
+
+    def _link_sheet(self, op: Op) -> tuple[Link, LinkSheet]:
+        accelerator = self.machine.accelerator
+        within = self.machine.process_link if accelerator is None else accelerator.peer_link or accelerator.link
+        if within is None:
+            raise PlanError(
+                f"{self.machine.name!r} names no link between processes: calibrate it with 'sandtable calibrate "
+                "--only link', or set 'process_link'"
+            )
+        n_ranks, per_machine = op.shape[1], op.shape[2]
+        if n_ranks <= per_machine:
+            return within, LinkSheet.of(within)
+        if self.machine.network is None:
+            raise PlanError(
+                f"{self.machine.name!r} names no 'network', and {n_ranks:.0f} ranks need more than one machine"
+            )
+        return self.machine.network, LinkSheet.of(within, self.machine.network)
 
     # --- compute and memory ---
 

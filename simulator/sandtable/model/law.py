@@ -1,0 +1,139 @@
+"""What a law of an operator is: a data sheet, a few fitted constants and a demand in; seconds out.
+
+Laws are pure and work on NumPy arrays: each column of a demand is a number or an array, and one call answers for all
+of them. An operator that a law knows is described by the columns of `sandtable.plan.OPERATOR_COLUMNS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sandtable.errors import PlanError
+from sandtable.plan import OPERATOR_COLUMNS
+from sandtable.spec import DTYPE_BYTES, Link, Memory, OperatorFit, Processor
+
+FloatArray = npt.NDArray[np.float64]
+Columns = Mapping[str, FloatArray]
+Constants = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """The data sheet of one device as laws read it; a device that nobody measured has all of it too.
+
+    ``n_units`` are the processors that tiles are spread over (streaming multiprocessors, compute units, cores).
+    """
+
+    name: str
+    n_units: int
+    peak_flops_per_s: Mapping[str, float]
+    bandwidth_bytes_per_s: float
+    cache_bytes: float
+    clock_hz: float | None = None
+    family: str = "gpu"
+
+    @classmethod
+    def of(cls, processor: Processor, memory: Memory) -> Sheet:
+        """Read the sheet off a processor and the memory that it works from."""
+        datasheet = processor.datasheet
+        return cls(
+            name=processor.name,
+            n_units=datasheet.cores,
+            peak_flops_per_s={str(key): value for key, value in datasheet.peak_flops_per_s.items()},
+            bandwidth_bytes_per_s=memory.datasheet.bandwidth_bytes_per_s,
+            cache_bytes=datasheet.last_level_cache_bytes or 0.0,
+            clock_hz=datasheet.clock_hz,
+            family=datasheet.family,
+        )
+
+    def peak(self, dtype: str) -> float:
+        """Return the dense rate for ``dtype`` in FLOP/s: its own, or that of the narrowest wider type.
+
+        Raises:
+            PlanError: the device has no arithmetic that wide.
+        """
+        if dtype in self.peak_flops_per_s:
+            return self.peak_flops_per_s[dtype]
+        wider = [name for name in self.peak_flops_per_s if DTYPE_BYTES[name] >= DTYPE_BYTES[dtype]]
+        if not wider:
+            raise PlanError(f"{self.name!r} states no arithmetic rate for {dtype}")
+        narrowest = min(DTYPE_BYTES[name] for name in wider)
+        return max(self.peak_flops_per_s[name] for name in wider if DTYPE_BYTES[name] == narrowest)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSheet:
+    """The data sheets of the links between the ranks of a group: within a machine, and between machines.
+
+    Bandwidths are per device and one way. ``between`` is None where a group stays in one machine.
+    """
+
+    within_bytes_per_s: float
+    within_latency_s: float
+    between_bytes_per_s: float = float("inf")
+    between_latency_s: float = 0.0
+
+    @classmethod
+    def of(cls, within: Link, between: Link | None = None) -> LinkSheet:
+        """Read the sheet off the links."""
+        if between is None:
+            return cls(within.datasheet.bandwidth_bytes_per_s, within.datasheet.latency_s)
+        return cls(
+            within.datasheet.bandwidth_bytes_per_s,
+            within.datasheet.latency_s,
+            between.datasheet.bandwidth_bytes_per_s,
+            between.datasheet.latency_s,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """One constant of a law: the bounds between which it is fitted, and what a device nobody knows would get."""
+
+    name: str
+    typical: float
+    low: float
+    high: float
+
+
+class OperatorLaw(ABC):
+    """The law of one kind of operator.
+
+    ``kind`` names its columns in `OPERATOR_COLUMNS`, and its fits in a device file.
+    """
+
+    kind: ClassVar[str]
+    fit: ClassVar[type[OperatorFit]]
+    constants: ClassVar[tuple[Constant, ...]]
+
+    @abstractmethod
+    def seconds(
+        self, sheet: Sheet | LinkSheet, constants: Constants, columns: Columns, *, dtype: str, op: str
+    ) -> FloatArray:
+        """Return the time of each demand in seconds.
+
+        Args:
+            sheet: The device, or the links of a collective.
+            constants: Values by name, as `OperatorFit.values` gives them.
+            columns: One array per column of this kind.
+            dtype: Element type that the arithmetic runs in.
+            op: The kind of `Op`: equals ``kind``, except for collectives, where it names the collective.
+        """
+
+    def columns(self, shape: Sequence[float | FloatArray]) -> dict[str, FloatArray]:
+        """Return a shape's numbers by column name, as arrays of one length."""
+        names = OPERATOR_COLUMNS[self.kind]
+        if len(shape) != len(names):
+            raise PlanError(f"a {self.kind} needs {len(names)} numbers ({', '.join(names)}), not {len(shape)}")
+        arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(part, dtype=np.float64)) for part in shape))
+        return dict(zip(names, arrays, strict=True))
+
+    def typical(self) -> dict[str, float]:
+        """Return the constants assumed where neither the device nor its software was ever measured."""
+        return {constant.name: constant.typical for constant in self.constants}

@@ -1,0 +1,55 @@
+"""Which law serves a kind of operator, and whose fitted constants it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sandtable.model.attention import AttentionLaw
+from sandtable.model.collective import CollectiveLaw
+from sandtable.model.gemm import GemmLaw
+from sandtable.model.law import OperatorLaw
+from sandtable.model.moe import MoeLaw
+from sandtable.model.stream import StreamLaw
+from sandtable.plan import COLLECTIVES
+from sandtable.spec import Link, OperatorFit, OperatorFits, Processor, Stack
+
+LAWS: dict[str, OperatorLaw] = {
+    law.kind: law for law in (GemmLaw(), AttentionLaw(), StreamLaw(), MoeLaw(), CollectiveLaw())
+}
+# predicted / measured at the ends of the 90 % interval where no constant was ever fitted
+UNFITTED_LOW_FRAC, UNFITTED_HIGH_FRAC = 0.5, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Constants for one kind of operator on one device: their values, their interval, and where they are from.
+
+    ``origin`` is "device" (fitted on it), "siblings" (pooled by the software's file) or "typical".
+    """
+
+    values: Mapping[str, float]
+    residual_low_frac: float
+    residual_high_frac: float
+    origin: str
+
+
+def law_of(op_kind: str) -> OperatorLaw | None:
+    """Return the law that serves an op of this kind, None where it has none of its own."""
+    return LAWS.get("collective" if op_kind in COLLECTIVES else op_kind)
+
+
+def resolve(law: OperatorLaw, device: Processor | Link, software: str, stack: Stack | None) -> Resolved:
+    """Return the constants of ``law``: the device's own for that software, else its siblings', else typical ones."""
+    own: OperatorFits | None = None if device.fitted is None else device.fitted.operators
+    pooled = None if stack is None or stack.fitted is None else stack.fitted.operators
+    for fits, origin in ((own, "device"), (pooled, "siblings")):
+        fit = None if fits is None else fits.of(law.kind).get(software)
+        if fit is not None:
+            return _resolved(fit, origin)
+    return Resolved(law.typical(), UNFITTED_LOW_FRAC, UNFITTED_HIGH_FRAC, "typical")
+
+
+def _resolved(fit: OperatorFit, origin: str) -> Resolved:
+    evidence = fit.evidence
+    return Resolved(fit.values(), evidence.residual_low_frac, evidence.residual_high_frac, origin)

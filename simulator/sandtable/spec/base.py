@@ -1,0 +1,151 @@
+"""What every device file shares: fields with units, estimates with intervals, evidence, and a source per number."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from sandtable import units
+from sandtable.units import Fraction, UsdPerHour, Watts
+
+GUESS = "guess"
+DType = Literal["float32", "tf32", "bfloat16", "float16", "fp8", "int8", "fp4"]
+DTYPE_BYTES: dict[str, float] = {
+    "float32": 4,
+    "tf32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "fp8": 1,
+    "int8": 1,
+    "fp4": 0.5,
+}
+
+
+class Frozen(BaseModel):
+    """Base of everything read from or written to files: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, alias_generator=units.strip_suffix
+    )
+
+
+T = TypeVar("T")
+
+
+class Estimate(Frozen, Generic[T]):
+    """A value with a 90 % interval. In YAML ``{value: 118 us, low: 110 us, high: 126 us}`` or just ``118 us``."""
+
+    value: T
+    low: T
+    high: T
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_scalar(cls, data: Any) -> Any:
+        if isinstance(data, str | int | float):
+            return {"value": data, "low": data, "high": data}
+        if isinstance(data, dict) and "value" in data:
+            return {"low": data["value"], "high": data["value"], **data}
+        return data
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Estimate[T]:
+        if not self.low <= self.value <= self.high:  # type: ignore[operator]
+            raise ValueError(f"an interval needs low <= value <= high, not {self.low}, {self.value}, {self.high}")
+        return self
+
+
+class Evidence(Frozen):
+    """How well a fit is supported: what was measured, when, and how far off the fit was."""
+
+    date: dt.date
+    n_points: int = Field(ge=1)
+    n_samples: int = Field(ge=1)
+    method: str
+    median_abs_error_frac: Fraction
+    p90_abs_error_frac: Fraction
+    held_out_median_abs_error_frac: Fraction | None = None
+    # predicted / measured at the 5th and 95th percentile of held-out points and of repeats: the 90 % interval
+    residual_low_frac: Fraction = Field(gt=0, le=1)
+    residual_high_frac: Fraction = Field(ge=1)
+    repeat_spread_frac: Fraction | None = None
+
+
+def as_date(value: Any) -> Any:
+    """Return a YAML timestamp as the text of its date."""
+    return value.isoformat() if isinstance(value, dt.datetime) else value
+
+
+class Price(Frozen):
+    """What an hour costs. ``kind`` is how it was bought; ``as_of`` when the price was seen."""
+
+    usd_per_h: Annotated[UsdPerHour, Field(ge=0, alias="hour")]
+    kind: Literal["on_demand", "spot", "reserved", "owned"] = "on_demand"
+    as_of: Annotated[dt.date, BeforeValidator(as_date)]
+    provider: str | None = None
+
+
+class Power(Frozen):
+    """Electrical power: ``idle`` always, and up to ``max`` in proportion to how busy the binding resource is."""
+
+    idle_w: Watts = Field(ge=0)
+    max_w: Watts = Field(gt=0)
+
+
+class Component(Frozen):
+    """What every device file has: a name, a title for people, and a source for every number."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*(@[a-z0-9_.-]+)?$")
+    title: str
+    notes: str | None = None
+    sources: dict[str, str]
+
+    @model_validator(mode="after")
+    def _every_number_has_a_source(self) -> Component:
+        for path in number_paths(self):
+            if source_of(self, path) is None:
+                raise ValueError(
+                    f"{path} has no source: add 'sources: {{{path}: <where the number is from>}}', or '{GUESS}'"
+                )
+        return self
+
+    def guesses(self) -> list[str]:
+        """Return the dotted paths of the numbers whose source is a guess."""
+        return [path for path in number_paths(self) if str(source_of(self, path)).startswith(GUESS)]
+
+
+def number_paths(component: Component) -> Iterator[str]:
+    """Yield the dotted YAML path of every number in the datasheet, fitted, power and price sections."""
+    for section in ("datasheet", "fitted", "variants", "power", "price"):
+        value = getattr(component, section, None)
+        if value is not None:
+            yield from _walk(value, section)
+
+
+def _walk(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, Evidence | Estimate):
+        yield path
+    elif isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            yield from _walk(getattr(value, name), f"{path}.{field.alias or name}")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _walk(item, f"{path}.{key}")
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _walk(item, f"{path}.{index}")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
+
+
+def source_of(component: Component, path: str) -> str | None:
+    """Return the source of the number at ``path``: its own entry, or the nearest one above it."""
+    while path:
+        if path in component.sources:
+            return component.sources[path]
+        path = path.rpartition(".")[0]
+    return None

@@ -1,0 +1,82 @@
+"""Fitted constants of operators on accelerators and CPUs: a few physical numbers per device, software and kind.
+
+Each class belongs to one law of `sandtable.model` (``GemmFit`` to `sandtable.model.gemm`, and so on) and holds at
+most five constants, all element types together. A device file keeps them under ``fitted.operators.<kind>.<software>``;
+a stack file keeps those pooled from its devices, for a device that was never measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from sandtable.spec.base import Estimate, Evidence, Frozen
+from sandtable.units import Fraction, Seconds
+
+MOST_CONSTANTS = 5
+
+
+class OperatorFit(Frozen):
+    """Base of fitted constants. Every field but ``evidence`` is one constant with its 90 % interval."""
+
+    evidence: Evidence
+
+    def values(self) -> dict[str, float]:
+        """Return the constants by field name, in SI units."""
+        names = [name for name in type(self).model_fields if name != "evidence"]
+        return {name: float(getattr(self, name).value) for name in names}
+
+
+class GemmFit(OperatorFit):
+    """Constants of `sandtable.model.gemm`: share of the peak rate and of the bandwidth reached, time of a launch."""
+
+    rate_frac: Estimate[Fraction]
+    bandwidth_frac: Estimate[Fraction]
+    launch_s: Estimate[Seconds]
+
+
+class AttentionFit(OperatorFit):
+    """Constants of `sandtable.model.attention`."""
+
+    rate_frac: Estimate[Fraction]
+    bandwidth_frac: Estimate[Fraction]
+    launch_s: Estimate[Seconds]
+
+
+class StreamFit(OperatorFit):
+    """Constants of `sandtable.model.stream`: norms, element-wise operations, embeddings, losses, optimisers."""
+
+    bandwidth_frac: Estimate[Fraction]
+    launch_s: Estimate[Seconds]
+
+
+class MoeFit(OperatorFit):
+    """Constants of `sandtable.model.moe`: grouped products over the experts that the tokens touch."""
+
+    rate_frac: Estimate[Fraction]
+    bandwidth_frac: Estimate[Fraction]
+    launch_s: Estimate[Seconds]
+
+
+class CollectiveFit(OperatorFit):
+    """Constants of `sandtable.model.collective` on one link."""
+
+    bandwidth_frac: Estimate[Fraction]
+    launch_s: Estimate[Seconds]
+    hop_s: Estimate[Seconds]
+
+
+class OperatorFits(Frozen):
+    """Fitted constants by kind of operator, then by software."""
+
+    gemm: dict[str, GemmFit] = Field(default_factory=dict)
+    attention: dict[str, AttentionFit] = Field(default_factory=dict)
+    stream: dict[str, StreamFit] = Field(default_factory=dict)
+    moe: dict[str, MoeFit] = Field(default_factory=dict)
+    collective: dict[str, CollectiveFit] = Field(default_factory=dict)
+
+    def of(self, kind: str) -> Mapping[str, OperatorFit]:
+        """Return the fits of one kind, by software; empty for a kind that is not fitted this way."""
+        found: Mapping[str, OperatorFit] = getattr(self, kind, {})
+        return found

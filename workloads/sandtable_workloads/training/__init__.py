@@ -1,0 +1,1 @@
+"""Training of transformers: planned for any cluster, and executed with PyTorch."""
