@@ -400,11 +400,19 @@ def calibrate(
         str | None, typer.Option("--refit", help="Fit a storage device file to its own points.")
     ] = None,
     keep_file: Annotated[bool, typer.Option("--keep-file", help="Keep the test file for the next time.")] = False,
+    from_data: Annotated[
+        Path | None,
+        typer.Option("--from-data", help="Fit operators of device files to this folder of published rows."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --from-data: print, write nothing.")] = False,
     format_: FormatOption = Format.table,
 ) -> None:
     """Measure this machine's storage, memory and processor, fit the model, and write a machine file."""
     from sandtable import calibrating
 
+    if from_data is not None:
+        _calibrate_from_data(from_data, only, dry_run, format_)
+        return
     if refit is not None:
         emit(calibrating.refit(refit), format_)
         return
@@ -424,6 +432,19 @@ def calibrate(
     for warning in outcome.warnings:
         say(f"  ! {warning}")
     say(f"  wrote {output} in {outcome.seconds:.0f} s")
+
+
+def _calibrate_from_data(folder: Path, only: str | None, dry_run: bool, format_: Format) -> None:
+    from sandtable import fromdata
+
+    found = fromdata.fit_all(folder, None if only is None else [name.strip() for name in only.split(",")])
+    paths = [] if dry_run else fromdata.write(found)
+    for table in found.tables:
+        emit(table, format_)
+    for note in found.notes:
+        say(f"  ! {note}")
+    for path in paths:
+        say(f"  wrote {path}")
 
 
 @app.command()

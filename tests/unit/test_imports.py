@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("calibrate", "compare"),
     ("listing",),
     ("calibrating", "whatif", "sweep", "published"),
+    ("fromdata",),
     ("report",),
     ("check",),
     ("cli",),

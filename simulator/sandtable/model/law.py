@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sandtable.errors import PlanError
 from sandtable.plan import OPERATOR_COLUMNS
-from sandtable.spec import DTYPE_BYTES, Link, Memory, OperatorFit, Processor
+from sandtable.spec import DTYPE_ARITHMETIC, DTYPE_BYTES, Link, Memory, OperatorFit, Processor
 
 FloatArray = npt.NDArray[np.float64]
 Columns = Mapping[str, FloatArray]
@@ -53,18 +53,25 @@ class Sheet:
         )
 
     def peak(self, dtype: str) -> float:
-        """Return the dense rate for ``dtype`` in FLOP/s: its own, or that of the narrowest wider type.
+        """Return the dense rate for ``dtype`` in FLOP/s: of the type it multiplies in, or the narrowest wider one.
+
+        Integers are their own kind: they stand in for no float, and a float stands in for them.
 
         Raises:
             PlanError: the device has no arithmetic that wide.
         """
-        if dtype in self.peak_flops_per_s:
-            return self.peak_flops_per_s[dtype]
-        wider = [name for name in self.peak_flops_per_s if DTYPE_BYTES[name] >= DTYPE_BYTES[dtype]]
+        return self.peak_flops_per_s[self.arithmetic(dtype)]
+
+    def arithmetic(self, dtype: str) -> str:
+        """Return the element type that a product of ``dtype`` multiplies in on this device; see `peak`."""
+        wanted = DTYPE_ARITHMETIC.get(dtype, dtype)
+        if wanted in self.peak_flops_per_s:
+            return wanted
+        floats = [name for name in self.peak_flops_per_s if not name.startswith("int")]
+        wider = [name for name in floats if DTYPE_BYTES[name] >= DTYPE_BYTES[wanted]]
         if not wider:
             raise PlanError(f"{self.name!r} states no arithmetic rate for {dtype}")
-        narrowest = min(DTYPE_BYTES[name] for name in wider)
-        return max(self.peak_flops_per_s[name] for name in wider if DTYPE_BYTES[name] == narrowest)
+        return min(wider, key=lambda name: (DTYPE_BYTES[name], -self.peak_flops_per_s[name]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sandtable.errors import ConfigError
+from sandtable.model.operator_fit import OperatorPoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,3 +142,10 @@ class Adapter(ABC):
         Empty where no constant of a device file came from these rows.
         """
         return []
+
+    def operator_points(self, rows: Iterable[Row]) -> Iterable[OperatorPoint]:
+        """Return the timed operators among the rows, to which constants of device files may be fitted.
+
+        Empty for files that time no operator. See `sandtable.published.operators`.
+        """
+        return ()

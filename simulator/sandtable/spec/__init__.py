@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from sandtable.spec.base import (
+    DTYPE_ARITHMETIC,
     DTYPE_BYTES,
     GUESS,
     Component,
@@ -83,6 +84,7 @@ FOLDERS = {
 }
 
 __all__ = [
+    "DTYPE_ARITHMETIC",
     "DTYPE_BYTES",
     "FOLDERS",
     "GUESS",

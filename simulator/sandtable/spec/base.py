@@ -12,7 +12,19 @@ from sandtable import units
 from sandtable.units import Fraction, UsdPerHour, Watts
 
 GUESS = "guess"
-DType = Literal["float32", "tf32", "bfloat16", "float16", "fp8", "int8", "fp4"]
+DType = Literal[
+    "float32",
+    "tf32",
+    "bfloat16",
+    "float16",
+    "fp8",
+    "fp8_block",
+    "int8",
+    "int8_weight_only",
+    "fp4",
+    "mxfp4",
+    "int4_weight_only",
+]
 DTYPE_BYTES: dict[str, float] = {
     "float32": 4,
     "tf32": 4,
@@ -21,6 +33,18 @@ DTYPE_BYTES: dict[str, float] = {
     "fp8": 1,
     "int8": 1,
     "fp4": 0.5,
+    # quantised weights, with the scales stored beside them: one for a block of 128 x 128, a row, or 32 elements
+    "fp8_block": 1,
+    "int8_weight_only": 1,
+    "int4_weight_only": 0.5,
+    "mxfp4": 0.53,
+}
+# what a product with such weights multiplies in; the other types multiply in themselves
+DTYPE_ARITHMETIC: dict[str, str] = {
+    "fp8_block": "fp8",
+    "int8_weight_only": "bfloat16",
+    "int4_weight_only": "bfloat16",
+    "mxfp4": "fp4",
 }
 
 

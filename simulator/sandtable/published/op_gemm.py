@@ -1,0 +1,60 @@
+"""Times of matrix products in the kernels of serving frameworks, by device, framework and element type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from sandtable.model.operator_fit import OperatorPoint
+from sandtable.published import systems
+from sandtable.published.base import MalformedRow, Row, Skipped
+from sandtable.published.operators import OperatorAdapter, Timed
+
+# the source's names of element types -> ours; "sq" is SmoothQuant: int8 weights and int8 activations
+DTYPES = {
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "fp8": "fp8",
+    "fp8_static": "fp8",
+    "fp8_block": "fp8_block",
+    "nvfp4": "fp4",
+    "int8_wo": "int8_weight_only",
+    "int4_wo": "int4_weight_only",
+    "sq": "int8",
+}
+
+
+class OpGemm(OperatorAdapter):
+    """One product per row: ``y[m, n] = x[m, k] w[k, n]``."""
+
+    name: ClassVar[str] = "op_gemm"
+    title: ClassVar[str] = "Matrix products of serving frameworks"
+    metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
+    source: ClassVar[str] = "ai-dynamo/aiconfigurator systems/data/*/gemm @095f58a51c4c"
+
+    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+        """See `OperatorAdapter.timed`."""
+        system = systems.find(row.text("system"))
+        if isinstance(system, Skipped):
+            return system
+        dtype = DTYPES.get(row.text("dtype"))
+        if dtype is None:
+            return Skipped("element type not modelled")
+        latency, sizes = row.number("latency_ms"), [row.number(name) for name in "mnk"]
+        if latency is None or None in sizes:
+            return Skipped("no time or no shape")
+        shape = (*(float(size or 0) for size in sizes), 1.0)
+        if not latency > 0 or min(shape) < 1:
+            raise MalformedRow("sizes and times are positive")
+        framework = row.text("framework")
+        point = OperatorPoint(
+            device=system.processor,
+            software=framework,
+            op="gemm",
+            dtype=dtype,
+            shape=shape,
+            seconds=1e-3 * latency,
+            label=f"{row.text('system')} {framework} {row.text('dtype')} {'x'.join(f'{s:.0f}' for s in shape[:3])}",
+            beside=system.memory,
+        )
+        return [Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=row.text("system"))]
