@@ -25,7 +25,7 @@ from sandtable_kernels.memory_ops import CacheUpdate, Insert
 from sandtable_kernels.predictor import parameter_count
 from sandtable_workloads.flash.parameters import FlashInference, Sizes
 from sandtable_workloads.flash.traces import predictor_ranks, trace_of
-from sandtable_workloads.transformer.shapes import Shape
+from sandtable_workloads.transformer.shapes import ModelShape
 
 KV_DTYPE = "float32"
 # what each operation costs is said once, by the kernel that does it
@@ -153,7 +153,7 @@ def _gemv(name: str, rows: int, columns: int, dtype: str, where: Placement) -> O
     return replace(GEMV.cost({"m": rows, "k": columns, "dtype": dtype}), name=name, on=where.on)
 
 
-def _attend(shape: Shape, where: Placement, context: int) -> Op:
+def _attend(shape: ModelShape, where: Placement, context: int) -> Op:
     dims = {"n_ctx": context, "n_heads": shape.n_heads, "n_kv_heads": shape.n_kv_heads, "head_dim": shape.head_dim}
     return replace(ATTEND.cost({**dims, "dtype": KV_DTYPE}), name="attention", on=where.on)
 
@@ -166,7 +166,7 @@ def _attention(parameters: FlashInference, where: Placement, context: int) -> It
     yield _gemv("attention", shape.d_model, shape.n_heads * shape.head_dim, parameters.dtype, where)
 
 
-def _add_norm(shape: Shape, where: Placement, n: int = 1) -> Op:
+def _add_norm(shape: ModelShape, where: Placement, n: int = 1) -> Op:
     return replace(ADD_NORM.cost({"n": n, "d_model": shape.d_model}), on=where.on)
 
 

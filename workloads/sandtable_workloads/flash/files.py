@@ -11,7 +11,7 @@ import numpy as np
 from sandtable_kernels.dtypes import storage_dtype
 from sandtable_kernels.store import Blob, NeuronStore, StoreGeometry, create_blob, create_store
 from sandtable_workloads.flash.parameters import ALIGNMENT_BYTES, FlashInference, Sizes
-from sandtable_workloads.transformer.shapes import Shape
+from sandtable_workloads.transformer.shapes import ModelShape
 
 # the weights do not depend on a scenario's seed, so that scenarios share files
 WEIGHT_SEED = 0
@@ -30,7 +30,7 @@ class Segment:
 class WeightMap:
     """Where each matrix lies in the file of resident weights: by layer qkv and output, then embedding and head."""
 
-    def __init__(self, shape: Shape, dtype: str) -> None:
+    def __init__(self, shape: ModelShape, dtype: str) -> None:
         self.item_bytes = storage_dtype(dtype).itemsize
         self.end = 0
         heads = shape.n_heads * shape.head_dim

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from sandtable.errors import UnknownName
+from sandtable.errors import ConfigError
 from sandtable.spec import DTYPE_BYTES, Frozen
 from sandtable.units import Bytes, Fraction
-from sandtable_workloads.transformer.shapes import Shape, shape_named
+from sandtable_workloads.transformer.presets import shape_named
+from sandtable_workloads.transformer.shapes import ModelShape
 
 Rung = Literal["naive", "hybrid", "predictor", "window", "bundling"]
 WeightType = Literal["float32", "bfloat16", "float16"]
@@ -21,9 +22,15 @@ ALIGNMENT_BYTES = 4096
 def _known_geometry(name: object) -> object:
     if isinstance(name, str):
         try:
-            shape_named(name)
-        except UnknownName as error:
+            shape = shape_named(name)
+        except ConfigError as error:
             raise ValueError(str(error)) from None
+        odd = shape.latent or shape.moe or shape.embedding_dim or shape.embedding_norm or shape.attention_sinks
+        if odd:
+            raise ValueError(
+                f"{name} has experts, latent attention, attention sinks or an embedding of its own width or norm: "
+                "flash inference runs plain dense models, such as opt_6_7b"
+            )
     return name
 
 
@@ -75,7 +82,7 @@ class FlashInference(Frozen):
         return self
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> ModelShape:
         """Shape of the model."""
         return shape_named(self.geometry)
 
@@ -94,7 +101,7 @@ class FlashInference(Frozen):
 class Sizes:
     """Bytes that follow from shape, dtype and layout."""
 
-    shape: Shape
+    shape: ModelShape
     item_bytes: float
     bundled: bool
 

@@ -35,7 +35,7 @@ from sandtable_workloads.flash.demand import LayerDemand, hit_frac, n_tokens, re
 from sandtable_workloads.flash.files import Segment, WeightMap, open_files
 from sandtable_workloads.flash.parameters import FlashInference, Sizes
 from sandtable_workloads.flash.traces import predictor_ranks, trace_of
-from sandtable_workloads.transformer.shapes import Shape
+from sandtable_workloads.transformer.shapes import ModelShape
 
 F32 = npt.NDArray[np.float32]
 Array = np.ndarray[Any, Any]
@@ -247,7 +247,7 @@ class FlashModel:
         gated = self.shape.n_vectors == 3
         options: dict[str, Any] = {
             "dtype": self.parameters.dtype,
-            "activation": self.shape.activation,
+            "activation": self.shape.sparse_activation,
             "gated": gated,
         }
         with self.watch.on("compute", "feed-forward"):
@@ -379,7 +379,7 @@ class SparseDecoder:
                 x,
                 cache.used_matrix(),
                 dtype=model.parameters.dtype,
-                activation=model.shape.activation,
+                activation=model.shape.sparse_activation,
                 gated=model.shape.n_vectors == 3,
                 bias=cache.used_bias(),
                 row_index=index,
@@ -387,7 +387,7 @@ class SparseDecoder:
             )
 
 
-def random_predictor(rank: int, shape: Shape, dtype: str, seed: int) -> LowRankPredictor:
+def random_predictor(rank: int, shape: ModelShape, dtype: str, seed: int) -> LowRankPredictor:
     """Return a predictor of the right size with random weights."""
     parts = []
     for rows, columns in ((rank, shape.d_model), (shape.n_neurons, rank)):
@@ -429,7 +429,7 @@ def warm_up(model: FlashModel) -> None:
     weights: Array = np.zeros((8, d), model.storage)
     rows: Array = np.zeros((8, d * model.shape.n_vectors), model.storage)
     x: F32 = np.zeros(d, np.float32)
-    options: dict[str, Any] = {"dtype": dtype, "activation": model.shape.activation, "gated": gated}
+    options: dict[str, Any] = {"dtype": dtype, "activation": model.shape.sparse_activation, "gated": gated}
     gemv(weights, x, dtype=dtype, n_threads=model.n_threads)
     gemm(weights, x[None], dtype=dtype)
     sparse_ffn(x, rows, n_threads=model.n_threads, **options)

@@ -8,19 +8,20 @@ from sandtable.errors import ConfigError
 from sandtable_kernels.sparsity import SparsityPreset, preset, resample
 from sandtable_kernels.traces import RecordedTrace, SyntheticTrace, Trace
 from sandtable_workloads.flash.parameters import FlashInference
-from sandtable_workloads.transformer.shapes import SHAPES, Shape
+from sandtable_workloads.transformer.presets import base_name
+from sandtable_workloads.transformer.shapes import ModelShape
 
 # shapes without published sparsity of their own borrow that of a model of the same kind
 _BORROWED = {"opt_mini": "opt_6_7b"}
 
 
-def sparsity_of(shape: Shape) -> SparsityPreset:
+def sparsity_of(shape: ModelShape) -> SparsityPreset:
     """Return the published sparsity of a model, found by the shape's name without its depth."""
-    base = next(name for name in SHAPES if shape.name == name or shape.name.startswith(f"{name}_"))
+    base = base_name(shape.name)
     return preset(_BORROWED.get(base, base))
 
 
-def predictor_ranks(shape: Shape) -> tuple[int, ...]:
+def predictor_ranks(shape: ModelShape) -> tuple[int, ...]:
     """Return the predictor's rank in each layer, stretched over the depth of ``shape``; never below 1."""
     ranks = resample(sparsity_of(shape).predictor_rank, shape.n_layers)
     # stretched ranks are rounded to a multiple of 32, as the published ones are
