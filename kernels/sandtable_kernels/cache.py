@@ -84,6 +84,12 @@ class WindowIndex:
         self._ages = np.empty(capacity_rows, np.int64)
         self._dead = np.empty(capacity_rows, np.bool_)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the bookkeeping, in bytes."""
+        arrays = (self.row_of, self.pointer, self.last_used, self._ages, self._dead)
+        return sum(array.nbytes for array in arrays)
+
     def update(self, active: Ids, token: int) -> CacheDelta:
         """Make room for, and take in, the neurons that token number ``token`` uses.
 
@@ -168,6 +174,13 @@ class WindowIndex:
         self.pointer[targets] = moved
         self.row_of[moved] = targets
         return gone, targets, sources
+
+
+def overhead_bytes(n_neurons: int, capacity_rows: int) -> int:
+    """Return what a cache takes beside its records: row and age of every neuron; bias and bookkeeping of every row."""
+    per_neuron = 4 + 8  # row_of, last_used
+    per_row = 8 + 8 + 1 + 4  # pointer, age, mark, bias
+    return n_neurons * per_neuron + capacity_rows * per_row
 
 
 def _ascending(ids: Ids) -> bool:

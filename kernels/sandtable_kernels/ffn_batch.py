@@ -32,6 +32,7 @@ def dense_ffn_batch(
     activation: Activation = "relu",
     gated: bool = False,
     bundled: bool = True,
+    bias: F32 | None = None,
 ) -> F32:
     """Return the block's output over all neurons, float32 [n_tokens, d].
 
@@ -43,6 +44,7 @@ def dense_ffn_batch(
         activation: See `sandtable_kernels.ffn.sparse_ffn`.
         gated: Whether records hold up, gate and down, or only up and down.
         bundled: Whether a record is a whole neuron.
+        bias: Added before the activation, float32 [n_neurons]; None is zero.
 
     Raises:
         NoDevice: a half type, and numba is not installed.
@@ -60,7 +62,11 @@ def dense_ffn_batch(
             parts = (rows[v * n_neurons + low : v * n_neurons + high] for v in range(n_vectors))
             vectors = [_widen(part, dtype)[:, :d] for part in parts]
         up = x @ vectors[0].T
-        hidden = activate(x @ vectors[1].T, activation) * up if gated else activate(up, activation)
+        before = x @ vectors[1].T if gated else up
+        if bias is not None:
+            # not in place: ``up`` itself takes no bias
+            before = before + bias[low:high]
+        hidden = activate(before, activation) * up if gated else activate(before, activation)
         y += hidden @ vectors[-1]
     return y
 

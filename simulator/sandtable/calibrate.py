@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from sandtable import discover, library, measure, units
-from sandtable.errors import CalibrationError, DoesNotFit, UnknownName
+from sandtable.errors import ConfigError, DoesNotFit, UnknownName
 from sandtable.model import fitting
 from sandtable.model.fitting import OpPoint
 from sandtable.model.operations import CostModel
@@ -124,14 +124,16 @@ def calibrate(settings: Settings, base: Machine | None = None) -> Calibration:
 
     Raises:
         UnknownName: ``only`` names a part that does not exist.
+        ConfigError: ``only`` some parts, and no ``base`` to put them into.
         CalibrationError: too few points.
     """
     for part in settings.only:
         if part not in PARTS:
             raise UnknownName("part to calibrate", part, PARTS)
     if base is None and set(settings.only) != set(PARTS):
-        raise CalibrationError(
-            "calibrating one part needs an earlier full calibration to put it into: run it first"
+        raise ConfigError(
+            f"calibrating only {', '.join(settings.only)} needs an earlier full calibration to put it into: run "
+            "'sandtable calibrate' without --only first"
         )
     begin = time.perf_counter()
     observations = observe(settings)
@@ -267,8 +269,32 @@ def repeat_spread(observations: Sequence[Observation]) -> float | None:
     return float(np.expm1(fitting.weighted_percentile(np.array(deviations), np.array(weights), 90)))
 
 
+def drift(observations: Sequence[Observation]) -> float | None:
+    """Return how far the machine wanders from one pass to another: half the 90 % interval, as a fraction.
+
+    A pass takes a minute or so. What all its points share, a run some time later will meet again, in another state;
+    what single points do for themselves averages out over the calls of a run. The first is the median of a pass over
+    all points, less what scatter alone would make of it; the interval is Student's, for one more draw.
+    """
+    passes = min((len(o.samples) for o in observations), default=0)
+    if passes < 2:
+        return None
+    logs = np.log([[np.median(part) for part in o.samples[:passes]] for o in observations])
+    off = logs - logs.mean(axis=1, keepdims=True)
+    weights = np.asarray(fitting.weight_of(np.array([o.seconds for o in observations])))
+    shared = np.array([fitting.weighted_percentile(column, weights, 50) for column in off.T])
+    # the median absolute deviation is 0.6745 of a normal one's sigma; a row of n deviations has n - 1 of its own
+    scatter = fitting.weighted_percentile(np.abs(off - shared).ravel(), np.repeat(weights, passes), 50) / 0.6745
+    scatter *= np.sqrt(passes / (passes - 1))
+    n = weights.sum() ** 2 / (weights**2).sum()
+    # a median varies pi / 2 times as much as a mean
+    variance = max(0.0, float(shared.var(ddof=1)) - np.pi / 2 * scatter**2 / n)
+    return float(np.expm1(fitting.student_95(passes - 1) * np.sqrt(variance * (1 + 1 / passes))))
+
+
 def fit_ops(observations: Sequence[Observation], method: str) -> dict[str, dict[DType, OpFit]]:
-    """Fit one law per kind of op and dtype."""
+    """Fit one law per kind of op and dtype of one part of the machine."""
+    shared = drift(observations)
     groups: dict[tuple[str, str], list[Observation]] = {}
     for observation in observations:
         groups.setdefault((observation.op.kind, observation.op.dtype), []).append(observation)
@@ -283,6 +309,7 @@ def fit_ops(observations: Sequence[Observation], method: str) -> dict[str, dict[
             method=method,
             n_samples=sum(o.n_samples for o in group),
             repeat_spread_frac=repeat_spread(group),
+            drift_frac=shared,
             bound_by="both" if kind in ROOFLINE_KINDS else "bandwidth",
         )
     return fits
@@ -361,6 +388,7 @@ def _storage(observations: Sequence[Observation], method: str, settings: Setting
         n_samples=sum(o.n_samples for o in random),
         sequential=_sequential_evidence(sequential, rates, rate.value, method),
         repeat_spread_frac=repeat_spread(random),
+        drift_frac=drift(random),
         cold_factor=_cold_factor(observations),
     )
     return Storage(

@@ -14,6 +14,7 @@ import numpy as np
 
 from sandtable import compare, measure, predict
 from sandtable.engine.run import Options
+from sandtable.plan import Plan
 from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, TraceRow
 from sandtable.scenarios import Case
 from sandtable.store import RunFolder
@@ -22,9 +23,10 @@ from sandtable.workload import ExecutionContext
 
 @dataclass(slots=True)
 class Checked:
-    """One case on its way: its folder, its prediction, and what its runs showed so far."""
+    """One case on its way: its folder, its plan and prediction, and what its runs showed so far."""
 
     case: Case
+    plan: Plan
     folder: RunFolder
     prediction: Prediction
     predicted_trace: list[TraceRow]
@@ -65,14 +67,15 @@ def _predicted(
 ) -> Checked:
     parameters, notes = case.workload.resolve(case.parameters, context)
     case = replace(case, parameters=parameters)
+    plan = case.workload.plan(parameters, case.machine, case.scenario.seed)
     prediction, rows, _ = predict.predict(
-        case.scenario, case.workload, parameters, case.machine, Options(trace=trace)
+        case.scenario, case.workload, parameters, case.machine, Options(trace=trace), plan=plan
     )
     prediction = prediction.model_copy(update={"warnings": (*notes, *prediction.warnings)})
     folder = own or RunFolder.create(case.scenario.name, base.path)
     folder.save(prediction)
     folder.save_inputs(case.scenario, case.machine)
-    return Checked(case=case, folder=folder, prediction=prediction, predicted_trace=rows)
+    return Checked(case=case, plan=plan, folder=folder, prediction=prediction, predicted_trace=rows)
 
 
 def _rounds(checked: Sequence[Checked], context: ExecutionContext, on_result: Callable[[Checked], None]) -> None:
@@ -92,12 +95,11 @@ def _rounds(checked: Sequence[Checked], context: ExecutionContext, on_result: Ca
 def _execute(item: Checked, context: ExecutionContext) -> None:
     case = item.case
     probe = measure.probe(case.machine, context)
-    execution = case.workload.execute(case.parameters, case.machine, case.scenario.seed, context)
+    execution = measure.execute(case.scenario, case.workload, case.parameters, case.machine, context)
     item.repeats = measure.Repeats(
         executions=(*item.repeats.executions, execution), probes=(*item.repeats.probes, probe)
     )
-    plan = case.workload.plan(case.parameters, case.machine, case.scenario.seed)
-    item.measurement = measure.measurement_of(case.scenario, case.parameters, case.machine, plan, item.repeats)
+    item.measurement = measure.measurement_of(case.scenario, case.parameters, case.machine, item.plan, item.repeats)
     item.folder.save(item.measurement)
 
 

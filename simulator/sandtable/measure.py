@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sandtable import discover, library, predict
+from sandtable import discover, library, predict, units
 from sandtable.errors import NoDevice
 from sandtable.model.operations import CostModel
 from sandtable.plan import Kernel, KernelContext, Plan
@@ -25,6 +27,9 @@ LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable")
 # repeats that lie further apart than this cannot support a comparison at the level of ten percent
 UNSTABLE_SPREAD_FRAC = 0.25
 PROBE_DRIFT_FRAC = 0.25
+# memory that a process may take beyond what it holds on purpose: code compiled for it, results of single calls
+UNCOUNTED_FRAC = 0.10
+UNCOUNTED_BYTES = 128 << 20
 PROBE_FOLDER = "probe"
 STREAM_BYTES = 96 << 20  # three times a large last-level cache
 PROBE_FILE_BYTES = 256 << 20
@@ -51,15 +56,27 @@ def measure(
     context: ExecutionContext,
 ) -> tuple[Measurement, list[TraceRow]]:
     """Execute ``scenario`` ``repeats`` times, probing the machine before each, and reduce to metrics."""
+    plan = workload.plan(parameters, machine, scenario.seed)
     workload.prepare(parameters, machine, scenario.seed, context)
     executions, probes = [], []
     for index in range(scenario.repeats):
         context.progress(f"{scenario.name}: run {index + 1} of {scenario.repeats}")
         probes.append(probe(machine, context))
-        executions.append(workload.execute(parameters, machine, scenario.seed, context))
-    plan = workload.plan(parameters, machine, scenario.seed)
+        executions.append(execute(scenario, workload, parameters, machine, context))
     repeats = Repeats(executions=executions, probes=probes)
     return measurement_of(scenario, parameters, machine, plan, repeats), list(executions[-1].trace)
+
+
+def execute(
+    scenario: Scenario, workload: Workload[Any], parameters: Frozen, machine: Machine, context: ExecutionContext
+) -> Execution:
+    """Execute ``scenario`` once, and watch how far the process grows, unless the workload did so itself."""
+    before = start_peak()
+    execution = workload.execute(parameters, machine, scenario.seed, context)
+    peak = _status_bytes("VmHWM")
+    if execution.process_bytes is not None or before is None or peak is None:
+        return execution
+    return replace(execution, process_bytes=max(0.0, peak - before))
 
 
 def measurement_of(
@@ -75,6 +92,9 @@ def measurement_of(
             metrics |= distribution(name, samples.value, STATISTICS)
     memory = dict(repeats.executions[-1].memory_bytes)
     metrics["peak_memory_bytes"] = point(sum(memory.values()), "bytes")
+    grown = max((e.process_bytes for e in repeats.executions if e.process_bytes is not None), default=None)
+    if grown is not None:
+        metrics["process_memory_bytes"] = point(grown, "bytes")
     metrics |= predict.rates(metrics, plan.work_unit)
     spread = _spread([_mean_latency(execution, plan) for execution in repeats.executions])
     probe_ratio = float(np.median(repeats.probes)) if repeats.probes else None
@@ -88,7 +108,7 @@ def measurement_of(
         memory=memory,
         warnings=tuple(sorted({note for execution in repeats.executions for note in execution.validity})),
         environment=environment(),
-        validity=_validity(spread, probe_ratio),
+        validity=(*_validity(spread, probe_ratio), *_uncounted(sum(memory.values()), grown)),
         repeat_spread_frac=spread,
         probe_ratio=probe_ratio,
     )
@@ -119,6 +139,37 @@ def _validity(spread: float | None, probe_ratio: float | None) -> tuple[str, ...
     if probe_ratio is not None and abs(np.log(probe_ratio)) > np.log1p(PROBE_DRIFT_FRAC):
         notes.append(f"the machine's own probe took {probe_ratio:.2f} times what calibration says: calibrate again")
     return tuple(notes)
+
+
+def _uncounted(counted: float, grown: float | None) -> tuple[str, ...]:
+    if grown is None or grown <= counted * (1 + UNCOUNTED_FRAC) + UNCOUNTED_BYTES:
+        return ()
+    sizes = (units.format_bytes(size) for size in (grown, counted))
+    return (
+        "the process grew by {} and the run counted {}: it holds memory that it does not report".format(*sizes),
+    )
+
+
+# --- memory of the process ---------------------------------------------------------------------------------
+
+
+def start_peak() -> int | None:
+    """Forget the highest resident set so far; return the present one in bytes, None where the system cannot tell.
+
+    Linux only: writing 5 to clear_refs resets the peak that status shows as VmHWM (proc_pid_clear_refs(5)).
+    """
+    gc.collect()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int | None:
+    path = Path("/proc/self/status")
+    found = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(), re.MULTILINE) if path.is_file() else None
+    return None if found is None else int(found[1]) << 10
 
 
 # --- probing and timing ------------------------------------------------------------------------------------

@@ -23,13 +23,17 @@ def predict(
     parameters: Frozen,
     machine: Machine,
     options: Options | None = None,
+    *,
+    plan: Plan | None = None,
 ) -> tuple[Prediction, list[TraceRow], Run]:
     """Predict ``scenario`` on ``machine``; also returns the timeline and the steps behind the metrics.
+
+    ``plan`` is the scenario's, for callers that have made it already.
 
     Raises:
         DoesNotFit: the plan needs more memory than the machine has.
     """
-    plan = workload.plan(parameters, machine, scenario.seed)
+    plan = workload.plan(parameters, machine, scenario.seed) if plan is None else plan
     check_memory(plan, machine)
     result = run(plan, CostModel(machine), options)
     metrics = metrics_of(collect(result.steps, plan), statistics=STATISTICS)

@@ -50,10 +50,15 @@ class ExecutionContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """What a real run showed: steps in order, resident bytes, a timeline, and what makes it less trustworthy."""
+    """What a real run showed: steps in order, resident bytes, a timeline, and what makes it less trustworthy.
+
+    ``memory_bytes`` is counted by the run itself, by kind: the sizes of what it holds, not those of its plan.
+    ``process_bytes`` is how far the process grew meanwhile, by the operating system's account; `measure` fills it in.
+    """
 
     steps: Sequence[StepResult]
     memory_bytes: Mapping[str, float] = field(default_factory=dict)
+    process_bytes: float | None = None
     trace: Sequence[TraceRow] = ()
     validity: Sequence[str] = ()
 

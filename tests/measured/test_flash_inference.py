@@ -1,13 +1,14 @@
 """The flash engine on real files: every rung reads what its plan says, and computes what a dense model would."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sandtable import discover, measure, units
-from sandtable.engine.run import Run, run
+from sandtable import discover, measure, testing, units
+from sandtable.engine.run import Run, StepResult, run
 from sandtable.model.operations import CostModel
 from sandtable.results import Measurement
 from sandtable.spec import Machine
@@ -18,8 +19,11 @@ pytest.importorskip("numba", reason="running for real needs numba")
 from sandtable_kernels.ffn import dense_ffn_masked_reference
 from sandtable_kernels.reader import ReadStats
 from sandtable_kernels.store import NeuronStore
+from sandtable_workloads.flash import demand
+from sandtable_workloads.flash.demand import plan_of
 from sandtable_workloads.flash.parameters import FlashInference
 from sandtable_workloads.flash.runner import FlashModel, SparseDecoder, norm
+from sandtable_workloads.flash.small import SCALE, SmallWeights
 from sandtable_workloads.flash.traces import trace_of
 
 pytestmark = pytest.mark.measured
@@ -164,7 +168,7 @@ def test_the_sparse_block_equals_the_dense_one_with_a_mask(rung: str, compute_ro
         index = decoder.caches[layer].index
         assert set(active) <= set(index.present()), "an active neuron is missing from the cache"
         used = active if compute_rows == "active" else np.sort(index.present())
-        wanted = dense_ffn_masked_reference(x, rows, used)
+        wanted = dense_ffn_masked_reference(x, rows, used, bias=model.small.ffn_bias[layer])
         found = decoder._ffn(layer, active, x)
         assert np.abs(wanted).max() > 0
         assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
@@ -178,13 +182,131 @@ def test_a_dense_rung_computes_every_neuron(rung: str, folder: Path) -> None:
     xs = norm(rng.standard_normal((2, model.shape.d_model)).astype(np.float32))
     rows = stored_rows(model.store, 1)
     every = np.arange(len(rows))
-    wanted = np.stack([dense_ffn_masked_reference(x, rows, every) for x in xs])
+    bias = model.small.ffn_bias[1]
+    assert bias is not None
+    assert np.abs(bias).max() > 0
+    wanted = np.stack([dense_ffn_masked_reference(x, rows, every, bias=bias) for x in xs])
     assert (model._resident_neurons() > 0) == (rung == "hybrid")
     alone = model.dense_ffn(1, xs[0])
     together = model.dense_ffn(1, xs)
     model.close()
     assert np.abs(alone - wanted[0]).max() <= 1e-5 * np.abs(wanted).max()
     assert np.abs(together - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+def arrays_of(thing: object, seen: set[int]) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield every array that hangs on an object of ours, views as well."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, np.ndarray):
+        yield thing
+    elif isinstance(thing, dict | list | tuple):
+        for part in thing.values() if isinstance(thing, dict) else thing:
+            yield from arrays_of(part, seen)
+    elif type(thing).__module__.startswith("sandtable"):
+        slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+        for part in (*getattr(thing, "__dict__", {}).values(), *(getattr(thing, name) for name in slots)):
+            yield from arrays_of(part, seen)
+
+
+def held(*things: object) -> int:
+    """Return the bytes that arrays cover, each byte once."""
+    seen: set[int] = set()
+    arrays = [array for thing in things for array in arrays_of(thing, seen)]
+    total, end = 0, 0
+    for start, size in sorted((array.ctypes.data, array.nbytes) for array in arrays if array.flags.c_contiguous):
+        total += max(0, start + size - max(start, end))
+        end = max(end, start + size)
+    return total
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_every_array_held_is_counted(rung: str, folder: Path) -> None:
+    model = FlashModel(parameters(rung=rung), 1, folder, 2)
+    counted, things = model.memory_bytes(), [model]
+    if model.parameters.is_sparse:
+        decoder = SparseDecoder(model)
+        counted |= decoder.memory_bytes()
+        things = [model, decoder]
+    found = held(*things)
+    model.close()
+    assert 20e6 < sum(counted.values()) == pytest.approx(found, rel=1e-3)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_the_plan_knows_what_is_held(rung: str, machine: Machine, folder: Path) -> None:
+    _, execution = execute(machine, folder, rung=rung)
+    plan = plan_of(parameters(rung=rung), machine, 1)
+    assert dict(execution.memory_bytes) == pytest.approx(dict(plan.memory_bytes), rel=1e-3)
+    assert ("staging" in plan.memory_bytes) == (rung in ("predictor", "window"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"), [("layer buffer", "kinds of memory differ: layer buffer"), ("predictor", "predictor")]
+)
+def test_an_array_that_is_not_planned_is_found(
+    kind: str, sentence: str, machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = demand.sparse_memory
+
+    def forgetful(*args: Any) -> dict[str, float]:
+        return {name: size for name, size in whole(*args).items() if name != kind}
+
+    monkeypatch.setattr(demand, "sparse_memory", forgetful)
+    with pytest.raises(AssertionError, match=sentence):
+        testing.check_execution(
+            plan_of(parameters(), machine, 1),
+            run(plan_of(parameters(), machine, 1), CostModel(machine)).steps,
+            execute(machine, folder, rung="bundling")[1],
+        )
+
+
+def test_an_array_that_grew_is_found(machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An execution that holds twice the room for keys and values as its plan does not pass, nor predict its peak."""
+    init = FlashModel.__init__
+
+    def generous(self: FlashModel, *args: Any) -> None:
+        init(self, *args)
+        self.keys, self.values = (np.concatenate([half, half], axis=1) for half in (self.keys, self.values))
+
+    monkeypatch.setattr(FlashModel, "__init__", generous)
+    workload = discover.workload("flash_inference")
+    with pytest.raises(AssertionError, match="keys and values is planned at"):
+        testing.check_workload(workload, machine, ExecutionContext(folder=folder, n_threads=2))
+
+
+def test_the_process_grows_by_what_is_counted(machine: Machine, folder: Path) -> None:
+    if measure.start_peak() is None:
+        pytest.skip("this system does not tell a process its peak memory")
+    scenario = Scenario(name="mini", title="Mini", workload="flash_inference", repeats=1)
+    workload, context = discover.workload("flash_inference"), ExecutionContext(folder=folder, n_threads=2)
+    chosen = parameters(dtype="float32")
+    workload.prepare(chosen, machine, 1, context)
+    measure.execute(scenario, workload, chosen, machine, context)  # compiles
+    execution = measure.execute(scenario, workload, chosen, machine, context)
+    counted = sum(execution.memory_bytes.values())
+    assert execution.process_bytes is not None
+    # pages of the last run may still be with the allocator; results of single calls come on top
+    assert 0.9 * counted < execution.process_bytes < 1.1 * counted + (32 << 20)
+
+
+def test_memory_that_is_not_counted_is_told(machine: Machine) -> None:
+    steps = [StepResult(phase="decode", name="token", total_s=1.0, by_account={"io": 1.0})]
+    scenario = Scenario(name="mini", title="Mini", workload="flash_inference")
+    notes = []
+    for grown in (1.0e9, 2.0e9):
+        execution = Execution(steps=steps, memory_bytes={"cache": 1e9}, process_bytes=grown)
+        repeats = measure.Repeats(executions=[execution], probes=[])
+        plan = plan_of(parameters(), machine, 1)
+        measurement = measure.measurement_of(scenario, parameters(), machine, plan, repeats)
+        assert measurement.metrics["peak_memory_bytes"].value == 1e9
+        assert measurement.metrics["process_memory_bytes"].value == grown
+        notes.append([note for note in measurement.validity if "does not report" in note])
+    assert [len(found) for found in notes] == [0, 1]
 
 
 def test_the_same_seed_decodes_the_same_tokens(folder: Path) -> None:
@@ -217,3 +339,20 @@ def test_a_measurement_reports_its_own_quality(machine: Machine, folder: Path) -
     assert trace
     for row in trace:
         assert row.start_s <= row.end_s
+
+
+@pytest.mark.parametrize(
+    "geometry", ["opt_6_7b_2l", "falcon_7b_2l", "persimmon_8b_2l", "phi_2_2l", "llama_2_7b_2l", "opt_mini"]
+)
+def test_small_weights_are_all_held_and_all_used(geometry: str) -> None:
+    shape = parameters(geometry=geometry).shape
+    small = SmallWeights(shape)
+    assert small.flat.nbytes == 4 * shape.small_params
+    views = [small.positions, small.head_bias, *small.qkv_bias, *small.ffn_bias]
+    for weights in (small.first, *small.after_attention, *small.after_ffn):
+        views += [weights.bias, weights.gain, weights.shift]
+    covered = held([view for view in views if view is not None])
+    # norms of queries and keys are not computed
+    assert covered == 4 * (shape.small_params - shape.n_layers * shape.qk_norm_params)
+    assert all(np.all(np.abs(gain - 1) <= SCALE) for gain in (small.first.gain, small.after_ffn[-1].gain))
+    assert (small.ffn_bias[0] is None) == (not shape.ffn_bias)

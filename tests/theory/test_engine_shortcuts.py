@@ -80,7 +80,10 @@ def test_the_accounts_of_a_chain_add_up_to_its_time(machine: Machine, plan: Plan
     result = simulate(plan, machine)
     for step in result.steps:
         assert sum(step.by_account.values()) == pytest.approx(step.total_s, abs=TICKS * 40)
-        assert sum(step.low[account] for account in step.by_account) == pytest.approx(step.low["total"], rel=1e-6)
+        # at most as uncertain as its parts together, at least as the most uncertain of them
+        below = [step.by_account[account] - step.low[account] for account in step.by_account]
+        total = step.total_s - step.low["total"]
+        assert max(below) - TICKS * 40 <= total <= sum(below) + TICKS * 40
     assert sum(step.total_s for step in result.steps) == pytest.approx(result.total_s, abs=TICKS * 400)
     assert sum(result.by_op.values()) == pytest.approx(result.total_s, abs=TICKS * n_waits(plan), rel=1e-9)
 

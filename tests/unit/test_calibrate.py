@@ -13,10 +13,11 @@ pytest.importorskip("scipy", reason="fitting needs the `run` extra")
 
 from sandtable import calibrate, calibrating, library, measure
 from sandtable.calibrate import Settings
-from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, UnknownName
+from sandtable.errors import ConfigError, DoesNotFit, UnknownName
 from sandtable.model.operations import CostModel
 from sandtable.plan import Kernel, KernelContext, Op, random_read
 from sandtable.spec import Machine
+from sandtable.testing import run_command
 
 
 @pytest.fixture
@@ -87,8 +88,13 @@ def test_one_part_is_measured_again_and_the_others_stay(complete: Machine, tmp_p
 
 
 def test_one_part_alone_needs_an_earlier_calibration(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="earlier full calibration"):
+    with pytest.raises(ConfigError, match="only memory needs an earlier full calibration"):
         calibrate.calibrate(settings(tmp_path, only=("memory",)))
+    arguments = ("calibrate", "--only", "storage", "--storage-path", str(tmp_path), "-o", str(tmp_path / "m.yaml"))
+    ran = run_command(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert "without --only first" in ran.error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_part(tmp_path: Path) -> None:
@@ -112,6 +118,35 @@ def test_disagreeing_repeats_are_called_noisy() -> None:
     spread = calibrate.repeat_spread([noisy])
     assert spread is not None
     assert spread > calibrate.NOISY_SPREAD_FRAC
+
+
+def observed(deviations: np.ndarray[Any, Any]) -> list[calibrate.Observation]:
+    """Observations of ten milliseconds, whose passes lie off by e to the deviations [points, passes]."""
+    op = Op(name="x", kind="copy", account="memory", bytes_read=1e6)
+    return [
+        calibrate.Observation(kernel="copy", dims={}, op=op, samples=[[0.01 * float(np.exp(d))] for d in row])
+        for row in deviations
+    ]
+
+
+def test_drift_is_what_a_pass_shares_and_scatter_is_not() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for drift in (0.0, 0.1):
+        trials = []
+        for _ in range(100):
+            shared, own = drift * rng.standard_normal(4), 0.15 * rng.standard_normal((60, 4))
+            trials.append(calibrate.drift(observed(shared + own)) or 0.0)
+        found.append(float(np.sqrt(np.mean(np.log1p(trials) ** 2))))
+    # Student's t of three degrees is 2.353 at 95 %; one more draw beside the mean of four
+    assert found[1] == pytest.approx(2.353 * np.sqrt(1 + 1 / 4) * 0.1, rel=0.15)
+    assert found[0] < 0.4 * found[1]
+
+
+def test_one_pass_shows_no_drift() -> None:
+    assert calibrate.drift(observed(np.zeros((5, 1)))) is None
+    assert calibrate.drift([]) is None
+    assert calibrate.drift(observed(np.zeros((5, 3)))) == 0.0
 
 
 def test_the_command_cleans_up_after_itself(complete: Machine, tmp_path: Path) -> None:

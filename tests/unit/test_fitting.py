@@ -233,6 +233,19 @@ def test_repeats_that_disagree_widen_an_interval() -> None:
     assert shaky.residual_high_frac >= 1.3
 
 
+def test_a_known_drift_stands_for_the_spread() -> None:
+    """Scatter of single repeats averages out over a run; what the whole machine does, does not."""
+    found = [
+        fitting.fit_op(op_points(), method="made up", repeat_spread_frac=0.3, drift_frac=drift).evidence
+        for drift in (None, 0.1, 0.0)
+    ]
+    highs = [evidence.residual_high_frac for evidence in found]
+    assert highs == sorted(highs, reverse=True)
+    assert highs[0] > highs[1] > max(1.1, highs[2])
+    assert [evidence.drift_frac for evidence in found] == [None, 0.1, 0.0]
+    assert {evidence.repeat_spread_frac for evidence in found} == {0.3}
+
+
 def test_the_same_points_give_the_same_fit() -> None:
     first, second = (fitting.fit_op(op_points(), method="made up") for _ in range(2))
     assert first == second

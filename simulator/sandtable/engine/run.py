@@ -6,7 +6,8 @@ not change any result. `Options.per_request` sends every storage request through
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,9 @@ from sandtable.plan import Op, Phase, Plan, Step
 from sandtable.results import TraceRow
 
 ACCOUNTS: tuple[str, ...] = ("io", "memory", "compute", "communication")
+# by how many seconds ops may take less, and more, than predicted; and the parts of both that the whole machine shares
+Miss = tuple[float, float, float, float]
+NO_MISS: Miss = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,30 +162,65 @@ def _exposed_host(ops: Sequence[Op], costs: Sequence[OpTime]) -> float:
 
 def _reduce(phase: Phase, step: Step, costs: Sequence[OpTime], total_s: float, hidden: float) -> StepResult:
     by_account = dict.fromkeys(ACCOUNTS, 0.0)
-    low, high = dict(by_account), dict(by_account)
+    misses: dict[tuple[str, str], Miss] = {}
     counters = {"bytes_read": 0.0, "n_requests": 0.0, **step.counters}
     for op, cost in zip(step.ops, costs, strict=True):
         by_account[op.account] += cost.seconds
-        low[op.account] += cost.low
-        high[op.account] += cost.high
+        key = (op.account, cost.law)
+        misses[key] = _added(misses.get(key, NO_MISS), _miss(cost))
         if op.resource == "storage":
             counters["bytes_read"] += op.bytes_read * op.repeat
             counters["n_requests"] += op.n_chunks * op.repeat
-    for table in (by_account, low, high):
-        table["compute"] += hidden
+    by_account["compute"] += hidden
     serial = sum(by_account.values())
     # waiting and overlap scale the interval of the total as they scale the total
     scale = total_s / serial if serial > 0 else 1.0
-    low["total"], high["total"] = sum(low.values()) * scale, sum(high.values()) * scale
+    ends = {account: _ends(seconds, misses, account) for account, seconds in by_account.items()}
+    low, high = _ends(serial, misses)
+    ends["total"] = (low * scale, high * scale)
     return StepResult(
         phase=phase.name,
         name=step.name,
         total_s=total_s,
         by_account=by_account,
-        low=low,
-        high=high,
+        low={account: low for account, (low, _) in ends.items()},
+        high={account: high for account, (_, high) in ends.items()},
         counters=counters,
     )
+
+
+def _miss(cost: OpTime) -> Miss:
+    below, above = cost.seconds - cost.low, cost.high - cost.seconds
+    shared = cost.seconds * cost.drift_frac
+    return below, above, min(below, shared / (1 + cost.drift_frac)), min(above, shared)
+
+
+def _added(a: Miss, b: Miss) -> Miss:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]
+
+
+def _ends(
+    seconds: float, misses: Mapping[tuple[str, str], Miss], account: str | None = None
+) -> tuple[float, float]:
+    """Return the ends of the 90 % interval of a sum of ops, of one account or of all.
+
+    Ops of one law share its error, so that theirs add up, over accounts as well. The errors of different laws were
+    found on different measurements and are taken as independent: theirs is the root of the sum of squares (JCGM
+    100:2008, "Guide to the expression of uncertainty in measurement", section 5.1.2). What the machine as a whole
+    drifts is shared by all of them and adds up again.
+    """
+    by_law: dict[str, Miss] = {}
+    for (of, law), miss in misses.items():
+        if account in (None, of):
+            by_law[law] = _added(by_law.get(law, NO_MISS), miss)
+    below, above = (_joined([(miss[side], miss[2 + side]) for miss in by_law.values()]) for side in (0, 1))
+    return seconds - below, seconds + above
+
+
+def _joined(misses: Sequence[tuple[float, float]]) -> float:
+    """Join (miss, part of it that is shared) of several laws."""
+    own = sum(miss**2 - shared**2 for miss, shared in misses)
+    return math.sqrt(max(0.0, own) + sum(shared for _, shared in misses) ** 2)
 
 
 def run(plan: Plan, costs: CostModel, options: Options | None = None) -> Run:

@@ -135,18 +135,34 @@ def weighted_percentile(values: FloatArray, weights: FloatArray, percent: float)
     return float(np.interp(percent / 100, position, values[order]))
 
 
+def student_95(degrees: int) -> float:
+    """Return the 95th percentile of Student's t with that many degrees of freedom."""
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise missing_extra("scipy", "run") from None
+    return float(t.ppf(0.95, degrees))
+
+
 def evidence(
-    fit: Fit, *, method: str, n_samples: int, repeat_spread_frac: float | None = None, date: dt.date | None = None
+    fit: Fit,
+    *,
+    method: str,
+    n_samples: int,
+    repeat_spread_frac: float | None = None,
+    drift_frac: float | None = None,
+    date: dt.date | None = None,
 ) -> Evidence:
     """Describe a fit: errors in sample and held out, and the interval that predictions from it get.
 
     The interval joins two independent sources of error, in squares: what the law misses on points that it has not
-    seen, and what the machine itself does not repeat.
+    seen, and how far the machine wanders between now and then. The latter is ``drift_frac``; where it is not known,
+    all of the repeats' spread stands in for it, although most of that comes and goes within seconds.
     """
     outside = fit.held_out if len(fit.held_out) else fit.residuals
     weights = np.ones(len(outside)) if fit.weights is None or len(fit.weights) != len(outside) else fit.weights
     low, high = (weighted_percentile(outside, weights, percent) for percent in (5, 95))
-    spread = 0.0 if repeat_spread_frac is None else np.log1p(repeat_spread_frac)
+    spread = np.log1p((repeat_spread_frac if drift_frac is None else drift_frac) or 0.0)
     low, high = -np.hypot(min(low, -FLOOR), spread), np.hypot(max(high, FLOOR), spread)
     errors = np.abs(np.expm1(fit.residuals))
     return Evidence(
@@ -162,6 +178,7 @@ def evidence(
         residual_low_frac=float(np.exp(low)),
         residual_high_frac=float(np.exp(high)),
         repeat_spread_frac=repeat_spread_frac,
+        drift_frac=drift_frac,
     )
 
 
@@ -186,6 +203,7 @@ def fit_storage(
     n_samples: int | None = None,
     sequential: Evidence | None = None,
     repeat_spread_frac: float | None = None,
+    drift_frac: float | None = None,
     cold_factor: Estimate[float] | None = None,
     date: dt.date | None = None,
 ) -> StorageFit:
@@ -220,6 +238,7 @@ def fit_storage(
             method=method,
             n_samples=n_samples or len(points),
             repeat_spread_frac=repeat_spread_frac,
+            drift_frac=drift_frac,
             date=date,
         ),
         sequential_evidence=sequential,
@@ -268,6 +287,7 @@ def fit_op(
     method: str,
     n_samples: int | None = None,
     repeat_spread_frac: float | None = None,
+    drift_frac: float | None = None,
     bound_by: str = "bandwidth",
 ) -> OpFit:
     """Fit ``t = overhead + items * per_item + max(bytes / bandwidth, flops / rate)`` to timed operations.
@@ -279,6 +299,7 @@ def fit_op(
         method: How, for the evidence.
         n_samples: Timings behind the points.
         repeat_spread_frac: How far repeats of a point lie apart.
+        drift_frac: How far the machine as a whole wanders.
         bound_by: "bandwidth" for streaming ops, "rate" for arithmetic, "both" for a roofline.
     """
     columns = _OpColumns(*(np.array([getattr(p, name) for p in points], dtype=float) for name in _OP_COLUMNS))
@@ -294,7 +315,11 @@ def fit_op(
         **estimates,  # pyright: ignore[reportArgumentType]
         serial=serial,
         evidence=evidence(
-            fit, method=method, n_samples=n_samples or len(points), repeat_spread_frac=repeat_spread_frac
+            fit,
+            method=method,
+            n_samples=n_samples or len(points),
+            repeat_spread_frac=repeat_spread_frac,
+            drift_frac=drift_frac,
         ),
     )
 

@@ -19,16 +19,28 @@ from sandtable.spec import DTYPE_BYTES, Link, Machine, Memory, OpEfficiency, OpF
 
 @dataclass(frozen=True, slots=True)
 class OpTime:
-    """Seconds that an op takes, with the 90 % interval; ``host_s`` is the part that the host can hide."""
+    """Seconds that an op takes, with the 90 % interval; ``host_s`` is the part that the host can hide.
+
+    ``law`` names what the seconds follow from: ops of one law are wrong together, those of two on their own, except
+    for what all ops of the machine share, ``drift_frac`` of the seconds either way; the interval contains it.
+    """
 
     seconds: float
     low: float
     high: float
     host_s: float = 0.0
+    law: str = ""
+    drift_frac: float = 0.0
 
     def times(self, factor: float) -> OpTime:
         """Return the time of ``factor`` executions in a row."""
-        return OpTime(self.seconds * factor, self.low * factor, self.high * factor, self.host_s * factor)
+        return replace(
+            self,
+            seconds=self.seconds * factor,
+            low=self.low * factor,
+            high=self.high * factor,
+            host_s=self.host_s * factor,
+        )
 
 
 ZERO = OpTime(0.0, 0.0, 0.0)
@@ -51,7 +63,7 @@ class CostModel:
         demand = replace(op, name="", account="", repeat=1, after=None)
         known = self._known.get(demand)
         if known is None:
-            known = self._known[demand] = self._once(demand)
+            known = self._known[demand] = replace(self._once(demand), law=self._law(demand))
         return known if op.repeat == 1 else known.times(op.repeat)
 
     def _once(self, op: Op) -> OpTime:
@@ -64,15 +76,29 @@ class CostModel:
         fit = self._fit(op)
         return self._datasheet(op) if fit is None else self._fitted(op, fit)
 
+    def _law(self, op: Op) -> str:
+        """Name the law that an op follows; what no fit covers follows one reading of the data sheet, all of it."""
+        if op.resource == "storage":
+            return op.kind
+        if op.shape:
+            law = operators.law_of(op.kind)
+            return f"{op.on} {op.kind if law is None else law.kind}"
+        if op.resource == "link":
+            link = None if self.machine.accelerator is None else self.machine.accelerator.link
+            return "data sheet" if link is None or link.fitted is None or link.fitted.transfer is None else op.kind
+        if self._fit(op) is None:
+            return "data sheet"
+        return f"{op.on} {op.kind}" if op.resource == "memory" else f"{op.on} {op.kind} {op.dtype}"
+
     # --- storage and links ---
 
     def _storage(self, op: Op) -> OpTime:
         law = self.storage_law
         if op.kind == "random_read":
             seconds = storage_model.batch_s(law, op.n_chunks, op.chunk_bytes, op.concurrency)
-            return _interval(seconds, law.residual_low_frac, law.residual_high_frac)
+            return _interval(seconds, law.residual_low_frac, law.residual_high_frac, law.drift_frac)
         seconds = storage_model.sequential_s(law, op.bytes_read)
-        return _interval(seconds, law.sequential_low_frac, law.sequential_high_frac)
+        return _interval(seconds, law.sequential_low_frac, law.sequential_high_frac, law.drift_frac)
 
     def _link(self, op: Op) -> OpTime:
         accelerator = self.machine.accelerator
@@ -122,7 +148,9 @@ class CostModel:
             raise PlanError(
                 f"{self.machine.name!r} names no 'network', and {n_ranks:.0f} ranks need more than one machine"
             )
-        return self.machine.network, LinkSheet.of(within, self.machine.network)
+        # ranks of other groups use the machine's adapters too: each device has its share of them
+        n_devices = per_machine if accelerator is None else accelerator.n
+        return self.machine.network, LinkSheet.of(within, self.machine.network, max(per_machine, n_devices))
 
     # --- compute and memory ---
 
@@ -140,7 +168,8 @@ class CostModel:
         computing = 0.0 if fit.rate_flops_per_s is None else op.flops / fit.rate_flops_per_s.value
         work = streaming + computing if fit.serial else max(streaming, computing)
         seconds = fit.overhead_s.value + op.n_items * fit.per_item_s.value + work
-        return _interval(seconds, fit.evidence.residual_low_frac, fit.evidence.residual_high_frac)
+        known = fit.evidence
+        return _interval(seconds, known.residual_low_frac, known.residual_high_frac, known.drift_frac or 0.0)
 
     def _datasheet(self, op: Op) -> OpTime:
         efficiency, stack = self._efficiency(op)
@@ -197,6 +226,6 @@ def _rate(efficiency: OpEfficiency, processor: Processor, dtype: str) -> float:
     return float(peak) * (1.0 if efficiency.rate_frac is None else efficiency.rate_frac)
 
 
-def _interval(seconds: float, residual_low: float, residual_high: float) -> OpTime:
+def _interval(seconds: float, residual_low: float, residual_high: float, drift: float = 0.0) -> OpTime:
     """A law that predicts high (predicted / measured = residual_high) means the truth may be lower by that much."""
-    return OpTime(seconds, seconds / residual_high, seconds / residual_low)
+    return OpTime(seconds, seconds / residual_high, seconds / residual_low, drift_frac=drift)

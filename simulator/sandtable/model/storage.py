@@ -36,7 +36,7 @@ class StorageLaw:
     """Parameters of the law; see the module for their meaning.
 
     ``residual_low_frac`` and ``residual_high_frac`` are predicted / measured at the 5th and 95th percentile of
-    points held out from the fit.
+    points held out from the fit; ``drift_frac`` is what of that the whole machine shares.
     """
 
     first_byte_s: float
@@ -51,6 +51,7 @@ class StorageLaw:
     residual_high_frac: float
     sequential_low_frac: float
     sequential_high_frac: float
+    drift_frac: float = 0.0
 
 
 def law_of(storage: Storage) -> StorageLaw:
@@ -126,6 +127,7 @@ def _fitted_law(storage: Storage) -> StorageLaw:
         residual_high_frac=fit.random_evidence.residual_high_frac,
         sequential_low_frac=sequential.residual_low_frac,
         sequential_high_frac=sequential.residual_high_frac,
+        drift_frac=fit.random_evidence.drift_frac or 0.0,
     )
 
 

@@ -96,6 +96,8 @@ class Evidence(Frozen):
     residual_low_frac: Fraction = Field(gt=0, le=1)
     residual_high_frac: Fraction = Field(ge=1)
     repeat_spread_frac: Fraction | None = None
+    # how far the machine as a whole wanders from one minute to another: half of a 90 % interval, part of the residuals
+    drift_frac: Fraction | None = None
 
 
 def as_date(value: Any) -> Any:

@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from sandtable.engine.run import StepResult
 from sandtable.results import TraceRow
+from sandtable.workload import Execution
 from sandtable_kernels.attention import attend
 from sandtable_kernels.buffers import address, aligned_empty
 from sandtable_kernels.cache import NeuronCache, WindowIndex
 from sandtable_kernels.dtypes import decode, storage_dtype
-from sandtable_kernels.elementwise import add_norm, norm
+from sandtable_kernels.elementwise import NormWeights, add_norm, norm
 from sandtable_kernels.ffn import sparse_ffn
 from sandtable_kernels.ffn_batch import dense_ffn_batch
 from sandtable_kernels.gemm import gemm
@@ -34,6 +35,7 @@ from sandtable_kernels.weights import fill
 from sandtable_workloads.flash.demand import LayerDemand, hit_frac, n_tokens, replay, streamed_neurons
 from sandtable_workloads.flash.files import Segment, WeightMap, open_files
 from sandtable_workloads.flash.parameters import FlashInference, Sizes
+from sandtable_workloads.flash.small import SmallWeights
 from sandtable_workloads.flash.traces import predictor_ranks, trace_of
 from sandtable_workloads.transformer.shapes import ModelShape
 
@@ -100,6 +102,7 @@ class FlashModel:
         self.keys: F32 = aligned_empty(kv, np.float32)
         self.values: F32 = aligned_empty(kv, np.float32)
         self.position = 0
+        self.small = SmallWeights(self.shape)
         self.resident = self._load_resident() if parameters.rung != "naive" else None
         self.kept = self._load_neurons()
         self.layer_buffer = self._layer_buffer()
@@ -108,6 +111,23 @@ class FlashModel:
         """Close the files."""
         self.reader.close()
         self.blob_reader.close()
+
+    def memory_bytes(self) -> dict[str, float]:
+        """Return the bytes of the arrays held, by kind; what a `SparseDecoder` adds, it counts itself.
+
+        Left out are results that live for one call, a few megabytes.
+        """
+        held = {
+            "keys and values": self.keys.nbytes + self.values.nbytes,
+            "biases and norms": self.small.flat.nbytes,
+            "layer buffer": self.layer_buffer.nbytes,
+        }
+        if self.resident is not None:
+            attention = self.map.embedding.offset
+            held |= {"attention": attention, "embeddings": self.resident.nbytes - attention}
+        if self.parameters.rung == "hybrid":
+            held["resident neurons"] = self.kept.nbytes
+        return {kind: float(size) for kind, size in held.items()}
 
     # --- weights ---
 
@@ -167,7 +187,7 @@ class FlashModel:
         """Return attention's output for one token, float32 [d_model]; its keys and values join the cache."""
         qkv_weights, output_weights = self.attention_weights(layer)
         with self.watch.on("compute", "attention"):
-            joined = self._gemv(qkv_weights, normed)
+            joined = self._biased(self._gemv(qkv_weights, normed), self.small.qkv_bias[layer])
             heads = self._attend(layer, joined, self.position)
             return self._gemv(output_weights, heads)
 
@@ -183,19 +203,31 @@ class FlashModel:
     def _gemv(self, weights: Array, x: F32) -> F32:
         return gemv(weights, x, dtype=self.parameters.dtype, n_threads=self.n_threads)
 
+    @staticmethod
+    def _biased(x: F32, bias: F32 | None) -> F32:
+        if bias is not None:
+            x += bias
+        return x
+
     # --- embedding and output ---
 
-    def embed(self, token: int) -> F32:
-        """Return a token's embedding, float32 [d_model]; `naive` keeps no table and starts from a fixed vector."""
-        if self.resident is None:
-            return np.full(self.shape.d_model, 1.0 / (1 + token % 7), dtype=np.float32)
-        row: F32 = decode(self._weights(self.map.embedding)[token % self.shape.vocabulary], self.parameters.dtype)
-        return row
+    def embed(self, token: int, position: int) -> F32:
+        """Return what enters the first layer, float32 [d_model]: a token's embedding and its position's.
 
-    def add_norm(self, x: F32, y: F32) -> tuple[F32, F32]:
+        `naive` keeps no table of embeddings and starts from a fixed vector.
+        """
+        if self.resident is None:
+            row: F32 = np.full(self.shape.d_model, 1.0 / (1 + token % 7), dtype=np.float32)
+        else:
+            table = self._weights(self.map.embedding)
+            row = decode(table[token % self.shape.vocabulary], self.parameters.dtype)
+        positions = self.small.positions
+        return row + positions[position % len(positions)] if len(positions) else row
+
+    def add_norm(self, x: F32, y: F32, weights: NormWeights) -> tuple[F32, F32]:
         """Add a block's output to the residual stream; return it, and its norm for the next block."""
         with self.watch.on("compute", "residual and norm"):
-            return add_norm(x, y)
+            return add_norm(x, y, weights)
 
     def head(self, normed: F32) -> int:
         """Return the most likely next token."""
@@ -206,7 +238,7 @@ class FlashModel:
         else:
             weights = self._weights(self.map.head)
         with self.watch.on("compute", "output"):
-            return int(np.argmax(self._gemv(weights, normed)))
+            return int(np.argmax(self._biased(self._gemv(weights, normed), self.small.head_bias)))
 
     # --- prefill ---
 
@@ -214,11 +246,11 @@ class FlashModel:
         """Process the prompt at once, every layer's neurons read whole and in order."""
         self.watch.reset()
         n = self.parameters.prompt_tokens
-        x: F32 = np.stack([self.embed(token) for token in range(n)])
-        normed = norm(x)
+        x: F32 = np.stack([self.embed(token, token) for token in range(n)])
+        normed = norm(x, self.small.first)
         for layer in range(self.shape.n_layers):
-            x, normed = self.add_norm(x, self._prefill_attention(layer, normed))
-            x, normed = self.add_norm(x, self.dense_ffn(layer, normed))
+            x, normed = self.add_norm(x, self._prefill_attention(layer, normed), self.small.after_attention[layer])
+            x, normed = self.add_norm(x, self.dense_ffn(layer, normed), self.small.after_ffn[layer])
         self.position = n
         self.next_token = self.head(normed[-1])
         return self.watch.step("prefill", "prompt")
@@ -227,13 +259,17 @@ class FlashModel:
         qkv_weights, output_weights = self.attention_weights(layer)
         with self.watch.on("compute", "attention"):
             joined = gemm(qkv_weights, normed, dtype=self.parameters.dtype)
+            joined = self._biased(joined, self.small.qkv_bias[layer])
             heads = np.stack([self._attend(layer, row, position) for position, row in enumerate(joined)])
             return gemm(output_weights, heads, dtype=self.parameters.dtype)
 
     def dense_ffn(self, layer: int, x: F32) -> F32:
         """Return the feed-forward output of all neurons, for one token [d_model] or several [n, d_model]."""
-        first = self._resident_neurons()
-        y = self._ffn_over(self.kept[layer].view(self.storage), x, bundled=True) if first else np.zeros_like(x)
+        first, bias = self._resident_neurons(), self.small.ffn_bias[layer]
+        head, tail = (None, None) if bias is None else (bias[:first], bias[first:])
+        y = np.zeros_like(x)
+        if first:
+            y = self._ffn_over(self.kept[layer].view(self.storage), x, head, bundled=True)
         offset, length = self.store.layer_span(layer)
         skipped = first * self.sizes.record_bytes
         self._stream(self.reader, offset + skipped, length - skipped, "neurons")
@@ -241,14 +277,15 @@ class FlashModel:
         rows = (
             self.layer_buffer[: length - skipped].view(self.storage).reshape(self.sizes.records_per_neuron * n, -1)
         )
-        return y + self._ffn_over(rows, x, bundled=self.sizes.bundled)
+        return y + self._ffn_over(rows, x, tail, bundled=self.sizes.bundled)
 
-    def _ffn_over(self, rows: Array, x: F32, *, bundled: bool) -> F32:
+    def _ffn_over(self, rows: Array, x: F32, bias: F32 | None, *, bundled: bool) -> F32:
         gated = self.shape.n_vectors == 3
         options: dict[str, Any] = {
             "dtype": self.parameters.dtype,
             "activation": self.shape.sparse_activation,
             "gated": gated,
+            "bias": bias,
         }
         with self.watch.on("compute", "feed-forward"):
             if x.ndim == 1:
@@ -275,11 +312,11 @@ class FlashModel:
     def decode_dense(self, name: str) -> StepResult:
         """Decode one token on a rung that computes all neurons."""
         self.watch.reset()
-        x = self.embed(self.next_token)
-        normed = norm(x)
+        x = self.embed(self.next_token, self.position)
+        normed = norm(x, self.small.first)
         for layer in range(self.shape.n_layers):
-            x, normed = self.add_norm(x, self.attention(layer, normed))
-            x, normed = self.add_norm(x, self.dense_ffn(layer, normed))
+            x, normed = self.add_norm(x, self.attention(layer, normed), self.small.after_attention[layer])
+            x, normed = self.add_norm(x, self.dense_ffn(layer, normed), self.small.after_ffn[layer])
         self.next_token = self.head(normed)
         self.position += 1
         return self.watch.step("decode", name)
@@ -291,7 +328,8 @@ class SparseDecoder:
     def __init__(self, model: FlashModel) -> None:
         self.model = model
         parameters, shape, sizes = model.parameters, model.shape, model.sizes
-        rows = replay(parameters, model.seed).rows_by_layer
+        played = replay(parameters, model.seed)
+        rows = played.rows_by_layer
         if parameters.rung == "predictor":
             self.caches = [self._cache(max(rows), 0, None)] * shape.n_layers
         else:
@@ -300,9 +338,9 @@ class SparseDecoder:
             random_predictor(rank, shape, parameters.dtype, layer)
             for layer, rank in enumerate(predictor_ranks(shape))
         ]
-        most = max(rows) * sizes.records_per_neuron
         self.staging: Array | None = None
         if not sizes.reads_in_place:
+            most = played.most_missing * sizes.records_per_neuron
             self.staging = aligned_empty((most, sizes.record_bytes), np.uint8)
 
     def _cache(self, capacity: int, window: int, layer: int | None) -> NeuronCache:
@@ -315,19 +353,30 @@ class SparseDecoder:
             row_bytes=self.model.sizes.row_bytes,
         )
 
+    def memory_bytes(self) -> dict[str, float]:
+        """Return the bytes of the arrays held, by kind."""
+        caches = {id(cache): cache for cache in self.caches}.values()
+        held = {
+            "neuron cache": sum(cache.nbytes + cache.index.nbytes for cache in caches),
+            "predictor": sum(p.reduce.nbytes + p.expand.nbytes for p in self.predictors),
+        }
+        if self.staging is not None:
+            held["staging"] = self.staging.nbytes
+        return {kind: float(size) for kind, size in held.items()}
+
     def token(self, number: int, phase: str, active_by_layer: Sequence[npt.NDArray[np.int64]]) -> StepResult:
         """Decode one token with the given active neurons."""
         model = self.model
         model.watch.reset()
-        x = model.embed(model.next_token)
-        normed = norm(x)
+        x = model.embed(model.next_token, model.position)
+        normed = norm(x, model.small.first)
         demands = []
         for layer, active in enumerate(active_by_layer):
-            x, normed = model.add_norm(x, model.attention(layer, normed))
+            x, normed = model.add_norm(x, model.attention(layer, normed), model.small.after_attention[layer])
             with model.watch.on("compute", "predictor"):
                 self.predictors[layer].predict(normed, n_threads=model.n_threads)
             demands.append(self._load(layer, active, number))
-            x, normed = model.add_norm(x, self._ffn(layer, active, normed))
+            x, normed = model.add_norm(x, self._ffn(layer, active, normed), model.small.after_ffn[layer])
         model.next_token = model.head(normed)
         model.position += 1
         return model.watch.step(phase, f"token {number}", {"hit_frac": hit_frac(demands)})
@@ -338,6 +387,9 @@ class SparseDecoder:
         with model.watch.on("memory", "cache update"):
             delta = cache.index.update(active, number)
             cache.apply_moves(delta, n_threads=model.n_threads)
+            bias = model.small.ffn_bias[layer]
+            if bias is not None:
+                cache.set_bias(delta, bias)
             offsets, addresses = self._requests(layer, delta.missing, delta.rows)
         with model.watch.on("io", "neurons"):
             stats = model.reader.read_batch(offsets, model.sizes.record_bytes, addresses)
@@ -397,14 +449,10 @@ def random_predictor(rank: int, shape: ModelShape, dtype: str, seed: int) -> Low
     return LowRankPredictor(reduce=parts[0], expand=parts[1], dtype=dtype)
 
 
-def run_flash(
-    parameters: FlashInference, seed: int, folder: Path, n_threads: int
-) -> tuple[list[StepResult], Stopwatch, list[str]]:
-    """Load the model, process the prompt, decode all tokens.
-
-    Returns the steps, the stopwatch with the timeline, and what makes the measurement less trustworthy.
-    """
+def run_flash(parameters: FlashInference, seed: int, folder: Path, n_threads: int) -> Execution:
+    """Load the model, process the prompt, decode all tokens, and count the memory held at the end, when it is most."""
     model = FlashModel(parameters, seed, folder, n_threads)
+    memory: dict[str, float] = {}
     try:
         warm_up(model)
         steps = [model.prefill()]
@@ -414,12 +462,15 @@ def run_flash(
             for number, active_by_layer in enumerate(tokens):
                 phase = "cold" if number < parameters.cold_tokens else "decode"
                 steps.append(decoder.token(number, phase, active_by_layer))
+            memory = decoder.memory_bytes()
         else:
             steps.extend(model.decode_dense("token") for _ in range(parameters.tokens))
     finally:
         model.close()
     validity = [] if model.reader.direct else ["the file system refused direct I/O: reads went through its cache"]
-    return steps, model.watch, validity
+    return Execution(
+        steps=steps, memory_bytes=model.memory_bytes() | memory, trace=model.watch.rows, validity=validity
+    )
 
 
 def warm_up(model: FlashModel) -> None:
