@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -78,44 +78,64 @@ class Sheet:
 class LinkSheet:
     """The data sheets of the links between the ranks of a group: within a machine, and between machines.
 
-    Bandwidths are per device and one way. ``between`` is None where a group stays in one machine.
+    Bandwidths are per device and one way; ``between_bytes_per_s`` is infinite where a group stays in one machine.
+    ``peer_bytes_per_s`` bounds what one pair has. See `sandtable.spec.LinkDatasheet` for ``shared`` and ``reduces``.
     """
 
     within_bytes_per_s: float
     within_latency_s: float
     between_bytes_per_s: float = float("inf")
     between_latency_s: float = 0.0
+    peer_bytes_per_s: float = float("inf")
+    shared: bool = False
+    reduces: bool = False
 
     @classmethod
-    def of(cls, within: Link, between: Link | None = None) -> LinkSheet:
-        """Read the sheet off the links."""
+    def of(cls, within: Link, between: Link | None = None, n_devices: float = 1.0) -> LinkSheet:
+        """Read the sheet off the links. ``n_devices`` of a machine share a link that is rated per machine."""
+        inside = within.datasheet
+        sheet = cls(
+            within_bytes_per_s=inside.bandwidth_bytes_per_s,
+            within_latency_s=inside.latency_s,
+            peer_bytes_per_s=inside.peer_bandwidth_bytes_per_s or float("inf"),
+            shared=inside.shared,
+            reduces=inside.reduces,
+        )
         if between is None:
-            return cls(within.datasheet.bandwidth_bytes_per_s, within.datasheet.latency_s)
-        return cls(
-            within.datasheet.bandwidth_bytes_per_s,
-            within.datasheet.latency_s,
-            between.datasheet.bandwidth_bytes_per_s,
-            between.datasheet.latency_s,
+            return sheet
+        outside = between.datasheet
+        shares = n_devices if outside.per == "machine" else 1.0
+        return replace(
+            sheet,
+            between_bytes_per_s=outside.bandwidth_bytes_per_s / shares,
+            between_latency_s=outside.latency_s,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant:
-    """One constant of a law: the bounds between which it is fitted, and what a device nobody knows would get."""
+    """One constant of a law: the bounds between which it is fitted, and what a device nobody knows would get.
+
+    ``starts`` are further values to start a fit from, for a constant at which times jump, so that no slope leads to it.
+    """
 
     name: str
     typical: float
     low: float
     high: float
+    starts: tuple[float, ...] = ()
 
 
 class OperatorLaw(ABC):
     """The law of one kind of operator.
 
-    ``kind`` names its columns in `OPERATOR_COLUMNS`, and its fits in a device file.
+    ``kind`` names its columns in `OPERATOR_COLUMNS`, and its fits in a device file. ``loss`` says how residuals count
+    in a fit: "soft_l1" by their size beyond a tenth; "cauchy" hardly at all far beyond, where some of the timed kernels
+    wait for something that the law does not know of, such as the host.
     """
 
     kind: ClassVar[str]
+    loss: ClassVar[str] = "soft_l1"
     fit: ClassVar[type[OperatorFit]]
     constants: ClassVar[tuple[Constant, ...]]
 

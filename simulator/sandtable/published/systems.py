@@ -40,9 +40,9 @@ SYSTEMS: dict[str, System] = {
     "h20": System("nvidia_h20", "hbm3_h20_96gib", "nvlink4"),
     "gh200": System("nvidia_gh200", "hbm3e_gh200_144gib", "nvlink4"),
     "b200_sxm": System("nvidia_b200_sxm", "hbm3e_b200_180gib", "nvlink5"),
-    "b300_sxm": System("nvidia_b300_sxm", "hbm3e_b300_288gib", "nvlink5"),
-    "gb200": System("nvidia_gb200", "hbm3e_gb200_186gib", "nvlink5"),
-    "gb300": System("nvidia_gb300", "hbm3e_gb300_288gib", "nvlink5"),
+    "b300_sxm": System("nvidia_b300_sxm", "hbm3e_b300_288gb", "nvlink5"),
+    "gb200": System("nvidia_gb200", "hbm3e_gb200_186gib", "nvlink5_nvl72"),
+    "gb300": System("nvidia_gb300", "hbm3e_gb300_298gb", "nvlink5_nvl72"),
     "a40": System("nvidia_a40", "gddr6_a40_48gib", "pcie4_x16"),
     "l4": System("nvidia_l4", "gddr6_l4_24gib", "pcie4_x16"),
     "l40s": System("nvidia_l40s", "gddr6_l40s_48gb", "pcie4_x16"),
@@ -58,6 +58,7 @@ SYSTEMS: dict[str, System] = {
 _ALIASES: dict[str, str] = {
     "a100": "a100_sxm",
     "h100": "h100_sxm",
+    "a100_dgx": "a100_sxm",
     "h100_dgx": "h100_sxm",
     "h200": "h200_sxm",
     "b200": "b200_sxm",
@@ -73,15 +74,20 @@ _VENDORS = ("nvidia_", "amd_", "intel_")
 
 def find(text: str) -> System | Skipped:
     """Return the system that a published file calls ``text``, or why there is none."""
-    key = "".join(letter if letter.isalnum() else "_" for letter in text.strip().lower())
-    for vendor in _VENDORS:
-        key = key.removeprefix(vendor)
-    system = SYSTEMS.get(_ALIASES.get(key, key))
+    system = named(text)
     if system is None or component("processor", system.processor) is None:
         return NO_DEVICE
     if component("memory", system.memory) is None:
         return NO_DEVICE
     return system
+
+
+def named(text: str) -> System | None:
+    """Return the system that a published file calls ``text``, whether or not there are device files of it."""
+    key = "".join(letter if letter.isalnum() else "_" for letter in text.strip().lower())
+    for vendor in _VENDORS:
+        key = key.removeprefix(vendor)
+    return SYSTEMS.get(_ALIASES.get(key, key))
 
 
 @lru_cache(maxsize=512)

@@ -105,11 +105,20 @@ class Processor(Component):
 
 
 class LinkDatasheet(Frozen):
-    """Vendor figures of an interconnect, one way, per device."""
+    """Vendor figures of an interconnect, one way, per device.
+
+    With ``per: machine`` the figures are those of one machine, whose devices share them. ``peer_bandwidth_bytes_per_s``
+    is what one pair of devices has at most, where all are joined to all without a switch. ``shared`` links meet in hubs
+    of the host (PCIe); a switch that ``reduces`` adds up what passes through it (NVLink SHARP).
+    """
 
     scope: Literal["host", "intra_node", "inter_node"]
     bandwidth_bytes_per_s: BytesPerSecond = Field(gt=0)
     latency_s: Seconds = Field(ge=0)
+    peer_bandwidth_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
+    per: Literal["device", "machine"] = "device"
+    shared: bool = False
+    reduces: bool = False
 
 
 class TransferFit(Frozen):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from sandtable.spec.base import Estimate, Evidence, Frozen
-from sandtable.units import Fraction, Seconds
+from sandtable.units import Bytes, Fraction, Seconds
 
 MOST_CONSTANTS = 5
 
@@ -60,11 +60,18 @@ class MoeFit(OperatorFit):
 
 
 class CollectiveFit(OperatorFit):
-    """Constants of `sandtable.model.collective` on one link."""
+    """Constants of `sandtable.model.collective` on one link.
+
+    ``bandwidth_frac`` is the share of the link's rate that each of eight ranks reaches, ``pair_frac`` what each of two
+    reaches of that; ``hop_s`` is the time from one rank to the next. All-reduces up to ``direct_bytes`` are done by
+    reading peers directly; a byte means that the software never does so.
+    """
 
     bandwidth_frac: Estimate[Fraction]
+    pair_frac: Estimate[Fraction]
     launch_s: Estimate[Seconds]
     hop_s: Estimate[Seconds]
+    direct_bytes: Estimate[Bytes]
 
 
 class OperatorFits(Frozen):

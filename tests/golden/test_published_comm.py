@@ -1,0 +1,65 @@
+"""How well link files predict published times of collectives; needs the folder of published measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sandtable.model.operator_fit import Predictor, fit_constants
+from sandtable.published import framework
+from sandtable.published.base import Skipped
+from sandtable.published.op_comm import OpComm
+from sandtable.published.operators import constants_of, kind_of, sheets_of
+
+
+@pytest.fixture
+def folder(reference_folder: Path) -> Path:
+    if not (reference_folder / "op_comm.csv").is_file():
+        pytest.skip("op_comm.csv is not among the published measurements here")
+    return reference_folder
+
+
+def test_in_sample_and_held_out(folder: Path) -> None:
+    (score,) = framework.run(folder, "op_comm").datasets
+    data = score.to_json()
+    assert data["scored"] >= 0.98 * data["rows"]
+    assert set(score.skipped) <= {"network between machines not stated"}
+    assert data["median_abs_error_frac"] < 0.07
+    assert data["p90_abs_error_frac"] < 0.26
+    assert data["coverage_frac"] > 0.85
+    assert len(score.held_out) > 1000
+    assert data["held_out"]["median_abs_error_frac"] < 0.08
+
+
+def test_a_link_left_out_follows_from_its_data_sheet_and_its_siblings(folder: Path) -> None:
+    adapter = OpComm()
+    points = [p for p in adapter.operator_points(adapter.read(folder)) if p.software == "nccl"]
+    law, errors = kind_of(points[0]), []
+    for link in sorted({p.device for p in points}):
+        own, others = ([p for p in points if (p.device == link) is same] for same in (True, False))
+        residuals = Predictor(law, own, sheets_of(own)).residuals(fit_constants(law, others, sheets_of(others)))
+        errors.append(np.abs(np.expm1(residuals)))
+    assert len(errors) >= 4
+    assert np.median(np.concatenate(errors)) < 0.35
+
+
+def test_constants_come_from_the_link_itself(folder: Path) -> None:
+    adapter = OpComm()
+    origins = {constants_of(point).origin for point in adapter.operator_points(adapter.read(folder))}
+    assert origins == {"device"}
+
+
+def test_sizes_in_elements_agree_with_sizes_in_bytes(folder: Path) -> None:
+    """Two sources timed a pair of H100-class accelerators; the one without a unit counts two-byte elements."""
+    adapter = OpComm()
+    found: dict[str, float] = {}
+    for row in adapter.read(folder):
+        timed = adapter.timed(row)
+        for item in () if isinstance(timed, Skipped) else timed:
+            if isinstance(item, Skipped) or item.point.op != "all_reduce" or item.point.shape[1] != 2:
+                continue
+            rate = item.point.shape[0] / item.point.seconds
+            found[row.text("system")] = max(rate, found.get(row.text("system"), 0.0))
+    assert found["h200_sxm"] == pytest.approx(found["h100_dgx"], rel=0.25)

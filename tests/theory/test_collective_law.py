@@ -1,0 +1,174 @@
+"""The law of collectives against closed forms: limits of rings, of switches, of trees between machines."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandtable import library
+from sandtable.model.collective import CollectiveLaw
+from sandtable.model.law import LinkSheet
+from sandtable.plan import COLLECTIVES
+from sandtable.spec import Link
+
+LAW = CollectiveLaw()
+TYPICAL = LAW.typical()
+FABRIC = LinkSheet(within_bytes_per_s=400e9, within_latency_s=1e-6)
+CLUSTER = LinkSheet(
+    within_bytes_per_s=400e9, within_latency_s=1e-6, between_bytes_per_s=50e9, between_latency_s=10e-6
+)
+GIB = float(2**30)
+OPS = sorted(COLLECTIVES)
+
+
+def seconds(
+    op: str,
+    n_bytes: float,
+    n_ranks: float,
+    per_machine: float = 8.0,
+    sheet: LinkSheet = FABRIC,
+    **constants: float,
+) -> float:
+    columns = LAW.columns((n_bytes, n_ranks, per_machine))
+    return float(LAW.seconds(sheet, {**TYPICAL, **constants}, columns, dtype="bfloat16", op=op)[0])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_one_rank_waits_for_nobody(op: str) -> None:
+    assert seconds(op, GIB, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("op", "passes"),
+    [("all_reduce", 2 * 7 / 8), ("reduce_scatter", 7 / 8), ("all_gather", 7 / 8), ("all_to_all", 7 / 8)],
+)
+def test_large_messages_reach_the_share_of_the_link(op: str, passes: float) -> None:
+    at_full_rate = passes * 64 * GIB / (TYPICAL["bandwidth_frac"] * FABRIC.within_bytes_per_s)
+    assert seconds(op, 64 * GIB, 8) == pytest.approx(at_full_rate, rel=1e-3)
+
+
+def test_a_pair_reaches_its_share_of_what_eight_reach() -> None:
+    rate = GIB / seconds("send_recv", GIB, 2)
+    expected = TYPICAL["bandwidth_frac"] * TYPICAL["pair_frac"] * FABRIC.within_bytes_per_s
+    assert rate == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("n_ranks", [2, 4, 8])
+def test_an_all_reduce_by_ring_is_a_reduce_scatter_and_an_all_gather(n_ranks: int) -> None:
+    halves = seconds("reduce_scatter", GIB, n_ranks) + seconds("all_gather", GIB, n_ranks)
+    assert seconds("all_reduce", GIB, n_ranks) == pytest.approx(halves, rel=0.01)
+
+
+def test_a_reducing_switch_moves_little_more_than_the_buffer_once() -> None:
+    switch = LinkSheet(within_bytes_per_s=400e9, within_latency_s=1e-6, reduces=True)
+    ring, reduced = seconds("all_reduce", 8 * GIB, 8), seconds("all_reduce", 8 * GIB, 8, sheet=switch)
+    assert reduced / ring == pytest.approx((1 + 1 / 8) / 0.8 / (2 * 7 / 8), rel=0.01)
+    assert seconds("reduce_scatter", GIB, 8, sheet=switch) == seconds("reduce_scatter", GIB, 8)
+
+
+def test_a_mesh_gives_a_pair_one_of_its_links() -> None:
+    mesh = LinkSheet(within_bytes_per_s=448e9, within_latency_s=1e-6, peer_bytes_per_s=64e9)
+    rate = GIB / seconds("send_recv", GIB, 2, sheet=mesh)
+    assert rate == pytest.approx(TYPICAL["bandwidth_frac"] * 64e9, rel=0.02)
+
+
+def test_direct_reads_spare_small_all_reduces_the_ring() -> None:
+    direct = seconds("all_reduce", 1024.0, 8, direct_bytes=8e6, launch_s=1e-7)
+    assert direct == pytest.approx(5 * TYPICAL["hop_s"], rel=0.1)
+    assert seconds("all_reduce", 1e9, 8, direct_bytes=8e6) == seconds("all_reduce", 1e9, 8)
+    # what the host needs to launch it is a floor, not an addition
+    assert seconds("all_reduce", 1024.0, 8, direct_bytes=8e6, launch_s=4e-5) == pytest.approx(4e-5)
+
+
+@pytest.mark.parametrize("per_machine", [1, 2, 4, 8])
+def test_rings_between_machines_share_all_adapters_of_a_machine(per_machine: int) -> None:
+    machines = 4
+    n = machines * per_machine
+    took = seconds("reduce_scatter", 64 * GIB, n, per_machine, CLUSTER)
+    through_adapters = 64 * GIB * (n - 1) / n / (per_machine * TYPICAL["bandwidth_frac"] * 50e9)
+    inside = 64 * GIB * (n - 1) / n / (TYPICAL["bandwidth_frac"] * 400e9)
+    assert took == pytest.approx(max(through_adapters, inside if per_machine > 1 else 0), rel=0.15)
+
+
+def test_a_tree_keeps_small_all_reduces_over_many_machines_short() -> None:
+    few, many = (seconds("all_reduce", 8192.0, 8.0 * m, 8, CLUSTER) for m in (2, 512))
+    hop = TYPICAL["hop_s"] + CLUSTER.between_latency_s
+    assert many - few == pytest.approx(2 * (np.log2(512) - 1) * hop, rel=0.01)
+    assert many < 1e-3 < seconds("all_gather", 8192.0, 4096, 8, CLUSTER)
+
+
+def test_one_column_may_be_an_array() -> None:
+    sizes = np.logspace(3, 10, 5000)
+    columns = LAW.columns((sizes, 64.0, 8.0))
+    found = LAW.seconds(CLUSTER, TYPICAL, columns, dtype="bfloat16", op="all_reduce")
+    assert found.shape == sizes.shape
+    assert found[1234] == pytest.approx(seconds("all_reduce", sizes[1234], 64, 8, CLUSTER))
+
+
+@given(
+    op=st.sampled_from(OPS),
+    n_bytes=st.floats(1, 1e11),
+    factor=st.floats(1, 100),
+    machines=st.integers(1, 512),
+    local=st.sampled_from([1, 2, 4, 8]),
+    direct_bytes=st.floats(1, 1e8),
+    shared=st.booleans(),
+    reduces=st.booleans(),
+)
+def test_more_bytes_never_take_less(
+    op: str,
+    n_bytes: float,
+    factor: float,
+    machines: int,
+    local: int,
+    direct_bytes: float,
+    shared: bool,
+    reduces: bool,
+) -> None:
+    sheet = LinkSheet(400e9, 1e-6, 50e9, 10e-6, shared=shared, reduces=reduces)
+    n = machines * local
+    small, large = (
+        seconds(op, size, n, local, sheet, direct_bytes=direct_bytes) for size in (n_bytes, factor * n_bytes)
+    )
+    assert 0 <= small <= large * (1 + 1e-9)
+    assert np.isfinite(large)
+    assert n == 1 or small >= TYPICAL["hop_s"]
+
+
+@given(op=st.sampled_from(["all_reduce", "reduce_scatter", "all_gather"]), n_bytes=st.floats(1, 1e11))
+def test_more_machines_never_take_less(op: str, n_bytes: float) -> None:
+    took = [seconds(op, n_bytes, 8.0 * m, 8, CLUSTER) for m in (2, 4, 16, 64, 512)]
+    assert all(a <= b * (1 + 1e-9) for a, b in pairwise(took))
+
+
+@pytest.mark.parametrize("name", sorted(library.device_files("link")))
+def test_every_link_of_the_library_gives_a_sane_all_reduce(name: str) -> None:
+    link = library.load_file(library.device_files("link")[name], "link")
+    nvlink = library.load_file(library.device_files("link")["nvlink4"], "link")
+    assert isinstance(link, Link)
+    assert isinstance(nvlink, Link)
+    inter = link.datasheet.scope == "inter_node"
+    sheet = LinkSheet.of(nvlink, link, 8) if inter else LinkSheet.of(link)
+    n = 4096.0 if inter else 8.0
+    small, large = (seconds("all_reduce", size, n, 8, sheet) for size in (8.0, GIB))
+    assert 5e-6 < small < 2e-3
+    bus_rate = 2 * (n - 1) / n * GIB / large
+    line_rate = link.datasheet.bandwidth_bytes_per_s * (8 if inter and link.datasheet.per == "device" else 1)
+    assert 0.3 * line_rate < bus_rate < 1.2 * line_rate
+
+
+def test_two_shares_of_an_adapter_rated_per_machine() -> None:
+    nvlink, ethernet = (
+        library.load_file(library.device_files("link")[name], "link") for name in ("nvlink4", "ethernet_100g")
+    )
+    assert isinstance(nvlink, Link)
+    assert isinstance(ethernet, Link)
+    sheet = LinkSheet.of(nvlink, ethernet, 8)
+    assert sheet.between_bytes_per_s == pytest.approx(12.5e9 / 8)
+    # eight ranks of one group get the whole port, one rank beside seven others an eighth of it
+    whole, eighth = (seconds("reduce_scatter", GIB, 2.0 * g, g, sheet) for g in (8, 1))
+    assert eighth / whole == pytest.approx(8 * (1 / 2) / (15 / 16), rel=0.01)
