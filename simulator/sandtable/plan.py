@@ -36,6 +36,8 @@ RESOURCE_OF_KIND: dict[str, str] = {
     "attend": "compute",
     "elementwise": "compute",
     "host": "compute",
+    # ops that follow each other on one device, taken as one; see `Op.parts`
+    "sequence": "compute",
     # operators with a law of their own, which reads `Op.shape`; see OPERATOR_COLUMNS
     "attention": "compute",
     "moe": "compute",
@@ -67,11 +69,15 @@ OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
         "passes",
     ),
     "moe": ("n_tokens", "d_model", "n_neurons", "top_k", "n_experts", "tensor_parallel", "expert_parallel", "skew"),
-    # traffic of element-wise work: bytes read and written together, and how many kernels are launched for it
-    "stream": ("n_bytes", "n_kernels"),
+    # traffic of element-wise work: bytes read and written together, how many kernels are launched for it, and how many
+    # exponentials, logarithms and the like it evaluates
+    "stream": ("n_bytes", "n_kernels", "n_special"),
     # payload per rank (the whole buffer that is reduced or gathered), ranks in the group, ranks of it in one machine
     "collective": ("n_bytes", "n_ranks", "ranks_per_machine"),
 }
+
+# columns at the end of a shape that may be left out, and what they are then
+COLUMN_DEFAULTS: dict[str, float] = {"n_special": 0.0}
 
 Where = Literal["host", "accelerator"]
 
@@ -90,7 +96,12 @@ class Op:
         n_items: Rows, neurons or calls, for kinds with a cost per item.
         n_chunks, chunk_bytes, concurrency: For storage: how many requests, their size, how many in flight.
         shape: For operators with a law of their own: the numbers that `OPERATOR_COLUMNS` names for this kind.
+        sharing: How many equal processes have the device at the same time, each doing this: each has that part of its
+            cores, rate and bandwidth. For operators with a law of their own.
         place: Which of several equal devices it runs on, such as a pipeline stage; ops of one place queue together.
+        lane: Queue within its resource; ops of different lanes pass each other, as those of two communicators do.
+        section: Part of the step that it belongs to, such as forward; a step reports ``<section>_s``.
+        parts: Of a ``sequence``: the ops that it consists of, one after another; nothing else comes between them.
         on: Which processor of the machine executes it.
         dynamic: Its shape differs from step to step, which some software pays for.
         repeat: How many times in a row, each waiting for the one before.
@@ -109,7 +120,11 @@ class Op:
     chunk_bytes: float = 0.0
     concurrency: int = 1
     shape: tuple[float, ...] = ()
+    sharing: int = 1
     place: int = 0
+    lane: str = ""
+    section: str = ""
+    parts: tuple[Op, ...] = ()
     on: Where = "host"
     dynamic: bool = False
     repeat: int = 1
@@ -132,6 +147,14 @@ class Op:
     def bytes_moved(self) -> float:
         """Traffic of one execution, both ways, in bytes."""
         return self.bytes_read + self.bytes_written
+
+    def leaves(self) -> Iterator[tuple[Op, int]]:
+        """Yield the ops that this one consists of, itself if it is no sequence, with how often each is executed."""
+        if not self.parts:
+            yield self, self.repeat
+        for part in self.parts:
+            for op, times in part.leaves():
+                yield op, times * self.repeat
 
 
 def random_read(name: str, *, n_chunks: int, chunk_bytes: float, concurrency: int, account: str = "io") -> Op:
@@ -209,6 +232,7 @@ class Plan:
         phases: In order of execution. `main_phase` is the one that the headline metrics describe.
         memory_bytes: Resident bytes by kind.
         work_unit: What one step produces, such as "token".
+        unit_metric: Another name for the time of one step, next to ``latency_s``, such as ``step_s``.
         notes: Sentences for the user, such as that a geometry was scaled down.
     """
 
@@ -217,6 +241,7 @@ class Plan:
     main_phase: str
     memory_bytes: Mapping[str, float] = field(default_factory=dict)
     work_unit: str = "step"
+    unit_metric: str | None = None
     notes: tuple[str, ...] = ()
 
     def phase(self, name: str) -> Phase:
@@ -231,7 +256,8 @@ class Plan:
         for phase in self.phases:
             for step in phase.steps:
                 for op in step.ops:
-                    yield op, op.repeat * step.repeat
+                    for leaf, times in op.leaves():
+                        yield leaf, times * step.repeat
 
     def totals(self) -> dict[str, float]:
         """Return total flops, bytes read from storage, storage requests and memory traffic."""
@@ -265,13 +291,15 @@ class Kernel(ABC):
     """One real operation: what it costs, what it does, and what is right.
 
     ``name`` is unique. ``calibrates`` names the part of the machine whose law its timings fit: storage, memory,
-    compute or link; None keeps it out of calibration. ``once`` is for kernels that need a fresh file for every point:
+    compute, training or link; None keeps it out of calibration. ``software`` is whose operator it times, where its
+    demand has a shape that an operator's law reads. ``once`` is for kernels that need a fresh file for every point:
     they are measured in the first pass only.
     """
 
     name: ClassVar[str]
     calibrates: ClassVar[str | None] = None
     once: ClassVar[bool] = False
+    software: ClassVar[str | None] = None
 
     @abstractmethod
     def grid(self, *, quick: bool) -> Sequence[Dims]:
@@ -279,6 +307,10 @@ class Kernel(ABC):
 
     def probe(self) -> Dims | None:
         """Return dims for a short re-probe of the machine (under half a second), or None if this kernel has none."""
+        return None
+
+    def timings(self, dims: Dims, context: KernelContext, *, repeats: int, budget_s: float) -> list[float] | None:
+        """Time this kernel in processes of its own and return seconds per call; None lets the caller time `prepare`."""
         return None
 
     @abstractmethod

@@ -110,6 +110,8 @@ def collect(steps: Sequence[StepResult], plan: Plan) -> dict[str, Samples]:
     """
     main = [step for step in steps if step.phase == plan.main_phase]
     samples = {"latency_s": _samples(main, "total")}
+    if plan.unit_metric is not None:
+        samples[plan.unit_metric] = samples["latency_s"]
     for account in main[0].by_account if main else ():
         if any(step.by_account.get(account, 0.0) > 0 for step in main):
             samples[f"{account}_s"] = _samples(main, account)

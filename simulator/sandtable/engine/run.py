@@ -13,6 +13,7 @@ from typing import Any
 
 import simpy
 
+from sandtable.engine.attribution import Interval, Share, attribute
 from sandtable.engine.clock import seconds, ticks
 from sandtable.engine.resources import Server, StorageServer
 from sandtable.model.operations import CostModel, OpTime
@@ -73,14 +74,12 @@ class Engine:
         self.options = options
         self.env = simpy.Environment()
         self.storage = StorageServer(self.env, costs.storage_law)
-        self.servers = {
-            f"{where}.{resource}": Server(self.env)
-            for where in ("host", "accelerator")
-            for resource in ("storage", "memory", "link", "compute", "network")
-        }
+        self.servers: dict[tuple[str, str, int, str], Server] = {}
         self.steps: list[StepResult] = []
         self.by_op: dict[str, float] = {}
         self.trace: list[TraceRow] = []
+        self._intervals: list[Interval] | None = None
+        self._shares: dict[int, float] = {}
 
     def run(self) -> Run:
         """Run to the end."""
@@ -108,17 +107,24 @@ class Engine:
         index = len(self.steps)
         waits = list(step.dependencies())
         costs = [self.costs.time(op) for op in step.ops]
-        if all(wait == ((i - 1,) if i else ()) for i, wait in enumerate(waits)):
+        leaves = _leaves(step.ops, self.costs)
+        chained = all(wait == ((i - 1,) if i else ()) for i, wait in enumerate(waits))
+        # a step that names its sections also reports what each instant was spent on
+        self._intervals = [] if any(op.section for op in step.ops) else None
+        if chained:
             for op, cost in zip(step.ops, costs, strict=True):
                 yield from self._serve(op, cost, index)
         else:
             yield from self._graph(step.ops, costs, waits, index)
-        hidden = _exposed_host(step.ops, costs)
+        busy_s = None if chained else seconds(self.env.now - start)
+        hidden = _exposed_host(step.ops, costs, busy_s)
+        share = None if self._intervals is None else attribute(self._intervals, int(start), int(self.env.now))
+        self._intervals = None
         if hidden:
             yield self.env.timeout(ticks(hidden))
-        result = _reduce(phase, step, costs, seconds(self.env.now - start), hidden)
+        result = _reduce(phase, step, leaves, seconds(self.env.now - start), hidden, share)
         self.steps.extend([result] * times)
-        for op, cost in zip(step.ops, costs, strict=True):
+        for op, cost in leaves:
             self.by_op[op.name] = self.by_op.get(op.name, 0.0) + cost.seconds * times
 
     def _graph(
@@ -141,30 +147,87 @@ class Engine:
             for _ in range(op.repeat):
                 yield from self.storage.read(op.n_chunks, op.chunk_bytes, op.concurrency)
         else:
-            server = self.servers[f"{op.on}.{op.resource}"]
             once = ticks(cost.seconds / op.repeat)
             times = op.repeat if self.options.expand else 1
-            start = yield from server.hold(once * op.repeat // times, times)
+            start = yield from self._server(op).hold(once * op.repeat // times, times)
+        if self._intervals is not None:
+            self._intervals.append(Interval(int(start), int(self.env.now), op, self._sequence_share(op)))
         if self.options.trace:
-            track = op.resource if op.on == "host" else f"{op.on} {op.resource}"
-            row = TraceRow(
-                track=track, name=op.name, start_s=seconds(start), end_s=seconds(self.env.now), step=index
-            )
-            self.trace.append(row)
+            self._trace(op, cost, int(start), index)
+
+    def _server(self, op: Op) -> Server:
+        key = (op.on, op.resource, op.place, op.lane)
+        server = self.servers.get(key)
+        if server is None:
+            server = self.servers[key] = Server(self.env)
+        return server
+
+    def _sequence_share(self, op: Op) -> float:
+        """Return the share of a sequence's time that is communication within it."""
+        if not op.parts:
+            return 1.0 if op.account == "communication" else 0.0
+        known = self._shares.get(id(op.parts))
+        if known is None:
+            leaves = [(leaf, self.costs.time(leaf).seconds) for part in op.parts for leaf, _ in part.leaves()]
+            total = sum(cost for _, cost in leaves)
+            sent = sum(cost for leaf, cost in leaves if leaf.account == "communication")
+            known = self._shares[id(op.parts)] = sent / total if total else 0.0
+        return known
+
+    def _trace(self, op: Op, cost: OpTime, start: int, index: int) -> None:
+        track = op.resource if op.on == "host" else f"{op.on} {op.resource}"
+        if op.place:
+            track += f" {op.place}"
+        end = seconds(self.env.now)
+        self.trace.append(TraceRow(track=track, name=op.name, start_s=seconds(start), end_s=end, step=index))
 
 
-def _exposed_host(ops: Sequence[Op], costs: Sequence[OpTime]) -> float:
-    """Return the host's time in a step that the device's work does not hide, in seconds."""
-    host = sum(cost.host_s for cost in costs)
-    device = sum(cost.seconds for op, cost in zip(ops, costs, strict=True) if cost.host_s > 0)
-    return max(0.0, host - device)
+def _leaves(ops: Sequence[Op], costs: CostModel) -> list[tuple[Op, OpTime]]:
+    """Return the ops that a step executes, those of equal sequences once, with the time that they take in all."""
+    times: dict[int, int] = {}
+    first: dict[int, Op] = {}
+    for op in ops:
+        key = id(op.parts) if op.parts else id(op)
+        first.setdefault(key, op)
+        times[key] = times.get(key, 0) + (op.repeat if op.parts else 1)
+    found = []
+    for key, op in first.items():
+        inner = ((leaf, count) for part in op.parts for leaf, count in part.leaves())
+        pairs = inner if op.parts else iter([(op, 1)])
+        for leaf, count in pairs:
+            repeats = count // leaf.repeat * times[key] if op.parts else times[key]
+            found.append((leaf, costs.time(leaf).times(repeats)))
+    return found
 
 
-def _reduce(phase: Phase, step: Step, costs: Sequence[OpTime], total_s: float, hidden: float) -> StepResult:
+def _exposed_host(ops: Sequence[Op], costs: Sequence[OpTime], busy_s: float | None) -> float:
+    """Return the host's time in a step that the device's work does not hide, in seconds.
+
+    Every place has a host process of its own. Where ops overlap, it also works on while they wait for each other,
+    so that all of ``busy_s``, the time of the step, hides it.
+    """
+    hosts: dict[int, float] = {}
+    devices: dict[int, float] = {}
+    for op, cost in zip(ops, costs, strict=True):
+        if cost.host_s > 0:
+            hosts[op.place] = hosts.get(op.place, 0.0) + cost.host_s
+            devices[op.place] = devices.get(op.place, 0.0) + cost.seconds
+    exposed = (host - (devices[place] if busy_s is None else busy_s) for place, host in hosts.items())
+    return max(0.0, max(exposed, default=0.0))
+
+
+def _reduce(
+    phase: Phase,
+    step: Step,
+    leaves: Sequence[tuple[Op, OpTime]],
+    total_s: float,
+    hidden: float,
+    share: Share | None,
+) -> StepResult:
     by_account = dict.fromkeys(ACCOUNTS, 0.0)
     misses: dict[tuple[str, str], Miss] = {}
     counters = {"bytes_read": 0.0, "n_requests": 0.0, **step.counters}
-    for op, cost in zip(step.ops, costs, strict=True):
+    for op, cost in leaves:
         by_account[op.account] += cost.seconds
         key = (op.account, cost.law)
         misses[key] = _added(misses.get(key, NO_MISS), _miss(cost))
@@ -178,6 +241,10 @@ def _reduce(phase: Phase, step: Step, costs: Sequence[OpTime], total_s: float, h
     ends = {account: _ends(seconds, misses, account) for account, seconds in by_account.items()}
     low, high = _ends(serial, misses)
     ends["total"] = (low * scale, high * scale)
+    if share is not None:
+        by_account, ends = _overlapped(by_account, ends, share, hidden)
+        counters |= {f"{name}_s": value * total_s / share.total_s for name, value in share.by_section.items()}
+        counters |= {"idle_s": share.idle_s} if share.idle_s else {}
     return StepResult(
         phase=phase.name,
         name=step.name,
@@ -187,6 +254,17 @@ def _reduce(phase: Phase, step: Step, costs: Sequence[OpTime], total_s: float, h
         high={account: high for account, (_, high) in ends.items()},
         counters=counters,
     )
+
+
+def _overlapped(
+    busy: Mapping[str, float], ends: Mapping[str, tuple[float, float]], share: Share, hidden: float
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Return seconds of the step by account, and their ends, where ops ran at once: each instant counts once."""
+    found = {account: share.by_account.get(account, 0.0) for account in busy}
+    found["compute"] += hidden
+    scales = {account: found[account] / seconds if seconds else 0.0 for account, seconds in busy.items()}
+    scaled = {account: (ends[account][0] * scales[account], ends[account][1] * scales[account]) for account in busy}
+    return found, scaled | {"total": ends["total"]}
 
 
 def _miss(cost: OpTime) -> Miss:

@@ -6,14 +6,18 @@ A calibrated machine answers from its fitted laws. Otherwise the data sheet is s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from sandtable.errors import PlanError
 from sandtable.model import operators
 from sandtable.model import storage as storage_model
-from sandtable.model.law import LinkSheet, Sheet
+from sandtable.model.law import Columns, FloatArray, LinkSheet, OperatorLaw, Sheet
 from sandtable.model.storage import StorageLaw
-from sandtable.plan import Op
+from sandtable.plan import OPERATOR_COLUMNS, RESOURCE_OF_KIND, Op
 from sandtable.spec import DTYPE_BYTES, Link, Machine, Memory, OpEfficiency, OpFit, Processor, Stack
 
 
@@ -57,14 +61,27 @@ class CostModel:
         self.machine = machine
         self.storage_law: StorageLaw = storage_model.law_of(machine.storage)
         self._known: dict[Op, OpTime] = {}
+        # by identity: the parts are kept, so that no other tuple takes their place
+        self._sequences: dict[int, tuple[tuple[Op, ...], OpTime]] = {}
 
     def time(self, op: Op) -> OpTime:
         """Return the time of all repeats of ``op`` when nothing else uses its resource."""
-        demand = replace(op, name="", account="", repeat=1, after=None)
+        if op.parts:
+            return self._sequence(op)
+        demand = replace(op, name="", account="", section="", lane="", place=0, repeat=1, after=None)
         known = self._known.get(demand)
         if known is None:
             known = self._known[demand] = replace(self._once(demand), law=self._law(demand))
         return known if op.repeat == 1 else known.times(op.repeat)
+
+    def _sequence(self, op: Op) -> OpTime:
+        """Return the time of ops in a row; a plan holds few different ones, and many ops that consist of them."""
+        known = self._sequences.get(id(op.parts))
+        if known is None:
+            times = [self.time(part) for part in op.parts]
+            sums = (sum(getattr(time, name) for time in times) for name in ("seconds", "low", "high", "host_s"))
+            known = self._sequences[id(op.parts)] = (op.parts, OpTime(*sums))
+        return known[1] if op.repeat == 1 else known[1].times(op.repeat)
 
     def _once(self, op: Op) -> OpTime:
         if op.shape:
@@ -118,22 +135,69 @@ class CostModel:
     # --- operators with a law of their own ---
 
     def _operator(self, op: Op) -> OpTime:
-        law = operators.law_of(op.kind)
-        if law is None:
-            raise PlanError(f"op kind {op.kind!r} has no law that reads a shape")
+        law = _law_of(op.kind)
+        constants = self._constants(law, op)
+        seconds = float(self.seconds(op, law.columns(op.shape))[0])
+        time = _interval(seconds, constants.residual_low_frac, constants.residual_high_frac)
+        return replace(time, host_s=self.issue_s(op.kind, op.shape))
+
+    def seconds(self, op: Op, columns: Columns) -> FloatArray:
+        """Return the seconds of many operators of one kind at once: those of ``op``, with these columns.
+
+        Collectives may differ in whether they leave a machine, and follow the constants of the link they use.
+        """
+        law = _law_of(op.kind)
+        if op.resource != "network":
+            constants, sheet = self._constants(law, op), self._sheet(op)[1]
+            return law.seconds(sheet, constants.values, columns, dtype=op.dtype, op=op.kind)
+        crosses = columns["n_ranks"] > columns["ranks_per_machine"]
+        seconds = np.zeros(crosses.shape)
+        for where in (False, True):
+            chosen = (crosses == where) & (columns["n_ranks"] > 1)
+            if chosen.any():
+                part = {name: column[chosen] for name, column in columns.items()}
+                link, sheet_of_link = self._link_sheet(op, crosses=where)
+                values = operators.resolve(law, link, self._software(law, op), self.machine.stack).values
+                seconds[chosen] = law.seconds(sheet_of_link, values, part, dtype=op.dtype, op=op.kind)
+        return seconds
+
+    def issue_s(self, kind: str, shape: Sequence[float | FloatArray]) -> Any:
+        """Return the time that the host takes to issue an operator, where that goes on beside the device's work."""
         stack = self.machine.stack
-        software = "" if stack is None else stack.software.get(law.kind, stack.name)
-        device, sheet = self._link_sheet(op) if op.resource == "network" else self._sheet(op)
-        constants = operators.resolve(law, device, software, stack)
-        columns = law.columns(op.shape)
-        seconds = float(law.seconds(sheet, constants.values, columns, dtype=op.dtype, op=op.kind)[0])
-        return _interval(seconds, constants.residual_low_frac, constants.residual_high_frac)
+        if stack is None or not stack.datasheet.overlaps_host or RESOURCE_OF_KIND[kind] == "network":
+            return 0.0
+        efficiency = stack.datasheet.efficiency.get(kind)
+        calls: Any = 1 if efficiency is None else efficiency.calls
+        if kind == "stream":
+            calls = shape[OPERATOR_COLUMNS["stream"].index("n_kernels")]
+        return calls * stack.datasheet.host_call_s
+
+    def _constants(self, law: OperatorLaw, op: Op) -> operators.Resolved:
+        if op.resource == "network":
+            device: Link | Processor = self._link_sheet(op, crosses=op.shape[1] > op.shape[2])[0]
+        else:
+            device = self._place(op)[0]
+        software = self._software(law, op)
+        if op.sharing > 1:
+            # processes that share a device have constants of their own, where they were measured
+            shared = operators.resolve(law, device, software + operators.SHARED, self.machine.stack)
+            if shared.origin != "typical":
+                return shared
+        return operators.resolve(law, device, software, self.machine.stack)
+
+    def _software(self, law: OperatorLaw, op: Op) -> str:
+        stack = self.machine.stack
+        if stack is None:
+            return ""
+        if op.kind == "attention" and op.shape and not op.shape[OPERATOR_COLUMNS["attention"].index("flash")]:
+            return stack.software.get("attention.vanilla", stack.software.get(law.kind, stack.name))
+        return stack.software.get(law.kind, stack.name)
 
     def _sheet(self, op: Op) -> tuple[Processor, Sheet]:
         processor, memory = self._place(op)
-        return processor, Sheet.of(processor, memory)
+        return processor, Sheet.of(processor, memory).share(op.sharing)
 
-    def _link_sheet(self, op: Op) -> tuple[Link, LinkSheet]:
+    def _link_sheet(self, op: Op, *, crosses: bool) -> tuple[Link, LinkSheet]:
         accelerator = self.machine.accelerator
         within = self.machine.process_link if accelerator is None else accelerator.peer_link or accelerator.link
         if within is None:
@@ -141,16 +205,13 @@ class CostModel:
                 f"{self.machine.name!r} names no link between processes: calibrate it with 'sandtable calibrate "
                 "--only link', or set 'process_link'"
             )
-        n_ranks, per_machine = op.shape[1], op.shape[2]
-        if n_ranks <= per_machine:
+        if not crosses:
             return within, LinkSheet.of(within)
         if self.machine.network is None:
             raise PlanError(
-                f"{self.machine.name!r} names no 'network', and {n_ranks:.0f} ranks need more than one machine"
+                f"{self.machine.name!r} names no 'network', and {op.kind} needs one: more ranks than one machine has"
             )
-        # ranks of other groups use the machine's adapters too: each device has its share of them
-        n_devices = per_machine if accelerator is None else accelerator.n
-        return self.machine.network, LinkSheet.of(within, self.machine.network, max(per_machine, n_devices))
+        return self.machine.network, LinkSheet.of(within, self.machine.network)
 
     # --- compute and memory ---
 
@@ -208,6 +269,13 @@ class CostModel:
             if key in table:
                 return table[key], stack
         raise PlanError(f"stack {stack.name!r} says nothing of {op.kind!r} and has no 'default'")
+
+
+def _law_of(kind: str) -> OperatorLaw:
+    law = operators.law_of(kind)
+    if law is None:
+        raise PlanError(f"op kind {kind!r} has no law that reads a shape")
+    return law
 
 
 def _bandwidth(efficiency: OpEfficiency, datasheet_bytes_per_s: float) -> float:
