@@ -17,13 +17,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from sandtable import discover, library, measure, units
+from sandtable import discover, library, measure, operator_parts, units
 from sandtable.errors import ConfigError, DoesNotFit, UnknownName
 from sandtable.model import fitting
 from sandtable.model.fitting import OpPoint
 from sandtable.model.operations import CostModel
 from sandtable.model.storage import ReadPoint
-from sandtable.plan import Dims, KernelContext, Op
+from sandtable.plan import Dims, Kernel, KernelContext, Op
 from sandtable.spec import (
     DType,
     Estimate,
@@ -43,6 +43,10 @@ from sandtable.spec import (
 )
 
 PARTS = ("storage", "memory", "compute")
+# operators of a framework and collectives between processes, measured where the framework is installed
+OPERATOR_PARTS = ("training", "link")
+# their points repeat well, since each call is the mean over many
+OPERATOR_PASSES, OPERATOR_REPEATS = 2, 12
 # ops whose arithmetic can bind; all others stream
 ROOFLINE_KINDS = frozenset({"gemm", "ffn_batch"})
 # beyond this, passes disagree too much for predictions at the level of ten percent
@@ -56,12 +60,14 @@ FRESH_REPEATS = 8
 class Settings:
     """What to measure, where, and for how long.
 
-    ``budget_s`` is the time for all measurements together; ``passes`` how often each point is visited.
+    ``budget_s`` is the time for all measurements together, those of operators aside, which have
+    ``operator_budget_s``; ``passes`` is how often each point is visited.
     """
 
     folder: Path
     quick: bool = False
     only: tuple[str, ...] = PARTS
+    operator_budget_s: float = 120.0
     file_bytes: int = 4 << 30
     budget_s: float = 360.0
     passes: int = 4
@@ -71,9 +77,13 @@ class Settings:
 
 @dataclass(slots=True, kw_only=True)
 class Observation:
-    """One point of one kernel: its demand, and seconds per call by pass."""
+    """One point of one kernel: its demand, and seconds per call by pass.
+
+    ``software`` is whose operator it is; empty for Sandtable's own kernels.
+    """
 
     kernel: str
+    software: str = ""
     dims: Dims
     op: Op
     samples: list[list[float]] = field(default_factory=list)
@@ -128,15 +138,16 @@ def calibrate(settings: Settings, base: Machine | None = None) -> Calibration:
         CalibrationError: too few points.
     """
     for part in settings.only:
-        if part not in PARTS:
-            raise UnknownName("part to calibrate", part, PARTS)
-    if base is None and set(settings.only) != set(PARTS):
+        if part not in (*PARTS, *OPERATOR_PARTS):
+            raise UnknownName("part to calibrate", part, (*PARTS, *OPERATOR_PARTS))
+    if base is None and not set(settings.only) >= set(PARTS):
         raise ConfigError(
             f"calibrating only {', '.join(settings.only)} needs an earlier full calibration to put it into: run "
             "'sandtable calibrate' without --only first"
         )
     begin = time.perf_counter()
-    observations = observe(settings)
+    observations = observe(replace(settings, only=tuple(part for part in settings.only if part in PARTS)))
+    observations += observe(operator_settings(settings))
     machine = fit_machine(observations, settings, base)
     costs = CostModel(machine)
     points = [
@@ -164,12 +175,14 @@ def observe(settings: Settings) -> list[Observation]:
     settings.folder.mkdir(parents=True, exist_ok=True)
     check_space(settings.folder, settings.file_bytes, settings.only)
     work = [
-        (kernel, Observation(kernel=kernel.name, dims=dims, op=kernel.cost(dims)))
+        (kernel, Observation(kernel=kernel.name, software=kernel.software or "", dims=dims, op=kernel.cost(dims)))
         for kernel in discover.kernels().values()
         if kernel.calibrates in settings.only
         # memory and compute points take milliseconds; only storage is worth a smaller grid
-        for dims in kernel.grid(quick=settings.quick and kernel.calibrates == "storage")
+        for dims in kernel.grid(quick=settings.quick and kernel.calibrates not in ("memory", "compute"))
     ]
+    if not work:
+        return []
     rng = np.random.default_rng(settings.seed)
     stream = measure.stream_through()
     begin = time.perf_counter()
@@ -181,22 +194,35 @@ def observe(settings: Settings) -> list[Observation]:
             left = settings.budget_s - (time.perf_counter() - begin)
             share = left / max(1, settings.passes * len(work) - done)
             settings.progress(f"pass {index + 1} of {settings.passes}: {kernel.name} {describe(observation.dims)}")
-            repeats = 1000 if share > 0 else 1
-            observation.samples.append(
-                measure.time_kernel(
-                    kernel,
-                    observation.dims,
-                    replace(context, file_bytes=min(context.file_bytes, FRESH_FILE_BYTES))
-                    if kernel.once
-                    else context,
-                    repeats=min(repeats, FRESH_REPEATS) if kernel.once else repeats,
-                    budget_s=0.5 * share,
-                    before=stream,
-                )
-            )
+            observation.samples.append(_samples(kernel, observation.dims, context, share, stream))
         if time.perf_counter() - begin > settings.budget_s * (index + 1.3) / (index + 1) and index >= 1:
             break
     return [observation for _, observation in work]
+
+
+def _samples(
+    kernel: Kernel, dims: Dims, context: KernelContext, share_s: float, before: Callable[[], object]
+) -> list[float]:
+    """Time one point for about ``share_s``, or once where no time is left."""
+    repeats = 1000 if share_s > 0 else 1
+    own = kernel.timings(dims, context, repeats=min(repeats, OPERATOR_REPEATS), budget_s=share_s)
+    if own is not None:
+        return own
+    if kernel.once:
+        repeats = min(repeats, FRESH_REPEATS)
+        context = replace(context, file_bytes=min(context.file_bytes, FRESH_FILE_BYTES))
+    # half of the time goes into what runs before each call
+    return measure.time_kernel(kernel, dims, context, repeats=repeats, budget_s=0.5 * share_s, before=before)
+
+
+def operator_settings(settings: Settings) -> Settings:
+    """Return the settings of the second round, which times operators."""
+    return replace(
+        settings,
+        only=tuple(part for part in settings.only if part in OPERATOR_PARTS),
+        budget_s=settings.operator_budget_s,
+        passes=OPERATOR_PASSES,
+    )
 
 
 def check_space(folder: Path, file_bytes: int, parts: Iterable[str]) -> None:
@@ -229,7 +255,8 @@ def describe(dims: Dims) -> str:
 def fit_machine(observations: Sequence[Observation], settings: Settings, base: Machine | None) -> Machine:
     """Fit every part that was measured, and assemble the machine."""
     method = f"sandtable calibrate{' --quick' if settings.quick else ''}"
-    compute = [o for o in observations if o.op.resource == "compute"]
+    operators = [o for o in observations if o.software]
+    compute = [o for o in observations if o.op.resource == "compute" and not o.software]
     memory = [o for o in observations if o.op.resource == "memory"]
     storage = [o for o in observations if o.op.resource == "storage"]
     parts: dict[str, Any] = {}
@@ -241,8 +268,10 @@ def fit_machine(observations: Sequence[Observation], settings: Settings, base: M
         parts["storage"] = _storage(storage, method, settings)
     environment = measure.environment()
     if base is not None:
-        return base.model_copy(update={**parts, "environment": environment})
-    return Machine(
+        return operator_parts.fitted(
+            base.model_copy(update={**parts, "environment": environment}), _timed(operators), method
+        )
+    machine = Machine(
         kind="machine",
         name=library.THIS_MACHINE,
         title=f"{environment['cpu']}, {environment['cpus']} CPUs, calibrated {dt.date.today().isoformat()}",
@@ -250,6 +279,14 @@ def fit_machine(observations: Sequence[Observation], settings: Settings, base: M
         sources={},
         **parts,
     )
+    return operator_parts.fitted(machine, _timed(operators), method)
+
+
+def _timed(observations: Sequence[Observation]) -> list[operator_parts.Timed]:
+    return [
+        operator_parts.Timed(software=o.software, op=o.op, seconds=o.seconds, n_samples=o.n_samples)
+        for o in observations
+    ]
 
 
 def repeat_spread(observations: Sequence[Observation]) -> float | None:
@@ -274,7 +311,8 @@ def drift(observations: Sequence[Observation]) -> float | None:
 
     A pass takes a minute or so. What all its points share, a run some time later will meet again, in another state;
     what single points do for themselves averages out over the calls of a run. The first is the median of a pass over
-    all points, less what scatter alone would make of it; the interval is Student's, for one more draw.
+    all points, less what scatter alone would make of it; the interval is Student's, for one more draw. Repeats of
+    single points contain the drift, so that it is no more than their spread, however few passes there were.
     """
     passes = min((len(o.samples) for o in observations), default=0)
     if passes < 2:
@@ -289,7 +327,8 @@ def drift(observations: Sequence[Observation]) -> float | None:
     n = weights.sum() ** 2 / (weights**2).sum()
     # a median varies pi / 2 times as much as a mean
     variance = max(0.0, float(shared.var(ddof=1)) - np.pi / 2 * scatter**2 / n)
-    return float(np.expm1(fitting.student_95(passes - 1) * np.sqrt(variance * (1 + 1 / passes))))
+    half = float(np.expm1(fitting.student_95(passes - 1) * np.sqrt(variance * (1 + 1 / passes))))
+    return min(half, repeat_spread(observations) or 0.0)
 
 
 def fit_ops(observations: Sequence[Observation], method: str) -> dict[str, dict[DType, OpFit]]:
@@ -479,7 +518,7 @@ def last_level_cache_bytes() -> float | None:
 def _warnings(machine: Machine, observations: Sequence[Observation]) -> list[str]:
     """Say which parts of the machine did not repeat well enough to be trusted."""
     found = []
-    for resource in ("storage", "memory", "compute"):
+    for resource in ("storage", "memory", "compute", "network"):
         spread = repeat_spread([o for o in observations if o.op.resource == resource])
         if spread is not None and spread > NOISY_SPREAD_FRAC:
             found.append(

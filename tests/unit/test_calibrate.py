@@ -135,12 +135,21 @@ def test_drift_is_what_a_pass_shares_and_scatter_is_not() -> None:
     for drift in (0.0, 0.1):
         trials = []
         for _ in range(100):
-            shared, own = drift * rng.standard_normal(4), 0.15 * rng.standard_normal((60, 4))
+            shared, own = drift * rng.standard_normal(4), 0.3 * rng.standard_normal((60, 4))
             trials.append(calibrate.drift(observed(shared + own)) or 0.0)
         found.append(float(np.sqrt(np.mean(np.log1p(trials) ** 2))))
     # Student's t of three degrees is 2.353 at 95 %; one more draw beside the mean of four
     assert found[1] == pytest.approx(2.353 * np.sqrt(1 + 1 / 4) * 0.1, rel=0.15)
-    assert found[0] < 0.4 * found[1]
+    assert found[0] < 0.6 * found[1]
+
+
+def test_drift_is_no_more_than_repeats_differ() -> None:
+    """Two passes alone would have Student's t allow anything."""
+    off = observed(np.tile([[-0.05, 0.05]], (20, 1)))
+    spread, drift = calibrate.repeat_spread(off), calibrate.drift(off)
+    assert spread is not None
+    assert 0.05 < spread < 0.08
+    assert drift == spread
 
 
 def test_one_pass_shows_no_drift() -> None:
