@@ -143,16 +143,18 @@ def _fit_software(
     if not points:
         return
     left_out = {device: _left_out(device, points) for device in points} if len(points) > 1 else {}
+    pooled = _pool(software, kind, points, left_out, members, date)
+    found.pooled.append(pooled)
     for device, own in points.items():
         method = f"{len(own)} published timings of {software}"
-        fit = operator_fit.fit_operator(law, own, sheets_of(own), method=method, date=date)
+        towards = pooled.fit.values()
+        fit = operator_fit.fit_operator(law, own, sheets_of(own), method=method, date=date, towards=towards)
         source = _source(members[device])
         found.devices.append(
             DeviceFit(
                 device=device, software=software, kind=kind, fit=fit, source=source, left_out=left_out.get(device)
             )
         )
-    found.pooled.append(_pool(software, kind, points, left_out, members, date))
 
 
 def _left_out(device: str, points: Mapping[str, list[OperatorPoint]]) -> FloatArray:
@@ -231,7 +233,7 @@ def put_fit(path: Path, kind: str, software: str, fit: OperatorFit, source: str)
     """
     dotted = f"fitted.operators.{kind}.{software}"
     with _locked(path.parent):
-        data = library.read_yaml(path)
+        data = _yaml().load(path.read_text(encoding="utf-8"))
         if not isinstance(data.get("fitted"), CommentedMap):
             data.pop("fitted", None)
             data.insert(list(data).index("sources"), "fitted", CommentedMap())
@@ -264,13 +266,17 @@ def _block(data: Mapping[str, Any]) -> CommentedMap:
     return block
 
 
-def _text(data: CommentedMap) -> str:
+def _yaml() -> YAML:
     yaml = YAML(typ="rt")
     yaml.width = 118
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.preserve_quotes = True
+    return yaml
+
+
+def _text(data: CommentedMap) -> str:
     stream = io.StringIO()
-    yaml.dump(data, stream)
+    _yaml().dump(data, stream)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 

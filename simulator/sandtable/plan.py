@@ -70,14 +70,15 @@ OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "moe": ("n_tokens", "d_model", "n_neurons", "top_k", "n_experts", "tensor_parallel", "expert_parallel", "skew"),
     # traffic of element-wise work: bytes read and written together, how many kernels are launched for it, and how many
-    # exponentials, logarithms and the like it evaluates
-    "stream": ("n_bytes", "n_kernels", "n_special"),
+    # exponentials, logarithms and the like it evaluates; for kernels that give each row to one block of threads, also
+    # the rows, and how often each of them waits for memory in turn
+    "stream": ("n_bytes", "n_kernels", "n_special", "n_rows", "row_waits"),
     # payload per rank (the whole buffer that is reduced or gathered), ranks in the group, ranks of it in one machine
     "collective": ("n_bytes", "n_ranks", "ranks_per_machine"),
 }
 
 # columns at the end of a shape that may be left out, and what they are then
-COLUMN_DEFAULTS: dict[str, float] = {"n_special": 0.0}
+COLUMN_DEFAULTS: dict[str, float] = {"n_special": 0.0, "n_rows": 0.0, "row_waits": 0.0}
 
 Where = Literal["host", "accelerator"]
 

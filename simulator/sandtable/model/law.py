@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.errors import PlanError
-from sandtable.plan import OPERATOR_COLUMNS
+from sandtable.plan import COLUMN_DEFAULTS, OPERATOR_COLUMNS
 from sandtable.spec import DTYPE_ARITHMETIC, DTYPE_BYTES, Link, Memory, OperatorFit, Processor
 
 FloatArray = npt.NDArray[np.float64]
@@ -50,6 +50,18 @@ class Sheet:
             cache_bytes=datasheet.last_level_cache_bytes or 0.0,
             clock_hz=datasheet.clock_hz,
             family=datasheet.family,
+        )
+
+    def share(self, n: int) -> Sheet:
+        """Return what each of ``n`` equal processes has of the device when all of them work at the same time."""
+        if n == 1:
+            return self
+        return replace(
+            self,
+            n_units=max(1, self.n_units // n),
+            peak_flops_per_s={dtype: rate / n for dtype, rate in self.peak_flops_per_s.items()},
+            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s / n,
+            cache_bytes=self.cache_bytes / n,
         )
 
     def peak(self, dtype: str) -> float:
@@ -154,8 +166,14 @@ class OperatorLaw(ABC):
         """
 
     def columns(self, shape: Sequence[float | FloatArray]) -> dict[str, FloatArray]:
-        """Return a shape's numbers by column name, as arrays of one length."""
+        """Return a shape's numbers by column name, as arrays of one length; last ones with a default may be left out.
+
+        Raises:
+            PlanError: too few numbers, or too many.
+        """
         names = OPERATOR_COLUMNS[self.kind]
+        missing = names[len(shape) :]
+        shape = [*shape, *(COLUMN_DEFAULTS[name] for name in missing if name in COLUMN_DEFAULTS)]
         if len(shape) != len(names):
             raise PlanError(f"a {self.kind} needs {len(names)} numbers ({', '.join(names)}), not {len(shape)}")
         arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(part, dtype=np.float64)) for part in shape))

@@ -1,14 +1,14 @@
 """Fit the constants of operator laws to timed operators, on one device or pooled over several.
 
 Residuals are logarithms of predicted over measured, since times span decades, and large ones count less than their
-square (soft L1). A fit is refitted five times with a fifth of the points kept out; intervals of the constants come
-from a bootstrap that takes one Gauss-Newton step per draw.
+square (see `OperatorLaw.loss`). A fit is refitted five times with a fifth of the points kept out; intervals of the
+constants come from a bootstrap that takes one Gauss-Newton step per draw.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,18 @@ ROBUST = 0.1
 # step of the logarithms for the Jacobian: larger than the jumps of a law that counts whole tiles and waves
 STEP = 1e-3
 N_STARTS = 2
+# log error that a constant e times its typical value costs: it keeps those in place that the points say nothing of
+PRIOR = 0.01
+
+# loss of a squared residual, and its slope, as scipy.optimize.least_squares defines them
+_LOSSES: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "soft_l1": lambda squares: 2 * (np.sqrt(1 + squares) - 1),
+    "cauchy": np.log1p,
+}
+_WEIGHTS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "soft_l1": lambda squares: 1 / np.sqrt(1 + squares),
+    "cauchy": lambda squares: 1 / (1 + squares),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +102,18 @@ class Predictor:
 
 
 class Fitting:
-    """Least squares for one law and one set of points. Constants are fitted as logarithms between their bounds."""
+    """Least squares for one law and one set of points. Constants are fitted as logarithms between their bounds.
 
-    def __init__(self, law: OperatorLaw, points: Sequence[OperatorPoint], sheets: Sheets) -> None:
+    ``towards`` are constants of siblings: what the points say nothing of stays there, or at the typical values.
+    """
+
+    def __init__(
+        self,
+        law: OperatorLaw,
+        points: Sequence[OperatorPoint],
+        sheets: Sheets,
+        towards: Mapping[str, float] | None = None,
+    ) -> None:
         if len(points) < len(law.constants):
             raise CalibrationError(
                 f"{len(points)} measured points cannot fit the {len(law.constants)} constants of {law.kind}"
@@ -101,7 +122,10 @@ class Fitting:
         self.predictor = Predictor(law, points, sheets)
         self.low = np.log([constant.low for constant in law.constants])
         self.high = np.log([constant.high for constant in law.constants])
-        self.typical = np.log([constant.typical for constant in law.constants])
+        centre = law.typical() if towards is None else towards
+        self.typical = np.log([centre[constant.name] for constant in law.constants])
+        # a constant with further starts has no slope: it stays where a start puts it
+        self.prior = np.array([0.0 if constant.starts else PRIOR for constant in law.constants])
 
     def residuals(self, logs: FloatArray) -> FloatArray:
         """Return log(predicted / measured) of every point for logarithms of constants."""
@@ -124,12 +148,13 @@ class Fitting:
         except ImportError:
             raise missing_extra("scipy", "run") from None
         chosen = np.arange(self.predictor.n_points) if inside is None else inside
+        prior = np.diag(self.prior)
         solution = least_squares(
-            lambda logs: self.residuals(logs)[chosen],
+            lambda logs: np.concatenate([self.residuals(logs)[chosen], prior @ (logs - self.typical)]),
             np.clip(start, self.low + 1e-9, self.high - 1e-9),
-            jac=lambda logs: self.jacobian(logs)[chosen],
+            jac=lambda logs: np.concatenate([self.jacobian(logs)[chosen], prior]),
             bounds=(self.low, self.high),
-            loss="soft_l1",
+            loss=self.law.loss,
             f_scale=ROBUST,
             ftol=tolerance,
             xtol=tolerance,
@@ -142,12 +167,27 @@ class Fitting:
         rng = np.random.default_rng(0)
         starts = [self.typical]
         for _ in range(N_STARTS - 1):
-            starts.append(np.clip(self.typical + rng.normal(0.0, 0.4, len(self.typical)), self.low, self.high))
-        return min((self.solve(start) for start in starts), key=self.loss)
+            around = np.where(self.prior > 0, rng.normal(0.0, 0.4, len(self.typical)), 0.0)
+            starts.append(np.clip(self.typical + around, self.low, self.high))
+        plain = min((self.solve(start) for start in starts), key=self.loss)
+        others = [self.solve(start) for start in self.further_starts()]
+        best = min([plain, *others], key=self.loss)
+        # a constant away from its typical value has to earn its keep (half of what the Bayesian criterion asks for)
+        return best if self.loss(plain) - self.loss(best) > 0.5 * np.log(self.predictor.n_points) else plain
+
+    def further_starts(self) -> list[FloatArray]:
+        """Return the typical constants with one of them at each of the further values that its law names."""
+        found = []
+        for index, constant in enumerate(self.law.constants):
+            for value in constant.starts:
+                found.append(self.typical.copy())
+                found[-1][index] = np.log(value)
+        return found
 
     def loss(self, logs: FloatArray) -> float:
-        """Return the soft-L1 loss that `solve` minimises."""
-        return float(np.sum(np.sqrt(1 + (self.residuals(logs) / ROBUST) ** 2) - 1))
+        """Return the loss that `solve` minimises."""
+        residuals = np.concatenate([self.residuals(logs), self.prior * (logs - self.typical)])
+        return float(np.sum(_LOSSES[self.law.loss]((residuals / ROBUST) ** 2)))
 
     def held_out(self, logs: FloatArray) -> FloatArray:
         """Return each point's residual under constants fitted without its fold; NaN if too few points remain."""
@@ -169,7 +209,7 @@ class Fitting:
         n_points, n_constants = jacobian.shape
         rng = np.random.default_rng(0)
         counts = rng.multinomial(n_points, np.full(n_points, 1 / n_points), N_DRAWS)
-        weights = counts / np.sqrt(1 + (residuals / ROBUST) ** 2)
+        weights = counts * _WEIGHTS[self.law.loss]((residuals / ROBUST) ** 2)
         normal = np.einsum("bn,ni,nj->bij", weights, jacobian, jacobian) + 1e-9 * np.eye(n_constants)
         slope = np.einsum("bn,ni,n->bi", weights, jacobian, residuals)
         steps = -np.linalg.solve(normal, slope[..., None])[..., 0]
@@ -177,18 +217,28 @@ class Fitting:
         return np.asarray(np.exp(np.clip(logs + steps - steps.mean(axis=0), self.low, self.high)))
 
 
-def fit_constants(law: OperatorLaw, points: Sequence[OperatorPoint], sheets: Sheets) -> dict[str, float]:
-    """Return the constants that fit ``points`` best, without intervals.
+def fit_constants(
+    law: OperatorLaw,
+    points: Sequence[OperatorPoint],
+    sheets: Sheets,
+    towards: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Return the constants that fit ``points`` best, without intervals; see `Fitting` for ``towards``.
 
     Raises:
         CalibrationError: fewer points than constants.
     """
-    return _named(law, np.exp(Fitting(law, points, sheets).best()))
+    return _named(law, np.exp(Fitting(law, points, sheets, towards).best()))
 
 
-def held_out_seconds(law: OperatorLaw, points: Sequence[OperatorPoint], sheets: Sheets) -> FloatArray:
+def held_out_seconds(
+    law: OperatorLaw,
+    points: Sequence[OperatorPoint],
+    sheets: Sheets,
+    towards: Mapping[str, float] | None = None,
+) -> FloatArray:
     """Predict each point with constants fitted without its fold, a fifth of the points; NaN if too few remain."""
-    fitting_ = Fitting(law, points, sheets)
+    fitting_ = Fitting(law, points, sheets, towards)
     return np.asarray(fitting_.predictor.measured * np.exp(fitting_.held_out(fitting_.best())), dtype=np.float64)
 
 
@@ -199,13 +249,16 @@ def fit_operator(
     *,
     method: str,
     date: dt.date | None = None,
+    towards: Mapping[str, float] | None = None,
 ) -> OperatorFit:
     """Fit a law's constants to ``points``, with intervals; several devices among them share the constants.
+
+    See `Fitting` for ``towards``.
 
     Raises:
         CalibrationError: fewer points than constants.
     """
-    fitting_ = Fitting(law, points, sheets)
+    fitting_ = Fitting(law, points, sheets, towards)
     logs = fitting_.best()
     held_out = fitting_.held_out(logs)
     found = Fit(

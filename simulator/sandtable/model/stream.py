@@ -1,4 +1,4 @@
-"""Element-wise work, norms, embeddings, losses and optimisers: traffic over bandwidth, and launches."""
+"""Element-wise work, norms, embeddings, losses and optimisers: traffic over bandwidth, round trips, and launches."""
 
 from __future__ import annotations
 
@@ -9,15 +9,31 @@ import numpy as np
 from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
 from sandtable.spec import OperatorFit, StreamFit
 
+# threads of one block, and how many such blocks one unit holds at a time
+BLOCK_THREADS = 1024
+RESIDENT_BLOCKS = 2
+# waiting and streaming overlap in part, as blocks wait at different times
+OVERLAP = 1.2
+
 
 class StreamLaw(OperatorLaw):
-    """``t = n_kernels * launch + bytes / bandwidth``."""
+    """``t = n_kernels * launch + (streaming^p + waiting^p)^(1/p) + n_special * special / units``.
+
+    A simple kernel gives each row of its input to one block of threads, which goes through the row in steps of its
+    threads and waits for memory in each. Few rows, or more rows than the device holds at a time, are bound by that
+    and not by the bandwidth: ``n_rows`` blocks with ``row_waits`` round trips each. Kernels that keep enough requests
+    in flight state neither. Exponentials and the like are evaluated by all units side by side.
+    """
 
     kind: ClassVar[str] = "stream"
     fit: ClassVar[type[OperatorFit]] = StreamFit
+    loss: ClassVar[str] = "cauchy"
     constants: ClassVar[tuple[Constant, ...]] = (
-        Constant(name="bandwidth_frac", typical=0.75, low=0.05, high=1.0),
-        Constant(name="launch_s", typical=4e-6, low=1e-7, high=1e-3),
+        Constant(name="bandwidth_frac", typical=0.85, low=0.05, high=1.0),
+        Constant(name="launch_s", typical=2e-6, low=1e-7, high=1e-3),
+        # four units for special functions per quarter of a multiprocessor, at some 1.5 GHz; a core takes far longer
+        Constant(name="special_s", typical=4e-11, low=1e-13, high=1e-6),
+        Constant(name="wait_s", typical=6e-7, low=1e-8, high=1e-4),
     )
 
     def seconds(
@@ -25,5 +41,9 @@ class StreamLaw(OperatorLaw):
     ) -> FloatArray:
         """See `OperatorLaw.seconds`."""
         assert isinstance(sheet, Sheet)
-        bandwidth = constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s
-        return np.asarray(columns["n_kernels"] * constants["launch_s"] + columns["n_bytes"] / bandwidth)
+        streaming = columns["n_bytes"] / (constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s)
+        waves = np.maximum(1.0, columns["n_rows"] / (sheet.n_units * RESIDENT_BLOCKS))
+        waiting = waves * columns["row_waits"] * constants["wait_s"]
+        working = (streaming**OVERLAP + waiting**OVERLAP) ** (1 / OVERLAP)
+        evaluating = columns["n_special"] * constants["special_s"] / sheet.n_units
+        return np.asarray(columns["n_kernels"] * constants["launch_s"] + working + evaluating)

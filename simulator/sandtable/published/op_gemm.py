@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 from sandtable.model.operator_fit import OperatorPoint
@@ -22,6 +23,7 @@ DTYPES = {
     "int4_wo": "int4_weight_only",
     "sq": "int8",
 }
+LIBRARY_DTYPES = ("bfloat16", "float16")
 
 
 class OpGemm(OperatorAdapter):
@@ -58,3 +60,10 @@ class OpGemm(OperatorAdapter):
             beside=system.memory,
         )
         return [Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=row.text("system"))]
+
+    def operator_points(self, rows: Iterable[Row]) -> Iterator[OperatorPoint]:
+        """Return the products, those in 16 bits on NVIDIA devices also under the library that all frameworks call."""
+        for point in super().operator_points(rows):
+            yield point
+            if point.dtype in LIBRARY_DTYPES and point.device.startswith("nvidia_"):
+                yield replace(point, software="cublas")

@@ -60,13 +60,17 @@ class OperatorAdapter(Adapter):
 
     def _scored(self, item: Timed) -> Scored | Skipped:
         point = item.point
-        constants = constants_of(point)
+        constants = self.constants(point)
         try:
             seconds = seconds_of(point, constants.values)
         except PlanError as error:
             return Skipped(f"no law: {error}", item.metric)
         low, high = constants.residual_high_frac, constants.residual_low_frac
         return self._score(item, seconds, seconds / low, seconds / high)
+
+    def constants(self, point: OperatorPoint) -> Resolved:
+        """Return the constants that a point is predicted with: see `constants_of`."""
+        return constants_of(point)
 
     def _score(self, item: Timed, seconds: float, low: float, high: float) -> Scored:
         return Scored(
@@ -108,7 +112,8 @@ class OperatorAdapter(Adapter):
             points = [item.point for item in items]
             if len(points) <= len(law.constants) or constants_of(points[0]).origin != "device":
                 continue
-            seconds = held_out_seconds(law, points, sheets_of(points))
+            siblings = siblings_of(points[0])
+            seconds = held_out_seconds(law, points, sheets_of(points), siblings)
             low, high = _interval(seconds / np.array([point.seconds for point in points]))
             for item, value in zip(items, seconds, strict=True):
                 if not np.isnan(value):
@@ -139,6 +144,14 @@ def constants_of(point: OperatorPoint) -> Resolved:
     """Return the constants that the library holds for a point: its device's, else those of siblings, else typical."""
     device = systems.device_named(point.device)
     return resolve(kind_of(point), device, point.software, systems.stack_of(point.software))
+
+
+def siblings_of(point: OperatorPoint) -> Mapping[str, float] | None:
+    """Return the constants pooled for a point's software, None if there are none."""
+    stack = systems.stack_of(point.software)
+    fits = {} if stack is None or stack.fitted is None else stack.fitted.operators.of(kind_of(point).kind)
+    fit = fits.get(point.software)
+    return None if fit is None else fit.values()
 
 
 def group_of(point: OperatorPoint) -> tuple[str, str, str]:

@@ -18,7 +18,10 @@ MOST_CONSTANTS = 5
 
 
 class OperatorFit(Frozen):
-    """Base of fitted constants. Every field but ``evidence`` is one constant with its 90 % interval."""
+    """Base of fitted constants. Every field but ``evidence`` is one constant with its 90 % interval.
+
+    An interval without width says that the points told nothing of that constant: it is that of siblings, or typical.
+    """
 
     evidence: Evidence
 
@@ -29,11 +32,17 @@ class OperatorFit(Frozen):
 
 
 class GemmFit(OperatorFit):
-    """Constants of `sandtable.model.gemm`: share of the peak rate and of the bandwidth reached, time of a launch."""
+    """Constants of `sandtable.model.gemm`.
+
+    Shares of the peak rate and of the bandwidth reached; time of a launch; time before and after the main loop of a
+    tile; how many times the activations are swept to quantise them, as a multiple of what their format needs.
+    """
 
     rate_frac: Estimate[Fraction]
     bandwidth_frac: Estimate[Fraction]
     launch_s: Estimate[Seconds]
+    tile_s: Estimate[Seconds]
+    quantise_passes: Estimate[float]
 
 
 class AttentionFit(OperatorFit):
@@ -45,18 +54,30 @@ class AttentionFit(OperatorFit):
 
 
 class StreamFit(OperatorFit):
-    """Constants of `sandtable.model.stream`: norms, element-wise operations, embeddings, losses, optimisers."""
+    """Constants of `sandtable.model.stream`: norms, element-wise operations, embeddings, losses, optimisers.
+
+    ``special_s`` is the time that one unit (core, multiprocessor) takes for one exponential or the like, ``wait_s``
+    that of one round trip to memory which a block of threads waits for.
+    """
 
     bandwidth_frac: Estimate[Fraction]
     launch_s: Estimate[Seconds]
+    special_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
+    wait_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
 
 
 class MoeFit(OperatorFit):
-    """Constants of `sandtable.model.moe`: grouped products over the experts that the tokens touch."""
+    """Constants of `sandtable.model.moe`: grouped products over the experts that the tokens touch.
+
+    Shares of the peak rate and of the bandwidth reached; time of all launches; how often routed activations pass
+    through memory, as a multiple of what the kernels need, and how often those of other ranks' experts do.
+    """
 
     rate_frac: Estimate[Fraction]
     bandwidth_frac: Estimate[Fraction]
     launch_s: Estimate[Seconds]
+    passes: Estimate[float]
+    idle_passes: Estimate[float]
 
 
 class CollectiveFit(OperatorFit):

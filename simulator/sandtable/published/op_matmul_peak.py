@@ -1,0 +1,84 @@
+"""Best rates of matrix products that a search over shapes found, by accelerator and element type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import ClassVar
+
+from sandtable.model.operator_fit import OperatorPoint
+from sandtable.model.operators import Resolved
+from sandtable.published import systems
+from sandtable.published.base import MalformedRow, Outcome, Row, Scored, Skipped
+from sandtable.published.operators import OperatorAdapter, Timed
+
+SOFTWARE = "cublas"
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8", "fp8_e4m3": "fp8", "int8": "int8"}
+
+
+class OpMatmulPeak(OperatorAdapter):
+    """The rate of the best shape; a maximum over shapes, so no constant is fitted to it."""
+
+    name: ClassVar[str] = "op_matmul_peak"
+    title: ClassVar[str] = "Best measured rates of matrix products"
+    metrics: ClassVar[tuple[str, ...]] = ("measured_peak_tflops",)
+    source: ClassVar[str] = "stas00/ml-engineering compute/accelerator/README.md @744d01e18b79"
+    fits: ClassVar[bool] = False
+
+    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+        """See `OperatorAdapter.timed`."""
+        system = systems.find(row.text("accelerator"))
+        if isinstance(system, Skipped):
+            return system
+        dtype = DTYPES.get(row.text("dtype"))
+        if dtype is None:
+            return Skipped("element type not modelled")
+        tflops = row.number("measured_peak_tflops")
+        sizes = [row.number(f"best_{name}") for name in "mnk"]
+        if tflops is None or None in sizes:
+            return Skipped("no rate or no shape")
+        m, n, k = (float(size or 0) for size in sizes)
+        if not tflops > 0 or min(m, n, k) < 1:
+            raise MalformedRow("sizes and rates are positive")
+        point = OperatorPoint(
+            device=system.processor,
+            software=SOFTWARE,
+            op="gemm",
+            dtype=dtype,
+            shape=(m, n, k, 1.0),
+            seconds=2 * m * n * k / (1e12 * tflops),
+            label=f"{row.text('accelerator')} {row.text('dtype')} {m:.0f}x{n:.0f}x{k:.0f}",
+            beside=system.memory,
+        )
+        return [Timed(metric="measured_peak_tflops", point=point, row_id=f"line {row.line}", group="best rate")]
+
+    def constants(self, point: OperatorPoint) -> Resolved:
+        """Return the library's constants; the tensors are narrow already, so that none has to be quantised."""
+        found = super().constants(point)
+        return replace(found, values={**found.values, "quantise_passes": 0.0})
+
+    def predict(self, row: Row) -> Outcome:
+        """Predict the rate: the product's arithmetic over the time that the law gives it."""
+        outcome = super().predict(row)
+        if isinstance(outcome, Skipped):
+            return outcome
+        found = self.timed(row)
+        assert not isinstance(found, Skipped)
+        shapes = {item.metric: item.point.shape for item in found if isinstance(item, Timed)}
+        return [item if isinstance(item, Skipped) else _as_rate(item, shapes[item.metric]) for item in outcome]
+
+
+def _as_rate(item: Scored, shape: tuple[float, ...]) -> Scored:
+    """Return a score of milliseconds as one of TFLOP/s; the interval's ends change places."""
+    gflops = 2e-9 * shape[0] * shape[1] * shape[2]
+    return Scored(
+        row_id=item.row_id,
+        metric=item.metric,
+        unit="TFLOP/s",
+        predicted=gflops / item.predicted,
+        low=gflops / item.high,
+        high=gflops / item.low,
+        measured=gflops / item.measured,
+        label=item.label,
+        group=item.group,
+    )
