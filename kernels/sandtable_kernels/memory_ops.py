@@ -16,7 +16,7 @@ import numpy as np
 from sandtable.plan import Dims, Kernel, KernelContext, Op
 from sandtable_kernels.buffers import aligned_empty
 from sandtable_kernels.cache import CacheDelta, NeuronCache, WindowIndex
-from sandtable_kernels.support import Array, Ids, cold_copies, compiled, cycling
+from sandtable_kernels.support import F32, Array, Ids, cold_copies, compiled, cycling
 
 WORD_BYTES: Final = 8
 MOST_LAYERS: Final = 256
@@ -207,11 +207,14 @@ class _LayerCache:
 
     cache: NeuronCache
     active: list[Ids]
+    bias: F32
 
     def step(self, token: int, n_threads: int) -> CacheDelta:
-        """Update for ``token``, whose active set comes round again when all have been."""
+        """Update for ``token``, whose active set comes round again when all have been; work out where to read to."""
         delta = self.cache.index.update(self.active[token % len(self.active)], token)
         self.cache.apply_moves(delta, n_threads=n_threads)
+        self.cache.set_bias(delta, self.bias)
+        self.cache.row_addresses(delta.rows)
         return delta
 
 
@@ -219,7 +222,8 @@ class CacheUpdate(Kernel):
     """Bookkeeping and moves of one token on one layer's cache; dims n_active, n_new, row_bytes.
 
     The active set slides along a ring of neurons in random order: each token brings ``n_new`` neurons, which stay
-    active for ``n_active / n_new`` tokens, and ``n_new`` fall out of the window of four. Loading is not included.
+    active for ``n_active / n_new`` tokens, and ``n_new`` fall out of the window of four. Where the new ones are to be
+    read to is worked out, and their biases are set; loading is not included.
     """
 
     name: ClassVar[str] = "cache_update"
@@ -292,4 +296,5 @@ class CacheUpdate(Kernel):
         active = [np.sort(ring[place % len(ring)]) for place in places]
         index = WindowIndex(len(ring), n_active + WINDOW * n_new, WINDOW)
         options: dict[str, Any] = {"d_model": dims["row_bytes"] // 4, "n_vectors": 1, "dtype": "float32"}
-        return _LayerCache(NeuronCache(index, **options), active)
+        bias = np.arange(len(ring), dtype=np.float32)
+        return _LayerCache(NeuronCache(index, **options), active, bias)

@@ -44,3 +44,5 @@ def test_a_cache_in_steady_state_moves_as_many_rows_as_it_drops():
     assert {delta.n_evicted for delta in deltas} == {6}
     assert {delta.n_used for delta in deltas} == {50 + (WINDOW - 1) * 6}
     assert np.mean([len(delta.moves_src) for delta in deltas]) == pytest.approx(6, rel=0.15)
+    # the bias of a neuron is its number here: it is set when it comes, and moves with its row
+    assert np.array_equal(layer.cache.used_bias(), layer.cache.index.present())
