@@ -110,7 +110,7 @@ def normalised(published: str) -> str:
     The owner, what follows a blank in brackets, and endings that do not change the shape (``-hf``, ``-Instruct``,
     ``-FP8``) are dropped; everything that is no letter or digit becomes one underscore.
     """
-    text = re.sub(r"\(.*?\)", "", published.rpartition("/")[2]).lower()
+    text = re.sub(r"^[\w.-]+/|\(.*?\)", "", published).lower()
     text = re.sub(r"[^a-z0-9]+", "_", text).strip("_")
     while (shorter := _ENDINGS.sub("", text)) != text:
         text = shorter
@@ -128,4 +128,9 @@ def preset_for(published: str) -> str | None:
     name = _aliases().get(name, name)
     if preset(name) is not None:
         return name
-    return next((known for known in presets() if known.replace("_", "") == name.replace("_", "")), None)
+    return next((known for known in presets() if _split(known) == _split(name)), None)
+
+
+def _split(name: str) -> str:
+    """Put an underscore between letters and digits: llama2_7b and llama_2_7b become one."""
+    return re.sub(r"([a-z])(?=\d)", r"\1_", name)
