@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable_workloads.transformer import LatentAttention, ModelShape, Moe, preset_for, presets, shape_named
+from sandtable_workloads.transformer import LatentAttention, ModelShape, Moe, all_presets, preset_for, shape_named
 from sandtable_workloads.transformer.presets import base_name, preset_sources
 
 
@@ -149,7 +149,7 @@ def test_windows_alternate_with_full_attention() -> None:
     assert shape_named("llama_3_8b").n_windowed_layers == 0
 
 
-@given(st.sampled_from(sorted(presets())), st.integers(1, 200_000))
+@given(st.sampled_from(sorted(all_presets())), st.integers(1, 200_000))
 def test_what_holds_for_every_shape(name: str, context: int) -> None:
     shape = shape_named(name)
     assert sum(shape.parts.values()) == shape.n_params
@@ -161,7 +161,7 @@ def test_what_holds_for_every_shape(name: str, context: int) -> None:
     assert shape.score_flops_per_token(context) <= unmasked.score_flops_per_token(context)
 
 
-@given(st.sampled_from(sorted(presets())), st.data())
+@given(st.sampled_from(sorted(all_presets())), st.data())
 def test_layers_add_up(name: str, data: st.DataObject) -> None:
     shape = shape_named(name)
     n = data.draw(st.integers(1, shape.n_layers))
@@ -230,7 +230,7 @@ def test_published_names(published: str, preset: str | None) -> None:
 
 
 def test_every_preset_is_found_by_its_own_name_and_has_a_source() -> None:
-    for name in presets():
+    for name in all_presets():
         assert preset_for(name) == name
         assert base_name(name) == base_name(f"{name}_1l") == name
         assert preset_sources()[name].strip()

@@ -25,7 +25,7 @@ def preset_sources() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def presets() -> dict[str, ModelShape]:
+def all_presets() -> dict[str, ModelShape]:
     """Return all presets by name."""
     return {name: shape for _, part in _families() for name, shape in part[0].items()}
 
@@ -60,7 +60,7 @@ def preset(name: str) -> ModelShape | None:
     family = FOLDER / f"{name.partition('_')[0]}.yaml"
     if family.is_file() and name in (shapes := _family(family)[0]):
         return shapes[name]
-    return presets().get(name)
+    return all_presets().get(name)
 
 
 def base_name(name: str) -> str:
@@ -84,7 +84,7 @@ def shape_named(name: str) -> ModelShape:
     shallower = _SHALLOWER.fullmatch(name)
     base = None if shallower is None else preset(shallower[1])
     if shallower is None or base is None or not 0 < int(shallower[2]) <= base.n_layers:
-        raise UnknownName("geometry", name, presets())
+        raise UnknownName("geometry", name, all_presets())
     return base.with_layers(int(shallower[2]))
 
 
@@ -128,7 +128,7 @@ def preset_for(published: str) -> str | None:
     name = _aliases().get(name, name)
     if preset(name) is not None:
         return name
-    return next((known for known in presets() if _split(known) == _split(name)), None)
+    return next((known for known in all_presets() if _split(known) == _split(name)), None)
 
 
 def _split(name: str) -> str:
