@@ -71,6 +71,17 @@ def test_heads_must_divide() -> None:
         ModelShape.model_validate(shape_named("opt_mini").model_dump() | {"n_kv_heads": 3})
 
 
+@pytest.mark.parametrize("name", ["mixtral_8x7b", "deepseek_v3", "gpt_oss_20b", "bloom_560m", "opt_350m"])
+def test_sparse_decode_is_for_plain_dense_models(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} has experts, latent attention, attention sinks or an embedding"):
+        FlashInference(geometry=name)
+
+
+def test_a_dense_model_without_published_sparsity_is_named_as_such() -> None:
+    with pytest.raises(UnknownName, match="no sparsity preset named 'llama_3_8b'"):
+        replay(FlashInference(geometry="llama_3_8b_2l", tokens=4, cold_tokens=2), 1)
+
+
 # --- sparsity ----------------------------------------------------------------------------------------------
 
 
