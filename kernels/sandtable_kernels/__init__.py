@@ -1,4 +1,4 @@
 """Real kernels: one operation per file, each with its cost, its fast path and its reference."""
 
-# compiled loops: they need numba, which only real runs need, so looking for kernels leaves them alone
-FAST_PATH = ("fastio", "fastlinear", "fastmath", "fastmemory", "fastweights")
+# these need numba or PyTorch, which only real runs need, so looking for kernels leaves them alone
+FAST_PATH = ("fastio", "fastlinear", "fastmath", "fastmemory", "fastweights", "torch_cases", "torch_worker")

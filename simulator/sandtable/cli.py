@@ -385,7 +385,7 @@ def whatif(
 @app.command()
 def calibrate(
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute, with wider intervals.")] = False,
-    only: Annotated[str | None, typer.Option(help="Parts to measure: storage,memory,compute.")] = None,
+    only: Annotated[str | None, typer.Option(help="Parts to measure: storage,memory,compute,training,link.")] = None,
     storage_path: Annotated[Path, typer.Option("--storage-path", help="Folder on the disk to measure.")] = STORES,
     file_size: Annotated[
         str | None, typer.Option("--file-size", help="Size of the test file, such as '4 GiB'.")

@@ -35,7 +35,9 @@ from sandtable.plan import RESOURCE_OF_KIND, Dims, Kernel, KernelContext, Op, Pl
 from sandtable.spec import Component, Frozen, Machine
 from sandtable.workload import Execution, ExecutionContext, Scenario, Workload, collect
 
-PARTS = (None, "storage", "memory", "compute", "link")
+PARTS = (None, "storage", "memory", "compute", "training", "link")
+# which resource's law the timings of a part fit, where it is not called the same
+RESOURCE_OF_PART = {"training": "compute", "link": "network"}
 # counters that a plan and an execution must agree on, step by step
 EXACT_COUNTERS = ("bytes_read", "n_requests")
 # resident bytes by kind, planned and executed
@@ -121,7 +123,7 @@ def _check_cost(kernel: Kernel, dims: Dims) -> None:
     _require(op.bytes_moved > 0, f"{kernel.name} moves no bytes at {dict(dims)}")
     if kernel.calibrates is not None:
         _require(
-            op.resource == kernel.calibrates,
+            op.resource == RESOURCE_OF_PART.get(kernel.calibrates, kernel.calibrates),
             f"{kernel.name} calibrates {kernel.calibrates}, but its cost falls on {op.resource}",
         )
     for key, value in dims.items():

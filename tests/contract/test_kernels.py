@@ -15,7 +15,8 @@ import sandtable_kernels
 from sandtable.plan import RESOURCE_OF_KIND, Dims, Kernel, KernelContext
 from sandtable_kernels.dtypes import itemsize
 
-PARTS = (None, "storage", "memory", "compute", "link")
+PARTS = (None, "storage", "memory", "compute", "training", "link")
+RESOURCE_OF_PART = {"training": "compute", "link": "network"}
 # what an operation cannot do without touching, from its dims alone: each operand once
 COMPULSORY: dict[str, Callable[[Dims], float]] = {
     "gemv": lambda d: d["m"] * d["k"] * itemsize(d["dtype"]) + 4 * (d["m"] + d["k"]),
@@ -36,7 +37,7 @@ def found_kernels() -> list[Kernel]:
         try:
             module = importlib.import_module(info.name)
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] not in ("numba", "llvmlite"):
+            if error.name is None or error.name.split(".")[0] not in ("numba", "llvmlite", "torch"):
                 raise
             continue  # compiled loops, without numba: only the fast path needs them
         for _, item in inspect.getmembers(module, inspect.isclass):
@@ -50,8 +51,10 @@ every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: ker
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> KernelContext:
+def context(tmp_path: Path, kernel: Kernel) -> KernelContext:
     pytest.importorskip("numba", reason="the fast paths need numba")
+    if kernel.name.startswith("torch"):
+        pytest.importorskip("torch", reason="PyTorch's operators need PyTorch")
     return KernelContext(folder=tmp_path, seed=1, n_threads=2, file_bytes=8 << 20)
 
 
@@ -98,7 +101,7 @@ def test_the_cost_names_a_known_resource(kernel: Kernel):
         assert op.kind in RESOURCE_OF_KIND
         assert op.account in ("io", "memory", "compute", "communication")
         if kernel.calibrates is not None:
-            assert op.resource == kernel.calibrates
+            assert op.resource == RESOURCE_OF_PART.get(kernel.calibrates, kernel.calibrates)
         if "dtype" in dims:
             assert op.dtype == dims["dtype"]
 

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("discover", "store", "cost"),
     ("scenarios",),
     ("predict", "skeletons"),
-    ("measure",),
+    ("measure", "operator_parts"),
     ("calibrate", "compare"),
     ("listing",),
     ("calibrating", "whatif", "sweep", "published"),

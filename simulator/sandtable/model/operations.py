@@ -189,6 +189,8 @@ class CostModel:
         stack = self.machine.stack
         if stack is None:
             return ""
+        if op.resource == "network" and op.kind in stack.software:
+            return stack.software[op.kind]
         if op.kind == "attention" and op.shape and not op.shape[OPERATOR_COLUMNS["attention"].index("flash")]:
             return stack.software.get("attention.vanilla", stack.software.get(law.kind, stack.name))
         return stack.software.get(law.kind, stack.name)

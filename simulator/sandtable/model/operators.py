@@ -17,6 +17,8 @@ from sandtable.spec import Link, OperatorFit, OperatorFits, Processor, Stack
 LAWS: dict[str, OperatorLaw] = {
     law.kind: law for law in (GemmLaw(), AttentionLaw(), StreamLaw(), MoeLaw(), CollectiveLaw())
 }
+# ends the name of a software's constants for processes that share a device, see `Op.sharing`
+SHARED = "_shared"
 # predicted / measured at the ends of the 90 % interval where no constant was ever fitted
 UNFITTED_LOW_FRAC, UNFITTED_HIGH_FRAC = 0.5, 2.0
 

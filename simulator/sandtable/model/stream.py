@@ -13,7 +13,9 @@ from sandtable.spec import OperatorFit, StreamFit
 BLOCK_THREADS = 1024
 RESIDENT_BLOCKS = 2
 # waiting and streaming overlap in part, as blocks wait at different times
-OVERLAP = 1.2
+OVERLAP = 1.6
+# of a device whose data sheet states no clock
+USUAL_CLOCK_HZ = 1.5e9
 
 
 class StreamLaw(OperatorLaw):
@@ -29,11 +31,12 @@ class StreamLaw(OperatorLaw):
     fit: ClassVar[type[OperatorFit]] = StreamFit
     loss: ClassVar[str] = "cauchy"
     constants: ClassVar[tuple[Constant, ...]] = (
-        Constant(name="bandwidth_frac", typical=0.85, low=0.05, high=1.0),
+        # above 1 where caches serve what memory would
+        Constant(name="bandwidth_frac", typical=0.85, low=0.05, high=4.0),
         Constant(name="launch_s", typical=2e-6, low=1e-7, high=1e-3),
         # four units for special functions per quarter of a multiprocessor, at some 1.5 GHz; a core takes far longer
-        Constant(name="special_s", typical=4e-11, low=1e-13, high=1e-6),
-        Constant(name="wait_s", typical=6e-7, low=1e-8, high=1e-4),
+        Constant(name="special_s", typical=4e-11, low=1e-12, high=1e-6),
+        Constant(name="wait_clocks", typical=1000.0, low=1.0, high=1e5),
     )
 
     def seconds(
@@ -43,7 +46,7 @@ class StreamLaw(OperatorLaw):
         assert isinstance(sheet, Sheet)
         streaming = columns["n_bytes"] / (constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s)
         waves = np.maximum(1.0, columns["n_rows"] / (sheet.n_units * RESIDENT_BLOCKS))
-        waiting = waves * columns["row_waits"] * constants["wait_s"]
+        waiting = waves * columns["row_waits"] * constants["wait_clocks"] / (sheet.clock_hz or USUAL_CLOCK_HZ)
         working = (streaming**OVERLAP + waiting**OVERLAP) ** (1 / OVERLAP)
         evaluating = columns["n_special"] * constants["special_s"] / sheet.n_units
         return np.asarray(columns["n_kernels"] * constants["launch_s"] + working + evaluating)

@@ -7,6 +7,7 @@ I neurons, V vocabulary. Imported only where a run executes.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as fn
@@ -43,7 +44,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return fn.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-ATTENTION = {"vanilla": vanilla_attention, "flash": flash_attention}
+ATTENTION: dict[str, Any] = {"vanilla": vanilla_attention, "flash": flash_attention}
 
 
 class Attention(nn.Module):
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         return self.output(self.core(q, k, v, mask).transpose(1, 2).reshape(b, t, -1))
 
 
-ACTIVATIONS = {"silu": fn.silu, "gelu": fn.gelu, "relu": fn.relu}
+ACTIVATIONS: dict[str, Any] = {"silu": fn.silu, "gelu": fn.gelu, "relu": fn.relu}
 
 
 class FeedForward(nn.Module):

@@ -1,0 +1,163 @@
+"""From timed operators to a machine's fitted constants: per kind and software, and for processes that share it.
+
+The laws are those of `sandtable.model`; what is fitted here is only the constants of this machine's processor (for
+operators) and of the link between its processes (for collectives).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sandtable import library
+from sandtable.errors import UnknownName
+from sandtable.model.law import LinkSheet, OperatorLaw, Sheet
+from sandtable.model.operator_fit import OperatorPoint, fit_operator
+from sandtable.model.operators import SHARED, law_of
+from sandtable.plan import OPERATOR_COLUMNS, Op
+from sandtable.spec import (
+    Link,
+    LinkDatasheet,
+    LinkFit,
+    Machine,
+    OperatorFit,
+    OperatorFits,
+    Processor,
+    ProcessorFit,
+    Stack,
+)
+
+LINK = "this_process_link"
+# ends the name of constants for attention that writes its scores to memory
+VANILLA = "_vanilla"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """One timed operator: whose it is, its demand, seconds per call, and how many calls were timed."""
+
+    software: str
+    op: Op
+    seconds: float
+    n_samples: int
+
+
+def fitted(machine: Machine, timed: Sequence[Timed], method: str) -> Machine:
+    """Return the machine with constants fitted to ``timed``; other softwares' and kinds' constants stay."""
+    compute = [item for item in timed if item.op.resource == "compute"]
+    network = [item for item in timed if item.op.resource == "network"]
+    changes: dict[str, Any] = {}
+    if compute:
+        changes["processor"] = _processor(machine, compute, method)
+        stack = _stack(compute[0].software)
+        if stack is not None:
+            changes["stack"] = stack
+    if network:
+        changes["process_link"] = _link(machine, network, method)
+    return machine.model_copy(update=changes) if changes else machine
+
+
+def _stack(software: str) -> Stack | None:
+    """Return the library's file about a software, if there is one."""
+    try:
+        found = library.load_component("stack", software)
+    except UnknownName:
+        return None
+    assert isinstance(found, Stack)
+    return found
+
+
+# --- operators ---------------------------------------------------------------------------------------------
+
+
+def _processor(machine: Machine, timed: Sequence[Timed], method: str) -> Processor:
+    processor = with_peaks(machine.processor, timed)
+    sheet = Sheet.of(processor, machine.memory)
+    fits = _fits(timed, lambda item: sheet.share(item.op.sharing), method)
+    before = processor.fitted or ProcessorFit()
+    return processor.model_copy(
+        update={"fitted": before.model_copy(update={"operators": merged(before.operators, fits)})}
+    )
+
+
+def with_peaks(processor: Processor, timed: Sequence[Timed]) -> Processor:
+    """Return the processor with a peak rate at least that of the best product timed, for each element type."""
+    peaks = dict(processor.datasheet.peak_flops_per_s)
+    for item in timed:
+        # each of several equal processes had its part of the device
+        rate = item.op.flops * item.op.sharing / item.seconds
+        if item.op.kind == "gemm" and rate > peaks.get(item.op.dtype, 0.0):  # type: ignore[call-overload]
+            peaks[item.op.dtype] = rate  # type: ignore[index]
+    datasheet = processor.datasheet.model_copy(update={"peak_flops_per_s": peaks})
+    return processor.model_copy(update={"datasheet": datasheet})
+
+
+def merged(before: OperatorFits, fits: dict[str, dict[str, OperatorFit]]) -> OperatorFits:
+    """Return earlier constants with new ones put over them."""
+    kinds = {kind: {**before.of(kind), **found} for kind, found in fits.items()}
+    return before.model_copy(update=kinds)
+
+
+def _fits(timed: Sequence[Timed], sheet_of: Any, method: str) -> dict[str, dict[str, OperatorFit]]:
+    groups: dict[tuple[str, str], list[Timed]] = {}
+    for item in timed:
+        law = law_of(item.op.kind)
+        assert law is not None, item.op.kind
+        groups.setdefault((law.kind, software_of(law, item)), []).append(item)
+    found: dict[str, dict[str, OperatorFit]] = {}
+    for (kind, software), group in groups.items():
+        law = law_of(group[0].op.kind)
+        assert law is not None
+        found.setdefault(kind, {})[software] = _fit(law, group, sheet_of(group[0]), method)
+    return found
+
+
+def software_of(law: OperatorLaw, item: Timed) -> str:
+    """Return the name that constants of this operator go by."""
+    name = item.software
+    if law.kind == "attention" and not item.op.shape[OPERATOR_COLUMNS["attention"].index("flash")]:
+        name += VANILLA
+    return name + (SHARED if item.op.sharing > 1 else "")
+
+
+def _fit(law: OperatorLaw, group: Sequence[Timed], sheet: Sheet | LinkSheet, method: str) -> OperatorFit:
+    points = [
+        OperatorPoint(
+            device="this",
+            software=item.software,
+            op=item.op.kind,
+            dtype=item.op.dtype,
+            shape=item.op.shape,
+            seconds=item.seconds,
+        )
+        for item in group
+    ]
+    return fit_operator(law, points, {"this": sheet}, method=method)
+
+
+# --- collectives -------------------------------------------------------------------------------------------
+
+
+def _link(machine: Machine, timed: Sequence[Timed], method: str) -> Link:
+    # what passes a rank: each of n ranks has an n-th and needs the rest, twice in an all-reduce
+    rate = max(
+        (2 if item.op.kind == "all_reduce" else 1) * item.op.shape[0] * (1 - 1 / item.op.shape[1]) / item.seconds
+        for item in timed
+    )
+    datasheet = LinkDatasheet(scope="intra_node", bandwidth_bytes_per_s=rate, latency_s=0.0)
+    sheet = LinkSheet(datasheet.bandwidth_bytes_per_s, datasheet.latency_s)
+    fits = _fits(timed, lambda _: sheet, method)
+    before = machine.process_link.fitted if machine.process_link is not None else None
+    return Link(
+        kind="link",
+        name=LINK,
+        title="Between processes of this machine",
+        datasheet=datasheet,
+        fitted=LinkFit(operators=merged(before.operators if before is not None else OperatorFits(), fits)),
+        sources={
+            "datasheet.bandwidth": "measured: the best collective of this calibration, not a data sheet's",
+            "datasheet.latency": "none of its own: the fitted time of a hop contains it",
+            "fitted": method,
+        },
+    )
