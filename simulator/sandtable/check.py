@@ -99,7 +99,9 @@ def _execute(item: Checked, context: ExecutionContext) -> None:
     item.repeats = measure.Repeats(
         executions=(*item.repeats.executions, execution), probes=(*item.repeats.probes, probe)
     )
-    item.measurement = measure.measurement_of(case.scenario, case.parameters, case.machine, item.plan, item.repeats)
+    item.measurement = measure.measurement_of(
+        case.scenario, case.parameters, case.machine, item.plan, item.repeats, case.workload
+    )
     item.folder.save(item.measurement)
 
 

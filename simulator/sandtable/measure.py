@@ -64,7 +64,8 @@ def measure(
         probes.append(probe(machine, context))
         executions.append(execute(scenario, workload, parameters, machine, context))
     repeats = Repeats(executions=executions, probes=probes)
-    return measurement_of(scenario, parameters, machine, plan, repeats), list(executions[-1].trace)
+    measurement = measurement_of(scenario, parameters, machine, plan, repeats, workload)
+    return measurement, list(executions[-1].trace)
 
 
 def execute(
@@ -80,7 +81,12 @@ def execute(
 
 
 def measurement_of(
-    scenario: Scenario, parameters: Frozen, machine: Machine, plan: Plan, repeats: Repeats
+    scenario: Scenario,
+    parameters: Frozen,
+    machine: Machine,
+    plan: Plan,
+    repeats: Repeats,
+    workload: Workload[Any] | None = None,
 ) -> Measurement:
     """Reduce the executions of one scenario to a measurement."""
     steps = [step for execution in repeats.executions for step in execution.steps]
@@ -96,6 +102,8 @@ def measurement_of(
     if grown is not None:
         metrics["process_memory_bytes"] = point(grown, "bytes")
     metrics |= predict.rates(metrics, plan.work_unit)
+    if workload is not None:
+        metrics |= workload.derived(parameters, machine, metrics)
     spread = _spread([_mean_latency(execution, plan) for execution in repeats.executions])
     probe_ratio = float(np.median(repeats.probes)) if repeats.probes else None
     accounts = [execution_means(execution, plan) for execution in repeats.executions]

@@ -42,6 +42,7 @@ def predict(
     metrics |= rates(metrics, plan.work_unit)
     breakdown = mean_breakdown(result, plan)
     metrics |= cost.metrics(machine, metrics, breakdown, plan.work_unit)
+    metrics |= workload.derived(parameters, machine, metrics)
     prediction = Prediction(
         scenario=scenario_record(scenario, parameters),
         machine=machine.name,

@@ -182,11 +182,20 @@ def strip_suffix(name: str) -> str:
     return name
 
 
+# metrics whose unit their name's last suffix does not tell
+_SPELLED_UNITS = {
+    "usd_per_mtok": "USD/Mtok",
+    "loss_per_usd": "1/USD",
+    "tokens_per_usd": "tokens/USD",
+    "tokens_per_s_per_device": "tokens/s",
+}
+
+
 def unit_of(metric: str) -> str:
     """Return the unit printed for a metric: ``latency_s.p50`` -> "s", ``tokens_per_s`` -> "tokens/s"."""
     base = metric.split(".")[0]
-    if base in ("usd_per_mtok", "loss_per_usd"):
-        return {"usd_per_mtok": "USD/Mtok", "loss_per_usd": "1/USD"}[base]
+    if base in _SPELLED_UNITS:
+        return _SPELLED_UNITS[base]
     quantity = quantity_of(base)
     if quantity == "1/s":
         return base.removesuffix("_per_s") + "/s"

@@ -17,8 +17,9 @@ from pydantic import Field
 
 from sandtable import units
 from sandtable.engine.run import StepResult
+from sandtable.errors import PlanError
 from sandtable.plan import Plan
-from sandtable.results import TraceRow
+from sandtable.results import Metric, TraceRow
 from sandtable.spec import Frozen, Machine
 
 P = TypeVar("P", bound=Frozen)
@@ -84,6 +85,18 @@ class Workload(ABC, Generic[P]):
     @abstractmethod
     def example(self) -> dict[str, Any]:
         """Return parameters small enough for a test to plan and execute in seconds."""
+
+    def derived(self, parameters: P, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
+        """Return metrics that follow from others by counting, predicted or measured alike; they replace equal names."""
+        return {}
+
+    def estimate(self, parameters: Sequence[P], machine: Machine) -> list[dict[str, float]]:
+        """Return metrics of many configurations at once by a closed form, where a workload has one.
+
+        Raises:
+            PlanError: this workload has none.
+        """
+        raise PlanError(f"{self.name} has no closed form for many configurations: predict them one by one")
 
     def prepare(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> None:
         """Make what every repeat of `execute` needs, such as files on disk; not timed."""

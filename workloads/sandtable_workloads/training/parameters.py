@@ -37,6 +37,9 @@ class SlmTraining(Frozen):
             or all but the input of each layer.
         precision: Pure ``bfloat16`` or ``float32`` throughout; ``mixed_*`` keeps float32 weights for the optimiser.
         bucket_bytes: Gradients that ``ddp`` reduces in one call.
+        reduce_dtype: Type in which gradients are reduced; float32 with mixed precision, and the weights' type
+            otherwise, if not given.
+        overlap_gradients: Reduce gradients while the backward pass goes on; else after it.
         steps: Measured steps.
         warmup_steps: Steps before those, not measured.
         text: Text file to train on; the text that ships with the package if none.
@@ -60,6 +63,8 @@ class SlmTraining(Frozen):
     checkpointing: Checkpointing = "none"
     precision: Precision = "bfloat16"
     bucket_bytes: Bytes = Field(default=float(25 << 20), gt=0)
+    reduce_dtype: Literal["float32", "bfloat16"] | None = None
+    overlap_gradients: bool = True
     steps: int = Field(default=10, ge=1)
     warmup_steps: int = Field(default=3, ge=0)
     text: str | None = None
@@ -90,3 +95,20 @@ class SlmTraining(Frozen):
     def tokens_per_step(self) -> int:
         """Tokens per optimiser step."""
         return self.global_batch * self.sequence_tokens
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of a weight as layers compute with it, and as it is gathered."""
+        return 4.0 if self.precision == "float32" else 2.0
+
+    @property
+    def gradient_bytes(self) -> float:
+        """Bytes of a gradient as it is accumulated, and as the optimiser reads it."""
+        return 2.0 if self.precision == "bfloat16" else 4.0
+
+    @property
+    def reduce_bytes(self) -> float:
+        """Bytes of a gradient as it is sent."""
+        if self.reduce_dtype is None:
+            return self.gradient_bytes
+        return 4.0 if self.reduce_dtype == "float32" else 2.0

@@ -1,0 +1,124 @@
+"""The workload `slm_training`: one description of a training run, planned for any cluster and executed for real."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from sandtable.errors import DoesNotFit
+from sandtable.model.operations import CostModel
+from sandtable.plan import Plan
+from sandtable.results import Metric
+from sandtable.spec import Frozen, Machine
+from sandtable.units import format_bytes
+from sandtable.workload import Execution, ExecutionContext, Workload
+from sandtable_workloads.training import layout, metrics
+from sandtable_workloads.training.demand import Configuration, configuration_of, held_params, stacked, structure
+from sandtable_workloads.training.parameters import SlmTraining
+from sandtable_workloads.training.plan import plan_of
+from sandtable_workloads.training.step import StepTimes, step_times
+from sandtable_workloads.transformer.presets import shape_named
+from sandtable_workloads.transformer.shapes import ModelShape
+
+
+class SlmTrainingWorkload(Workload[SlmTraining]):
+    """Train a decoder on any number of devices: data, tensor, pipeline, context and expert parallel."""
+
+    name: ClassVar[str] = "slm_training"
+    parameters: ClassVar[type[Frozen]] = SlmTraining
+
+    def plan(self, parameters: SlmTraining, machine: Machine, seed: int) -> Plan:
+        """Return the steps of a run; see `sandtable_workloads.training.plan`.
+
+        Raises:
+            PlanError: the run cannot be laid out.
+            DoesNotFit: one device needs more memory than it has.
+        """
+        shape = shape_of(parameters)
+        layout.check(parameters, shape, machine)
+        held = memory_of(parameters, shape, machine)
+        check_memory(held, machine, shape)
+        return plan_of(parameters, configuration(parameters, machine), shape, machine, held)
+
+    def derived(self, parameters: SlmTraining, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
+        """Return what follows from a step's time; see `sandtable_workloads.training.metrics`."""
+        return metrics.derived(parameters, shape_of(parameters), machine, known)
+
+    def estimate(self, parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
+        """Return step time and its parts of many runs by the closed form, in the order given."""
+        return estimate(parameters, machine)
+
+    def prepare(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> None:
+        """Check that this machine can do it, and make the files of tokens."""
+        from sandtable_workloads.training import execute
+
+        execute.prepare(parameters, machine, seed, context)
+
+    def execute(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
+        """Train for real, once."""
+        from sandtable_workloads.training import execute
+
+        return execute.run_training(parameters, machine, seed, context)
+
+    def example(self) -> dict[str, Any]:
+        """Return a tiny model that trains in seconds."""
+        return {
+            "model": "tiny_3x64",
+            "sequence_tokens": 64,
+            "micro_batch": 2,
+            "precision": "float32",
+            "steps": 3,
+            "warmup_steps": 1,
+        }
+
+
+def shape_of(parameters: SlmTraining) -> ModelShape:
+    """Return the shape of the model, with as many learned positions as a sequence has tokens."""
+    shape = shape_named(parameters.model)
+    return shape.with_positions(parameters.sequence_tokens) if shape.positions == "learned" else shape
+
+
+def configuration(parameters: SlmTraining, machine: Machine) -> Configuration:
+    """Return the numbers of a run on machines of this kind."""
+    per_machine = layout.devices_per_machine(machine, parameters.devices)
+    return configuration_of(parameters, shape_of(parameters), per_machine)
+
+
+def memory_of(parameters: SlmTraining, shape: ModelShape, machine: Machine) -> dict[str, float]:
+    """Return the bytes that the fullest device holds, by kind."""
+    held = held_params(configuration(parameters, machine))
+    return {"weights": float(held) * parameters.weight_bytes}
+
+
+def check_memory(held: Mapping[str, float], machine: Machine, shape: ModelShape) -> None:
+    """Refuse what one device cannot hold.
+
+    Raises:
+        DoesNotFit: with what needs how much.
+    """
+    memory = machine.memory if machine.accelerator is None else machine.accelerator.memory
+    needed, has = sum(held.values()), memory.datasheet.capacity_bytes
+    if needed > has:
+        kinds = ", ".join(f"{k} {format_bytes(v)}" for k, v in sorted(held.items(), key=lambda item: -item[1]))
+        raise DoesNotFit(
+            f"{shape.name} needs {format_bytes(needed)} on its fullest device, which has {format_bytes(has)} ({kinds})"
+        )
+
+
+def estimate(parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
+    """Return ``step_s`` and its parts of many runs on one machine, by the closed form."""
+    costs = CostModel(machine)
+    groups: dict[Any, list[int]] = {}
+    configurations = [configuration(p, machine) for p in parameters]
+    for index, one in enumerate(configurations):
+        groups.setdefault(structure(one), []).append(index)
+    found: list[dict[str, float]] = [{} for _ in parameters]
+    for members in groups.values():
+        times = step_times(stacked([configurations[i] for i in members]), costs, len(members))
+        for row, index in enumerate(members):
+            found[index] = _row(times, row)
+    return found
+
+
+def _row(times: StepTimes, row: int) -> dict[str, float]:
+    return {f"{name}_s": float(getattr(times, name)[row]) for name in StepTimes.__dataclass_fields__}
