@@ -61,6 +61,8 @@ class Demand:
 class Configuration:
     """The numbers of a run, or of many runs of one structure (the non-numeric fields), as arrays.
 
+    ``sharing`` processes have one device together: the ranks of a run on a CPU, which share its cores.
+
     ``per_machine`` are the devices of one machine; ``peak`` of the layers' kinds see `layer_kinds`.
     """
 
@@ -69,6 +71,7 @@ class Configuration:
     flash: bool
     sharding_kind: str
     latent: tuple[int, int, int, int, int] | None
+    sharing: int
     rotary: bool
     causal: bool
     n_layers: Number
@@ -134,8 +137,14 @@ class Configuration:
 SHARDING = {"ddp": 0, "zero_1": 1, "fsdp_grad_op": 2, "fsdp_full": 3}
 
 
-def configuration_of(parameters: SlmTraining, shape: ModelShape, per_machine: int) -> Configuration:
-    """Return the numbers of one run on machines with ``per_machine`` devices each."""
+def configuration_of(
+    parameters: SlmTraining, shape: ModelShape, per_machine: int, *, on_host: bool = False
+) -> Configuration:
+    """Return the numbers of one run on machines with ``per_machine`` devices each.
+
+    ``on_host`` its devices are processes of one CPU: they share it, and what they send to each other is copied by the
+    cores that compute, so that computing hides none of it.
+    """
     moe = shape.moe
     dtype = COMPUTE_DTYPE[parameters.precision]
     experts = 0 if moe is None else moe.n_experts * shape.expert_params
@@ -146,6 +155,7 @@ def configuration_of(parameters: SlmTraining, shape: ModelShape, per_machine: in
         flash=parameters.attention == "flash",
         sharding_kind="ddp" if parameters.sharding == "ddp" else "sharded",
         latent=_latent(shape),
+        sharing=parameters.devices if on_host else 1,
         rotary=shape.positions == "rotary",
         causal=shape.causal,
         n_layers=shape.n_layers,
@@ -186,7 +196,7 @@ def configuration_of(parameters: SlmTraining, shape: ModelShape, per_machine: in
         recompute=CHECKPOINTING[parameters.checkpointing],
         reduce_bytes=parameters.reduce_bytes,
         state_bytes=optimizer_bytes(parameters),
-        overlaps=float(parameters.overlap_gradients),
+        overlaps=float(parameters.overlap_gradients and not on_host),
         bucket_bytes=parameters.bucket_bytes,
         per_machine=per_machine,
     )
@@ -236,11 +246,18 @@ class Software:
     def __init__(self, stack: Stack | None) -> None:
         self.table = {} if stack is None else stack.datasheet.efficiency
 
-    def stream(self, name: str, n_bytes: Number, c: Configuration, n_kernels: Number = 1.0) -> Demand:
-        """Return element-wise work that has to move ``n_bytes`` at least, in ``n_kernels`` kernels at least."""
+    def stream(
+        self, name: str, n_bytes: Number, c: Configuration, n_kernels: Number = 1.0, n_special: Number = 0.0
+    ) -> Demand:
+        """Return element-wise work that has to move ``n_bytes`` at least, in ``n_kernels`` kernels at least.
+
+        ``n_special`` are the exponentials that it evaluates.
+        """
         found = self.table.get(f"stream.{name}")
         traffic, calls = (1.0, 1.0) if found is None else (found.traffic, float(found.calls))
-        return Demand(name=name, kind="stream", shape=(n_bytes * traffic, n_kernels * calls), dtype=c.dtype)
+        return Demand(
+            name=name, kind="stream", shape=(n_bytes * traffic, n_kernels * calls, n_special), dtype=c.dtype
+        )
 
 
 def gemm(
@@ -336,7 +353,9 @@ def forward_streams(c: Configuration, kind: LayerKind, software: Software) -> li
     found = [
         software.stream("norm", c.norms * 2 * wide * b, c, c.norms),
         software.stream("residual", 2 * 3 * wide * b, c, 2.0),
-        software.stream("activation", c.tokens * used * c.n_vectors * b / c.tensor, c),
+        software.stream(
+            "activation", c.tokens * used * c.n_vectors * b / c.tensor, c, n_special=c.tokens * used / c.tensor
+        ),
     ]
     if c.rotary:
         turned = c.tokens * (c.n_heads + c.n_kv_heads) * c.head_dim / c.tensor
@@ -351,7 +370,12 @@ def backward_streams(c: Configuration, kind: LayerKind, software: Software) -> l
     found = [
         software.stream("norm backward", c.norms * 3 * wide * b, c, c.norms),
         software.stream("residual backward", 2 * 3 * wide * b, c, 2.0),
-        software.stream("activation backward", c.tokens * used * (2 * c.n_vectors - 1) * b / c.tensor, c),
+        software.stream(
+            "activation backward",
+            c.tokens * used * (2 * c.n_vectors - 1) * b / c.tensor,
+            c,
+            n_special=c.tokens * used / c.tensor,
+        ),
     ]
     if c.rotary:
         turned = c.tokens * (c.n_heads + c.n_kv_heads) * c.head_dim / c.tensor
@@ -467,14 +491,15 @@ def head_forward(c: Configuration, software: Software) -> list[Demand]:
     """Return the output projection and the loss of a micro-batch."""
     logits = c.tokens * c.vocabulary / c.tensor
     norm = software.stream("norm", 2 * c.tokens * c.d_model * c.item_bytes, c)
-    return [norm, _head(c), software.stream("loss", logits * c.item_bytes, c)]
+    return [norm, _head(c), software.stream("loss", logits * c.item_bytes, c, n_special=logits)]
 
 
 def head_backward(c: Configuration, software: Software) -> list[Demand]:
     """Return the backward pass of loss and output projection."""
     logits = c.tokens * c.vocabulary / c.tensor
     norm = software.stream("norm backward", 3 * c.tokens * c.d_model * c.item_bytes, c)
-    return [software.stream("loss backward", 2 * logits * c.item_bytes, c), *backward_of(_head(c)), norm]
+    loss = software.stream("loss backward", 2 * logits * c.item_bytes, c, n_special=logits)
+    return [loss, *backward_of(_head(c)), norm]
 
 
 def held_params(c: Configuration) -> Number:

@@ -21,7 +21,7 @@ from sandtable_workloads.transformer.shapes import ModelShape
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
 
 
-def op_of(demand: Demand, on: Where, section: str) -> Op | None:
+def op_of(demand: Demand, on: Where, section: str, sharing: int = 1) -> Op | None:
     """Return a demand as an op, None if it asks for nothing."""
     shape = tuple(float(number) for number in demand.shape)
     times, whole = float(demand.times), max(1, round(float(demand.times)))
@@ -34,6 +34,7 @@ def op_of(demand: Demand, on: Where, section: str) -> Op | None:
         dtype=demand.dtype,
         flops=_flops(demand.kind, shape),
         shape=shape,
+        sharing=1 if demand.communicates else sharing,
         on=on,
         section=section,
         repeat=whole,
@@ -86,11 +87,11 @@ class Blocks:
     send: Op | None
 
 
-def blocks_of(parts: StepParts, on: Where) -> Blocks:
+def blocks_of(parts: StepParts, on: Where, sharing: int = 1) -> Blocks:
     """Return the sequences of a step's parts."""
 
     def block(name: str, demands: Sequence[Demand], section: str) -> Op:
-        ops = tuple(op for op in (op_of(demand, on, section) for demand in demands) if op is not None)
+        ops = tuple(op for op in (op_of(demand, on, section, sharing) for demand in demands) if op is not None)
         return Op(name=name, kind="sequence", account="compute", parts=ops, on=on, section=section)
 
     def sent(demand: Demand, section: str, lane: str) -> Op | None:
@@ -129,7 +130,7 @@ def step_of(c: Configuration, shape: ModelShape, machine: Machine) -> Step:
     """Return one optimiser step; its counters are filled by the engine."""
     on: Where = "host" if machine.accelerator is None else "accelerator"
     parts = parts_of(c, Software(machine.stack))
-    blocks, kinds = blocks_of(parts, on), layers_of(shape)
+    blocks, kinds = blocks_of(parts, on, c.sharing), layers_of(shape)
     builder = _Pipeline(c, blocks, kinds, parts) if c.pipeline > 1 else _Single(c, blocks, kinds, parts)
     return Step(name="step", ops=tuple(builder.ops()))
 
@@ -192,6 +193,9 @@ class _Single:
 
     def _sharded(self) -> None:
         """Each layer's weights are gathered one layer ahead, and its gradients scattered behind it."""
+        if not self.c.overlaps:
+            self._sharded_in_turn()
+            return
         blocks, kinds = self.blocks, self.kinds
         started: list[int | None] = [self.last]
         root = self._send(blocks.gather_outer, self.last, self.sent)
@@ -210,6 +214,28 @@ class _Single:
             self._send(blocks.reduce, done)
         self._compute(blocks.embedding_backward)
         self._send(blocks.reduce_outer, self.last)
+
+    def _sharded_in_turn(self) -> None:
+        """Computing and sending take turns."""
+        blocks = self.blocks
+
+        def send(op: Op | None, section: str = "") -> None:
+            self.last = self._send(op, self.last, section=section) if op is not None else self.last
+
+        send(blocks.gather_outer)
+        self._compute(blocks.embedding_forward)
+        for kind in self.kinds:
+            send(blocks.gather)
+            self._compute(blocks.forward[kind])
+        self._compute(blocks.head_forward)
+        self._compute(blocks.head_backward)
+        for kind in reversed(self.kinds):
+            if self.sharding >= FULL:
+                send(blocks.gather, BACKWARD)
+            self._compute(blocks.backward[kind])
+            send(blocks.reduce)
+        self._compute(blocks.embedding_backward)
+        send(blocks.reduce_outer)
 
 
 class _Pipeline:

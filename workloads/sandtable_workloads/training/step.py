@@ -43,8 +43,9 @@ class StepTimes:
 class Timer:
     """Costs lists of demands on a machine: one law call per kind of operator and element type."""
 
-    def __init__(self, costs: CostModel, n: int) -> None:
+    def __init__(self, costs: CostModel, n: int, sharing: int = 1) -> None:
         self.costs = costs
+        self.sharing = sharing
         self.n = n
         self.on = "host" if costs.machine.accelerator is None else "accelerator"
 
@@ -70,7 +71,15 @@ class Timer:
             for i, name in enumerate(names)
         }
         first = tuple(float(column[0]) for column in columns.values())
-        op = Op(name="", kind=kind, account="", shape=first, dtype=dtype, on=self.on)  # type: ignore[arg-type]
+        op = Op(
+            name="",
+            kind=kind,
+            account="",
+            shape=first,
+            dtype=dtype,
+            on=self.on,  # type: ignore[arg-type]
+            sharing=self.sharing,
+        )
         return self.costs.seconds(op, columns).reshape(len(demands), self.n)
 
     def issue(self, demands: Sequence[Demand]) -> FloatArray:
@@ -137,7 +146,7 @@ def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
 def step_times(c: Configuration, costs: CostModel, n: int) -> StepTimes:
     """Return the step times of ``n`` configurations of one structure on one machine."""
     parts = parts_of(c, Software(costs.machine.stack))
-    s = seconds_of(parts, c, Timer(costs, n))
+    s = seconds_of(parts, c, Timer(costs, n, c.sharing))
     # a collective op's ``times`` are in its seconds already
     piped = np.broadcast_to(np.asarray(c.pipeline) > 1, (n,))
     single, pipe = _single(c, s, parts), _pipeline(c, s, parts)
@@ -169,10 +178,16 @@ def _single(c: Configuration, s: Seconds, parts: StepParts) -> StepTimes:
     """One device does all layers: micro-batches follow each other, the gradients' reduction hides behind the last."""
     gathered, regathered = np.asarray(c.sharding) >= GRAD_OP, np.asarray(c.sharding) >= FULL
     g, root = np.where(gathered, s.gather, 0.0), np.where(gathered, s.gather_outer, 0.0)
-    forward = _forward(s, g, root)
+    overlaps, regather = np.asarray(c.overlaps) > 0, np.where(regathered, s.gather, 0.0)
+    in_turn = root + s.embedding_forward + s.n_layers * (g + s.forward) + s.head_forward
+    forward = np.where(overlaps, _forward(s, g, root), in_turn)
     computing = s.head_backward + s.n_layers * s.backward + s.embedding_backward
-    sharded = _sharded_backward(s, np.where(regathered, s.gather, 0.0))
-    replicated = np.where(c.overlaps > 0, _replicated_backward(s, parts), computing + _all_reduced(s, parts))
+    sharded = np.where(
+        overlaps,
+        _sharded_backward(s, regather),
+        computing + s.n_layers * (regather + s.reduce) + s.reduce_outer,
+    )
+    replicated = np.where(overlaps, _replicated_backward(s, parts), computing + _all_reduced(s, parts))
     last = np.where(gathered, sharded, replicated)
     before = np.where(gathered, sharded, computing) + s.between
     backward = last + (c.accumulation - 1) * before

@@ -133,7 +133,9 @@ def _send(c: Configuration) -> Demand:
     n_bytes = c.tokens * c.d_model * c.item_bytes / c.tensor
     neighbours = c.per_machine >= 2 * c.tensor * c.context * c.data
     local = np.where(neighbours, 2.0, 1.0)
-    return Demand(name="activations", kind="send_recv", shape=(n_bytes, 2.0, _like(c, local)), dtype=c.dtype)
+    ranks = np.where(np.asarray(c.pipeline) > 1, 2.0, 1.0)  # one stage sends to nobody
+    shape = (n_bytes, _like(c, ranks), _like(c, np.minimum(local, ranks)))
+    return Demand(name="activations", kind="send_recv", shape=shape, dtype=c.dtype)
 
 
 def _between(c: Configuration, software: Software) -> list[Demand]:

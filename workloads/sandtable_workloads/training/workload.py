@@ -81,7 +81,7 @@ def shape_of(parameters: SlmTraining) -> ModelShape:
 def configuration(parameters: SlmTraining, machine: Machine) -> Configuration:
     """Return the numbers of a run on machines of this kind."""
     per_machine = layout.devices_per_machine(machine, parameters.devices)
-    return configuration_of(parameters, shape_of(parameters), per_machine)
+    return configuration_of(parameters, shape_of(parameters), per_machine, on_host=machine.accelerator is None)
 
 
 def memory_of(parameters: SlmTraining, shape: ModelShape, machine: Machine) -> dict[str, float]:
