@@ -80,7 +80,7 @@ def from_hf_config(path: str | Path) -> ModelShape:
     if reader is None:
         raise ConfigError(
             f"model_type {config.model_type!r} is no transformer that is known here"
-            f"{did_you_mean(config.model_type, READERS)}: known are {', '.join(sorted(READERS))}",
+            f"{did_you_mean(config.model_type, READERS)}; a preset of the same shape will do",
             file=str(path),
         )
     name = path.stem if path.stem != "config" else path.resolve().parent.name
