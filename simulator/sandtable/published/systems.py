@@ -38,7 +38,7 @@ SYSTEMS: dict[str, System] = {
     "h200_sxm": System("nvidia_h200_sxm", "hbm3e_h200_141gib", "nvlink4"),
     "h800": System("nvidia_h800", "hbm3_h100_80gib", "nvlink4_h800"),
     "h20": System("nvidia_h20", "hbm3_h20_96gib", "nvlink4"),
-    "gh200": System("nvidia_gh200", "hbm3e_gh200_144gib", "nvlink4"),
+    "gh200": System("nvidia_gh200", "hbm3_gh200_96gb", "nvlink4"),
     "b200_sxm": System("nvidia_b200_sxm", "hbm3e_b200_180gib", "nvlink5"),
     "b300_sxm": System("nvidia_b300_sxm", "hbm3e_b300_288gb", "nvlink5"),
     "gb200": System("nvidia_gb200", "hbm3e_gb200_186gib", "nvlink5_nvl72"),
