@@ -105,6 +105,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"model_type": "gemma2", "hidden_act": "gelu_pytorch_tanh", "sliding_window": 4096},
     "gemma_3_1b": usual(26, 1152, 6912, 4, 262144, head_dim=256, num_key_value_heads=1)
     | {"model_type": "gemma3_text", "sliding_window": 512, "sliding_window_pattern": 6},
+    "gemma_3_4b": {
+        "model_type": "gemma3",
+        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152},
+        "text_config": {
+            "model_type": "gemma3_text",
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "sliding_window": 1024,
+        },
+    },
     "gpt_2_124m": {"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024}
     | {"vocab_size": 50257, "activation_function": "gelu_new"},
     "gpt_j_6b": {"model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_layer": 28, "n_inner": None}

@@ -378,7 +378,12 @@ def _gemma2(c: HfConfig) -> Fields:
     return _gemma(c) | {"norms_per_layer": 4, "full_attention_every": 2} | _or_every(_windowed(c, 4096), 2)
 
 
+# what the files of the larger Gemma 3 leave to the class
+_GEMMA3 = {"vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
+
+
 def _gemma3(c: HfConfig) -> Fields:
+    c = HfConfig(_GEMMA3 | c.data, c.file)
     own = {"norms_per_layer": 4, "qk_norm": "per_head"}
     return _gemma(c) | own | _or_every(_windowed(c, 4096), 6)
 
