@@ -209,6 +209,11 @@ def test_a_config_is_the_preset_of_its_name(name: str, tmp_path: Path) -> None:
     assert found.changed(name=name) == shape_named(name)
 
 
+def test_the_third_deepseek_corrects_its_router_even_where_the_file_is_silent(tmp_path: Path) -> None:
+    silent = {key: value for key, value in DEEPSEEK_V3.items() if key != "topk_method"}
+    assert from_hf_config(written(tmp_path, silent)).n_params == shape_named("deepseek_v3").n_params
+
+
 def test_every_reader_is_tried() -> None:
     tried = {config["model_type"] for config in CONFIGS.values()} | {"llama4_text"}
     assert set(READERS) <= tried

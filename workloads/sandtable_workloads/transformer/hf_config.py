@@ -483,7 +483,8 @@ def _deepseek_moe(c: HfConfig) -> Moe | None:
         expert_neurons=neurons,
         shared_neurons=c.get("n_shared_experts", 0) * neurons,
         first_dense=c.get("first_k_dense_replace", 0),
-        router_bias=c.get("topk_method") == "noaux_tc",
+        # newer files leave the method out: the third generation knows no other
+        router_bias=c.get("topk_method", "greedy" if c.model_type == "deepseek_v2" else "noaux_tc") == "noaux_tc",
     )
 
 
