@@ -68,12 +68,15 @@ OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
         "flash",
         "passes",
     ),
+    # `n_tokens` of all ranks that share the experts, three matrices an expert; `skew` is the exponent of the power law
+    # of the experts' loads, 0 for even ones; the time is that of the busiest rank, forward
     "moe": ("n_tokens", "d_model", "n_neurons", "top_k", "n_experts", "tensor_parallel", "expert_parallel", "skew"),
     # traffic of element-wise work: bytes read and written together, how many kernels are launched for it, and how many
     # exponentials, logarithms and the like it evaluates; for kernels that give each row to one block of threads, also
     # the rows, and how often each of them waits for memory in turn
     "stream": ("n_bytes", "n_kernels", "n_special", "n_rows", "row_waits"),
-    # payload per rank (the whole buffer that is reduced or gathered), ranks in the group, ranks of it in one machine
+    # the whole buffer: what each rank holds before an all-reduce or reduce-scatter, after an all-gather, sends to all
+    # ranks together in an all-to-all, sends to its peer; ranks in the group; ranks of this group in one machine
     "collective": ("n_bytes", "n_ranks", "ranks_per_machine"),
 }
 

@@ -1,0 +1,44 @@
+"""How well device files predict published times of mixtures of experts; needs the folder of published measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sandtable.model.operator_fit import Predictor, fit_constants
+from sandtable.published import framework
+from sandtable.published.op_moe import OpMoe
+from sandtable.published.operators import kind_of, sheets_of
+
+
+@pytest.fixture
+def folder(reference_folder: Path) -> Path:
+    if not (reference_folder / "op_moe.csv").is_file():
+        pytest.skip("op_moe.csv is not among the published measurements here")
+    return reference_folder
+
+
+def test_in_sample_and_held_out(folder: Path) -> None:
+    (score,) = framework.run(folder, "op_moe").datasets
+    data = score.to_json()
+    assert data["scored"] >= 0.92 * data["rows"]
+    assert set(score.skipped) <= {"routing is not what its label says"}
+    assert data["median_abs_error_frac"] < 0.12
+    assert data["p90_abs_error_frac"] < 0.38
+    assert abs(data["bias_frac"]) < 0.05
+    assert data["coverage_frac"] > 0.85
+    assert data["held_out"]["median_abs_error_frac"] < 0.14
+
+
+def test_a_device_left_out_follows_from_its_data_sheet_and_its_siblings(folder: Path) -> None:
+    adapter = OpMoe()
+    points = [p for p in adapter.operator_points(adapter.read(folder)) if p.software == "vllm"]
+    law, errors = kind_of(points[0]), []
+    for device in sorted({p.device for p in points}):
+        own, others = ([p for p in points if (p.device == device) is same] for same in (True, False))
+        residuals = Predictor(law, own, sheets_of(own)).residuals(fit_constants(law, others, sheets_of(others)))
+        errors.append(np.abs(np.expm1(residuals)))
+    assert len(errors) >= 5
+    assert np.median(np.concatenate(errors)) < 0.19

@@ -1,0 +1,146 @@
+"""The law of mixtures of experts against counts that can be done by hand, and its limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandtable.model.law import Sheet
+from sandtable.model.moe import MoeLaw, _Batch
+
+LAW = MoeLaw()
+SHEET = Sheet(
+    name="device",
+    n_units=100,
+    peak_flops_per_s={"bfloat16": 1e15, "fp8": 2e15},
+    bandwidth_bytes_per_s=3e12,
+    cache_bytes=5e7,
+    clock_hz=1.5e9,
+)
+# reaches everything and adds nothing
+IDEAL = {"rate_frac": 1.0, "bandwidth_frac": 1.0, "launch_s": 0.0, "passes": 0.0, "idle_passes": 0.0}
+
+
+def shape(
+    n_tokens: float,
+    *,
+    d_model: float = 4096,
+    n_neurons: float = 1536,
+    top_k: float = 8,
+    n_experts: float = 128,
+    tensor_parallel: float = 1,
+    expert_parallel: float = 1,
+    skew: float = 0,
+) -> tuple[float, ...]:
+    return (n_tokens, d_model, n_neurons, top_k, n_experts, tensor_parallel, expert_parallel, skew)
+
+
+def batch(n_tokens: float, **sizes: float) -> _Batch:
+    return _Batch.of(LAW.columns(shape(n_tokens, **sizes)))
+
+
+def seconds(
+    n_tokens: float, *, dtype: str = "bfloat16", constants: dict[str, float] | None = None, **s: float
+) -> float:
+    columns = LAW.columns(shape(n_tokens, **s))
+    return float(LAW.seconds(SHEET, constants or LAW.typical(), columns, dtype=dtype, op="moe")[0])
+
+
+class TestRouting:
+    @pytest.mark.parametrize(("n_tokens", "touched"), [(1, 8), (8, 64), (16, 128), (4096, 128)])
+    def test_even_loads_touch_one_expert_per_choice_until_all_are(self, n_tokens: float, touched: float) -> None:
+        found = batch(n_tokens)
+        assert found.touched[0] == pytest.approx(touched)
+        assert found.rows[0] == pytest.approx(8 * n_tokens)
+
+    def test_a_power_law_touches_fewer_and_keeps_the_sum(self) -> None:
+        found = batch(16, skew=1.01)
+        assert 50 < found.touched[0] < 80
+        assert found.rows[0] == pytest.approx(8 * 16)
+
+    def test_the_busiest_rank_has_more_than_its_share(self) -> None:
+        even, skewed = (batch(4096, expert_parallel=8, skew=skew).rows[0] for skew in (0, 1.01))
+        assert even == pytest.approx(4096)
+        assert 1.2 * even < skewed < 2.5 * even
+
+    def test_no_expert_gets_more_than_every_token(self) -> None:
+        found = batch(4096, top_k=2, n_experts=8, expert_parallel=8, skew=1.01)
+        assert 0.8 * 4096 < found.rows[0] <= 4096
+
+    def test_one_token_wakes_at_least_one_expert_of_the_busiest_rank(self) -> None:
+        assert batch(1, expert_parallel=64).touched[0] == 1
+
+    @given(
+        n_tokens=st.integers(1, 10_000),
+        top_k=st.integers(1, 8),
+        experts=st.sampled_from([8, 64, 256]),
+        parallel=st.sampled_from([1, 2, 8]),
+        skew=st.floats(0, 2),
+    )
+    def test_loads_are_bounded(self, n_tokens: int, top_k: int, experts: int, parallel: int, skew: float) -> None:
+        sizes = {"top_k": top_k, "n_experts": experts, "expert_parallel": parallel, "skew": skew}
+        found = batch(n_tokens, **sizes)
+        held = experts / parallel
+        assert np.count_nonzero(found.loads) * found.alike[0] <= held
+        assert found.loads.max() <= n_tokens
+        assert 1 <= found.touched[0] <= held
+        assert found.rows[0] + found.idle_rows[0] == pytest.approx(n_tokens * top_k)
+
+
+class TestTime:
+    def test_few_tokens_stream_the_weights_of_the_experts_touched(self) -> None:
+        touched = 8
+        n_bytes = touched * 3 * 4096 * 1536 * 2
+        assert seconds(1, constants=IDEAL) == pytest.approx(n_bytes / 3e12, rel=0.02)
+        assert seconds(16, constants=IDEAL) == pytest.approx(16 * n_bytes / 3e12, rel=0.02)
+
+    def test_many_tokens_are_bound_by_arithmetic(self) -> None:
+        flops = 2 * 8 * 3 * 4096 * 1536 * 1e6
+        took = seconds(1e6, constants=IDEAL)
+        # tiles of 128 x 128 do 12.5 % on top, at their edges
+        assert flops / 1e15 < took < 1.2 * flops / 1e15
+
+    def test_rows_are_rounded_up_to_whole_tiles_per_expert(self) -> None:
+        wide = {"d_model": 4096, "n_neurons": 16384, "top_k": 2, "n_experts": 2}
+        whole, one_more = (seconds(n, constants=IDEAL, **wide) for n in (4096, 4097))
+        assert one_more / whole == pytest.approx(33 / 32, rel=0.01)
+
+    def test_a_launch_is_the_least(self) -> None:
+        assert seconds(1, n_neurons=64, d_model=64) == pytest.approx(LAW.typical()["launch_s"], rel=0.1)
+
+    def test_tensor_parallel_ranks_share_the_neurons(self) -> None:
+        whole, half = (seconds(16, constants=IDEAL, tensor_parallel=t) for t in (1, 2))
+        assert half == pytest.approx(whole / 2, rel=0.05)
+
+    def test_skew_costs_where_experts_are_spread_over_ranks(self) -> None:
+        even, skewed = (seconds(4096, expert_parallel=8, skew=skew) for skew in (0, 1.2))
+        assert skewed > 1.2 * even
+
+    def test_rows_of_other_ranks_cost_only_wide_types(self) -> None:
+        spread = {"expert_parallel": 8.0}
+        none, some = ({**LAW.typical(), "idle_passes": passes} for passes in (0.0, 1.0))
+        assert seconds(4096, constants=some, **spread) > seconds(4096, constants=none, **spread)
+        assert seconds(4096, dtype="fp8", constants=some, **spread) == seconds(
+            4096, dtype="fp8", constants=none, **spread
+        )
+
+    def test_a_single_expert_is_a_dense_gated_block(self) -> None:
+        dense = 2 * 3 * 4096 * 16384 * 65536 / 1e15
+        took = seconds(65536, constants=IDEAL, n_neurons=16384, top_k=1, n_experts=1)
+        assert took == pytest.approx(1.125 * dense, rel=0.02)
+
+    @given(n_tokens=st.floats(1, 1e4), factor=st.floats(1, 10), skew=st.sampled_from([0.0, 1.01, 1.2]))
+    def test_more_tokens_never_take_less(self, n_tokens: float, factor: float, skew: float) -> None:
+        if skew and n_tokens * 8 <= 128 < factor * n_tokens * 8:
+            return  # the spread of loads is drawn otherwise from here on
+        few, many = (seconds(n, skew=skew) for n in (n_tokens, factor * n_tokens))
+        assert many >= few * (1 - 2e-2 * bool(skew) - 1e-9)
+
+    def test_columns_may_be_arrays_of_different_layers(self) -> None:
+        experts = np.array([8.0, 128.0, 256.0])
+        columns = LAW.columns((64.0, 4096.0, 1536.0, 2.0, experts, 1.0, 1.0, 0.0))
+        found = LAW.seconds(SHEET, LAW.typical(), columns, dtype="bfloat16", op="moe")
+        alone = [seconds(64, top_k=2, n_experts=count) for count in experts]
+        assert found == pytest.approx(alone)
