@@ -334,7 +334,24 @@ def load_machine(name: str, overrides: Mapping[str, Any] | None = None) -> spec.
     path = find_file("machine", name, device_files("machine"))
     machine = load_file(path, "machine", overrides or {})
     assert isinstance(machine, spec.Machine)
-    return machine
+    return machine.model_copy(update={"stack": None if machine.stack is None else _with_pooled(machine.stack)})
+
+
+def _with_pooled(stack: spec.Stack) -> spec.Stack:
+    """Return a stack with the constants that the files of the software it names were given; its own stay."""
+    own = spec.OperatorFits() if stack.fitted is None else stack.fitted.operators
+    tables: dict[str, dict[str, Any]] = {kind: dict(own.of(kind)) for kind in type(own).model_fields}
+    files = device_files("stack")
+    for software in set(stack.software.values()) & files.keys() - {stack.name}:
+        other = load_file(files[software], "stack")
+        assert isinstance(other, spec.Stack)
+        for kind in tables if other.fitted is not None else ():
+            tables[kind] = dict(other.fitted.operators.of(kind)) | tables[kind]
+    if not any(tables.values()):
+        return stack
+    pooled = spec.StackFit(operators=own.model_copy(update=tables))
+    sources = {"fitted": "constants of the software that the stack names, from its file"} | stack.sources
+    return stack.model_copy(update={"fitted": pooled, "sources": sources})
 
 
 def set_path(data: Any, dotted: str, value: Any) -> None:

@@ -161,6 +161,11 @@ class CostModel:
                 seconds[chosen] = law.seconds(sheet_of_link, values, part, dtype=op.dtype, op=op.kind)
         return seconds
 
+    def spread(self, op: Op) -> tuple[float, float]:
+        """Return predicted over measured at the ends of the 90 % interval of the operator's law."""
+        constants = self._constants(_law_of(op.kind), op)
+        return constants.residual_low_frac, constants.residual_high_frac
+
     def issue_s(self, kind: str, shape: Sequence[float | FloatArray]) -> Any:
         """Return the time that the host takes to issue an operator, where that goes on beside the device's work."""
         stack = self.machine.stack

@@ -403,7 +403,15 @@ def layer_backward(c: Configuration, kind: LayerKind, software: Software) -> lis
     if kind.experts:
         products.append(replace(experts(c), times=2.0))
     core = attention(c, kind, BACKWARD_PASSES)
+    products.append(_gradient_copy(c, kind, software))
     return [*products, core, *backward_streams(c, kind, software), *layer_communication(c, kind, backward=True)]
+
+
+def _gradient_copy(c: Configuration, kind: LayerKind, software: Software) -> Demand:
+    """Return the copy of a layer's gradients into the flat buffer that is scattered, in the type it is sent in."""
+    held = (c.moe_layer_params if kind.experts else c.layer_params) / c.tensor
+    sharded = np.where((np.asarray(c.sharding) >= SHARDING["fsdp_grad_op"]) & (np.asarray(c.devices) > 1), 1.0, 0.0)
+    return software.stream("gradient copy", sharded * held * (c.item_bytes + c.reduce_bytes), c, sharded)
 
 
 def layer_recompute(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:

@@ -11,7 +11,7 @@ m micro-batches, v chunks of a stage.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class StepTimes:
     """Seconds of a step, one entry per configuration; ``communication`` is what computing does not hide.
 
     ``compute`` and ``communication`` and ``idle`` add up to ``step``, and so do forward, backward and optimiser.
+    ``low`` to ``high`` is the 90 % interval of ``step``.
     """
 
     step: FloatArray
@@ -38,6 +39,8 @@ class StepTimes:
     compute: FloatArray
     communication: FloatArray
     idle: FloatArray
+    low: FloatArray
+    high: FloatArray
 
 
 class Timer:
@@ -48,6 +51,9 @@ class Timer:
         self.sharing = sharing
         self.n = n
         self.on = "host" if costs.machine.accelerator is None else "accelerator"
+        # by law: predicted over measured at the ends of its interval, and seconds in each list of demands
+        self.spreads: dict[str, tuple[float, float]] = {}
+        self.by_law: dict[str, list[FloatArray]] = {}
 
     def seconds(self, lists: Iterable[Sequence[Demand]]) -> list[FloatArray]:
         """Return the seconds of each list of demands, its collectives included."""
@@ -59,8 +65,10 @@ class Timer:
                 groups.setdefault((demand.kind, demand.dtype), []).append((index, demand))
         for (kind, dtype), members in groups.items():
             seconds = self._group(kind, dtype, [demand for _, demand in members])
+            of_law = self.by_law.setdefault(kind, [np.zeros(self.n) for _ in lists])
             for (index, demand), row in zip(members, seconds, strict=True):
                 found[index] += row * demand.times
+                of_law[index] += row * demand.times
         return found
 
     def _group(self, kind: str, dtype: str, demands: Sequence[Demand]) -> FloatArray:
@@ -80,6 +88,7 @@ class Timer:
             on=self.on,  # type: ignore[arg-type]
             sharing=self.sharing,
         )
+        self.spreads[kind] = self.costs.spread(op)
         return self.costs.seconds(op, columns).reshape(len(demands), self.n)
 
     def issue(self, demands: Sequence[Demand]) -> FloatArray:
@@ -115,6 +124,8 @@ class Seconds:
     send: FloatArray
     issue: FloatArray
     issue_optimizer: FloatArray
+    low_frac: FloatArray
+    high_frac: FloatArray
 
 
 def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
@@ -131,6 +142,7 @@ def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
     backward = sum(share * seconds for share, seconds in zip(shares, times[1:k:2], strict=True))
     sent = sum(shares[i // 2] * seconds for i, seconds in enumerate(times[k : 2 * k]))
     layers = sum(layer.count * (timer.issue(layer.forward) + timer.issue(layer.backward)) for layer in parts.layers)
+    low, high = interval(timer, [share * c.accumulation * c.n_layers for share in shares for _ in (0, 1)])
     names = (*StepParts.__dataclass_fields__,)[1:-1]
     return Seconds(
         n_layers=c.n_layers,
@@ -139,8 +151,28 @@ def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
         layer_sent=np.asarray(sent),
         issue=layers / c.pipeline + sum(timer.issue(demands) for demands in ends),
         issue_optimizer=timer.issue(parts.optimizer),
+        low_frac=low,
+        high_frac=high,
         **dict(zip(names, times[2 * k :], strict=True)),
     )
+
+
+def interval(timer: Timer, weights: Sequence[Number]) -> tuple[FloatArray, FloatArray]:
+    """Return the ends of the 90 % interval of the layers' time, as shares of it.
+
+    Operators of one law are wrong together, those of different laws on their own: their misses are joined by the root
+    of the sum of squares, as in the engine.
+    """
+    totals = {
+        law: sum(w * s for w, s in zip(weights, seconds, strict=False)) for law, seconds in timer.by_law.items()
+    }
+    total = sum(totals.values())
+    below, above = np.zeros(timer.n), np.zeros(timer.n)
+    for law, seconds in totals.items():
+        low_frac, high_frac = timer.spreads[law]
+        below += (seconds / total * (1 - 1 / high_frac)) ** 2
+        above += (seconds / total * (1 / low_frac - 1)) ** 2
+    return 1 - np.sqrt(below), 1 + np.sqrt(above)
 
 
 def step_times(c: Configuration, costs: CostModel, n: int) -> StepTimes:
@@ -153,21 +185,21 @@ def step_times(c: Configuration, costs: CostModel, n: int) -> StepTimes:
     chosen = {
         name: np.where(piped, getattr(pipe, name), getattr(single, name)) for name in StepTimes.__dataclass_fields__
     }
-    return _with_host(StepTimes(**chosen), s.issue * c.accumulation + s.issue_optimizer)
+    times = _with_host(StepTimes(**chosen), s.issue * c.accumulation + s.issue_optimizer)
+    return replace(times, low=times.step * s.low_frac, high=times.step * s.high_frac)
 
 
 def _with_host(times: StepTimes, issue: FloatArray) -> StepTimes:
     """A host that cannot issue fast enough makes every section longer alike."""
     hidden = np.maximum(0.0, issue - times.step)
     scale = 1 + hidden / times.step
-    return StepTimes(
+    return replace(
+        times,
         step=times.step + hidden,
         forward=times.forward * scale,
         backward=times.backward * scale,
         optimizer=times.optimizer * scale,
         compute=times.compute + hidden,
-        communication=times.communication,
-        idle=times.idle,
     )
 
 
@@ -206,6 +238,8 @@ def _single(c: Configuration, s: Seconds, parts: StepParts) -> StepTimes:
         compute=compute,
         communication=step - compute,
         idle=np.zeros_like(step),
+        low=step,
+        high=step,
     )
 
 
@@ -274,6 +308,8 @@ def _pipeline(c: Configuration, s: Seconds, parts: StepParts) -> StepTimes:
         compute=np.asarray(compute),
         communication=np.asarray(communication),
         idle=np.asarray(step - compute - communication),
+        low=step,
+        high=step,
     )
 
 

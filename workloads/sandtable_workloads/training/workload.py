@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from sandtable.errors import DoesNotFit
@@ -17,7 +18,7 @@ from sandtable_workloads.training.demand import Configuration, configuration_of,
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.training.plan import plan_of
 from sandtable_workloads.training.step import StepTimes, step_times
-from sandtable_workloads.transformer.presets import shape_named
+from sandtable_workloads.transformer.presets import preset_for, shape_named
 from sandtable_workloads.transformer.shapes import ModelShape
 
 
@@ -39,6 +40,22 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         held = memory_of(parameters, shape, machine)
         check_memory(held, machine, shape)
         return plan_of(parameters, configuration(parameters, machine), shape, machine, held)
+
+    def plan_check(self, parameters: SlmTraining, machine: Machine) -> None:
+        """Refuse what cannot be laid out, without making a plan.
+
+        Raises:
+            PlanError: see `sandtable_workloads.training.layout`.
+        """
+        layout.check(parameters, shape_of(parameters), machine)
+
+    def shape(self, parameters: SlmTraining) -> ModelShape:
+        """Return the shape of the model that is trained."""
+        return shape_of(parameters)
+
+    def flops_per_token(self, parameters: SlmTraining) -> float:
+        """Return the flops of one token, as model FLOPs utilisation counts them."""
+        return metrics.model_flops_per_token(shape_of(parameters), parameters.sequence_tokens)
 
     def derived(self, parameters: SlmTraining, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return what follows from a step's time; see `sandtable_workloads.training.metrics`."""
@@ -74,8 +91,13 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
 
 def shape_of(parameters: SlmTraining) -> ModelShape:
     """Return the shape of the model, with as many learned positions as a sequence has tokens."""
-    shape = shape_named(parameters.model)
-    return shape.with_positions(parameters.sequence_tokens) if shape.positions == "learned" else shape
+    return _shape_of(parameters.model, parameters.sequence_tokens)
+
+
+@lru_cache(maxsize=256)
+def _shape_of(model: str, sequence_tokens: int) -> ModelShape:
+    shape = shape_named(preset_for(model) or model)
+    return shape.with_positions(sequence_tokens) if shape.positions == "learned" else shape
 
 
 def configuration(parameters: SlmTraining, machine: Machine) -> Configuration:

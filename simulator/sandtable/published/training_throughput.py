@@ -1,0 +1,411 @@
+"""Training throughput that others published: a row becomes parameters of ``slm_training`` on a machine of the library.
+
+Rows state a speed in different ways: tokens per second, step time, model or hardware FLOP/s per GPU, utilisation. Each
+is brought to tokens per second and GPU by the source's own arithmetic, so that one metric covers the file; rows with a
+step time are scored on that too. Where a source leaves a choice open and says that the best one was taken, the
+prediction takes the best one too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from sandtable import discover, library, units
+from sandtable.errors import ConfigError, DoesNotFit, PlanError
+from sandtable.published.base import Adapter, Outcome, Row, Scored, Skipped
+from sandtable.spec import Frozen, Machine
+from sandtable.workload import Workload
+
+WORKLOAD = "slm_training"
+TOKENS, STEP = "tokens_per_s_per_device", "step_s"
+TERA = 1e12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What one group of rows leaves unsaid, and its source says.
+
+    Attributes:
+        stack: Software that the runs used.
+        machines: From the row's GPU to a machine of the library.
+        parameters: Of ``slm_training``, where the row is silent.
+        choices: Parameters of which the source took the best, with what it chose from.
+        flops: How the source counts the FLOP/s it prints, see `_flops_per_token`.
+    """
+
+    stack: str
+    machines: Mapping[str, str]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    flops: str = "model"
+
+
+DGX: Mapping[str, str] = {
+    "A100-80GB": "dgx_a100_80gb",
+    "A100-40GB": "dgx_a100_40gb",
+    "H100": "dgx_h100",
+    "H100-SXM-80GB": "dgx_h100",
+    "H200-SXM-141GB": "dgx_h200",
+    "B200": "dgx_b200",
+    "B300": "dgx_b300",
+    "GB200": "gb200_nvl72",
+    "GB300": "gb300_nvl72",
+    "V100-SXM2-16GB": "server_8x_v100_16gb",
+    "V100-SXM2-32GB": "dgx_1_v100",
+}
+OCI = DGX | {"A100-80GB": "oci_bm_gpu_a100_8", "A100-40GB": "oci_bm_gpu4_8"}
+META = DGX | {"H100-96GB-HBM2e-500W": "grand_teton_h100_96gb"}
+WORKSTATIONS = {
+    "RTX 4090": "desktop_4x_rtx4090",
+    "RTX 5090": "desktop_rtx5090",
+    "RTX PRO 6000": "server_4x_rtx_pro_6000",
+    "L40S": "server_4x_l40s",
+    "H100": "dgx_h100",
+}
+# arXiv 2104.04473, section 5: "we use the optimal microbatch size", interleaved where there are stages
+MEGATRON_2021_CHOICES: Mapping[str, tuple[Any, ...]] = {"micro_batch": (1, 2, 4, 8), "virtual_stages": (1, 2, 3)}
+SOURCES: dict[str, Source] = {
+    "llm-foundry": Source(stack="llm_foundry", machines=OCI, parameters={"reduce_dtype": "float32"}),
+    "megatron-seqsel": Source(
+        stack="megatron_lm", machines=DGX, parameters={"attention": "vanilla", "overlap_gradients": False}
+    ),
+    "megatron-2021": Source(
+        stack="megatron_lm",
+        machines=DGX,
+        parameters={"precision": "mixed_float16", "attention": "vanilla", "overlap_gradients": False},
+        choices=MEGATRON_2021_CHOICES,
+        flops="megatron",
+    ),
+    # arXiv 2201.11990, section 2.3: micro-batch 1 and 1F1B on Selene's 80 GB nodes
+    "mt-nlg": Source(
+        stack="megatron_lm",
+        machines={"A100-SXM (40GB per llm-analysis; paper memory size not checked)": "dgx_a100_80gb"},
+        parameters={
+            "model": "MT-NLG-530B",
+            "micro_batch": 1,
+            "checkpointing": "full",
+            "precision": "mixed_bfloat16",
+            "attention": "vanilla",
+            "overlap_gradients": False,
+        },
+    ),
+    # NVIDIA/NeMo-Megatron-Launcher launcher_scripts/conf/training/gpt3/5b.yaml: micro-batch 4, distributed Adam
+    "nemo-launcher-23.07": Source(
+        stack="megatron_te",
+        machines=DGX,
+        parameters={"micro_batch": 4, "sharding": "zero_1", "reduce_dtype": "bfloat16", "global_batch": 2048},
+    ),
+    "nemo-24.07": Source(stack="megatron_te", machines=DGX, parameters={"sharding": "zero_1"}),
+    "nemo-24.07-ft": Source(stack="megatron_te", machines=DGX, parameters={"sharding": "zero_1"}),
+    "nemo-24.07-long": Source(stack="megatron_te", machines=DGX, parameters={"sharding": "zero_1"}),
+    "megatron-bridge-25.11": Source(stack="megatron_te", machines=DGX, parameters={"sharding": "zero_1"}),
+    "torchtitan-2024-a100": Source(stack="torchtitan", machines=META),
+    "torchtitan-2025-06": Source(stack="torchtitan", machines=META),
+    "torchtitan-trainy": Source(stack="torchtitan", machines=META),
+    "pytorch-fsdp-ibm": Source(
+        stack="torchtitan",
+        machines=META,
+        # pytorch.org/blog/maximizing-training: sequence 4096, two per GPU, selective checkpointing, FSDP
+        parameters={"sequence_tokens": 4096, "micro_batch": 2, "sharding": "fsdp_full"},
+    ),
+    "kempnerforge": Source(
+        stack="torchtitan",
+        machines={"H200-SXM-141GB": "server_4x_h200"},
+        parameters={"model": "Llama-2-13B", "sequence_tokens": 4096},
+        choices={"micro_batch": (1, 2, 4)},
+    ),
+    "llmq": Source(stack="llmq", machines=WORKSTATIONS, parameters={"sequence_tokens": 1024}),
+    "dlperf-2021": Source(
+        stack="megatron_lm", machines=DGX, parameters={"attention": "vanilla", "overlap_gradients": False}
+    ),
+    # jzhang38/TinyLlama README: 16 GPUs, 8 sequences of 2048 per GPU, FSDP, FlashAttention 2, fused kernels
+    "tinyllama": Source(
+        stack="torchtitan",
+        machines=DGX,
+        parameters={"model": "TinyLlama-1.1B", "sequence_tokens": 2048, "micro_batch": 8, "devices": 16},
+    ),
+    # arXiv 2302.13971, section 2.4: 4M tokens a batch on 2048 GPUs, activations partly kept
+    "llama1-gpu-hours": Source(
+        stack="megatron_lm",
+        machines=DGX,
+        parameters={
+            "micro_batch": 1,
+            "sharding": "fsdp_full",
+            "checkpointing": "selective",
+            "precision": "mixed_bfloat16",
+        },
+    ),
+}
+SHARDING = {
+    "full_shard": "fsdp_full",
+    "shard_grad_op": "fsdp_grad_op",
+    "fsdp": "fsdp_full",
+    "fsdp2": "fsdp_full",
+    "ddp": "ddp",
+}
+CHECKPOINTING = {
+    "true": "full",
+    "false": "none",
+    "": "none",
+    "none": "none",
+    "full": "full",
+    "selective": "selective",
+}
+PRECISIONS = {
+    "amp_bf16": "mixed_bfloat16",
+    "bf16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+    "amp_fp16": "mixed_float16",
+    "mixed fp16": "mixed_float16",
+    "amp_fp8": "mixed_fp8",
+    "fp8": "mixed_fp8",
+    "": "mixed_bfloat16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A row as parameters on a machine; with choices left open, all of them, to take the fastest."""
+
+    machine: str
+    stack: str
+    candidates: tuple[dict[str, Any], ...]
+
+
+class TrainingThroughput(Adapter):
+    """Steps of whole training runs, by the closed form of `slm_training`."""
+
+    name: ClassVar[str] = "training_throughput"
+    title: ClassVar[str] = "Throughput of training runs, 125M to 1T parameters"
+    metrics: ClassVar[tuple[str, ...]] = (TOKENS, STEP)
+
+    def predict(self, row: Row) -> Outcome:
+        """Predict one row."""
+        run = run_of(row)
+        if isinstance(run, Skipped):
+            return run
+        found = _best(run)
+        if isinstance(found, Skipped):
+            return found
+        parameters, predicted = found
+        measured = measured_tokens(row, parameters)
+        if isinstance(measured, Skipped):
+            return measured
+        step_s = parameters.tokens_per_step / (measured * parameters.devices)
+        outcome: list[Scored | Skipped] = [_scored(row, TOKENS, predicted, measured, parameters)]
+        if row.number("step_time_s"):
+            outcome.append(_scored(row, STEP, predicted, row.number("step_time_s") or step_s, parameters))
+        return outcome
+
+
+def _scored(row: Row, metric: str, predicted: Mapping[str, float], measured: float, parameters: Any) -> Scored:
+    tokens = parameters.tokens_per_step / parameters.devices
+    step, ends = predicted["step_s"], (predicted["low_s"], predicted["high_s"])
+    low, value, high = (
+        (ends[0], step, ends[1]) if metric == STEP else (tokens / ends[1], tokens / step, tokens / ends[0])
+    )
+    label = " ".join((row.text("source_group"), row.text("model"), row.text("gpu"), f"x{parameters.devices}"))
+    return Scored(
+        row_id=f"line {row.line}",
+        metric=metric,
+        unit=units.unit_of(metric),
+        predicted=value,
+        low=low,
+        high=high,
+        measured=measured,
+        label=f"{label}, {parameters.sequence_tokens} tokens x {parameters.micro_batch}",
+        group=row.text("source_group"),
+    )
+
+
+# --- a row's configuration ---------------------------------------------------------------------------------------
+
+
+def run_of(row: Row) -> Run | Skipped:
+    """Return a row's run, or why it cannot be expressed."""
+    source = SOURCES.get(row.text("source_group"))
+    if source is None:
+        return Skipped("a record of a changing model, no single configuration")
+    reason = _not_modelled(row)
+    if reason:
+        return Skipped(reason)
+    machine = source.machines.get(row.text("gpu"))
+    if machine is None or machine not in library.device_files("machine"):
+        return Skipped("no machine with this accelerator")
+    base = dict(source.parameters) | _stated(row)
+    candidates = []
+    for values in itertools.product(*source.choices.values()):
+        chosen = base | dict(zip(source.choices, values, strict=True))
+        complete = _completed(chosen)
+        if isinstance(complete, str):
+            reason = complete
+        else:
+            candidates.append(complete)
+    return Run(machine, source.stack, tuple(candidates)) if candidates else Skipped(reason or "no configuration")
+
+
+def _not_modelled(row: Row) -> str:
+    model, note = row.text("model").lower(), row.text("config_note").lower()
+    if re.match(r"m?t5", model):
+        return "an encoder-decoder"
+    if model.startswith("bert"):
+        return "an encoder on sequences of different lengths"
+    if "lora" in note:
+        return "adapters, no training of all weights"
+    if "offload" in note and "offload false" not in note:
+        return "states or activations offloaded to the host"
+    return ""
+
+
+def _stated(row: Row) -> dict[str, Any]:
+    """Return the parameters that the row states."""
+    numbers = {
+        "devices": "gpu_count",
+        "sequence_tokens": "seq_len_tokens",
+        "micro_batch": "micro_batch_seqs",
+        "grad_accumulation": "grad_accum_steps",
+        "global_batch": "global_batch_seqs",
+        "tensor_parallel": "tp",
+        "pipeline_parallel": "pp",
+        "context_parallel": "cp",
+        "virtual_stages": "vp",
+        "expert_parallel": "ep",
+    }
+    found: dict[str, Any] = {}
+    for name, column in numbers.items():
+        value = row.number(column)
+        if value:
+            found[name] = int(value)
+    if row.text("source_group") not in ("kempnerforge", "tinyllama", "mt-nlg"):
+        found["model"] = row.text("model")
+    return found | _words(row)
+
+
+def _words(row: Row) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    sharding = row.text("fsdp_or_sharding").lower().split(" ")[0]
+    if sharding in SHARDING:
+        found["sharding"] = SHARDING[sharding]
+    recompute = row.text("act_checkpointing").lower()
+    if recompute:
+        found["checkpointing"] = CHECKPOINTING.get(recompute.split(" ")[0], "none")
+        if "sequence parallel" in recompute:
+            found |= {"sequence_parallel": True, "checkpointing": "selective"}
+    precision = row.text("precision").lower()
+    if precision:
+        found["precision"] = PRECISIONS.get(precision) or (
+            "mixed_fp8" if "8" in precision.partition("-")[0] else "mixed_bfloat16"
+        )
+    return found
+
+
+def _completed(parameters: dict[str, Any]) -> dict[str, Any] | str:
+    """Fill in what follows from the rest, or return why nothing does.
+
+    A global batch that a micro-batch and the replicas divide gives the number of micro-batches; one that states only
+    the replicas gives the micro-batch.
+    """
+    found = {"precision": "mixed_bfloat16"} | parameters
+    total = found.pop("global_batch", None)
+    if "devices" not in found or "sequence_tokens" not in found:
+        return "number of devices or sequence length not stated"
+    groups = found.get("tensor_parallel", 1) * found.get("pipeline_parallel", 1) * found.get("context_parallel", 1)
+    replicas = max(1, found["devices"] // groups)
+    if "micro_batch" not in found:
+        if total is None:
+            return "micro-batch not stated"
+        found["micro_batch"] = max(1, total // (replicas * found.get("grad_accumulation", 1)))
+    if total is not None:
+        found["grad_accumulation"] = max(1, round(total / (replicas * found["micro_batch"])))
+    if found.get("tensor_parallel", 1) == 1:
+        found.pop("sequence_parallel", None)
+    return found
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def measured_tokens(row: Row, parameters: Any) -> float | Skipped:
+    """Return tokens per second and device from whatever figure a row has."""
+    per_device, total = row.number("throughput_tokens_per_s_per_gpu"), row.number("throughput_tokens_per_s")
+    if per_device:
+        return per_device
+    if total:
+        return total / parameters.devices
+    step = row.number("step_time_s")
+    if step:
+        return float(parameters.tokens_per_step) / step / float(parameters.devices)
+    source = SOURCES[row.text("source_group")]
+    rate = row.number("hardware_tflops_per_s_per_gpu") if source.flops == "megatron" else None
+    if rate:
+        return rate * TERA / _megatron_flops_per_token(parameters)
+    model_rate = row.number("model_tflops_per_s_per_gpu")
+    if model_rate:
+        return model_rate * TERA / _workload().flops_per_token(parameters)
+    return Skipped("no speed in the row")
+
+
+def _megatron_flops_per_token(parameters: Any) -> float:
+    """Return the FLOPs per token of arXiv 2104.04473, equation 3; the layers count four times, for recomputation."""
+    shape = _workload().shape(parameters)
+    layers, width = shape.n_layers, shape.d_model
+    share = 1 + parameters.sequence_tokens / (6 * width) + shape.vocabulary / (16 * layers * width)
+    return float(96 * layers * width**2 * share)
+
+
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _workload() -> Any:
+    return discover.workload(WORKLOAD)
+
+
+@lru_cache(maxsize=64)
+def _machine(name: str, stack: str) -> Machine:
+    return library.load_machine(name, {"stack": stack})
+
+
+def _best(run: Run) -> tuple[Any, Mapping[str, float]] | Skipped:
+    """Return the fastest candidate that can be laid out, with its prediction."""
+    workload: Workload[Any] = _workload()
+    machine = _machine(run.machine, run.stack)
+    valid: list[Frozen] = []
+    fault = ""
+    for candidate in run.candidates:
+        try:
+            parameters = workload.parameters.model_validate(candidate, context=units.AT_EDGE)
+            workload.plan_check(parameters, machine)  # type: ignore[attr-defined]
+        except ValueError as error:
+            fault = f"not a valid configuration: {_sentence(error)}"
+        except DoesNotFit:
+            fault = "does not fit, as stated"
+        except PlanError as error:
+            fault = f"cannot be laid out: {_sentence(error)}"
+        except ConfigError as error:
+            fault = _sentence(error)
+        else:
+            valid.append(parameters)
+    if not valid:
+        return Skipped(fault)
+    estimates = workload.estimate(valid, machine)
+    speeds = [p.tokens_per_step / e["step_s"] for p, e in zip(valid, estimates, strict=True)]  # type: ignore[attr-defined]
+    best = max(range(len(valid)), key=speeds.__getitem__)
+    return valid[best], estimates[best]
+
+
+def _sentence(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).partition(" (did you mean")[0][:80]
+
+
+def rows_of(rows: Iterable[Row]) -> Iterator[tuple[Row, Run]]:
+    """Yield the rows that can be expressed, for tools that look at them."""
+    for row in rows:
+        run = run_of(row)
+        if isinstance(run, Run):
+            yield row, run
