@@ -18,9 +18,9 @@ from sandtable.spec import DTYPE_BYTES, GemmFit, OperatorFit
 
 # tiles of the output that libraries ship kernels for: rows, columns
 TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (256, 64), (128, 64), (64, 128), (64, 64))
-# those for a handful of rows, as in decoding, and for their transposes
+# those for a handful of rows, as in decoding
 THIN_TILES = ((16, 64), (16, 128), (32, 64), (32, 128))
-SPLITS = (1, 2, 3, 4, 6, 8, 16)
+SPLITS = (1, 2, 3, 4, 6, 8)
 # depth that one step of a kernel's main loop takes
 DEPTH = 64
 # extra time of an edge element of a tile: a tile of a x b computes for a b + EDGE (a + b) elements, since its
@@ -32,7 +32,7 @@ NARROWING = 0.1
 # arithmetic and streaming overlap, but not fully near the ridge: a p-norm of the two instead of their maximum
 OVERLAP = 3.0
 # joining the parts of a split product, in launches
-JOIN = 0.5
+JOIN = 1.0
 # partial sums are kept in float32, written once and read once
 PARTIAL_BYTES = 8.0
 

@@ -31,8 +31,6 @@ ROBUST = 0.1
 # step of the logarithms for the Jacobian: larger than the jumps of a law that counts whole tiles and waves
 STEP = 1e-3
 N_STARTS = 2
-# log error that a constant e times its typical value costs: it keeps those in place that the points say nothing of
-PRIOR = 0.01
 
 # loss of a squared residual, and its slope, as scipy.optimize.least_squares defines them
 _LOSSES: dict[str, Callable[[FloatArray], FloatArray]] = {
@@ -125,7 +123,7 @@ class Fitting:
         centre = law.typical() if towards is None else towards
         self.typical = np.log([centre[constant.name] for constant in law.constants])
         # a constant with further starts has no slope: it stays where a start puts it
-        self.prior = np.array([0.0 if constant.starts else PRIOR for constant in law.constants])
+        self.prior = np.array([0.0 if constant.starts else law.prior for constant in law.constants])
 
     def residuals(self, logs: FloatArray) -> FloatArray:
         """Return log(predicted / measured) of every point for logarithms of constants."""
@@ -152,7 +150,7 @@ class Fitting:
         solution = least_squares(
             lambda logs: np.concatenate([self.residuals(logs)[chosen], prior @ (logs - self.typical)]),
             np.clip(start, self.low + 1e-9, self.high - 1e-9),
-            jac=lambda logs: np.concatenate([self.jacobian(logs)[chosen], prior]),
+            jac=lambda logs: np.concatenate([self.jacobian(logs)[chosen], prior]),  # pyright: ignore[reportArgumentType]
             bounds=(self.low, self.high),
             loss=self.law.loss,
             f_scale=ROBUST,

@@ -14,6 +14,8 @@ BLOCK_THREADS = 1024
 RESIDENT_BLOCKS = 2
 # waiting and streaming overlap in part, as blocks wait at different times
 OVERLAP = 1.6
+# how much faster than memory the last-level cache of an accelerator serves what the kernel before left there
+CACHE_SPEEDUP = 1.5
 # of a device whose data sheet states no clock
 USUAL_CLOCK_HZ = 1.5e9
 
@@ -44,9 +46,22 @@ class StreamLaw(OperatorLaw):
     ) -> FloatArray:
         """See `OperatorLaw.seconds`."""
         assert isinstance(sheet, Sheet)
-        streaming = columns["n_bytes"] / (constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s)
+        bandwidth = constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s
+        streaming = _memory_bytes(sheet, columns["n_bytes"]) / bandwidth
         waves = np.maximum(1.0, columns["n_rows"] / (sheet.n_units * RESIDENT_BLOCKS))
         waiting = waves * columns["row_waits"] * constants["wait_clocks"] / (sheet.clock_hz or USUAL_CLOCK_HZ)
         working = (streaming**OVERLAP + waiting**OVERLAP) ** (1 / OVERLAP)
         evaluating = columns["n_special"] * constants["special_s"] / sheet.n_units
         return np.asarray(columns["n_kernels"] * constants["launch_s"] + working + evaluating)
+
+
+def _memory_bytes(sheet: Sheet, n_bytes: FloatArray) -> FloatArray:
+    """Return the traffic as if all of it went to memory.
+
+    An accelerator's cache is shared by all units: up to half of it is found there, and little of what is far larger,
+    since a cache that is swept through in order drops what will be needed next.
+    """
+    if sheet.family == "cpu" or not sheet.cache_bytes:
+        return n_bytes
+    found = np.clip(1.5 - n_bytes / sheet.cache_bytes, 0.0, 1.0)
+    return np.asarray(n_bytes * (1 - found * (1 - 1 / CACHE_SPEEDUP)))

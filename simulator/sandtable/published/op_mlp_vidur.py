@@ -42,7 +42,8 @@ class Layer:
     def demands(self) -> dict[str, tuple[str, tuple[float, ...]]]:
         """Return kind and shape of each timed kernel, by the column of its time without the unit."""
         up = self.ffn * (2 if self.gated else 1)
-        norm = self._rows(2 * self.hidden, self.hidden)
+        # a norm goes over its row twice: for the statistics, and to scale
+        norm = self._rows(3 * self.hidden, self.hidden)
         return {
             "emb": self._gather(),
             "input_layernorm": norm,
@@ -70,10 +71,10 @@ class Layer:
         )
 
     def _rotary(self) -> tuple[str, tuple[float, ...]]:
-        """Blocks of half the threads turn pairs of elements, first the queries' and then the keys'."""
+        """Blocks of half the threads with twice the registers turn pairs of elements: queries first, then keys."""
         moved = self.tokens * 2 * (self.query_width + self.kv_width) * ITEM_BYTES
         waits = sum(math.ceil(width / 2 / ROTARY_THREADS) for width in (self.query_width, self.kv_width))
-        return "stream", (moved, 1.0, 0.0, self.tokens * ROTARY_THREADS / BLOCK_THREADS, waits)
+        return "stream", (moved, 1.0, 0.0, self.tokens, waits)
 
     def _gather(self) -> tuple[str, tuple[float, ...]]:
         elements = self.tokens * self.hidden

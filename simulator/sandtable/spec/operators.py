@@ -46,24 +46,30 @@ class GemmFit(OperatorFit):
 
 
 class AttentionFit(OperatorFit):
-    """Constants of `sandtable.model.attention`."""
+    """Constants of `sandtable.model.attention`.
+
+    Shares of the peak rate and of the bandwidth reached; time of all launches; time to begin and end a tile of
+    queries; how much faster products are with keys and values narrower than the queries.
+    """
 
     rate_frac: Estimate[Fraction]
     bandwidth_frac: Estimate[Fraction]
     launch_s: Estimate[Seconds]
+    item_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
+    narrow_gain: Estimate[float] = Estimate[float](value=1.0, low=1.0, high=1.0)
 
 
 class StreamFit(OperatorFit):
     """Constants of `sandtable.model.stream`: norms, element-wise operations, embeddings, losses, optimisers.
 
-    ``special_s`` is the time that one unit (core, multiprocessor) takes for one exponential or the like, ``wait_s``
-    that of one round trip to memory which a block of threads waits for.
+    ``special_s`` is the time that one unit (core, multiprocessor) takes for one exponential or the like,
+    ``wait_clocks`` how many of its clocks a block of threads waits for one round trip to memory.
     """
 
     bandwidth_frac: Estimate[Fraction]
     launch_s: Estimate[Seconds]
     special_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
-    wait_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
+    wait_clocks: Estimate[float] = Estimate[float](value=0.0, low=0.0, high=0.0)
 
 
 class MoeFit(OperatorFit):

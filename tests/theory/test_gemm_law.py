@@ -1,0 +1,156 @@
+"""The law of matrix products against closed forms and limits: roofline, tiles and waves, narrow types."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandtable.model import gemm
+from sandtable.model.gemm import GemmLaw
+from sandtable.model.law import Sheet
+from sandtable.spec import DTYPE_BYTES
+
+LAW = GemmLaw()
+# every constant where it changes nothing, so that closed forms hold
+IDEAL = {"rate_frac": 1.0, "bandwidth_frac": 1.0, "launch_s": 1e-12, "tile_s": 1e-15, "quantise_passes": 1.0}
+SHEET = Sheet(
+    name="made_up",
+    n_units=100,
+    peak_flops_per_s={"float32": 50e12, "bfloat16": 800e12, "fp8": 1600e12, "int8": 1600e12, "fp4": 3200e12},
+    bandwidth_bytes_per_s=3e12,
+    cache_bytes=50e6,
+    clock_hz=1.8e9,
+)
+OLDER = replace(SHEET, peak_flops_per_s={"float32": 20e12, "bfloat16": 300e12, "int8": 600e12})
+SIZES = st.integers(1, 20_000).map(float)
+DTYPES = sorted(set(DTYPE_BYTES) - {"tf32", "float16"})
+
+
+def seconds(
+    m: float,
+    n: float,
+    k: float,
+    batch: float = 1,
+    *,
+    dtype: str = "bfloat16",
+    sheet: Sheet = SHEET,
+    **constants: float,
+) -> float:
+    columns = LAW.columns((m, n, k, batch))
+    return float(LAW.seconds(sheet, {**IDEAL, **constants}, columns, dtype=dtype, op="gemm")[0])
+
+
+def test_a_large_product_takes_its_arithmetic_over_the_rate() -> None:
+    m = n = k = 25_600.0  # 100 x 200 tiles of 256 x 128: whole waves
+    edge = 1 + gemm.EDGE * (1 / 256 + 1 / 128)
+    assert seconds(m, n, k) == pytest.approx(2 * m * n * k / 800e12 * edge, rel=0.01)
+    assert seconds(m, n, k, rate_frac=0.5) == pytest.approx(2 * seconds(m, n, k), rel=0.01)
+
+
+def test_a_product_with_few_rows_streams_its_weights() -> None:
+    n = k = 16_384.0
+    assert seconds(1, n, k) == pytest.approx(2 * n * k / 3e12, rel=0.05)
+    assert seconds(1, n, k, bandwidth_frac=0.5) == pytest.approx(2 * seconds(1, n, k), rel=0.05)
+
+
+def test_a_tiny_product_takes_a_launch() -> None:
+    assert seconds(1, 16, 16, launch_s=5e-6, tile_s=1e-6) == pytest.approx(6e-6, rel=0.05)
+
+
+def test_one_tile_more_than_the_units_hold_takes_another_wave() -> None:
+    """Smaller tiles and split depths soften the step; block-scaled products have neither."""
+    fast = replace(SHEET, bandwidth_bytes_per_s=1e16)
+    times = {
+        (dtype, n_tiles): seconds(256, 128 * n_tiles, 16_384, dtype=dtype, sheet=fast, quantise_passes=1e-9)
+        for dtype in ("fp4", "bfloat16")
+        for n_tiles in (100, 101)
+    }
+    assert times["fp4", 101] == pytest.approx(1.5 * times["fp4", 100], rel=0.05)
+    assert times["bfloat16", 100] < times["bfloat16", 101] < 1.15 * times["bfloat16", 100]
+
+
+def test_plain_types_split_the_depth_of_a_product_with_few_tiles() -> None:
+    """64 x 64 has one tile: without splitting, one of a hundred units would do all the work."""
+    alone = 2 * 64 * 64 * 65_536 / (800e12 / 100)
+    assert seconds(64, 64, 65_536) < 0.5 * alone
+    assert seconds(64, 64, 65_536, dtype="fp8") > 0.9 * alone / 2
+
+
+def test_a_batch_of_products_fills_the_device_as_one_does() -> None:
+    one = seconds(1024, 1024, 1024)
+    assert one < seconds(1024, 1024, 1024, 16) <= 16 * one * 1.0001
+
+
+def test_transposing_a_product_changes_little() -> None:
+    """What a backward pass multiplies are permutations of the forward sizes."""
+    assert seconds(4096, 11_008, 8192) == pytest.approx(seconds(11_008, 4096, 8192), rel=0.02)
+
+
+def test_narrow_types_are_faster_where_the_device_multiplies_in_them() -> None:
+    times = [seconds(16_384, 16_384, 16_384, dtype=dtype) for dtype in ("float32", "bfloat16", "fp8", "fp4")]
+    assert times == sorted(times, reverse=True)
+
+
+def test_quantising_sweeps_the_activations() -> None:
+    """With one output column there is hardly a product, but all activations are read in 16 bits and written in 8."""
+    m, k = 8192.0, 8192.0
+    extra = seconds(m, 64, k, dtype="fp8_block") - seconds(m, 64, k, dtype="fp8_block", quantise_passes=1e-9)
+    assert extra == pytest.approx(3 * m * k / 3e12, rel=0.01)
+    twice = seconds(m, 64, k, dtype="fp8") - seconds(m, 64, k, dtype="fp8", quantise_passes=1e-9)
+    assert twice == pytest.approx(2 * extra, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_block", "fp4", "mxfp4"])
+def test_without_its_arithmetic_a_narrow_type_only_saves_weight_bytes(dtype: str) -> None:
+    assert gemm.format_of(OLDER, dtype).passes == 0
+    wide = seconds(8192, 8192, 8192, sheet=OLDER)
+    assert seconds(8192, 8192, 8192, sheet=OLDER, dtype=dtype) == pytest.approx(wide, rel=0.05)
+    few = seconds(1, 16_384, 16_384, sheet=OLDER)
+    assert seconds(1, 16_384, 16_384, sheet=OLDER, dtype=dtype) < 0.6 * few
+
+
+def test_integers_do_not_stand_in_for_floats() -> None:
+    assert OLDER.arithmetic("fp8") == "bfloat16"
+    assert OLDER.arithmetic("int8") == "int8"
+    assert OLDER.arithmetic("int8_weight_only") == "bfloat16"
+    assert SHEET.arithmetic("fp8_block") == "fp8"
+
+
+@given(SIZES, SIZES, SIZES, st.sampled_from(DTYPES), st.sampled_from("mnk"), st.floats(1.0, 3.0))
+def test_more_work_is_never_faster(m: float, n: float, k: float, dtype: str, grown: str, factor: float) -> None:
+    sizes = {"m": m, "n": n, "k": k}
+    more = {**sizes, grown: np.ceil(sizes[grown] * factor)}
+    typical = LAW.typical()
+    assert seconds(*more.values(), dtype=dtype, **typical) >= seconds(*sizes.values(), dtype=dtype, **typical) * (
+        1 - 1e-9
+    )
+
+
+@given(SIZES, SIZES, SIZES, st.sampled_from(DTYPES), st.floats(1.0, 10.0))
+def test_a_faster_device_is_never_slower(m: float, n: float, k: float, dtype: str, factor: float) -> None:
+    faster = replace(
+        SHEET,
+        peak_flops_per_s={name: factor * rate for name, rate in SHEET.peak_flops_per_s.items()},
+        bandwidth_bytes_per_s=factor * SHEET.bandwidth_bytes_per_s,
+    )
+    assert seconds(m, n, k, dtype=dtype, sheet=faster) <= seconds(m, n, k, dtype=dtype) * (1 + 1e-9)
+
+
+@given(SIZES, SIZES, SIZES, st.sampled_from(DTYPES))
+def test_no_product_beats_the_roofline(m: float, n: float, k: float, dtype: str) -> None:
+    form = gemm.format_of(SHEET, dtype)
+    computing = 2 * m * n * k / SHEET.peak(dtype)
+    streaming = (form.weight * n * k + form.activation * m * k + gemm.output_bytes(dtype) * m * n) / 3e12
+    assert seconds(m, n, k, dtype=dtype) >= max(computing, streaming)
+
+
+def test_many_products_in_one_call_cost_what_they_cost_alone() -> None:
+    sizes = np.array([[1, 4096, 4096], [512, 1024, 8192], [8192, 8192, 128]], dtype=float)
+    columns = LAW.columns([*sizes.T, 1.0])
+    together = LAW.seconds(SHEET, LAW.typical(), columns, dtype="bfloat16", op="gemm")
+    alone = [seconds(*row, **LAW.typical()) for row in sizes]
+    assert together == pytest.approx(alone)

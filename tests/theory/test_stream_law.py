@@ -1,0 +1,71 @@
+"""The law of element-wise work against closed forms: launches, traffic, and round trips to memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandtable.errors import PlanError
+from sandtable.model.law import Sheet
+from sandtable.model.stream import CACHE_SPEEDUP, OVERLAP, RESIDENT_BLOCKS, StreamLaw
+
+LAW = StreamLaw()
+SHEET = Sheet(
+    name="made_up",
+    n_units=100,
+    peak_flops_per_s={"float32": 50e12},
+    bandwidth_bytes_per_s=2e12,
+    cache_bytes=50e6,
+    clock_hz=2e9,
+)
+CONSTANTS = {"bandwidth_frac": 0.5, "launch_s": 3e-6, "special_s": 1e-9, "wait_clocks": 1000.0}
+AT_ONCE = 100 * RESIDENT_BLOCKS
+
+
+def seconds(*shape: float) -> float:
+    return float(LAW.seconds(SHEET, CONSTANTS, LAW.columns(shape), dtype="bfloat16", op="stream")[0])
+
+
+def test_traffic_and_launches_add() -> None:
+    assert seconds(1e9, 2) == pytest.approx(2 * 3e-6 + 1e9 / 1e12)
+
+
+def test_what_fits_the_cache_of_an_accelerator_moves_faster() -> None:
+    assert seconds(20e6, 0) == pytest.approx(20e6 / 1e12 / CACHE_SPEEDUP)
+    assert seconds(75e6, 0) == pytest.approx(75e6 / 1e12)
+    columns = LAW.columns((20e6, 0))
+    cpu = LAW.seconds(replace(SHEET, family="cpu"), CONSTANTS, columns, dtype="bfloat16", op="stream")
+    assert float(cpu[0]) == pytest.approx(20e6 / 1e12)
+
+
+def test_special_functions_are_shared_by_all_units() -> None:
+    assert seconds(1e9, 1, 1e6) - seconds(1e9, 1) == pytest.approx(1e6 * 1e-9 / 100)
+
+
+def test_few_rows_wait_as_long_as_one() -> None:
+    """A wait is a thousand clocks of 0.5 ns; eight in turn are 4 us, for one row and for as many as fit at a time."""
+    assert seconds(0, 1, 0, 1, 8) == pytest.approx(3e-6 + 4e-6)
+    assert seconds(0, 1, 0, AT_ONCE, 8) == pytest.approx(3e-6 + 4e-6)
+    assert seconds(0, 1, 0, 10 * AT_ONCE, 8) == pytest.approx(3e-6 + 40e-6)
+
+
+def test_streaming_and_waiting_overlap_in_part() -> None:
+    streaming, waiting = 4e-6, 4e-6
+    both = seconds(6e6, 0, 0, 1, 8)  # a cached byte counts two thirds
+    assert max(streaming, waiting) < both < streaming + waiting
+    assert both == pytest.approx((streaming**OVERLAP + waiting**OVERLAP) ** (1 / OVERLAP))
+
+
+def test_trailing_columns_may_be_left_out_and_no_others() -> None:
+    assert seconds(1e6, 1) == seconds(1e6, 1, 0, 0, 0)
+    with pytest.raises(PlanError, match="n_bytes, n_kernels"):
+        LAW.columns((1.0,))
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=5, max_size=5), st.integers(0, 4), st.floats(1, 3))
+def test_more_of_anything_is_never_faster(shape: list[float], index: int, factor: float) -> None:
+    more = [value * factor if place == index else value for place, value in enumerate(shape)]
+    assert seconds(*more) >= seconds(*shape) * (1 - 1e-9)
