@@ -89,9 +89,12 @@ def test_rings_between_machines_share_all_adapters_of_a_machine(per_machine: int
     machines = 4
     n = machines * per_machine
     took = seconds("reduce_scatter", 64 * GIB, n, per_machine, CLUSTER)
-    through_adapters = 64 * GIB * (n - 1) / n / (per_machine * TYPICAL["bandwidth_frac"] * 50e9)
+    # an adapter is filled better than a switch's link
+    filled = 1.25 * TYPICAL["bandwidth_frac"]
+    through_adapters = 64 * GIB * (n - 1) / n / (per_machine * filled * 50e9)
     inside = 64 * GIB * (n - 1) / n / (TYPICAL["bandwidth_frac"] * 400e9)
     assert took == pytest.approx(max(through_adapters, inside if per_machine > 1 else 0), rel=0.15)
+    assert filled <= 0.96
 
 
 def test_a_tree_keeps_small_all_reduces_over_many_machines_short() -> None:

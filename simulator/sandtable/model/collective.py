@@ -35,10 +35,13 @@ from sandtable.spec import CollectiveFit, OperatorFit
 
 # how often a ring passes the buffer on, in units of (n - 1) / n, and how many times n - 1 steps it takes
 _TURNS = {"all_reduce": 2.0, "reduce_scatter": 1.0, "all_gather": 1.0}
-# data beside flags of the same size: NCCL's LL protocol
-_FLAGGED_RATE_FRAC = 0.5
-# hops that a step with whole chunks takes, and that filling the pipeline takes once; NCCL's own table has 4 to 7
-_CHUNK_HOPS = 4.0
+# data beside flags of the same size: NCCL's LL protocol; it counts on half of that again between machines
+_FLAGGED_RATE_FRAC, _FLAGGED_ACROSS_FRAC = 0.5, 0.25
+# hops that a step with whole chunks takes, and that filling the pipeline takes once, within a machine and between
+# machines; NCCL's own table has 4 to 7, and 4 to 10
+_CHUNK_HOPS, _CHUNK_HOPS_ACROSS = 4.0, 10.0
+# the same within machines while others are waited for, in latencies of the link
+_CHUNK_LATENCIES = 2.0
 # a barrier over all ranks and the reads behind it
 _DIRECT_HOPS = 5.0
 # setting up a reduction in the switch, and how well it fills the link against a ring (NCCL: 0.85 Hopper, 0.74 later)
@@ -47,6 +50,9 @@ _SWITCH_HOPS, _SWITCH_RATE_FRAC = 24.0, 0.8
 _MESSAGE_HOPS, _HANDSHAKE_HOPS = 2.0, 10.0
 # what one peer is sent per hop in the protocol with flags: a slot of NCCL's LL buffers
 _WINDOW_BYTES = 8192.0
+# how much better than a switch's link of many lanes an adapter is filled, and at most: 192 of 200 GB/s by eight HDR
+# adapters (NVIDIA/nccl#812), 380 of 400 by eight NDR ones (NVIDIA/nccl-tests#309), 30 of 50 by EFA of p4d (nccl#527)
+_ADAPTER_GAIN, _ADAPTER_MOST = 1.25, 0.96
 # ranks that a machine's links are rated for, and how peers that share hubs of the host slow each other down
 _RATED_RANKS = 8.0
 _SHARING_POWER = 1 / 3
@@ -82,19 +88,24 @@ class _Group:
             local=local,
             machines=np.ceil(n / local),
             inside_rate=_inside_rate(sheet, constants, local),
-            across_rate=constants["bandwidth_frac"] * sheet.between_bytes_per_s,
+            across_rate=min(_ADAPTER_GAIN * constants["bandwidth_frac"], _ADAPTER_MOST) * sheet.between_bytes_per_s,
             launch=constants["launch_s"],
             # constants of a group that crosses machines are those of the link between them
             inside=np.where(crosses, sheet.within_latency_s, hop),
             across=hop + sheet.between_latency_s,
-            chunk_inside=np.where(crosses, sheet.within_latency_s, _CHUNK_HOPS * hop),
-            chunk_across=_CHUNK_HOPS * hop + sheet.between_latency_s,
+            chunk_inside=np.where(crosses, _CHUNK_LATENCIES * sheet.within_latency_s, _CHUNK_HOPS * hop),
+            chunk_across=_CHUNK_HOPS_ACROSS * hop + sheet.between_latency_s,
         )
 
     @property
     def crosses(self) -> FloatArray:
         """Whether it takes more than one machine."""
         return np.asarray(self.machines > 1)
+
+    @property
+    def flagged(self) -> FloatArray:
+        """Share of the full rate with flags beside the data."""
+        return np.where(self.crosses, _FLAGGED_ACROSS_FRAC, _FLAGGED_RATE_FRAC)
 
     @property
     def fill(self) -> FloatArray:
@@ -157,7 +168,7 @@ def _ring(group: _Group, turns: float) -> FloatArray:
     across_steps = turns * (machines - 1)
     inside_steps = turns * (n - 1) - across_steps
     moving = group.moving(*[turns * group.n_bytes * (n - 1) / n] * 2)
-    flags = inside_steps * group.inside + across_steps * group.across + moving / _FLAGGED_RATE_FRAC
+    flags = inside_steps * group.inside + across_steps * group.across + moving / group.flagged
     chunks = inside_steps * group.chunk_inside + across_steps * group.chunk_across + group.fill + moving
     return group.launch + np.minimum(flags, chunks)
 
@@ -168,7 +179,7 @@ def _tree(group: _Group) -> FloatArray:
     chain = 2 * (group.local - 1)
     passed = np.where(group.machines > 2, 2.0, 1.0) * group.n_bytes
     moving = group.moving(2 * group.n_bytes * (group.n - 1) / group.n, passed)
-    flags = chain * group.inside + 2 * depth * group.across + moving / _FLAGGED_RATE_FRAC
+    flags = chain * group.inside + 2 * depth * group.across + moving / group.flagged
     chunks = chain * group.chunk_inside + 2 * depth * group.chunk_across + group.fill + moving
     return np.where(group.crosses, group.launch + np.minimum(flags, chunks), np.inf)
 
@@ -200,8 +211,7 @@ def _messages(group: _Group, op: str) -> FloatArray:
         each = n_bytes
         moving = group.moving(each, group.local * each)
     hop = np.where(group.crosses, group.across, group.inside)
-    chunk = np.where(group.crosses, group.chunk_across, _CHUNK_HOPS * group.inside)
-    windows = np.maximum(each / _WINDOW_BYTES * group.inside, moving / _FLAGGED_RATE_FRAC)
+    handshake = np.where(group.crosses, group.chunk_across, _HANDSHAKE_HOPS * group.inside)
+    windows = np.maximum(each / _WINDOW_BYTES * group.inside, moving / group.flagged)
     flags = _MESSAGE_HOPS * hop + windows
-    chunks = _HANDSHAKE_HOPS / _CHUNK_HOPS * chunk + moving
-    return group.launch + np.minimum(flags, chunks)
+    return group.launch + np.minimum(flags, handshake + moving)
