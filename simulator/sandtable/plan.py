@@ -54,7 +54,8 @@ COLLECTIVES = frozenset(kind for kind, resource in RESOURCE_OF_KIND.items() if r
 OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
     # y[m, n] = x[m, k] w[k, n], `batch` of them at once
     "gemm": ("m", "n", "k", "batch"),
-    # `passes` counts forward 1, backward 2.5 (five products instead of two); flash 1 keeps scores on chip
+    # `passes` counts forward 1, backward 2.5 (five products instead of two); flash 1 keeps scores on chip; causal 1:
+    # the queries are the last tokens, and see no later ones; cached 1: new keys are turned and put into a cache first
     "attention": (
         "batch",
         "query_tokens",
@@ -67,6 +68,7 @@ OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
         "kv_item_bytes",
         "flash",
         "passes",
+        "cached",
     ),
     # `n_tokens` of all ranks that share the experts, three matrices an expert; `skew` is the exponent of the power law
     # of the experts' loads, 0 for even ones; the time is that of the busiest rank, forward
@@ -81,7 +83,7 @@ OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 # columns at the end of a shape that may be left out, and what they are then
-COLUMN_DEFAULTS: dict[str, float] = {"n_special": 0.0, "n_rows": 0.0, "row_waits": 0.0}
+COLUMN_DEFAULTS: dict[str, float] = {"n_special": 0.0, "n_rows": 0.0, "row_waits": 0.0, "cached": 0.0}
 
 Where = Literal["host", "accelerator"]
 

@@ -27,7 +27,8 @@ Constants = Mapping[str, float]
 class Sheet:
     """The data sheet of one device as laws read it; a device that nobody measured has all of it too.
 
-    ``n_units`` are the processors that tiles are spread over (streaming multiprocessors, compute units, cores).
+    ``n_units`` are the processors that tiles are spread over (streaming multiprocessors, compute units, cores);
+    ``exponentials_per_clock`` is what one of them finishes, None where the device file does not say.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Sheet:
     cache_bytes: float
     clock_hz: float | None = None
     family: str = "gpu"
+    exponentials_per_clock: float | None = None
 
     @classmethod
     def of(cls, processor: Processor, memory: Memory) -> Sheet:
@@ -50,6 +52,7 @@ class Sheet:
             cache_bytes=datasheet.last_level_cache_bytes or 0.0,
             clock_hz=datasheet.clock_hz,
             family=datasheet.family,
+            exponentials_per_clock=datasheet.exponentials_per_clock,
         )
 
     def share(self, n: int) -> Sheet:
@@ -143,11 +146,13 @@ class OperatorLaw(ABC):
 
     ``kind`` names its columns in `OPERATOR_COLUMNS`, and its fits in a device file. ``loss`` says how residuals count
     in a fit: "soft_l1" by their size beyond a tenth; "cauchy" hardly at all far beyond, where some of the timed kernels
-    wait for something that the law does not know of, such as the host.
+    wait for something that the law does not know of, such as the host. ``prior`` is the log error that a constant e
+    times that of its siblings costs in a fit: it keeps in place what the points say little of.
     """
 
     kind: ClassVar[str]
     loss: ClassVar[str] = "soft_l1"
+    prior: ClassVar[float] = 0.01
     fit: ClassVar[type[OperatorFit]]
     constants: ClassVar[tuple[Constant, ...]]
 

@@ -71,12 +71,16 @@ class Memory(Component):
 
 
 class ProcessorDatasheet(Frozen):
-    """Vendor figures of a CPU or an accelerator. Peak rates are dense."""
+    """Vendor figures of a CPU or an accelerator. Peak rates are dense.
+
+    ``exponentials_per_clock`` is what one core (streaming multiprocessor, compute unit) finishes per clock.
+    """
 
     family: Literal["cpu", "gpu", "soc_gpu"]
     cores: int = Field(ge=1)
     clock_hz: Hertz | None = Field(default=None, gt=0)
     peak_flops_per_s: dict[DType, FlopsPerSecond]
+    exponentials_per_clock: float | None = Field(default=None, gt=0)
     last_level_cache_bytes: Bytes | None = None
     tdp_w: Watts | None = Field(default=None, gt=0)
     idle_w: Watts | None = Field(default=None, ge=0)
