@@ -51,6 +51,7 @@ def test_sizes_without_a_unit_count_elements_of_the_type() -> None:
     ("cells", "link", "beside"),
     [
         ({}, "nvlink4", ""),
+        ({"system": "8x B200 SXM", "num_gpus": "8"}, "nvlink5", ""),
         ({"system": "gb200", "num_gpus": "72"}, "nvlink5_nvl72", ""),
         ({"system": "h100_pairwise_nvlink", "num_gpus": "2"}, "nvlink4_bridge", ""),
         ({"system": "h100_pairwise_nvlink", "num_gpus": "4"}, "pcie5_x16", ""),
@@ -72,6 +73,8 @@ def test_the_link_follows_from_the_product(cells: dict[str, str], link: str, bes
         ("vllm", "vLLM_custom_eager", "vllm_custom_eager"),
         ("sglang", "SGLang_CustomAllReduce_graph", "sglang_custom_graph"),
         ("trtllm", "trtllm", "trtllm"),
+        ("torch.distributed", "all_reduce_bench.py", "nccl"),
+        ("oneccl", "oneCCL", "oneccl"),
     ],
 )
 def test_software_is_the_library_and_how_it_is_called(library: str, implementation: str, software: str) -> None:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
 from sandtable.spec import CollectiveFit, OperatorFit
@@ -98,7 +99,7 @@ class _Group:
         )
 
     @property
-    def crosses(self) -> FloatArray:
+    def crosses(self) -> npt.NDArray[np.bool_]:
         """Whether it takes more than one machine."""
         return np.asarray(self.machines > 1)
 
@@ -187,7 +188,7 @@ def _tree(group: _Group) -> FloatArray:
 def _in_switch(group: _Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
     rate = _SWITCH_RATE_FRAC * constants["bandwidth_frac"] * sheet.within_bytes_per_s
     busy = group.launch + _SWITCH_HOPS * group.inside + group.n_bytes * (1 + 1 / group.n) / rate
-    return np.where((group.n > 2) & ~group.crosses.astype(bool), busy, np.inf)
+    return np.where((group.n > 2) & ~group.crosses, busy, np.inf)
 
 
 def _direct(group: _Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
@@ -197,7 +198,7 @@ def _direct(group: _Group, constants: Constants, sheet: LinkSheet) -> FloatArray
     two = 2 * hops + 2 * (n - 1) / n * n_bytes / group.inside_rate
     served = (n_bytes <= constants["direct_bytes"]) & (n <= (2 if sheet.shared else _RATED_RANKS))
     busy = np.maximum(group.launch, np.minimum(one, two))
-    return np.where(served & ~group.crosses.astype(bool), busy, np.inf)
+    return np.where(served & ~group.crosses, busy, np.inf)
 
 
 def _messages(group: _Group, op: str) -> FloatArray:

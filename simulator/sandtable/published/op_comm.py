@@ -14,6 +14,7 @@ skipped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -106,10 +107,15 @@ class OpComm(OperatorAdapter):
 
 
 def _software(row: Row) -> str:
-    """Return the library as device files name it: an all-reduce of a framework's own, by how it is called."""
+    """Return the library as device files name it: an all-reduce of a framework's own, by how it is called.
+
+    PyTorch's collectives on these devices are NCCL's; only one source charges them with the host that calls them.
+    """
     library = row.text("library").lower()
     if library in _CUSTOM:
         return f"{library}_custom_{'graph' if 'graph' in row.text('implementation').lower() else 'eager'}"
+    if library not in _LIBRARIES and any(word in library for word in ("nccl", "torch", "all_reduce_bench")):
+        return "nccl"
     return _LIBRARIES.get(library, library)
 
 
@@ -158,8 +164,9 @@ def _within(name: str, local: float) -> str | None:
     if name in _BRIDGES:
         link = _BRIDGES[name][0 if local <= 2 else 1]
     if link is None:
-        system = systems.named(name)
-        link = None if system is None else system.link
+        # "8x B200 (node)": a system's name may stand among other words
+        found = (systems.named(part) for part in (name, *re.split(r"[^a-z0-9_]+", name)))
+        link = next((system.link for system in found if system is not None), None)
     return link if link and systems.component("link", link) is not None else None
 
 
