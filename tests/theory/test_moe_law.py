@@ -103,8 +103,9 @@ class TestTime:
         assert flops / 1e15 < took < 1.2 * flops / 1e15
 
     def test_rows_are_rounded_up_to_whole_tiles_per_expert(self) -> None:
-        wide = {"d_model": 4096, "n_neurons": 16384, "top_k": 2, "n_experts": 2}
-        whole, one_more = (seconds(n, constants=IDEAL, **wide) for n in (4096, 4097))
+        whole, one_more = (
+            seconds(n, constants=IDEAL, d_model=4096, n_neurons=16384, top_k=2, n_experts=2) for n in (4096, 4097)
+        )
         assert one_more / whole == pytest.approx(33 / 32, rel=0.01)
 
     def test_a_launch_is_the_least(self) -> None:
