@@ -38,7 +38,7 @@ class Traffic:
 _NORM = ((7, 6), (23, 14))
 _ADD = (3, 1)
 _GATE = ((5, 2), (13, 4))
-_ROPE = ((10, 5), (14, 7))
+_ROPE = ((2, 1), (6, 4))
 
 
 def norm(n_tokens: float, width: float, item_bytes: float, *, backward: bool = False) -> Traffic:
@@ -62,11 +62,12 @@ def gate(n_tokens: float, n_neurons: float, item_bytes: float, *, backward: bool
 def rope(n_tokens: float, turned: float, values: float, item_bytes: float, *, backward: bool = False) -> Traffic:
     """Rotary positions of ``turned`` query and key numbers per token, beside ``values`` that are not turned.
 
-    Backward also joins the gradients of queries, keys and values again.
+    One complex product, whose loop is not made of vector instructions: each number counts as special. Backward also
+    joins the gradients of queries, keys and values again.
     """
     passes, kernels = _ROPE[backward]
     joined = 2 * values if backward else 0
-    return Traffic((passes * turned + joined) * n_tokens * item_bytes, kernels)
+    return Traffic((passes * turned + joined) * n_tokens * item_bytes, kernels, turned * n_tokens)
 
 
 def embedding(

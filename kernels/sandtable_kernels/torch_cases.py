@@ -145,12 +145,12 @@ def rope(dims: Dims) -> Timed:
     n, width, dtype = dims["n_tokens"], dims["width"], dims["dtype"]
     e = 32
     h = width // e
-    cos, sin = (filled(n, 1, e, dtype=dtype) for _ in range(2))
+    turn = torch.polar(torch.ones(n, 1, e // 2), filled(n, 1, e // 2, dtype="float32"))
 
     def forward(item: Tensor) -> tuple[Tensor, ...]:
         turned, v = item.split((2 * h, h), dim=2)
-        first, second = turned.chunk(2, dim=-1)
-        q, k = (turned * cos + torch.cat((-second, first), dim=-1) * sin).split((h, h), dim=2)
+        pairs = torch.view_as_complex(turned.float().unflatten(-1, (-1, 2)))
+        q, k = torch.view_as_real(pairs * turn).flatten(-2).to(turned.dtype).split((h, h), dim=2)
         return tuple(part.transpose(1, 2) for part in (q, k, v))
 
     number = copies(dims, 20 * n * width * DTYPES[dtype].itemsize)

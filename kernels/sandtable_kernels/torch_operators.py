@@ -167,9 +167,9 @@ class TorchAttention(TorchKernel):
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """Sequences of 128 to 512 tokens, few heads to many."""
-        sizes = [(4, 128, 2), (2, 512, 4)]
+        sizes = [(4, 128, 2), (2, 512, 4), (8, 128, 8), (4, 256, 4)]
         if not quick:
-            sizes += [(8, 128, 8), (4, 256, 4), (4, 256, 12), (2, 512, 12)]
+            sizes += [(4, 256, 12), (2, 512, 12)]
         grids = [
             {
                 "batch": b,
@@ -381,7 +381,7 @@ class TorchCollective(TorchKernel):
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """From the size at which only latency counts to that at which only bandwidth does."""
-        sizes = [2**10 * 4**i for i in range(1, 9, 2 if quick else 1)]
+        sizes = [2**10 * 4**i for i in range(1, 8 if quick else 9)]
         return [{**self.example(), "op": op, "n_bytes": size, "processes": 2} for op in self.ops for size in sizes]
 
     def cost(self, dims: Dims) -> Op:

@@ -35,7 +35,8 @@ class OpEfficiency(Frozen):
     """What software reaches on one kind of operation: a share of the data sheet, or a rate of its own.
 
     ``traffic`` is how many times the software moves each byte of the demand (temporaries, staging copies);
-    ``calls`` how many framework calls one operation takes on the host.
+    ``calls`` how many framework calls one operation takes on the host. ``special`` counts, per element of the demand,
+    what takes a core longer than moving it: exponentials, logarithms, complex products.
     """
 
     bandwidth_frac: Annotated[Fraction | None, Field(default=None, gt=0, le=1, alias="bandwidth_frac")] = None
@@ -45,6 +46,7 @@ class OpEfficiency(Frozen):
     per_item_s: Seconds = Field(default=0.0, ge=0)
     traffic: float = Field(default=1.0, gt=0)
     calls: int = Field(default=1, ge=0)
+    special: float = Field(default=0.0, ge=0)
     on: Literal["host", "accelerator"] | None = None  # where the software runs it, if not where the plan says
 
 

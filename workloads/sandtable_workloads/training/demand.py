@@ -246,18 +246,14 @@ class Software:
     def __init__(self, stack: Stack | None) -> None:
         self.table = {} if stack is None else stack.datasheet.efficiency
 
-    def stream(
-        self, name: str, n_bytes: Number, c: Configuration, n_kernels: Number = 1.0, n_special: Number = 0.0
-    ) -> Demand:
-        """Return element-wise work that has to move ``n_bytes`` at least, in ``n_kernels`` kernels at least.
-
-        ``n_special`` are the exponentials that it evaluates.
-        """
+    def stream(self, name: str, n_bytes: Number, c: Configuration, n_kernels: Number = 1.0) -> Demand:
+        """Return element-wise work that has to move ``n_bytes`` at least, in ``n_kernels`` kernels at least."""
         found = self.table.get(f"stream.{name}")
-        traffic, calls = (1.0, 1.0) if found is None else (found.traffic, float(found.calls))
-        return Demand(
-            name=name, kind="stream", shape=(n_bytes * traffic, n_kernels * calls, n_special), dtype=c.dtype
-        )
+        if found is None:
+            return Demand(name=name, kind="stream", shape=(n_bytes, n_kernels), dtype=c.dtype)
+        special = found.special * n_bytes / c.item_bytes
+        shape = (n_bytes * found.traffic, n_kernels * found.calls, special)
+        return Demand(name=name, kind="stream", shape=shape, dtype=c.dtype)
 
 
 def gemm(
@@ -353,9 +349,7 @@ def forward_streams(c: Configuration, kind: LayerKind, software: Software) -> li
     found = [
         software.stream("norm", c.norms * 2 * wide * b, c, c.norms),
         software.stream("residual", 2 * 3 * wide * b, c, 2.0),
-        software.stream(
-            "activation", c.tokens * used * c.n_vectors * b / c.tensor, c, n_special=c.tokens * used / c.tensor
-        ),
+        software.stream("activation", c.tokens * used * c.n_vectors * b / c.tensor, c),
     ]
     if c.rotary:
         turned = c.tokens * (c.n_heads + c.n_kv_heads) * c.head_dim / c.tensor
@@ -370,12 +364,7 @@ def backward_streams(c: Configuration, kind: LayerKind, software: Software) -> l
     found = [
         software.stream("norm backward", c.norms * 3 * wide * b, c, c.norms),
         software.stream("residual backward", 2 * 3 * wide * b, c, 2.0),
-        software.stream(
-            "activation backward",
-            c.tokens * used * (2 * c.n_vectors - 1) * b / c.tensor,
-            c,
-            n_special=c.tokens * used / c.tensor,
-        ),
+        software.stream("activation backward", c.tokens * used * (2 * c.n_vectors - 1) * b / c.tensor, c),
     ]
     if c.rotary:
         turned = c.tokens * (c.n_heads + c.n_kv_heads) * c.head_dim / c.tensor
@@ -499,15 +488,14 @@ def head_forward(c: Configuration, software: Software) -> list[Demand]:
     """Return the output projection and the loss of a micro-batch."""
     logits = c.tokens * c.vocabulary / c.tensor
     norm = software.stream("norm", 2 * c.tokens * c.d_model * c.item_bytes, c)
-    return [norm, _head(c), software.stream("loss", logits * c.item_bytes, c, n_special=logits)]
+    return [norm, _head(c), software.stream("loss", logits * c.item_bytes, c)]
 
 
 def head_backward(c: Configuration, software: Software) -> list[Demand]:
     """Return the backward pass of loss and output projection."""
     logits = c.tokens * c.vocabulary / c.tensor
     norm = software.stream("norm backward", 3 * c.tokens * c.d_model * c.item_bytes, c)
-    loss = software.stream("loss backward", 2 * logits * c.item_bytes, c, n_special=logits)
-    return [loss, *backward_of(_head(c)), norm]
+    return [software.stream("loss backward", 2 * logits * c.item_bytes, c), *backward_of(_head(c)), norm]
 
 
 def held_params(c: Configuration) -> Number:

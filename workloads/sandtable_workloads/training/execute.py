@@ -148,22 +148,22 @@ def execution_of(job: Job) -> Execution:
     n_ranks = job.parameters.devices
     by_step = list(zip(*(read_records(job.folder, rank) for rank in range(n_ranks)), strict=True))
     summaries = [json.loads((job.folder / f"rank{rank}.json").read_text()) for rank in range(n_ranks)]
-    steps = [step_result(job, records) for records in by_step]
+    measured = by_step[job.parameters.warmup_steps :]
+    resident = max(summary["resident_bytes"] - summary["resident_before_bytes"] for summary in summaries)
     return Execution(
-        steps=steps,
+        steps=[step_result(job, records) for records in measured],
         memory_bytes=memory_of(summaries),
-        trace=trace_of(by_step),
+        process_bytes=resident if job.device == "cpu" else None,
+        trace=trace_of(measured),
     )
 
 
 def step_result(job: Job, records: Sequence[Record]) -> StepResult:
     """Return one step as its slowest rank saw it."""
     slowest = max(records, key=lambda record: record.total_s)
-    number = slowest.step
-    warm = number >= job.parameters.warmup_steps
     communication_s = min(slowest.communication_s, slowest.total_s)
     return StepResult(
-        phase="train" if warm else "warmup",
+        phase="train",
         name="step",
         total_s=slowest.total_s,
         by_account={

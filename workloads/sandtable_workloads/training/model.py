@@ -20,17 +20,17 @@ ROPE_BASE = 10_000.0
 INITIAL_STD = 0.02
 
 
-def rope_tables(n_tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines of the rotary embedding [T, 1, E], float32 (Su et al., arXiv 2104.09864)."""
+def rope_table(n_tokens: int, head_dim: int, device: torch.device) -> Tensor:
+    """Return e^(i angle) of the rotary embedding [T, 1, E/2], complex64 (Su et al., arXiv 2104.09864)."""
     rates = ROPE_BASE ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)
-    angles = torch.outer(torch.arange(n_tokens, device=device).float(), rates).repeat(1, 2)[:, None, :]
-    return angles.cos(), angles.sin()
+    angles = torch.outer(torch.arange(n_tokens, device=device).float(), rates)[:, None, :]
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + E/2) of ``x`` [B, T, heads, E] by its position's angle."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn each pair of neighbours of ``x`` [B, T, heads, E] by its position's angle, as one complex product."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
 def vanilla_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -57,12 +57,12 @@ class Attention(nn.Module):
         self.output = nn.Linear(self.n_heads * self.head_dim, shape.d_model, bias=False)
         self.core = partial(checkpoint, ATTENTION[core], use_reentrant=False) if recompute else ATTENTION[core]
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
         """Return what attention adds to ``x`` [B, T, D]."""
         b, t, _ = x.shape
         heads = self.qkv(x).view(b, t, -1, self.head_dim)  # [B, T, H + 2 K, E]
         turned, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
-        q, k = rotate(turned, cos, sin).split((self.n_heads, self.n_kv_heads), dim=2)
+        q, k = rotate(turned, turn).split((self.n_heads, self.n_kv_heads), dim=2)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [B, heads, T, E]
         if self.n_kv_heads != self.n_heads:
             k, v = (part.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1) for part in (k, v))
@@ -100,9 +100,9 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(shape.d_model, eps=1e-5)
         self.ffn = FeedForward(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
         """Return the residual stream after this layer, [B, T, D]."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, mask)
+        x = x + self.attention(self.attention_norm(x), turn, mask)
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -122,7 +122,7 @@ class Decoder(nn.Module):
         if shape.tied:
             self.head.weight = self.embedding.weight
         self.sizes = (sequence_tokens, shape.head_dim, core)
-        self.tables: tuple[Tensor, Tensor, Tensor] | None = None
+        self.tables: tuple[Tensor, Tensor] | None = None
 
     def initialise(self, seed: int) -> None:
         """Draw all matrices from a normal distribution of deviation 0.02 (GPT-2's), the same ones for a seed."""
@@ -136,22 +136,21 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss in nats per token; ``tokens`` and ``targets`` [B, T]."""
         x = self.embedding(tokens)
-        cos, sin, mask = self._tables(x)
+        turn, mask = self._tables(x)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, mask, use_reentrant=False)
+                x = checkpoint(block, x, turn, mask, use_reentrant=False)
             else:
-                x = block(x, cos, sin, mask)
+                x = block(x, turn, mask)
         logits = self.head(self.norm(x))
         return fn.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
-    def _tables(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rotary tables and causal mask in the type that the layers work in, made once."""
+    def _tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rotary table, and the causal mask in the type that the layers work in, made once."""
         if self.tables is None:
             n_tokens, head_dim, core = self.sizes
-            cos, sin = rope_tables(n_tokens, head_dim, like.device)
             mask = torch.empty(0)
             if core == "vanilla":
                 mask = torch.full((n_tokens, n_tokens), -torch.inf, device=like.device).triu(1)
-            self.tables = (cos.to(like.dtype), sin.to(like.dtype), mask.to(like.dtype))
+            self.tables = (rope_table(n_tokens, head_dim, like.device), mask.to(like.dtype))
         return self.tables

@@ -1,13 +1,11 @@
 """Start the ranks of a job as processes, watch them, and end all of them when one dies.
 
 Ranks meet through a file in the job's folder and talk over the loopback interface, so nothing has to be configured.
-Their memory allocator is told to keep what it has: by default glibc hands large tensors back to the system after
-every step and pays a page fault for each 4 KiB when it asks for them again.
+Their memory allocator is told to keep what it has, see `sandtable_kernels.torch_pool`.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from sandtable.errors import DoesNotFit, MeasureError, NoDevice, SandtableError
+from sandtable_kernels.torch_pool import environment
 from sandtable_workloads.training.job import RENDEZVOUS, Job
 
 POLL_S = 0.05
@@ -26,11 +25,6 @@ POLL_S = 0.05
 PATIENCE_S = 30.0
 DEATH_PATIENCE_S = 2.0
 STOPPED = 75
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
 # what a rank says when it is another one that died
 _ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket", "peer", "timed out")
 
@@ -54,12 +48,6 @@ class Rank:
         if code is not None and code < 0:
             return f"was ended by {signal.Signals(-code).name}"
         return f"left with exit code {code}"
-
-
-def environment(n_threads: int) -> dict[str, str]:
-    """Return the environment of a rank: its threads, and an allocator that keeps its memory."""
-    numbers = {name: str(n_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    return {**os.environ, **numbers, **KEEP_MEMORY}
 
 
 def run(job: Job, progress: Callable[[str], None] = lambda _: None) -> None:

@@ -170,7 +170,8 @@ class FullyShard(Plain):
         again = self.parameters.sharding == "fsdp_full"
         for block in model.blocks:
             fully_shard(block, reshard_after_forward=again, mp_policy=policy)
-        fully_shard(model, reshard_after_forward=again, mp_policy=policy)
+        # embedding and head stay gathered: they are needed again as soon as backward begins
+        fully_shard(model, reshard_after_forward=False, mp_policy=policy)
         for unit in [*model.blocks, model]:
             unit.set_custom_all_gather(_timed_gather(self.waiting))
             unit.set_custom_reduce_scatter(_timed_scatter(self.waiting))
