@@ -20,7 +20,7 @@ from sandtable.spec import DTYPE_BYTES, GemmFit, OperatorFit
 TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (256, 64), (128, 64), (64, 128), (64, 64))
 # those for a handful of rows, as in decoding
 THIN_TILES = ((16, 64), (16, 128), (32, 64), (32, 128))
-SPLITS = (1, 2, 3, 4, 6, 8)
+SPLITS = (1, 2, 3, 4)
 # depth that one step of a kernel's main loop takes
 DEPTH = 64
 # extra time of an edge element of a tile: a tile of a x b computes for a b + EDGE (a + b) elements, since its

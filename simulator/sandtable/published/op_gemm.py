@@ -16,13 +16,18 @@ DTYPES = {
     "bfloat16": "bfloat16",
     "float16": "float16",
     "fp8": "fp8",
-    "fp8_static": "fp8",
+    "fp8_ootb": "fp8",
+    # scales that are known before are applied in one pass, as block scales are
+    "fp8_static": "fp8_block",
     "fp8_block": "fp8_block",
     "nvfp4": "fp4",
+    "mxfp4": "mxfp4",
     "int8_wo": "int8_weight_only",
     "int4_wo": "int4_weight_only",
+    "w4a16_mxfp4": "int4_weight_only",
     "sq": "int8",
 }
+# frameworks leave products of these types to the vendor's library
 LIBRARY_DTYPES = ("bfloat16", "float16")
 
 
