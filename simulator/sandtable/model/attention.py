@@ -28,8 +28,9 @@ from sandtable.spec import DTYPE_BYTES, AttentionFit, OperatorFit
 TILE = 128
 # rows of a tile when there are at most `TILE` queries
 SMALL_TILE = 32
-# parts of one sequence's keys that units walk over side by side, at most (vLLM's default within CUDA graphs)
-MOST_SPLITS = 32.0
+# guess: parts of one sequence's keys that units walk over side by side, at most; read off the published decode times
+# of one long sequence with one key head (kernels themselves allow 32 to 128)
+MOST_SPLITS = 16.0
 # exponentials that one unit finishes per clock where the device file does not say. GPUs: 16 per streaming
 # multiprocessor (CUDA C++ programming guide, arithmetic instructions; FlashAttention-3, section 3.1: 3.9e12 1/s on an
 # H100). CPUs: guess, a polynomial of about fifteen vector instructions on sixteen lanes, two in a clock.
@@ -107,7 +108,7 @@ class AttentionLaw(OperatorLaw):
     kind: ClassVar[str] = "attention"
     fit: ClassVar[type[OperatorFit]] = AttentionFit
     # decode times alone say little of prefill, and the other way round: what they leave open stays with the siblings
-    prior: ClassVar[float] = 0.3
+    prior: ClassVar[float] = 1.0
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="rate_frac", typical=0.67, low=0.02, high=1.0),
         Constant(name="bandwidth_frac", typical=0.93, low=0.02, high=1.0),
