@@ -73,6 +73,8 @@ class GemmLaw(OperatorLaw):
 
     kind: ClassVar[str] = "gemm"
     loss: ClassVar[str] = "cauchy"
+    # weighed on element types left out of the fit of a device, which siblings help to predict
+    prior: ClassVar[float] = 0.1
     fit: ClassVar[type[OperatorFit]] = GemmFit
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="rate_frac", typical=0.85, low=0.05, high=1.2),
