@@ -12,9 +12,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+# Training runs on PyTorch; its constraint keeps it to a build without GPU libraries.
+$(VENV)/.torch: $(VENV)/.installed
+	$(PIP) --editable '.[torch]'
+	touch $@
+
 # Benchmarks also run the peers that they are compared with.
-$(VENV)/.bench: $(VENV)/.installed
-	$(PIP) torch
+$(VENV)/.bench: $(VENV)/.torch
 	command -v fio >/dev/null || echo "fio is not installed: the comparison with it will be skipped (apt-get install fio)"
 	touch $@
 
@@ -23,7 +27,7 @@ demo: $(VENV)/.installed
 	$(BIN)/sandtable calibrate --quick --storage-path $(STORE)
 	$(BIN)/sandtable check --suite flash-quick --store $(STORE) --report runs/demo.html --trace runs/demo.pftrace || test $$? -eq 3
 
-test: $(VENV)/.installed
+test: $(VENV)/.torch
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed

@@ -316,7 +316,7 @@ class TorchEmbedding(TorchKernel):
 
     def inputs(self, dims: Dims, seed: int) -> list[Array]:
         """Return the table and the tokens."""
-        tokens = np.random.default_rng(seed).integers(0, dims["vocabulary"], dims["n_tokens"])
+        tokens = np.random.default_rng(seed).integers(0, dims["vocabulary"], (dims["n_tokens"],))
         return [seeded((dims["vocabulary"], dims["width"]), seed), tokens]
 
     def compute(self, module: Any, dims: Dims, *tensors: Any) -> Any:

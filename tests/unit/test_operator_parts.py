@@ -1,0 +1,91 @@
+"""From timed operators to constants: what made the times is found again, on all cores and on a share of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sandtable import operator_parts
+from sandtable.model.law import LinkSheet, Sheet
+from sandtable.model.operations import CostModel
+from sandtable.model.operators import SHARED, law_of
+from sandtable.operator_parts import Timed
+from sandtable.plan import Op
+from sandtable.spec import Machine
+from sandtable_kernels.torch_operators import TorchAttention, TorchCollective, TorchGemm, TorchKernel, TorchStream
+
+FACTORS = {"launch_s": 1.7, "bandwidth_frac": 0.8, "rate_frac": 0.7, "special_s": 3.0}
+
+
+def made_up(kernel: TorchKernel, machine: Machine) -> list[Timed]:
+    """Time a kernel's grid by its law, with constants away from the typical ones."""
+    found = []
+    for dims in kernel.grid(quick=False):
+        op = kernel.cost(dims)
+        law = law_of(op.kind)
+        assert law is not None
+        sheet: Sheet | LinkSheet = Sheet.of(machine.processor, machine.memory).share(op.sharing)
+        if op.resource == "network":
+            sheet = LinkSheet(1e9, 0.0)
+        constants = {name: value * FACTORS.get(name, 1.0) for name, value in law.typical().items()}
+        seconds = float(law.seconds(sheet, constants, law.columns(op.shape), dtype=op.dtype, op=op.kind)[0])
+        assert kernel.software is not None
+        found.append(Timed(software=kernel.software, op=op, seconds=seconds, n_samples=3))
+    return found
+
+
+@pytest.mark.parametrize("kernel", [TorchGemm(), TorchAttention(), TorchStream()], ids=lambda kernel: kernel.name)
+def test_operators_are_found_again(kernel: TorchKernel, machine: Machine) -> None:
+    timed = made_up(kernel, machine)
+    fitted = operator_parts.fitted(machine, timed, "made up")
+    costs = CostModel(fitted)
+    errors = [costs.time(item.op).seconds / item.seconds - 1 for item in timed]
+    assert np.median(np.abs(errors)) < 0.05
+    assert fitted.stack is not None
+    assert fitted.stack.name == "pytorch_cpu"
+    fits = fitted.processor.fitted
+    assert fits is not None
+    names = set(fits.operators.of(law_of(timed[0].op.kind).kind))  # type: ignore[union-attr]
+    assert {"pytorch_cpu", "pytorch_cpu" + SHARED} <= names
+
+
+def test_attention_that_writes_its_scores_has_constants_of_its_own(machine: Machine) -> None:
+    fitted = operator_parts.fitted(machine, made_up(TorchAttention(), machine), "made up")
+    assert fitted.processor.fitted is not None
+    assert "pytorch_cpu_vanilla" in fitted.processor.fitted.operators.attention
+
+
+def test_collectives_make_a_link(machine: Machine) -> None:
+    timed = made_up(TorchCollective(), machine)
+    assert machine.process_link is None
+    fitted = operator_parts.fitted(machine, timed, "made up")
+    assert fitted.process_link is not None
+    costs = CostModel(fitted.model_copy(update={"stack": operator_parts._stack("pytorch_cpu")}))
+    errors = [costs.time(item.op).seconds / item.seconds - 1 for item in timed]
+    assert np.median(np.abs(errors)) < 0.1
+    assert fitted.processor == machine.processor
+
+
+def test_a_peak_is_at_least_the_best_product_of_all_processes(machine: Machine) -> None:
+    op = Op(name="p", kind="gemm", account="compute", flops=1e9, shape=(10, 10, 10, 1), sharing=2)
+    timed = [Timed(software="pytorch_cpu", op=op, seconds=1e-3, n_samples=1)]
+    processor = operator_parts.with_peaks(machine.processor, timed)
+    assert processor.datasheet.peak_flops_per_s["float32"] == 2e12
+    assert operator_parts.with_peaks(processor, [timed[0]]) == processor
+
+
+def test_other_constants_stay(machine: Machine) -> None:
+    once = operator_parts.fitted(machine, made_up(TorchGemm(), machine), "made up")
+    twice = operator_parts.fitted(once, made_up(TorchStream(), machine), "made up")
+    assert once.processor.fitted is not None
+    assert twice.processor.fitted is not None
+    assert twice.processor.fitted.operators.gemm == once.processor.fitted.operators.gemm
+    assert twice.processor.fitted.ops == machine.processor.fitted.ops  # type: ignore[union-attr]
+
+
+def test_half_a_device_takes_twice_as_long_on_large_work(machine: Machine) -> None:
+    costs = CostModel(machine)
+    whole = Op(name="s", kind="stream", account="compute", shape=(1e9, 1.0))
+    half = Op(name="s", kind="stream", account="compute", shape=(1e9, 1.0), sharing=2)
+    machine_s, shared_s = costs.time(whole).seconds, costs.time(half).seconds
+    assert shared_s == pytest.approx(2 * machine_s, rel=0.01)
