@@ -1,0 +1,61 @@
+"""Rates of FlashAttention-2 and 3 in training, forward and backward, as its users and authors reported them.
+
+The source gives rates; the products it counts are those of its benchmark: two in the forward pass, five in the
+backward pass, and half of them where the mask is causal. Which H100 it was is not always said: the rates are those of
+the SXM module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from sandtable.model.attention import BACKWARD_PASSES
+from sandtable.model.operator_fit import OperatorPoint
+from sandtable.published import systems
+from sandtable.published.base import MalformedRow, Row, Skipped
+from sandtable.published.operators import OperatorAdapter, Timed
+
+_PASSES = {"forward": 1.0, "backward": BACKWARD_PASSES}
+_SIZES = ("batch_size", "tokens", "num_heads", "head_dim")
+
+
+class OpFlashAttention(OperatorAdapter):
+    """One pass of one layer's attention per row, with 16-bit elements."""
+
+    name: ClassVar[str] = "op_flash_attention"
+    title: ClassVar[str] = "FlashAttention in training, forward and backward"
+    metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
+    source: ClassVar[str] = "rates reported in threads of github.com/Dao-AILab/flash-attention"
+
+    def shipped(self) -> Path | None:
+        """Return the package's own data folder."""
+        return Path(__file__).parent / "data"
+
+    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+        """See `OperatorAdapter.timed`."""
+        system = systems.find(row.text("system"))
+        if isinstance(system, Skipped):
+            return system
+        passes, rate = _PASSES.get(row.text("pass")), row.number("tflops_per_s")
+        sizes = [row.number(name) for name in _SIZES]
+        if passes is None or rate is None or None in sizes:
+            return Skipped("no rate or no shape")
+        batch, tokens, heads, width = (float(size or 0) for size in sizes)
+        causal = float(row.text("causal") == "1")
+        if not rate > 0 or min(batch, tokens, heads, width) < 1:
+            raise MalformedRow("sizes and rates are positive")
+        flops = passes * 4 * batch * heads * tokens**2 * width * (1 - causal / 2)
+        point = OperatorPoint(
+            device=system.processor,
+            software=row.text("kernel"),
+            op="attention",
+            dtype="bfloat16",
+            shape=(batch, tokens, tokens, heads, heads, width, width, causal, 2.0, 1.0, passes, 0.0),
+            seconds=flops / (1e12 * rate),
+            label=f"{row.text('system')} {row.text('kernel')} {row.text('pass')} "
+            f"{batch:.0f}x{tokens:.0f} {heads:.0f}x{width:.0f}{' causal' if causal else ''}",
+            beside=system.memory,
+        )
+        return [Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=row.text("system"))]
