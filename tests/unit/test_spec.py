@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sandtable import spec
+from sandtable import spec, units
 
 
 def storage(**changes: Any) -> spec.Storage:
@@ -67,16 +67,16 @@ def test_names_are_lower_case_words(name: str) -> None:
 
 class TestEstimate:
     def test_a_scalar_is_an_estimate_without_width(self) -> None:
-        estimate = spec.Estimate[spec.Seconds].model_validate("118 us")
+        estimate = spec.Estimate[units.Seconds].model_validate("118 us")
         assert (estimate.low, estimate.value, estimate.high) == (118e-6, 118e-6, 118e-6)
 
     def test_a_missing_end_takes_the_value(self) -> None:
-        estimate = spec.Estimate[spec.Seconds].model_validate({"value": "2 s", "high": "3 s"})
+        estimate = spec.Estimate[units.Seconds].model_validate({"value": "2 s", "high": "3 s"})
         assert (estimate.low, estimate.high) == (2, 3)
 
     def test_the_order_is_checked(self) -> None:
         with pytest.raises(ValidationError, match=r"an interval needs low <= value <= high, not 3\.0, 2\.0, 2\.0"):
-            spec.Estimate[spec.Seconds].model_validate({"value": "2 s", "low": "3 s"})
+            spec.Estimate[units.Seconds].model_validate({"value": "2 s", "low": "3 s"})
 
 
 class TestSelect:
