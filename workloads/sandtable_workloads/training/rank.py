@@ -188,7 +188,9 @@ def summary(trainer: Trainer) -> dict[str, float]:
     if job.profile_memory:
         held = sum(trainer.held_bytes().values())
         found["peak_bytes"] = trainer.device.peak_bytes(held, lambda: trainer.step(job.n_steps))
-    found["validation_loss"] = trainer.validate()
+    _, n_tokens, n_train = job.tokens
+    if n_tokens - n_train > job.parameters.sequence_tokens:  # a short text has no sequence to spare
+        found["validation_loss"] = trainer.validate()
     return found
 
 
