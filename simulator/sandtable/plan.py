@@ -55,7 +55,8 @@ OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
     # y[m, n] = x[m, k] w[k, n], `batch` of them at once
     "gemm": ("m", "n", "k", "batch"),
     # `passes` counts forward 1, backward 2.5 (five products instead of two); flash 1 keeps scores on chip; causal 1:
-    # the queries are the last tokens, and see no later ones; cached 1: new keys are turned and put into a cache first
+    # the queries are the last tokens, and see no later ones; cached 1: new keys are turned and put into a cache first.
+    # Of scores that are written out: fused_softmax 1, scale, mask and softmax are one kernel; dropout 1, some are lost
     "attention": (
         "batch",
         "query_tokens",
@@ -69,6 +70,8 @@ OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
         "flash",
         "passes",
         "cached",
+        "fused_softmax",
+        "dropout",
     ),
     # `n_tokens` of all ranks that share the experts, three matrices an expert; `skew` is the exponent of the power law
     # of the experts' loads, 0 for even ones; the time is that of the busiest rank, forward
@@ -83,7 +86,9 @@ OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 # columns at the end of a shape that may be left out, and what they are then
-COLUMN_DEFAULTS: dict[str, float] = {"n_special": 0.0, "n_rows": 0.0, "row_waits": 0.0, "cached": 0.0}
+COLUMN_DEFAULTS: dict[str, float] = dict.fromkeys(
+    ("n_special", "n_rows", "row_waits", "cached", "fused_softmax", "dropout"), 0.0
+)
 
 Where = Literal["host", "accelerator"]
 

@@ -43,6 +43,9 @@ CACHE_REACH = 1.15
 BACKWARD_PASSES = 2.5
 # ... at 63 % of the peak rate where the forward pass reaches 73 % (FlashAttention-2, section 4.1, A100)
 BACKWARD_RATE = 63 / 73
+# guess: batched products with few columns read and write scores so much slower than kernels that stream, read off
+# reported rates of PyTorch's batched attention on an H100, forward and backward
+PRODUCT_SLOWNESS = 2.5
 # kept activations never get narrower than this, whatever type a kernel multiplies in
 ACTIVATION_BYTES = 2.0
 
@@ -51,22 +54,26 @@ ACTIVATION_BYTES = 2.0
 class ScoreTraffic:
     """Bytes moved per element of the score matrix [batch, heads, queries, keys] by attention that writes it out.
 
-    ``saved`` is what the forward pass keeps of it for the backward pass; ``forward`` and ``backward`` are traffic.
+    ``forward`` and ``backward`` are all traffic, ``forward_products`` and ``backward_products`` what of it the batched
+    products read and write; ``saved`` is what the forward pass keeps of it for the backward pass.
     """
 
     forward: float
     backward: float
+    forward_products: float
+    backward_products: float
     saved: float
 
 
-def vanilla_traffic(item_bytes: float) -> ScoreTraffic:
-    """Count the passes over the scores of eager attention in Hugging Face Transformers, operation by operation.
+def vanilla_traffic(item_bytes: float, *, fused: bool = False, dropout: bool = False) -> ScoreTraffic:
+    """Count the passes over the scores of attention that writes them out, operation by operation.
 
-    With ``w`` bytes per element (2 for bfloat16) and softmax in float32, 4 bytes:
+    Eager attention of Hugging Face Transformers, with ``w`` bytes per element (2 for bfloat16) and a softmax in
+    float32, 4 bytes:
 
-    ====================================  ===============================================  ===========
+    ====================================  ===============================================  ============
     forward                               bytes                                            w = 2, w = 4
-    ====================================  ===============================================  ===========
+    ====================================  ===============================================  ============
     scores = q k'                         write w                                          2, 4
     scores / sqrt(E)                      read w, write w                                  4, 8
     scores + mask                         read w, write w (the mask is shared by heads)    4, 8
@@ -74,7 +81,7 @@ def vanilla_traffic(item_bytes: float) -> ScoreTraffic:
     to the element type                   read 4, write w; nothing if w = 4                6, 0
     output = p v                          read w                                           2, 4
     together                                                                               24, 32
-    ------------------------------------  -----------------------------------------------  -----------
+    ------------------------------------  -----------------------------------------------  ------------
     backward
     dv = p' dout                          read w                                           2, 4
     dp = dout v'                          write w                                          2, 4
@@ -84,16 +91,22 @@ def vanilla_traffic(item_bytes: float) -> ScoreTraffic:
     / sqrt(E)                             read w, write w                                  4, 8
     dq = ds k and dk = ds' q              read w each                                      4, 8
     together                                                                               28, 36
-    ====================================  ===============================================  ===========
+    ====================================  ===============================================  ============
 
-    Dropout is absent. Kept for the backward pass: the softmax in float32, and its copy in the element type for p v.
+    ``fused``: scale, mask and softmax are one kernel that keeps the element type (Megatron-LM; arXiv 2205.05198,
+    section 4.1), 2 w forward and 3 w backward. ``dropout`` reads and writes the scores once more each way, with a byte
+    of mask. Kept for the backward pass: the softmax, its copy in the element type, the mask and what it leaves.
     """
     w, wide = item_bytes, 4.0
-    casts = 0.0 if w >= wide else w + wide
+    cast = 0.0 if fused or w >= wide else w + wide
+    softmax, softmax_backward = (2 * w, 3 * w) if fused else (5 * w + wide + cast, 2 * wide + 3 * w + cast)
+    dropped = 2 * w + 1 if dropout else 0.0
     return ScoreTraffic(
-        forward=w + 2 * w + 2 * w + (w + wide) + casts + w,
-        backward=w + w + casts + (2 * wide + w) + 2 * w + 2 * w,
-        saved=wide + (0.0 if w >= wide else w),
+        forward=2 * w + softmax + dropped,
+        backward=4 * w + softmax_backward + dropped,
+        forward_products=2 * w,
+        backward_products=4 * w,
+        saved=(w if fused else max(w, wide) + (w if cast else 0.0)) + (w + 1 if dropout else 0.0),
     )
 
 
@@ -205,10 +218,15 @@ def _append_bytes(c: Columns, width: float) -> FloatArray:
 
 
 def _score_bytes(c: Columns, width: float) -> FloatArray:
-    """Return the traffic of scores through memory, see `vanilla_traffic`."""
-    counts = vanilla_traffic(width)
+    """Return the traffic of scores through memory, weighed by `PRODUCT_SLOWNESS`; see `vanilla_traffic`."""
     backward = (c["passes"] - 1) / (BACKWARD_PASSES - 1)
-    each = counts.forward + backward * (counts.backward - counts.forward)
+    each: FloatArray = np.zeros(c["passes"].shape)
+    for fused, dropout in ((False, False), (False, True), (True, False), (True, True)):
+        count = vanilla_traffic(width, fused=fused, dropout=dropout)
+        first = count.forward + (PRODUCT_SLOWNESS - 1) * count.forward_products
+        second = count.backward + (PRODUCT_SLOWNESS - 1) * count.backward_products
+        chosen = ((c["fused_softmax"] > 0) == fused) & ((c["dropout"] > 0) == dropout)
+        each = np.where(chosen, first + backward * (second - first), each)
     return np.asarray(c["batch"] * c["n_heads"] * c["query_tokens"] * c["kv_tokens"] * each)
 
 

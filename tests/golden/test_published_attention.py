@@ -1,0 +1,72 @@
+"""How well device files predict published times of attention; all but training needs the published measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sandtable.model.operator_fit import OperatorPoint, Predictor, fit_constants
+from sandtable.published import framework
+from sandtable.published.op_attention import OpAttention
+from sandtable.published.op_infersim import OpInfersim
+from sandtable.published.operators import constants_of, kind_of, seconds_of, sheets_of
+
+
+@pytest.fixture
+def folder(reference_folder: Path) -> Path:
+    if not (reference_folder / "op_attention.csv").is_file():
+        pytest.skip("op_attention.csv is not among the published measurements here")
+    return reference_folder
+
+
+def test_in_sample_and_held_out(folder: Path) -> None:
+    (score,) = framework.run(folder, "op_attention").datasets
+    data = score.to_json()
+    assert data["scored"] == data["rows"]
+    assert data["median_abs_error_frac"] < 0.10
+    assert data["p90_abs_error_frac"] < 0.30
+    assert abs(data["bias_frac"]) < 0.05
+    assert data["coverage_frac"] > 0.85
+    assert data["held_out"]["median_abs_error_frac"] < 0.10
+
+
+def test_a_device_left_out_follows_from_its_data_sheet_and_its_siblings(folder: Path) -> None:
+    adapter = OpAttention()
+    points = list(adapter.operator_points(adapter.read(folder)))
+    errors = []
+    for software, device in sorted({(p.software, p.device) for p in points}):
+        siblings = [p for p in points if p.software == software]
+        own, others = ([p for p in siblings if (p.device == device) is same] for same in (True, False))
+        if not others:
+            continue
+        law = kind_of(own[0])
+        residuals = Predictor(law, own, sheets_of(own)).residuals(fit_constants(law, others, sheets_of(others)))
+        errors.append(np.abs(np.expm1(residuals)))
+    assert len(errors) >= 10
+    assert np.median(np.concatenate(errors)) < 0.12
+
+
+def test_export_variants_latent_and_sparse(folder: Path) -> None:
+    if not (folder / "op_infersim.csv").is_file():
+        pytest.skip("op_infersim.csv is not among the published measurements here")
+    adapter = OpInfersim()
+    points = [p for p in adapter.operator_points(adapter.read(folder)) if p.op == "attention"]
+    assert len(points) >= 100
+    assert np.median(errors_of(points)) < 0.08
+
+
+def test_training_forward_and_backward() -> None:
+    (score,) = framework.run(only="op_flash_attention").datasets
+    data = score.to_json()
+    assert data["scored"] == data["rows"]
+    assert data["median_abs_error_frac"] < 0.11
+    backward = [p.error_frac for p in score.points if "h100_sxm flash_attention_2 backward" in p.label]
+    # no constant is of the backward pass alone: its products and its rate follow from the forward pass
+    assert len(backward) >= 7
+    assert np.median(np.abs(backward)) < 0.06
+
+
+def errors_of(points: list[OperatorPoint]) -> list[float]:
+    return [abs(seconds_of(p, constants_of(p).values) / p.seconds - 1) for p in points]

@@ -1,0 +1,299 @@
+"""The law of attention against counts that can be done by hand, its limits, and what may never be slower."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandtable.model.attention import (
+    BACKWARD_RATE,
+    CACHE_SPEEDUP,
+    SMALL_TILE,
+    TILE,
+    AttentionLaw,
+    vanilla_traffic,
+)
+from sandtable.model.law import Sheet
+from sandtable.plan import OPERATOR_COLUMNS
+
+LAW = AttentionLaw()
+SHEET = Sheet(
+    name="device",
+    n_units=100,
+    peak_flops_per_s={"bfloat16": 1e15, "fp8": 2e15, "float32": 5e13},
+    bandwidth_bytes_per_s=3e12,
+    cache_bytes=5e7,
+    clock_hz=1.5e9,
+)
+# no clock: exponentials take no time
+BARE = Sheet(
+    name="device",
+    n_units=100,
+    peak_flops_per_s={"bfloat16": 1e15, "fp8": 2e15},
+    bandwidth_bytes_per_s=3e12,
+    cache_bytes=0.0,
+)
+# reaches everything and adds nothing
+IDEAL = {"rate_frac": 1.0, "bandwidth_frac": 1.0, "launch_s": 0.0, "item_s": 0.0, "narrow_gain": 1.0}
+
+DEFAULTS = {
+    "batch": 1.0,
+    "query_tokens": 1.0,
+    "kv_tokens": 1024.0,
+    "n_heads": 32.0,
+    "n_kv_heads": 8.0,
+    "head_dim": 128.0,
+    "value_dim": 128.0,
+    "causal": 0.0,
+    "kv_item_bytes": 2.0,
+    "flash": 1.0,
+    "passes": 1.0,
+    "cached": 0.0,
+    "fused_softmax": 0.0,
+    "dropout": 0.0,
+}
+
+
+def seconds(
+    *, sheet: Sheet = SHEET, constants: dict[str, float] | None = None, dtype: str = "bfloat16", **sizes: float
+) -> float:
+    values = {**DEFAULTS, **sizes}
+    columns = LAW.columns([values[name] for name in OPERATOR_COLUMNS["attention"]])
+    return float(LAW.seconds(sheet, constants or LAW.typical(), columns, dtype=dtype, op="attention")[0])
+
+
+def prefill(tokens: float, **more: float) -> dict[str, Any]:
+    return {"query_tokens": tokens, "kv_tokens": tokens, "causal": 1.0, **more}
+
+
+class TestLimits:
+    def test_decoding_many_long_sequences_takes_the_bytes_of_the_cache_over_the_bandwidth(self) -> None:
+        found = seconds(sheet=BARE, constants=IDEAL, batch=64, kv_tokens=131072)
+        n_bytes = 64 * 131072 * 8 * 256 * 2
+        assert found == pytest.approx(n_bytes / 3e12, rel=0.02)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+    def test_a_long_prompt_takes_its_products_over_the_rate(self, dtype: str) -> None:
+        tokens = 65536.0
+        flops = 4 * 32 * tokens**2 * 128 / 2
+        found = seconds(sheet=BARE, constants=IDEAL, dtype=dtype, **prefill(tokens))
+        assert found == pytest.approx(flops / BARE.peak(dtype), rel=0.03)
+
+    def test_exponentials_bind_where_products_are_fast(self) -> None:
+        fast = Sheet(
+            name="device",
+            n_units=100,
+            peak_flops_per_s={"bfloat16": 1e18},
+            bandwidth_bytes_per_s=1e15,
+            cache_bytes=0.0,
+            clock_hz=1e9,
+            exponentials_per_clock=16,
+        )
+        tokens = 65536.0
+        assert seconds(sheet=fast, constants=IDEAL, **prefill(tokens)) == pytest.approx(
+            32 * tokens**2 / 2 / (100 * 16 * 1e9), rel=0.02
+        )
+
+    def test_a_mask_halves_a_long_prompt(self) -> None:
+        masked = seconds(constants=IDEAL, **prefill(32768))
+        assert masked / seconds(constants=IDEAL, **prefill(32768, causal=0.0)) == pytest.approx(0.5, rel=0.03)
+
+    def test_the_tiles_on_the_diagonal_are_whole(self) -> None:
+        # one head of two tiles, on two units: the longer one takes two steps, and three of four are taken
+        two = Sheet(
+            name="two", n_units=2, peak_flops_per_s={"bfloat16": 1e12}, bandwidth_bytes_per_s=1e18, cache_bytes=0
+        )
+        step = 4 * TILE**2 * 128 / 5e11
+        found = seconds(sheet=two, constants=IDEAL, n_heads=1, n_kv_heads=1, **prefill(2 * TILE))
+        assert found == pytest.approx(step * np.hypot(1.5, 2.0))
+
+    def test_an_empty_device_costs_a_launch(self) -> None:
+        constants = {**IDEAL, "launch_s": 1e-5}
+        assert seconds(constants=constants, kv_tokens=1, n_heads=1, n_kv_heads=1) == pytest.approx(1e-5, rel=0.1)
+
+
+class TestDecoding:
+    def test_a_long_sequence_is_split_over_idle_units(self) -> None:
+        one: dict[str, Any] = {"n_heads": 1.0, "n_kv_heads": 1.0, "kv_tokens": 131072.0}
+        alone = 131072 / TILE * SMALL_TILE / TILE * 4 * TILE**2 * 128 / 1e13
+        assert seconds(sheet=BARE, constants=IDEAL, **one) < 0.2 * alone
+
+    def test_heads_that_share_keys_share_their_reads(self) -> None:
+        many = seconds(constants=IDEAL, batch=64, kv_tokens=16384, n_kv_heads=32)
+        assert seconds(constants=IDEAL, batch=64, kv_tokens=16384, n_kv_heads=4) < 0.2 * many
+
+    def test_a_narrow_cache_halves_the_reads(self) -> None:
+        wide = seconds(constants=IDEAL, batch=64, kv_tokens=16384)
+        assert seconds(constants=IDEAL, batch=64, kv_tokens=16384, kv_item_bytes=1) == pytest.approx(
+            wide / 2, rel=0.1
+        )
+
+    def test_a_cache_that_has_to_be_widened_can_be_slower(self) -> None:
+        constants = {**IDEAL, "narrow_gain": 0.1}
+        sizes: dict[str, Any] = {"batch": 64.0, "kv_tokens": 16384.0}
+        assert seconds(constants=constants, kv_item_bytes=1, **sizes) > seconds(constants=IDEAL, **sizes)
+
+    def test_keys_that_fit_the_last_level_cache_come_from_there(self) -> None:
+        sizes: dict[str, Any] = {"batch": 8.0, "kv_tokens": 1024.0}  # 34 MB of 50
+        cold = Sheet(
+            name="cold",
+            n_units=100,
+            peak_flops_per_s={"bfloat16": 1e18},
+            bandwidth_bytes_per_s=3e12,
+            cache_bytes=0.0,
+        )
+        warm = Sheet(
+            name="warm",
+            n_units=100,
+            peak_flops_per_s={"bfloat16": 1e18},
+            bandwidth_bytes_per_s=3e12,
+            cache_bytes=5e7,
+        )
+        ratio = seconds(sheet=cold, constants=IDEAL, **sizes) / seconds(sheet=warm, constants=IDEAL, **sizes)
+        assert ratio == pytest.approx(CACHE_SPEEDUP, rel=0.02)
+
+    def test_a_latent_holds_its_values(self) -> None:
+        # DeepSeek-V2: 576 numbers a token, of which the first 512 are the values
+        sizes: dict[str, Any] = {"batch": 64.0, "kv_tokens": 131072.0, "n_heads": 1.0, "n_kv_heads": 1.0}
+        latent = seconds(sheet=BARE, constants=IDEAL, head_dim=576, value_dim=512, **sizes)
+        assert latent == pytest.approx(64 * 131072 * 576 * 2 / 3e12, rel=0.05)
+
+
+class TestTraining:
+    def test_the_backward_pass_has_five_products_at_a_lower_rate(self) -> None:
+        sizes = prefill(65536)
+        forward = seconds(sheet=BARE, constants=IDEAL, **sizes)
+        backward = seconds(sheet=BARE, constants=IDEAL, passes=2.5, **sizes)
+        assert backward / forward == pytest.approx(2.5 / BACKWARD_RATE, rel=0.01)
+
+    @pytest.mark.parametrize(
+        ("item_bytes", "fused", "dropout", "forward", "backward", "saved"),
+        [
+            (2, False, False, 24, 28, 6),
+            (4, False, False, 32, 36, 4),
+            (2, True, False, 8, 14, 2),
+            # Korthikanti et al. (arXiv 2205.05198), section 4.1: 5 a s^2 b bytes are kept
+            (2, True, True, 13, 19, 5),
+        ],
+    )
+    def test_passes_over_the_scores(
+        self, item_bytes: float, fused: bool, dropout: bool, forward: float, backward: float, saved: float
+    ) -> None:
+        count = vanilla_traffic(item_bytes, fused=fused, dropout=dropout)
+        assert (count.forward, count.backward, count.saved) == (forward, backward, saved)
+
+    @pytest.mark.parametrize("passes", [1.0, 2.5])
+    def test_scores_through_memory_cost_at_least_their_traffic(self, passes: float) -> None:
+        tokens = 4096.0
+        sizes = prefill(tokens, batch=8, passes=passes)
+        spilled = seconds(constants=IDEAL, flash=0, **sizes)
+        count = vanilla_traffic(2)
+        assert spilled > 8 * 32 * tokens**2 * (count.forward if passes == 1 else count.backward) / 3e12
+        assert spilled > 3 * seconds(constants=IDEAL, **sizes)
+
+    def test_fewer_passes_take_less_and_dropout_takes_more(self) -> None:
+        sizes = prefill(2048, flash=0.0, batch=8)
+        fused = seconds(fused_softmax=1, **sizes)
+        assert fused < seconds(fused_softmax=1, dropout=1, **sizes) < seconds(**sizes) < seconds(dropout=1, **sizes)
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 64).map(float),
+        "kv_tokens": st.integers(1, 20000).map(float),
+        "n_kv_heads": st.sampled_from([1.0, 2.0, 8.0, 16.0]),
+        "head_dim": st.sampled_from([64.0, 128.0, 256.0]),
+        "causal": st.sampled_from([0.0, 1.0]),
+        "kv_item_bytes": st.sampled_from([1.0, 2.0]),
+        "flash": st.sampled_from([0.0, 1.0]),
+        "passes": st.sampled_from([1.0, 2.5]),
+        "cached": st.sampled_from([0.0, 1.0]),
+    }
+)
+
+
+def complete(shape: dict[str, float], share: float, group: float) -> dict[str, Any]:
+    return {
+        **shape,
+        "query_tokens": max(1.0, float(int(share * shape["kv_tokens"]))),
+        "n_heads": group * shape["n_kv_heads"],
+        "value_dim": shape["head_dim"],
+    }
+
+
+@given(
+    shape=shapes,
+    share=st.sampled_from([0.0, 0.1, 1.0]),
+    group=st.sampled_from([1.0, 4.0, 8.0]),
+    name=st.sampled_from(["batch", "kv_tokens", "query_tokens", "heads", "head_dim", "value_dim", "kv_item_bytes"]),
+    factor=st.sampled_from([1.01, 2.0, 3.0]),
+)
+def test_no_size_makes_it_faster(
+    shape: dict[str, float], share: float, group: float, name: str, factor: float
+) -> None:
+    small = complete(shape, share, group)
+    large = dict(small)
+    for column in ("n_heads", "n_kv_heads") if name == "heads" else (name,):
+        large[column] = float(np.ceil(small[column] * factor))
+    if name == "heads":
+        large["n_heads"] = group * large["n_kv_heads"]
+    large["query_tokens"] = min(large["query_tokens"], large["kv_tokens"])
+    if name in ("head_dim", "value_dim"):  # values narrower than one shared head's keys are a latent's
+        large["head_dim"] = large["value_dim"] = max(large["head_dim"], large["value_dim"])
+    constants = {**LAW.typical(), "narrow_gain": 1.0}
+    assert seconds(constants=constants, **large) >= seconds(constants=constants, **small) * (1 - 1e-9)
+
+
+@given(shape=shapes, share=st.sampled_from([0.0, 0.1, 1.0]), group=st.sampled_from([2.0, 4.0, 8.0]))
+def test_sharing_keys_is_never_slower(shape: dict[str, float], share: float, group: float) -> None:
+    grouped = complete(shape, share, group)
+    assert seconds(**grouped) <= seconds(**{**grouped, "n_kv_heads": grouped["n_heads"]}) * (1 + 1e-9)
+
+
+@given(shape=shapes, share=st.sampled_from([0.0, 0.1, 1.0]), group=st.sampled_from([1.0, 8.0]))
+def test_scores_on_chip_are_never_slower_forward(shape: dict[str, float], share: float, group: float) -> None:
+    sizes: dict[str, Any] = {**complete(shape, share, group), "passes": 1.0}
+    assert seconds(**{**sizes, "flash": 1.0}) <= seconds(**{**sizes, "flash": 0.0}) * (1 + 1e-9)
+
+
+@given(shape=shapes, share=st.sampled_from([0.0, 1.0]), group=st.sampled_from([1.0, 8.0]))
+def test_a_faster_device_is_never_slower(shape: dict[str, float], share: float, group: float) -> None:
+    sizes = complete(shape, share, group)
+    faster = Sheet(
+        name="faster",
+        n_units=SHEET.n_units,
+        peak_flops_per_s={key: 2 * value for key, value in SHEET.peak_flops_per_s.items()},
+        bandwidth_bytes_per_s=2 * SHEET.bandwidth_bytes_per_s,
+        cache_bytes=2 * SHEET.cache_bytes,
+        clock_hz=1.5e9,
+        exponentials_per_clock=32,
+    )
+    assert seconds(sheet=faster, **sizes) <= seconds(**sizes) * (1 + 1e-9)
+
+
+def test_many_at_once_equal_one_at_a_time() -> None:
+    tokens = np.array([1.0, 128.0, 129.0, 4096.0])
+    values: list[Any] = [DEFAULTS[name] for name in OPERATOR_COLUMNS["attention"]]
+    values[1] = tokens
+    values[2] = 4096.0
+    found = LAW.seconds(SHEET, LAW.typical(), LAW.columns(values), dtype="bfloat16", op="attention")
+    single = [seconds(query_tokens=float(t), kv_tokens=4096) for t in tokens]
+    assert found == pytest.approx(single)
+
+
+def test_the_same_work_on_a_processor() -> None:
+    cpu = Sheet(
+        name="cpu",
+        n_units=16,
+        peak_flops_per_s={"float32": 1e12},
+        bandwidth_bytes_per_s=1e11,
+        cache_bytes=3e7,
+        clock_hz=2.5e9,
+        family="cpu",
+    )
+    found = seconds(sheet=cpu, dtype="float32", kv_item_bytes=4, **prefill(2048))
+    assert found > 4 * 32 * 2048**2 * 128 / 2 / 1e12
