@@ -88,5 +88,8 @@ def cross_entropy(n_tokens: float, vocabulary: float, item_bytes: float, *, back
 
 
 def adamw(n_params: float, n_tensors: float, item_bytes: float, state_bytes: float = 4) -> Traffic:
-    """One fused step: weights and two states read and written, gradients read; each tensor is a kernel."""
-    return Traffic(n_params * (3 * item_bytes + 4 * state_bytes), n_tensors)
+    """One fused step: weights and two states read and written, gradients read.
+
+    Each tensor is a kernel, and so is the counter of its steps, which is a tensor of its own.
+    """
+    return Traffic(n_params * (3 * item_bytes + 4 * state_bytes), 2 * n_tensors)

@@ -40,8 +40,6 @@ PARTS = (None, "storage", "memory", "compute", "training", "link")
 RESOURCE_OF_PART = {"training": "compute", "link": "network"}
 # counters that a plan and an execution must agree on, step by step
 EXACT_COUNTERS = ("bytes_read", "n_requests")
-# resident bytes by kind, planned and executed
-MEMORY_TOLERANCE_FRAC = 0.01
 # float32 sums in another order, relative to the largest element
 KERNEL_TOLERANCE_FRAC = 1e-5
 
@@ -224,11 +222,17 @@ def check_workload(
     if context is not None:
         workload.prepare(parameters, machine, seed, context)
         execution = workload.execute(parameters, machine, seed, context)
-        check_execution(plan, predicted.steps, execution)
+        check_execution(plan, predicted.steps, execution, memory_tolerance_frac=workload.memory_tolerance_frac)
     return CheckedWorkload(parameters=parameters, plan=plan, predicted=predicted, execution=execution)
 
 
-def check_execution(plan: Plan, predicted: Sequence[StepResult], execution: Execution) -> None:
+def check_execution(
+    plan: Plan,
+    predicted: Sequence[StepResult],
+    execution: Execution,
+    *,
+    memory_tolerance_frac: float = Workload.memory_tolerance_frac,
+) -> None:
     """Check that an execution reports what its plan announced."""
     name, executed = plan.workload, execution.steps
     announced, reported = ([(step.phase, step.name) for step in steps] for steps in (predicted, executed))
@@ -249,7 +253,7 @@ def check_execution(plan: Plan, predicted: Sequence[StepResult], execution: Exec
     kinds, held = set(plan.memory_bytes), set(execution.memory_bytes)
     _require(kinds == held, f"{name}: kinds of memory differ: {', '.join(sorted(kinds ^ held))}")
     for kind, size in plan.memory_bytes.items():
-        near = abs(execution.memory_bytes[kind] - size) <= MEMORY_TOLERANCE_FRAC * size
+        near = abs(execution.memory_bytes[kind] - size) <= memory_tolerance_frac * size
         _require(
             near, f"{name}: {kind} is planned at {size:.0f} bytes and takes {execution.memory_bytes[kind]:.0f}"
         )

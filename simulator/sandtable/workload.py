@@ -69,6 +69,8 @@ class Workload(ABC, Generic[P]):
 
     name: ClassVar[str]
     parameters: ClassVar[type[Frozen]]
+    # how far the bytes that a run holds may lie from the plan's, kind by kind; more where they are not just counted
+    memory_tolerance_frac: ClassVar[float] = 0.01
 
     @abstractmethod
     def plan(self, parameters: P, machine: Machine, seed: int) -> Plan:

@@ -257,7 +257,7 @@ def test_an_execution_reports_its_steps(tmp_path: Path) -> None:
     parameters = SlmTraining(**SMALL)
     machine = load_machine("laptop_pcie4")
     execution = execute.run_training(parameters, machine, 1, context)
-    assert [step.phase for step in execution.steps] == ["train"] * 8
+    assert [step.phase for step in execution.steps] == ["warmup"] + ["train"] * 8
     for step in execution.steps:
         parts = sum(step.counters[name] for name in ("forward_s", "backward_s", "optimizer_s"))
         assert parts == pytest.approx(step.total_s, rel=0.05, abs=2e-4)
@@ -269,6 +269,16 @@ def test_an_execution_reports_its_steps(tmp_path: Path) -> None:
     assert execution.process_bytes is not None
     assert execution.process_bytes > sum(execution.memory_bytes.values())
     assert not list((tmp_path / "training").glob("*/"))
+
+
+def test_memory_takes_the_plans_kinds() -> None:
+    summary = {"weights_bytes": 10.0, "optimizer_bytes": 20.0, "buffers_bytes": 0.0, "peak_bytes": 90.0}
+    planned = {"weights": 11.0, "optimizer": 22.0, "gradients": 10.0, "activations": 20.0}
+    found = execute.memory_of([summary, summary | {"peak_bytes": 50.0}], planned)
+    assert list(found) == list(planned)
+    assert found == {"weights": 10.0, "optimizer": 20.0, "gradients": 20.0, "activations": 40.0}
+    buckets = execute.memory_of([summary | {"buffers_bytes": 12.0}], planned)
+    assert buckets == {"weights": 10.0, "optimizer": 20.0, "gradients": 12.0, "activations": 48.0}
 
 
 def test_the_allocators_profile_finds_a_known_peak() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from sandtable import operator_parts
+from sandtable import calibrate, calibrating, library, operator_parts
+from sandtable.errors import ConfigError
 from sandtable.model.law import LinkSheet, Sheet
 from sandtable.model.operations import CostModel
 from sandtable.model.operators import SHARED, law_of
 from sandtable.operator_parts import Timed
-from sandtable.plan import Op
+from sandtable.plan import Dims, KernelContext, Op
 from sandtable.spec import Machine
 from sandtable_kernels.torch_operators import TorchAttention, TorchCollective, TorchGemm, TorchKernel, TorchStream
 
@@ -89,3 +92,65 @@ def test_half_a_device_takes_twice_as_long_on_large_work(machine: Machine) -> No
     half = Op(name="s", kind="stream", account="compute", shape=(1e9, 1.0), sharing=2)
     machine_s, shared_s = costs.time(whole).seconds, costs.time(half).seconds
     assert shared_s == pytest.approx(2 * machine_s, rel=0.01)
+
+
+# --- which parts are measured --------------------------------------------------------------------------------
+
+
+def parts(only: str | None, *, quick: bool) -> tuple[tuple[str, ...], list[str]]:
+    said: list[str] = []
+    return calibrating._parts(only, quick, said.append), said
+
+
+def test_a_full_calibration_includes_training_where_pytorch_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrating.importlib.util, "find_spec", lambda name: object())
+    assert parts(None, quick=False) == (("storage", "memory", "compute", "training", "link"), [])
+    assert parts(None, quick=True) == (("storage", "memory", "compute"), [])
+
+
+def test_without_pytorch_training_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrating.importlib.util, "find_spec", lambda name: None)
+    found, said = parts(None, quick=False)
+    assert found == ("storage", "memory", "compute")
+    assert said == ["torch is not installed: training, link are left out"]
+
+
+def test_parts_can_be_named() -> None:
+    assert parts("training, link", quick=True)[0] == ("training", "link")
+
+
+def test_training_alone_needs_a_machine_to_put_it_into(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="earlier full calibration"):
+        calibrate.calibrate(calibrate.Settings(folder=tmp_path, only=("training",)))
+
+
+def test_operators_have_a_round_of_their_own(tmp_path: Path) -> None:
+    settings = calibrate.Settings(folder=tmp_path, only=("storage", "link"), operator_budget_s=7.0)
+    own = calibrate.operator_settings(settings)
+    assert (own.only, own.budget_s, own.passes) == (("link",), 7.0, calibrate.OPERATOR_PASSES)
+
+
+class Pretend(TorchCollective):
+    """Times that need no process."""
+
+    def timings(self, dims: Dims, context: KernelContext, *, repeats: int, budget_s: float) -> list[float]:
+        return [1e-4 + dims["n_bytes"] / 1e9] * 3
+
+
+def test_a_kernel_that_times_itself_ends_in_the_machine_file(
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate.discover, "kernels", lambda: {"pretend": Pretend()})
+    found = calibrate.calibrate(calibrate.Settings(folder=tmp_path, only=("link",)), base=machine)
+    assert found.machine.process_link is not None
+    assert found.machine.process_link.fitted is not None
+    fit = found.machine.process_link.fitted.operators.collective["gloo"]
+    assert fit.evidence.n_points == len(Pretend().grid(quick=False))
+    assert fit.evidence.median_abs_error_frac < 0.1
+    path = tmp_path / "machine.yaml"
+    library.save_component(found.machine, path)
+    read = library.load_machine(str(path)).process_link
+    assert read is not None
+    # files keep six digits
+    rate = found.machine.process_link.datasheet.bandwidth_bytes_per_s
+    assert read.datasheet.bandwidth_bytes_per_s == pytest.approx(rate, rel=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,16 @@ def prepare(parameters: SlmTraining, machine: Machine, seed: int, context: Execu
     _tokens(parameters, context)
 
 
-def run_training(parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
+def run_training(
+    parameters: SlmTraining,
+    machine: Machine,
+    seed: int,
+    context: ExecutionContext,
+    planned: Mapping[str, float] | None = None,
+) -> Execution:
     """Train for real, once: all ranks, all steps; resumes where an earlier run of the same parameters broke off.
+
+    ``planned`` are the plan's bytes by kind, whose names the measured ones take.
 
     Raises:
         MeasureError: a rank died.
@@ -58,7 +66,7 @@ def run_training(parameters: SlmTraining, machine: Machine, seed: int, context: 
     )
     job.folder.mkdir(parents=True, exist_ok=True)
     ranks.run(job, context.progress)
-    execution = execution_of(job)
+    execution = execution_of(job, planned or {})
     shutil.rmtree(job.folder)
     return execution
 
@@ -143,18 +151,17 @@ def check_device(machine: Machine) -> str:
 # --- records to steps --------------------------------------------------------------------------------------
 
 
-def execution_of(job: Job) -> Execution:
-    """Return what the ranks of a finished job recorded."""
+def execution_of(job: Job, planned: Mapping[str, float]) -> Execution:
+    """Return what the ranks of a finished job recorded; ``planned`` are the plan's bytes by kind."""
     n_ranks = job.parameters.devices
     by_step = list(zip(*(read_records(job.folder, rank) for rank in range(n_ranks)), strict=True))
     summaries = [json.loads((job.folder / f"rank{rank}.json").read_text()) for rank in range(n_ranks)]
-    measured = by_step[job.parameters.warmup_steps :]
     resident = max(summary["resident_bytes"] - summary["resident_before_bytes"] for summary in summaries)
     return Execution(
-        steps=[step_result(job, records) for records in measured],
-        memory_bytes=memory_of(summaries),
+        steps=[step_result(job, records) for records in by_step],
+        memory_bytes=memory_of(summaries, planned),
         process_bytes=resident if job.device == "cpu" else None,
-        trace=trace_of(measured),
+        trace=trace_of(by_step[job.parameters.warmup_steps :]),
     )
 
 
@@ -163,7 +170,7 @@ def step_result(job: Job, records: Sequence[Record]) -> StepResult:
     slowest = max(records, key=lambda record: record.total_s)
     communication_s = min(slowest.communication_s, slowest.total_s)
     return StepResult(
-        phase="train",
+        phase="train" if slowest.step >= job.parameters.warmup_steps else "warmup",
         name="step",
         total_s=slowest.total_s,
         by_account={
@@ -184,11 +191,24 @@ def step_result(job: Job, records: Sequence[Record]) -> StepResult:
     )
 
 
-def memory_of(summaries: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the bytes at the peak of the rank that held most, by kind."""
+def memory_of(summaries: Sequence[dict[str, Any]], planned: Mapping[str, float]) -> dict[str, float]:
+    """Return the bytes at the peak of the rank that held most, by the kinds of the plan.
+
+    Weights, optimiser states and the gradients' buckets are counted as they lie there. The rest of the peak can not be
+    told apart by looking at it: kinds that are not counted share it as the plan does, and only their sum is measured.
+    """
     most = max(summaries, key=lambda summary: summary.get("peak_bytes", 0.0))
-    held = {kind: most[f"{kind}_bytes"] for kind in ("weights", "optimizer", "buffers")}
-    return held | {"activations": max(0.0, most.get("peak_bytes", 0.0) - sum(held.values()))}
+    counted = {"weights": most["weights_bytes"], "optimizer": most["optimizer_bytes"]}
+    if most["buffers_bytes"] > 0:
+        counted["gradients"] = most["buffers_bytes"]
+    peak = max(most.get("peak_bytes", 0.0), sum(counted.values()))
+    rest = peak - sum(counted.values())
+    others = {kind: size for kind, size in planned.items() if kind not in counted and size > 0}
+    if not others:
+        return counted | {"activations": rest}
+    share = rest / sum(others.values())
+    found = counted | {kind: size * share for kind, size in others.items()}
+    return {kind: found[kind] for kind in (*planned, *counted) if kind in found}
 
 
 def trace_of(by_step: Sequence[Sequence[Record]]) -> list[TraceRow]:
