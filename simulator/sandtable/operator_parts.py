@@ -50,20 +50,21 @@ def fitted(machine: Machine, timed: Sequence[Timed], method: str) -> Machine:
     changes: dict[str, Any] = {}
     if compute:
         changes["processor"] = _processor(machine, compute, method)
-        stack = _stack(compute[0].software)
-        if stack is not None:
-            changes["stack"] = stack
+    stack = _stack(timed[0].software) if timed else None
+    if stack is not None:
+        changes["stack"] = stack
     if network:
         changes["process_link"] = _link(machine, network, method)
     return machine.model_copy(update=changes) if changes else machine
 
 
 def _stack(software: str) -> Stack | None:
-    """Return the library's file about a software, if there is one."""
+    """Return the library's file about a software, or the first that names it as one it uses; None if there is none."""
     try:
         found = library.load_component("stack", software)
     except UnknownName:
-        return None
+        stacks = (library.load_component("stack", name) for name in sorted(library.device_files("stack")))
+        return next((s for s in stacks if isinstance(s, Stack) and software in s.software.values()), None)
     assert isinstance(found, Stack)
     return found
 

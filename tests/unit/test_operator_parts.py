@@ -63,7 +63,9 @@ def test_collectives_make_a_link(machine: Machine) -> None:
     assert machine.process_link is None
     fitted = operator_parts.fitted(machine, timed, "made up")
     assert fitted.process_link is not None
-    costs = CostModel(fitted.model_copy(update={"stack": operator_parts._stack("pytorch_cpu")}))
+    assert fitted.stack is not None
+    assert fitted.stack.name == "pytorch_cpu"
+    costs = CostModel(fitted)
     errors = [costs.time(item.op).seconds / item.seconds - 1 for item in timed]
     assert np.median(np.abs(errors)) < 0.1
     assert fitted.processor == machine.processor
