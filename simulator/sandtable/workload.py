@@ -24,6 +24,7 @@ from sandtable.spec import Frozen, Machine
 
 P = TypeVar("P", bound=Frozen)
 STATISTICS = ("mean", "p50", "p95")
+STORAGE_COUNTERS = ("bytes_read", "n_requests")
 
 
 class Scenario(Frozen):
@@ -120,7 +121,8 @@ class Samples:
 def collect(steps: Sequence[StepResult], plan: Plan) -> dict[str, Samples]:
     """Return samples by metric name: the main phase's times and counters, then the other phases' latency.
 
-    Main phase: ``latency_s``, ``<account>_s`` for each account in use, and every counter. Any other phase ``x``:
+    Main phase: ``latency_s``, ``<account>_s`` for each account in use, and every counter (those of storage only where
+    the plan reads from it). Any other phase ``x``:
     ``x_s``, the sum of its steps. ``ttft_s`` is everything before the second unit of work.
     """
     main = [step for step in steps if step.phase == plan.main_phase]
@@ -130,9 +132,11 @@ def collect(steps: Sequence[StepResult], plan: Plan) -> dict[str, Samples]:
     for account in main[0].by_account if main else ():
         if any(step.by_account.get(account, 0.0) > 0 for step in main):
             samples[f"{account}_s"] = _samples(main, account)
+    silent = set() if plan.totals()["storage_requests"] else set(STORAGE_COUNTERS)
     for counter in main[0].counters if main else ():
         values = [step.counters.get(counter, 0.0) for step in main]
-        samples[counter] = Samples(values, values, values)
+        if counter not in silent or any(values):
+            samples[counter] = Samples(values, values, values)
     for phase in plan.phases:
         others = [step for step in steps if step.phase == phase.name]
         if phase.name != plan.main_phase and others:
