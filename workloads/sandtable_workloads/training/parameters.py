@@ -13,6 +13,8 @@ Sharding = Literal["ddp", "zero_1", "fsdp_grad_op", "fsdp_full"]
 Attention = Literal["vanilla", "flash"]
 Checkpointing = Literal["none", "selective", "full"]
 Precision = Literal["float32", "bfloat16", "mixed_bfloat16", "mixed_float16", "mixed_fp8"]
+Adapter = Literal["none", "lora", "adapter", "adapter_v2"]
+Quantization = Literal["none", "nf4", "nf4_dq"]
 
 
 class SlmTraining(Frozen):
@@ -40,6 +42,11 @@ class SlmTraining(Frozen):
         reduce_dtype: Type in which gradients are reduced; float32 with mixed precision, and the weights' type
             otherwise, if not given.
         overlap_gradients: Reduce gradients while the backward pass goes on; else after it.
+        adapter: Weights that are trained beside frozen ones: ``lora`` on queries and values, prompts in front of
+            attention (LLaMA-Adapter), or those with scales and biases (its second version); ``none`` trains all.
+            For memory and for the closed form; see `sandtable_workloads.training.finetune`.
+        lora_rank: Rank of LoRA's products.
+        quantization: How frozen weights are packed: not, in four bits, or with packed scales too.
         steps: Measured steps.
         warmup_steps: Steps before those, not measured.
         text: Text file to train on; the text that ships with the package if none.
@@ -65,11 +72,20 @@ class SlmTraining(Frozen):
     bucket_bytes: Bytes = Field(default=float(25 << 20), gt=0)
     reduce_dtype: Literal["float32", "bfloat16"] | None = None
     overlap_gradients: bool = True
+    adapter: Adapter = "none"
+    lora_rank: int = Field(default=8, ge=1)
+    quantization: Quantization = "none"
     steps: int = Field(default=10, ge=1)
     warmup_steps: int = Field(default=3, ge=0)
     text: str | None = None
     tokenizer: Literal["byte", "bpe"] = "byte"
     learning_rate: float = Field(default=3e-4, gt=0)
+
+    @model_validator(mode="after")
+    def _packed_is_frozen(self) -> SlmTraining:
+        if self.quantization != "none" and self.adapter == "none":
+            raise ValueError("packed weights cannot be trained: choose an adapter, or quantization none")
+        return self
 
     @model_validator(mode="after")
     def _groups_divide(self) -> SlmTraining:

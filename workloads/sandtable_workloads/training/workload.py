@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from sandtable.errors import DoesNotFit
+from sandtable.errors import DoesNotFit, PlanError
 from sandtable.model.operations import CostModel
 from sandtable.plan import Plan
 from sandtable.results import Metric
 from sandtable.spec import Frozen, Machine
 from sandtable.units import format_bytes
 from sandtable.workload import Execution, ExecutionContext, Workload
-from sandtable_workloads.training import layout, metrics
+from sandtable_workloads.training import finetune, layout, metrics
 from sandtable_workloads.training.demand import Configuration, configuration_of, held_params, stacked, structure
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.training.plan import plan_of
@@ -37,6 +37,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
             PlanError: the run cannot be laid out.
             DoesNotFit: one device needs more memory than it has.
         """
+        _all_weights(parameters)
         shape = shape_of(parameters)
         layout.check(parameters, shape, machine)
         held = memory_of(parameters, shape, machine)
@@ -71,6 +72,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """Check that this machine can do it, and make the files of tokens."""
         from sandtable_workloads.training import execute
 
+        _all_weights(parameters)
         execute.prepare(parameters, machine, seed, context)
 
     def execute(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
@@ -79,6 +81,18 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
 
         planned = memory_of(parameters, shape_of(parameters), machine)
         return execute.run_training(parameters, machine, seed, context, planned)
+
+    def finetune(self, parameters: SlmTraining, machine: Machine) -> dict[str, dict[str, float]]:
+        """Return memory by kind, and times, of training with an adapter; see `finetune`."""
+        shape = shape_of(parameters)
+        times = finetune.iteration_s(parameters, shape, machine)
+        return {"memory_bytes": finetune.memory_of(parameters, shape), "iteration_s": times}
+
+    def decode(self, parameters: SlmTraining, machine: Machine) -> dict[str, dict[str, float]]:
+        """Return memory by kind, and the time of a token, of one sequence decoded with the same software."""
+        shape = shape_of(parameters)
+        times = finetune.token_s(parameters, shape, machine)
+        return {"memory_bytes": finetune.decode_memory_of(parameters, shape), "token_s": times}
 
     def example(self) -> dict[str, Any]:
         """Return a tiny model that trains in seconds."""
@@ -90,6 +104,16 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
             "steps": 3,
             "warmup_steps": 1,
         }
+
+
+def _all_weights(parameters: SlmTraining) -> None:
+    """Refuse adapters where all weights are trained: they have memory and a closed form only.
+
+    Raises:
+        PlanError: an adapter is chosen.
+    """
+    if parameters.adapter != "none":
+        raise PlanError(f"adapter {parameters.adapter!r} is neither played nor executed: set adapter to none")
 
 
 def shape_of(parameters: SlmTraining) -> ModelShape:
@@ -132,6 +156,8 @@ def check_memory(held: Mapping[str, float], machine: Machine, shape: ModelShape)
 
 def estimate(parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
     """Return ``step_s`` and its parts of many runs on one machine, by the closed form."""
+    for p in parameters:
+        _all_weights(p)
     costs = CostModel(machine)
     groups: dict[Any, list[int]] = {}
     configurations = [configuration(p, machine) for p in parameters]
