@@ -45,7 +45,7 @@ class Source:
     flops: str = "model"
 
 
-DGX: Mapping[str, str] = {
+DGX = {
     "A100-80GB": "dgx_a100_80gb",
     "A100-40GB": "dgx_a100_40gb",
     "H100": "dgx_h100",
@@ -336,17 +336,17 @@ def measured_tokens(row: Row, parameters: Any) -> float | Skipped:
     if per_device:
         return per_device
     if total:
-        return total / parameters.devices
+        return total / float(parameters.devices)
     step = row.number("step_time_s")
     if step:
         return float(parameters.tokens_per_step) / step / float(parameters.devices)
     source = SOURCES[row.text("source_group")]
     rate = row.number("hardware_tflops_per_s_per_gpu") if source.flops == "megatron" else None
     if rate:
-        return rate * TERA / _megatron_flops_per_token(parameters)
+        return float(rate * TERA / _megatron_flops_per_token(parameters))
     model_rate = row.number("model_tflops_per_s_per_gpu")
     if model_rate:
-        return model_rate * TERA / _workload().flops_per_token(parameters)
+        return float(model_rate * TERA / _workload().flops_per_token(parameters))
     return Skipped("no speed in the row")
 
 
