@@ -107,6 +107,7 @@ class Op:
         n_items: Rows, neurons or calls, for kinds with a cost per item.
         n_chunks, chunk_bytes, concurrency: For storage: how many requests, their size, how many in flight.
         shape: For operators with a law of their own: the numbers that `OPERATOR_COLUMNS` names for this kind.
+        sustained: Part of work that goes on for minutes, in which a device's power limit holds its clock down.
         sharing: How many equal processes have the device at the same time, each doing this: each has that part of its
             cores, rate and bandwidth. For operators with a law of their own.
         place: Which of several equal devices it runs on, such as a pipeline stage; ops of one place queue together.
@@ -132,6 +133,7 @@ class Op:
     concurrency: int = 1
     shape: tuple[float, ...] = ()
     sharing: int = 1
+    sustained: bool = False
     place: int = 0
     lane: str = ""
     section: str = ""

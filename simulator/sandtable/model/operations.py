@@ -149,7 +149,8 @@ class CostModel:
         law = _law_of(op.kind)
         if op.resource != "network":
             constants, sheet = self._constants(law, op), self._sheet(op)[1]
-            return law.seconds(sheet, constants.values, columns, dtype=op.dtype, op=op.kind)
+            alone = law.seconds(sheet, constants.values, columns, dtype=op.dtype, op=op.kind)
+            return np.asarray(alone / self._speed_frac(op))
         crosses = columns["n_ranks"] > columns["ranks_per_machine"]
         seconds = np.zeros(crosses.shape)
         for where in (False, True):
@@ -160,6 +161,15 @@ class CostModel:
                 values = operators.resolve(law, link, self._software(law, op), self.machine.stack).values
                 seconds[chosen] = law.seconds(sheet_of_link, values, part, dtype=op.dtype, op=op.kind)
         return seconds
+
+    def _speed_frac(self, op: Op) -> float:
+        """Return the speed of an operator within a step over that of the lone one that its law was fitted to."""
+        stack = self.machine.stack
+        efficiency = None if stack is None else stack.datasheet.efficiency.get(f"law.{op.kind}")
+        speed = 1.0 if efficiency is None or efficiency.rate_frac is None else efficiency.rate_frac
+        if op.sustained and op.kind == "gemm":
+            speed *= self._place(op)[0].datasheet.sustained_frac or 1.0
+        return speed
 
     def spread(self, op: Op) -> tuple[float, float]:
         """Return predicted over measured at the ends of the 90 % interval of the operator's law."""

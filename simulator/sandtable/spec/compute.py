@@ -76,6 +76,8 @@ class ProcessorDatasheet(Frozen):
     """Vendor figures of a CPU or an accelerator. Peak rates are dense.
 
     ``exponentials_per_clock`` is what one core (streaming multiprocessor, compute unit) finishes per clock.
+    ``sustained_frac`` is the share of a short product's rate that is left when dense products go on for minutes and
+    the power limit holds the clock down; all of it where nothing is known.
     """
 
     family: Literal["cpu", "gpu", "soc_gpu"]
@@ -83,6 +85,7 @@ class ProcessorDatasheet(Frozen):
     clock_hz: Hertz | None = Field(default=None, gt=0)
     peak_flops_per_s: dict[DType, FlopsPerSecond]
     exponentials_per_clock: float | None = Field(default=None, gt=0)
+    sustained_frac: Fraction | None = Field(default=None, gt=0, le=1)
     last_level_cache_bytes: Bytes | None = None
     tdp_w: Watts | None = Field(default=None, gt=0)
     idle_w: Watts | None = Field(default=None, ge=0)
@@ -161,6 +164,10 @@ class StackDatasheet(Frozen):
     host_call_s: Seconds = Field(default=0.0, ge=0)  # host time of one framework call
     overlaps_host: bool = False  # the host queues ahead, so a step costs max(host, device)
     dynamic_shape_s: Seconds = Field(default=0.0, ge=0)  # extra per op whose shape changes from step to step
+    # what the software keeps of each element for the backward pass, by composite, where it is not the least possible
+    saved_bytes: dict[str, Bytes] = Field(default_factory=dict)
+    # memory that the software takes for itself on each accelerator: its context, and what its allocator cannot use
+    reserved_bytes: Bytes = Field(default=0.0, ge=0)
     # predicted / measured at the ends of the 90 % interval, for devices that were not calibrated
     residual_low_frac: Annotated[Fraction, Field(gt=0, le=1, alias="residual_low")]
     residual_high_frac: Annotated[Fraction, Field(ge=1, alias="residual_high")]

@@ -35,7 +35,8 @@ COMPUTE_DTYPE = {
     "mixed_float16": "float16",
     "mixed_fp8": "bfloat16",
 }
-CHECKPOINTING = {"none": 0, "selective": 1, "full": 2}
+CHECKPOINTING = {"none": 0, "selective": 1, "full": 2, "alternate": 3}
+EVERY_SECOND = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +367,8 @@ def backward_streams(c: Configuration, kind: LayerKind, software: Software) -> l
         software.stream("residual backward", 2 * 3 * wide * b, c, 2.0),
         software.stream("activation backward", c.tokens * used * (2 * c.n_vectors - 1) * b / c.tensor, c),
     ]
+    joined = c.tokens * (c.n_heads + 2 * c.n_kv_heads) * c.head_dim / c.tensor
+    found.append(software.stream("qkv backward", 2 * joined * b, c))
     if c.rotary:
         turned = c.tokens * (c.n_heads + c.n_kv_heads) * c.head_dim / c.tensor
         found.append(software.stream("rope backward", 2 * turned * b, c))
@@ -404,13 +407,12 @@ def _gradient_copy(c: Configuration, kind: LayerKind, software: Software) -> Dem
 
 
 def layer_recompute(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
-    """Return what one layer computes again: attention's core if selective, all of it if full."""
-    core, full = (
-        np.asarray(c.recompute) == CHECKPOINTING["selective"],
-        np.asarray(c.recompute) == CHECKPOINTING["full"],
-    )
+    """Return what one layer computes again, in the mean: attention's core if selective, all of it if full."""
+    core = np.asarray(c.recompute) == CHECKPOINTING["selective"]
+    full = 1.0 * (np.asarray(c.recompute) == CHECKPOINTING["full"])
+    full = full + EVERY_SECOND * (np.asarray(c.recompute) == CHECKPOINTING["alternate"])
     found: list[Demand] = []
-    if full.any():
+    if np.any(full > 0):
         found += [replace(d, times=d.times * full) for d in layer_forward(c, kind, software)]
     if core.any() and not c.flash:
         # a fused attention never stored what this would make again

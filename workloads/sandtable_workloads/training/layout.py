@@ -33,8 +33,8 @@ def faults(parameters: SlmTraining, shape: ModelShape, machine: Machine) -> Iter
         yield f"tensor_parallel {p.tensor_parallel} is no multiple of the {shape.n_kv_heads} key/value heads"
     yield from _indivisible("context_parallel", p.context_parallel, {"sequence_tokens": p.sequence_tokens})
     stages = p.pipeline_parallel * p.virtual_stages
-    if shape.n_layers % stages:
-        yield f"pipeline_parallel x virtual_stages = {stages} must divide the {shape.n_layers} layers"
+    if shape.n_layers < stages:
+        yield f"pipeline_parallel x virtual_stages = {stages} are more than the {shape.n_layers} layers"
     if p.virtual_stages > 1 and p.pipeline_parallel == 1:
         yield "virtual_stages above 1 need pipeline_parallel above 1"
     if p.virtual_stages > 1 and p.grad_accumulation % p.pipeline_parallel:

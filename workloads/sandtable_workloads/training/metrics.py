@@ -29,7 +29,8 @@ def model_flops_per_token(shape: ModelShape, sequence_tokens: int) -> float:
 def hardware_flops_per_token(parameters: SlmTraining, shape: ModelShape) -> float:
     """Return the flops that are really computed, by the same count: a layer computed again counts again."""
     scores = 2 * shape.n_layers * shape.n_heads * (shape.head_dim + shape.value_dim) * parameters.sequence_tokens
-    again = {"none": 0.0, "selective": scores, "full": model_flops_per_token(shape, parameters.sequence_tokens) / 3}
+    layers = model_flops_per_token(shape, parameters.sequence_tokens) / 3
+    again = {"none": 0.0, "selective": scores, "alternate": layers / 2, "full": layers}
     return model_flops_per_token(shape, parameters.sequence_tokens) + again[parameters.checkpointing]
 
 

@@ -11,7 +11,7 @@ from sandtable.units import Bytes
 
 Sharding = Literal["ddp", "zero_1", "fsdp_grad_op", "fsdp_full"]
 Attention = Literal["vanilla", "flash"]
-Checkpointing = Literal["none", "selective", "full"]
+Checkpointing = Literal["none", "selective", "alternate", "full"]
 Precision = Literal["float32", "bfloat16", "mixed_bfloat16", "mixed_float16", "mixed_fp8"]
 Adapter = Literal["none", "lora", "adapter", "adapter_v2"]
 Quantization = Literal["none", "nf4", "nf4_dq"]
@@ -36,7 +36,7 @@ class SlmTraining(Frozen):
             ``fsdp_full`` shards the weights too and gathers each layer twice.
         attention: ``vanilla`` writes the scores to memory; ``flash`` keeps them on chip.
         checkpointing: Which activations are computed again in the backward pass: none, those of attention's core,
-            or all but the input of each layer.
+            those of every second layer, or all but the input of each layer.
         precision: Pure ``bfloat16`` or ``float32`` throughout; ``mixed_*`` keeps float32 weights for the optimiser.
         bucket_bytes: Gradients that ``ddp`` reduces in one call.
         reduce_dtype: Type in which gradients are reduced; float32 with mixed precision, and the weights' type

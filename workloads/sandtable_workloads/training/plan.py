@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from sandtable.plan import Op, Phase, Plan, Step, Where
 from sandtable.spec import Machine
-from sandtable_workloads.training.demand import Configuration, Demand, LayerKind, Software
+from sandtable_workloads.training.demand import CHECKPOINTING, Configuration, Demand, LayerKind, Software
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.training.schedule import Task, needed, ordered
 from sandtable_workloads.training.units import FULL, GRAD_OP, ZERO_1, StepParts, parts_of
@@ -35,6 +35,7 @@ def op_of(demand: Demand, on: Where, section: str, sharing: int = 1) -> Op | Non
         flops=_flops(demand.kind, shape),
         shape=shape,
         sharing=1 if demand.communicates else sharing,
+        sustained=True,
         on=on,
         section=section,
         repeat=whole,
@@ -72,7 +73,7 @@ class Blocks:
     """The sequences of ops that a step consists of; equal ones are one object, and are costed once."""
 
     forward: dict[LayerKind, Op]
-    backward: dict[LayerKind, Op]
+    backward: tuple[dict[LayerKind, Op], ...]
     embedding_forward: Op
     embedding_backward: Op
     head_forward: Op
@@ -102,7 +103,7 @@ def blocks_of(parts: StepParts, on: Where, sharing: int = 1) -> Blocks:
     between = block("gradient sum", parts.between, BACKWARD)
     return Blocks(
         forward={kind: block("layer forward", layer.forward, FORWARD) for kind, layer in kinds.items()},
-        backward={kind: block("layer backward", layer.backward, BACKWARD) for kind, layer in kinds.items()},
+        backward=({kind: block("layer backward", layer.backward, BACKWARD) for kind, layer in kinds.items()},),
         embedding_forward=block("embedding forward", parts.embedding_forward, FORWARD),
         embedding_backward=block("embedding backward", parts.embedding_backward, BACKWARD),
         head_forward=block("head forward", parts.head_forward, FORWARD),
@@ -131,8 +132,32 @@ def step_of(c: Configuration, shape: ModelShape, machine: Machine) -> Step:
     on: Where = "host" if machine.accelerator is None else "accelerator"
     parts = parts_of(c, Software(machine.stack))
     blocks, kinds = blocks_of(parts, on, c.sharing), layers_of(shape)
+    if c.recompute == CHECKPOINTING["alternate"]:
+        blocks = _alternating(c, machine, blocks, on)
     builder = _Pipeline(c, blocks, kinds, parts) if c.pipeline > 1 else _Single(c, blocks, kinds, parts)
     return Step(name="step", ops=tuple(builder.ops()))
+
+
+def layers_at(position: int, n_layers: int, n_positions: int) -> tuple[int, int]:
+    """Return the first layer of one of a pipeline's chunks and the one after its last.
+
+    Where layers do not divide, chunks in the middle have one more: the ends also hold embedding and head.
+    """
+    least, more = divmod(n_layers, n_positions)
+    before = (n_positions - more) // 2
+    extra = min(max(position - before, 0), more)
+    first = position * least + extra
+    return first, first + least + (1 if before <= position < before + more else 0)
+
+
+def _alternating(c: Configuration, machine: Machine, blocks: Blocks, on: Where) -> Blocks:
+    """Return blocks whose layers are computed again in turn: one is, the next is not."""
+    software = Software(machine.stack)
+    variants = [
+        blocks_of(parts_of(replace(c, recompute=CHECKPOINTING[name]), software), on, c.sharing).backward[0]
+        for name in ("full", "none")
+    ]
+    return replace(blocks, backward=tuple(variants))
 
 
 class _Single:
@@ -181,7 +206,7 @@ class _Single:
         self._compute(blocks.head_backward)
         backward: list[int] = []
         for index, kind in enumerate(reversed(self.kinds)):
-            backward.append(self._compute(blocks.backward[kind]))
+            backward.append(self._compute(blocks.backward[index % len(blocks.backward)][kind]))
             if reduces and overlaps and ((index + 1) % self.per_reduce == 0 or index == len(self.kinds) - 1):
                 self._send(blocks.reduce, backward[-1])
         self._compute(blocks.embedding_backward)
@@ -207,10 +232,10 @@ class _Single:
         began = self._compute(blocks.head_forward)
         self._compute(blocks.head_backward)
         ahead, regathers = began, self.sharding >= FULL
-        for kind in reversed(kinds):
+        for index, kind in enumerate(reversed(kinds)):
             gathered = self._send(blocks.gather, ahead, section=BACKWARD) if regathers else None
             ahead = self.last if self.last is not None else began
-            done = self._compute(blocks.backward[kind], gathered)
+            done = self._compute(blocks.backward[index % len(blocks.backward)][kind], gathered)
             self._send(blocks.reduce, done)
         self._compute(blocks.embedding_backward)
         self._send(blocks.reduce_outer, self.last)
@@ -291,10 +316,12 @@ class _Pipeline:
 
     def _made(self, position: int, *, forward: bool) -> Op:
         blocks, n_positions = self.blocks, self.n_stages * self.n_chunks
-        per = len(self.kinds) // n_positions
-        kinds = self.kinds[position * per : (position + 1) * per]
-        table = blocks.forward if forward else blocks.backward
-        ops = [table[kind] for kind in (kinds if forward else reversed(kinds))]
+        first, last = layers_at(position, len(self.kinds), n_positions)
+        kinds = self.kinds[first:last]
+        if forward:
+            ops = [blocks.forward[kind] for kind in kinds]
+        else:
+            ops = [blocks.backward[i % len(blocks.backward)][kind] for i, kind in enumerate(reversed(kinds))]
         if position == 0:
             ops = [blocks.embedding_forward, *ops] if forward else [*ops, blocks.embedding_backward]
         if position == n_positions - 1:
@@ -311,7 +338,7 @@ class _Pipeline:
 
     def _finish(self, stage: int, last: int | None) -> None:
         """Reduce a stage's gradients and update its weights; the first and the last hold the model's ends."""
-        blocks, per = self.blocks, len(self.kinds) // self.n_stages
+        blocks, per = self.blocks, -(-len(self.kinds) // self.n_stages)
         sent = last
         overlaps, n_units = self.c.overlaps > 0, -(-per // self.per_reduce)
         if int(self.c.sharding) >= GRAD_OP and blocks.gather_all is not None:

@@ -87,6 +87,7 @@ class Timer:
             dtype=dtype,
             on=self.on,  # type: ignore[arg-type]
             sharing=self.sharing,
+            sustained=True,
         )
         self.spreads[kind] = self.costs.spread(op)
         return self.costs.seconds(op, columns).reshape(len(demands), self.n)
@@ -288,7 +289,11 @@ def _pipeline(c: Configuration, s: Seconds, parts: StepParts) -> StepTimes:
     forward, backward = per_stage * s.forward, per_stage * s.backward
     first = s.embedding_forward + s.embedding_backward
     last = s.head_forward + s.head_backward
-    slowest = forward + backward + np.maximum(first, last)
+    # where layers do not divide, chunks in the middle have one more than those with the model's ends
+    most = np.ceil(s.n_layers / (p * v)) * v
+    least = np.floor(s.n_layers / (p * v)) * v
+    both = s.forward + s.backward
+    slowest = np.maximum(most * both, least * both + np.maximum(first, last))
     fill = (p - 1) * (forward + backward + 2 * s.send * v) / v
     crossing = np.where(v > 1, 0.0, 2 * s.send * (p - 1) / p)
     piped = fill + (m - 1) * (slowest + crossing) + forward + backward + first + last

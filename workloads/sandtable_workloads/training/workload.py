@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from sandtable.errors import DoesNotFit, PlanError
+import numpy as np
+
+from sandtable.errors import PlanError
 from sandtable.model.operations import CostModel
 from sandtable.plan import Plan
 from sandtable.results import Metric
 from sandtable.spec import Frozen, Machine
-from sandtable.units import format_bytes
 from sandtable.workload import Execution, ExecutionContext, Workload
-from sandtable_workloads.training import finetune, layout, metrics
-from sandtable_workloads.training.demand import Configuration, configuration_of, held_params, stacked, structure
+from sandtable_workloads.training import finetune, layout, memory, metrics
+from sandtable_workloads.training.demand import Configuration, configuration_of, stacked, structure
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.training.plan import plan_of
 from sandtable_workloads.training.step import StepTimes, step_times
@@ -40,8 +41,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         _all_weights(parameters)
         shape = shape_of(parameters)
         layout.check(parameters, shape, machine)
-        held = memory_of(parameters, shape, machine)
-        check_memory(held, machine, shape)
+        held = memory.check(parameters, machine, shape.name, lambda p: memory_of(p, machine))
         return plan_of(parameters, configuration(parameters, machine), shape, machine, held)
 
     def plan_check(self, parameters: SlmTraining, machine: Machine) -> None:
@@ -68,6 +68,19 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """Return step time and its parts of many runs by the closed form, in the order given."""
         return estimate(parameters, machine)
 
+    def memory_by_kind(self, parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
+        """Return the bytes of the fullest device by kind, of many runs; see `sandtable_workloads.training.memory`."""
+        return memories(parameters, machine)
+
+    def verdict(self, parameters: SlmTraining, machine: Machine) -> memory.Verdict:
+        """Return whether a run fits, and which kind of tensor passes the limit."""
+        held = memories([parameters], machine)[0]
+        return memory.verdict(held, memory.capacity_bytes(machine, parameters.devices))
+
+    def layer_memory(self, parameters: SlmTraining, machine: Machine) -> dict[str, float]:
+        """Return the bytes of one stage's layers alone, embedding and head left out: states, and activations."""
+        return memory.layer_memory(parameters, configuration(parameters, machine), machine.stack)
+
     def prepare(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> None:
         """Check that this machine can do it, and make the files of tokens."""
         from sandtable_workloads.training import execute
@@ -79,7 +92,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """Train for real, once."""
         from sandtable_workloads.training import execute
 
-        planned = memory_of(parameters, shape_of(parameters), machine)
+        planned = memory_of(parameters, machine) or {}
         return execute.run_training(parameters, machine, seed, context, planned)
 
     def finetune(self, parameters: SlmTraining, machine: Machine) -> dict[str, dict[str, float]]:
@@ -133,25 +146,35 @@ def configuration(parameters: SlmTraining, machine: Machine) -> Configuration:
     return configuration_of(parameters, shape_of(parameters), per_machine, on_host=machine.accelerator is None)
 
 
-def memory_of(parameters: SlmTraining, shape: ModelShape, machine: Machine) -> dict[str, float]:
-    """Return the bytes that the fullest device holds, by kind."""
-    held = held_params(configuration(parameters, machine))
-    return {"weights": float(held) * parameters.weight_bytes}
+def memory_of(parameters: SlmTraining, machine: Machine) -> dict[str, float] | None:
+    """Return the bytes that the fullest device holds at its peak, by kind; None where a run cannot be laid out."""
+    if next(layout.faults(parameters, shape_of(parameters), machine), None) is not None:
+        return None
+    return memory.memory_of(parameters, configuration(parameters, machine), machine)
 
 
-def check_memory(held: Mapping[str, float], machine: Machine, shape: ModelShape) -> None:
-    """Refuse what one device cannot hold.
-
-    Raises:
-        DoesNotFit: with what needs how much.
-    """
-    memory = machine.memory if machine.accelerator is None else machine.accelerator.memory
-    needed, has = sum(held.values()), memory.datasheet.capacity_bytes
-    if needed > has:
-        kinds = ", ".join(f"{k} {format_bytes(v)}" for k, v in sorted(held.items(), key=lambda item: -item[1]))
-        raise DoesNotFit(
-            f"{shape.name} needs {format_bytes(needed)} on its fullest device, which has {format_bytes(has)} ({kinds})"
+def memories(parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
+    """Return bytes by kind of many runs on one machine, in the order given."""
+    found: list[dict[str, float]] = [{} for _ in parameters]
+    for members, together in _groups(parameters, machine):
+        first = parameters[members[0]]
+        kinds = memory.memory_of_configuration(
+            first, together, machine.stack, on_accelerator=machine.accelerator is not None
         )
+        columns = {kind: np.broadcast_to(np.asarray(size), len(members)) for kind, size in kinds.items()}
+        for row, index in enumerate(members):
+            found[index] = {kind: float(column[row]) for kind, column in columns.items()}
+    return found
+
+
+def _groups(parameters: Sequence[SlmTraining], machine: Machine) -> Iterator[tuple[list[int], Configuration]]:
+    """Yield runs that can be counted together: their places in the list, and their numbers as one configuration."""
+    groups: dict[Any, list[int]] = {}
+    configurations = [configuration(p, machine) for p in parameters]
+    for index, (p, c) in enumerate(zip(parameters, configurations, strict=True)):
+        groups.setdefault((p.precision, structure(c)), []).append(index)
+    for members in groups.values():
+        yield members, stacked([configurations[index] for index in members])
 
 
 def estimate(parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
@@ -159,13 +182,9 @@ def estimate(parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[s
     for p in parameters:
         _all_weights(p)
     costs = CostModel(machine)
-    groups: dict[Any, list[int]] = {}
-    configurations = [configuration(p, machine) for p in parameters]
-    for index, one in enumerate(configurations):
-        groups.setdefault(structure(one), []).append(index)
     found: list[dict[str, float]] = [{} for _ in parameters]
-    for members in groups.values():
-        times = step_times(stacked([configurations[i] for i in members]), costs, len(members))
+    for members, together in _groups(parameters, machine):
+        times = step_times(together, costs, len(members))
         for row, index in enumerate(members):
             found[index] = _row(times, row)
     return found
