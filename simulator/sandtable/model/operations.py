@@ -165,7 +165,8 @@ class CostModel:
     def _speed_frac(self, op: Op) -> float:
         """Return the speed of an operator within a step over that of the lone one that its law was fitted to."""
         stack = self.machine.stack
-        efficiency = None if stack is None else stack.datasheet.efficiency.get(f"law.{op.kind}")
+        key = f"law.{op.kind}.vanilla" if _is_vanilla(op) else f"law.{op.kind}"
+        efficiency = None if stack is None else stack.datasheet.efficiency.get(key)
         speed = 1.0 if efficiency is None or efficiency.rate_frac is None else efficiency.rate_frac
         if op.sustained and op.kind == "gemm":
             speed *= self._place(op)[0].datasheet.sustained_frac or 1.0
@@ -206,7 +207,7 @@ class CostModel:
             return ""
         if op.resource == "network" and op.kind in stack.software:
             return stack.software[op.kind]
-        if op.kind == "attention" and op.shape and not op.shape[OPERATOR_COLUMNS["attention"].index("flash")]:
+        if _is_vanilla(op):
             return stack.software.get("attention.vanilla", stack.software.get(law.kind, stack.name))
         return stack.software.get(law.kind, stack.name)
 
@@ -286,6 +287,11 @@ class CostModel:
             if key in table:
                 return table[key], stack
         raise PlanError(f"stack {stack.name!r} says nothing of {op.kind!r} and has no 'default'")
+
+
+def _is_vanilla(op: Op) -> bool:
+    """Whether it is attention that writes its scores to memory."""
+    return op.kind == "attention" and bool(op.shape) and not op.shape[OPERATOR_COLUMNS["attention"].index("flash")]
 
 
 def _law_of(kind: str) -> OperatorLaw:
