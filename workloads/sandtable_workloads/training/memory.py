@@ -57,13 +57,15 @@ class Saved:
 
     Attributes:
         norm: Of a norm's input; its output is the input of the product after it and counted there.
+        rope: Of a query or key before it is turned, which stays where it shares its storage with the values.
         dropout: Of the mask on what attention and FFN add to the residual.
         score: Of one attention score, where scores go through memory.
-        score_work: Of one score beyond that, while one layer is computed.
+        score_work: Of one score beyond that, while one layer's gradients are computed and its FFN's are gone.
         logit: Of one logit at the peak around the loss.
     """
 
     norm: float
+    rope: float
     dropout: float
     score: float
     score_work: float
@@ -80,9 +82,10 @@ class Saved:
         table = {} if stack is None else stack.datasheet.saved_bytes
         return cls(
             norm=table.get("norm", item_bytes),
+            rope=table.get("rope", 0.0),
             dropout=table.get("dropout", 0.0),
             score=table.get("score", 4 + narrow),
-            score_work=table.get("score_work", 8.0),
+            score_work=table.get("score_work", 4.0),
             logit=table.get("logit", 12.0),
         )
 
@@ -145,6 +148,8 @@ def layer_activations(c: Configuration, kind: LayerKind, saved: Saved) -> tuple[
     inside = c.n_heads * c.head_dim * b + repeated * (c.head_dim + c.value_dim) * b + c.n_heads * c.value_dim * b
     if c.flash:
         inside = inside + c.n_heads * STATISTIC_BYTES
+    if c.rotary:
+        inside = inside + (c.n_heads + c.n_kv_heads) * c.head_dim * saved.rope
     neurons = c.expert_neurons * c.top_k + c.shared_neurons if kind.experts else c.n_neurons
     # a gate keeps its input and output, the value beside it and their product; without one, input and output
     ffn = neurons * np.where(np.asarray(c.n_vectors) == 3, 4.0, 2.0) * b
@@ -154,6 +159,12 @@ def layer_activations(c: Configuration, kind: LayerKind, saved: Saved) -> tuple[
     inner = t * (inside + ffn) / c.tensor
     scores = 0.0 if c.flash else c.batch * c.n_heads * c.sequence * c.sequence / c.context / c.tensor
     return outside + inner, scores * saved.score
+
+
+def _ffn_gradients(c: Configuration, kind: LayerKind) -> Number:
+    """Return the gradients that are there at once while a layer's FFN is passed backward: of its products' outputs."""
+    neurons = c.expert_neurons * c.top_k + c.shared_neurons if kind.experts else c.n_neurons
+    return c.tokens * neurons * (c.n_vectors - 1) * c.item_bytes / c.tensor
 
 
 def in_flight(c: Configuration) -> Number:
@@ -187,8 +198,10 @@ def activations(c: Configuration, saved: Saved) -> dict[str, Number]:
         share = count / c.pipeline * times
         kept = kept + share * np.where(full, entry, rest)
         scores = scores + share * np.where(core, 0.0, core_bytes)
-        inner = core_bytes * (1 + saved.score_work / max(saved.score, 1e-9))
-        layer = np.where(full, rest + inner, np.where(core, inner, core_bytes * saved.score_work / saved.score))
+        in_work = core_bytes * saved.score_work / saved.score
+        layer = np.where(full, rest + core_bytes, np.where(core, core_bytes, 0.0)) + np.maximum(
+            in_work, _ffn_gradients(c, kind)
+        )
         work = np.maximum(work, layer)
     return {"activations": kept, "attention scores": scores, "recomputed layer": work}
 
@@ -254,7 +267,17 @@ def memory_of_configuration(
         "recomputed layer": found["recomputed layer"] * at("work"),
         "reserved": reserved,
     }
+    kinds["reserved"] = reserved + _gaps(kinds, stack, on_accelerator=on_accelerator)
     return {kind: size for kind, size in kinds.items() if np.any(np.asarray(size) > 0)}
+
+
+def _gaps(kinds: Mapping[str, Number], stack: Stack | None, *, on_accelerator: bool) -> Number:
+    """Return the bytes that the accelerator's allocator holds between tensors, ``reserved`` ones left out."""
+    if stack is None or not on_accelerator:
+        return 0.0
+    share = stack.datasheet.fragmented_frac
+    tensors = sum(size for kind, size in kinds.items() if kind != "reserved")
+    return tensors * share / (1 - share)
 
 
 def _gradients_stay(c: Configuration) -> npt.NDArray[np.bool_]:
