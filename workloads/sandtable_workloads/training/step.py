@@ -321,12 +321,15 @@ def _pipeline(c: Configuration, s: Seconds, parts: StepParts) -> StepTimes:
 def _stage_reduce(c: Configuration, s: Seconds, parts: StepParts) -> FloatArray:
     """Return the part of a stage's reduction that its last backward does not hide.
 
-    The first stage, which ends last, holds the embedding. With several chunks all but the last are reduced while
-    other stages still work.
+    The first stage, which ends last, holds the embedding. With several chunks, the queue of their reductions is longest
+    from its first or from its last chunk on.
     """
     per = s.n_layers / (c.pipeline * c.chunks)
     units = per / parts.layers_per_reduce
-    late = np.maximum(units * s.reduce - (per - parts.layers_per_reduce) * s.backward, s.reduce)
+    first = units * s.reduce - (per - parts.layers_per_reduce) * s.backward
+    # between the last micro-batch's backward of one chunk and of the next lie those of the other micro-batches
+    queued = (c.chunks - 1) * (units * s.reduce - c.pipeline * per * s.backward)
+    late = np.maximum(np.maximum(first, first + queued), s.reduce)
     late = np.where(np.asarray(c.replicas) > 1, np.maximum(0.0, late - s.embedding_backward), 0.0)
     whole = units * c.chunks * s.reduce
     return np.asarray(np.where(c.overlaps > 0, late, whole) + s.reduce_outer)
