@@ -154,3 +154,24 @@ def test_many_products_in_one_call_cost_what_they_cost_alone() -> None:
     together = LAW.seconds(SHEET, LAW.typical(), columns, dtype="bfloat16", op="gemm")
     alone = [seconds(*row, **LAW.typical()) for row in sizes]
     assert together == pytest.approx(alone)
+
+
+@pytest.mark.parametrize(("sheet", "slowest"), [(OLDER, 3.0), (SHEET, 6.0)])
+def test_rows_that_start_at_odd_elements_cost_a_multiple(sheet: Sheet, slowest: float) -> None:
+    """A width of 4147 in 16 bits, as an FFN of int(2.7 D) has, against 4144 (whole 16 bytes) and 4146."""
+    whole, even, odd = (seconds(16384, n, 1536, sheet=sheet) for n in (4144, 4146, 4147))
+    assert whole <= even < odd
+    assert 2 < odd / whole < slowest
+    # the depth starts rows too
+    assert 2 < seconds(16384, 1536, 4147, sheet=sheet) / seconds(16384, 1536, 4144, sheet=sheet) < slowest
+    # a count of tokens starts none, and rows of float32 start at whole words
+    assert seconds(16383, 4144, 1536, sheet=sheet) == pytest.approx(whole, rel=1e-3)
+    wide = [seconds(16384, n, 1536, dtype="float32", sheet=sheet) for n in (4144, 4147)]
+    assert wide[1] == pytest.approx(wide[0], rel=0.05)
+
+
+def test_older_instructions_are_all_that_an_older_device_has() -> None:
+    assert seconds(16384, 4146, 1536, sheet=OLDER) == pytest.approx(
+        seconds(16384, 4144, 1536, sheet=OLDER), rel=0.01
+    )
+    assert seconds(16384, 4146, 1536) > 1.5 * seconds(16384, 4144, 1536)

@@ -33,6 +33,16 @@ NARROWING = 0.1
 OVERLAP = 3.0
 # joining the parts of a split product, in launches
 JOIN = 1.0
+# bytes in which rows must start for the quickest kernels; rows that start at odd elements are loaded one by one, and
+# between the products instead of beside them: what the loads allow one multiprocessor per clock, in 16-bit FLOP
+# (pytorch/pytorch issue 181718, RTX 4090: 111 TFLOP/s for odd sizes where even ones reach 156, so loads alone would
+# allow 387; Netflix Technology Blog, "Scaling LLM Post-Training at Netflix", 2026: some sizes of the vocabulary triple
+# the time of the head)
+ALIGNED_BYTES = 16.0
+ODD_FLOPS_PER_CLOCK = 1200.0
+# what one multiprocessor reaches per clock without asynchronous copies of aligned tiles, in 16-bit FLOP: 63 % of a
+# Hopper's 4096 (Luo et al., arXiv 2402.13499, mma against wgmma); older devices have no more than that anyway
+PLAIN_FLOPS_PER_CLOCK = 2576.0
 # partial sums are kept in float32, written once and read once
 PARTIAL_BYTES = 8.0
 
@@ -98,7 +108,8 @@ class GemmLaw(OperatorLaw):
         tiles = np.ceil(m / rows) * np.ceil(n / cols) * batch * parts
         depth = np.ceil(k / parts / DEPTH) * DEPTH
         unit_flops_per_s = _rate(sheet, constants, dtype, form) / sheet.n_units
-        working = 2 * depth * (rows * cols + EDGE * (rows + cols)) / unit_flops_per_s
+        reached = unit_flops_per_s * _alignment(sheet, dtype, n, k)
+        working = 2 * depth * (rows * cols + EDGE * (rows + cols)) / reached
         # a tile advances by at most one element of depth per clock, however small it is
         slowest = depth / sheet.clock_hz if sheet.clock_hz else 0.0
         computing = np.ceil(tiles / sheet.n_units) * (np.maximum(working, slowest) + constants["tile_s"])
@@ -123,6 +134,23 @@ def format_of(sheet: Sheet, dtype: str) -> Format:
 def output_bytes(dtype: str) -> float:
     """Return the bytes of one element of the result: as wide as the inputs, 16 bits for quantised products."""
     return WIDE_BYTES if dtype in FORMATS else DTYPE_BYTES[dtype]
+
+
+def _alignment(sheet: Sheet, dtype: str, n: FloatArray, k: FloatArray) -> FloatArray:
+    """Return the share of the rate that is left where rows of operands do not start at whole 16 bytes.
+
+    Tables and kernels for tensor units take aligned rows; others are loaded in smaller pieces, and on devices whose
+    full rate needs asynchronous copies of tiles, with the instructions of older ones.
+    """
+    item = DTYPE_BYTES[dtype]
+    if sheet.family != "gpu" or dtype in FORMATS or item != WIDE_BYTES or not sheet.clock_hz:
+        return np.ones_like(n)
+    aligned = (n * item % ALIGNED_BYTES == 0) & (k * item % ALIGNED_BYTES == 0)
+    odd = (n % 2 == 1) | (k % 2 == 1)
+    full = sheet.peak(dtype) / (sheet.n_units * sheet.clock_hz)
+    plain = min(1.0, PLAIN_FLOPS_PER_CLOCK / full)
+    one_by_one = 1 / (1 / plain + full / ODD_FLOPS_PER_CLOCK)
+    return np.where(aligned, 1.0, np.where(odd, one_by_one, plain))
 
 
 def _rate(sheet: Sheet, constants: Constants, dtype: str, form: Format) -> float:

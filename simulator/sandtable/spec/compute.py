@@ -164,10 +164,15 @@ class StackDatasheet(Frozen):
     host_call_s: Seconds = Field(default=0.0, ge=0)  # host time of one framework call
     overlaps_host: bool = False  # the host queues ahead, so a step costs max(host, device)
     dynamic_shape_s: Seconds = Field(default=0.0, ge=0)  # extra per op whose shape changes from step to step
+    # once per run: loading kernels and growing buffers in the first step, and several ranks finding each other
+    first_step_s: Seconds = Field(default=0.0, ge=0)
+    connect_s: Seconds = Field(default=0.0, ge=0)
     # what the software keeps of each element for the backward pass, by composite, where it is not the least possible
     saved_bytes: dict[str, Bytes] = Field(default_factory=dict)
     # memory that the software takes for itself on each accelerator: its context, and what its allocator cannot use
     reserved_bytes: Bytes = Field(default=0.0, ge=0)
+    # share of the memory that its allocator takes but cannot give out, the gaps between tensors of different sizes
+    fragmented_frac: Fraction = Field(default=0.0, ge=0, lt=1)
     # predicted / measured at the ends of the 90 % interval, for devices that were not calibrated
     residual_low_frac: Annotated[Fraction, Field(gt=0, le=1, alias="residual_low")]
     residual_high_frac: Annotated[Fraction, Field(ge=1, alias="residual_high")]
