@@ -111,6 +111,7 @@ class Configuration:
     reduce_bytes: Number
     state_bytes: Number
     overlaps: Number
+    pieces: Number
     bucket_bytes: Number
     per_machine: Number
 
@@ -198,6 +199,7 @@ def configuration_of(
         reduce_bytes=parameters.reduce_bytes,
         state_bytes=optimizer_bytes(parameters),
         overlaps=float(parameters.overlap_gradients and not on_host),
+        pieces=float(parameters.tensor_parallel if parameters.overlap_tensor else 1),
         bucket_bytes=parameters.bucket_bytes,
         per_machine=per_machine,
     )
@@ -246,6 +248,9 @@ class Software:
 
     def __init__(self, stack: Stack | None) -> None:
         self.table = {} if stack is None else stack.datasheet.efficiency
+        # whether attention through memory masks and normalises its scores in one kernel, and whether it drops some
+        fused, dropout = ("attention.fused_softmax" in self.table, "attention.dropout" in self.table)
+        self.scores = (float(fused), float(dropout))
 
     def stream(self, name: str, n_bytes: Number, c: Configuration, n_kernels: Number = 1.0) -> Demand:
         """Return element-wise work that has to move ``n_bytes`` at least, in ``n_kernels`` kernels at least."""
@@ -310,7 +315,7 @@ def ffn_products(c: Configuration, kind: LayerKind) -> list[Demand]:
     return [router, *([up, down] if np.any(np.asarray(neurons) > 0) else [])]
 
 
-def attention(c: Configuration, kind: LayerKind, passes: float) -> Demand:
+def attention(c: Configuration, kind: LayerKind, passes: float, software: Software | None = None) -> Demand:
     """Return the core of one layer's attention; each device of a context group has its share of the queries."""
     seen = np.minimum(c.sequence, c.window) if kind.windowed else c.sequence
     # a window narrower than the sequence is seen whole by nearly all tokens
@@ -327,6 +332,8 @@ def attention(c: Configuration, kind: LayerKind, passes: float) -> Demand:
         c.item_bytes,
         float(c.flash),
         passes,
+        0.0,
+        *(() if software is None else software.scores),
     )
     return Demand(name="attention", kind="attention", shape=shape, dtype=c.dtype)
 
@@ -385,7 +392,7 @@ def _neurons_used(c: Configuration, kind: LayerKind) -> Number:
 def layer_forward(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
     """Return everything that one layer does in the forward pass, communication within it included."""
     moe = [experts(c)] if kind.experts else []
-    products = [*attention_products(c), attention(c, kind, 1.0), *ffn_products(c, kind), *moe]
+    products = [*attention_products(c), attention(c, kind, 1.0, software), *ffn_products(c, kind), *moe]
     return [*products, *forward_streams(c, kind, software), *layer_communication(c, kind, backward=False)]
 
 
@@ -394,7 +401,7 @@ def layer_backward(c: Configuration, kind: LayerKind, software: Software) -> lis
     products = [d for product in (*attention_products(c), *ffn_products(c, kind)) for d in backward_of(product)]
     if kind.experts:
         products.append(replace(experts(c), times=2.0))
-    core = attention(c, kind, BACKWARD_PASSES)
+    core = attention(c, kind, BACKWARD_PASSES, software)
     products.append(_gradient_copy(c, kind, software))
     return [*products, core, *backward_streams(c, kind, software), *layer_communication(c, kind, backward=True)]
 
@@ -416,7 +423,7 @@ def layer_recompute(c: Configuration, kind: LayerKind, software: Software) -> li
         found += [replace(d, times=d.times * full) for d in layer_forward(c, kind, software)]
     if core.any() and not c.flash:
         # a fused attention never stored what this would make again
-        again = attention(c, kind, 1.0)
+        again = attention(c, kind, 1.0, software)
         found.append(replace(again, times=again.times * core))
     return found
 
@@ -454,12 +461,14 @@ def _tensor_communication(c: Configuration, wide: Number, *, backward: bool) -> 
     """Two all-reduces a layer and direction, or as many pairs of reduce-scatter and all-gather.
 
     With sequence parallelism the backward pass gathers each input once more for the weights' gradients
-    (arXiv 2205.05198, section 4.2.2); that one overlaps with the product before it and is left out.
+    (arXiv 2205.05198, section 4.2.2); that one overlaps with the product before it and is left out. Where collectives
+    are cut into pieces that run beside their products, one piece is left to wait for (Wang et al., "Overlap
+    Communication with Dependent Computation via Decomposition", ASPLOS 2023).
     """
     split = c.sequence_parallel
-    whole = collective("tensor all-reduce", c, "all_reduce", wide, c.tensor, 1.0)
-    gather = collective("tensor all-gather", c, "all_gather", wide, c.tensor, 1.0)
-    scatter = collective("tensor reduce-scatter", c, "reduce_scatter", wide, c.tensor, 1.0)
+    whole = collective("tensor all-reduce", c, "all_reduce", wide / c.pieces, c.tensor, 1.0)
+    gather = collective("tensor all-gather", c, "all_gather", wide / c.pieces, c.tensor, 1.0)
+    scatter = collective("tensor reduce-scatter", c, "reduce_scatter", wide / c.pieces, c.tensor, 1.0)
     return [
         replace(whole, times=2 * (1 - split)),
         replace(gather, times=2 * split),

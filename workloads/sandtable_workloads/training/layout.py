@@ -9,6 +9,9 @@ from sandtable.spec import Machine
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
+# of the racks that behave as one machine, a run may use a part
+SERVER_DEVICES = 16
+
 
 def devices_per_machine(machine: Machine, n_devices: int) -> int:
     """Return how many of the devices one machine has: its accelerators, or as many CPU processes as are asked for."""
@@ -69,7 +72,7 @@ def _experts(parameters: SlmTraining, shape: ModelShape) -> Iterator[str]:
 def _machines(parameters: SlmTraining, machine: Machine) -> Iterator[str]:
     per_machine = devices_per_machine(machine, parameters.devices)
     if parameters.devices > per_machine:
-        if parameters.devices % per_machine:
+        if parameters.devices % per_machine and per_machine <= SERVER_DEVICES:
             yield f"devices {parameters.devices} is no multiple of the {per_machine} accelerators of a machine"
         if machine.network is None:
             yield f"devices {parameters.devices} need several machines, and 'network' names no link between them"

@@ -41,6 +41,8 @@ class SlmTraining(Frozen):
         bucket_bytes: Gradients that ``ddp`` reduces in one call.
         reduce_dtype: Type in which gradients are reduced; float32 with mixed precision, and the weights' type
             otherwise, if not given.
+        overlap_tensor: Send within the tensor-parallel group piece by piece, beside the product that makes or takes it;
+            only the first piece is waited for.
         overlap_gradients: Reduce gradients while the backward pass goes on; else after it.
         adapter: Weights that are trained beside frozen ones: ``lora`` on queries and values, prompts in front of
             attention (LLaMA-Adapter), or those with scales and biases (its second version); ``none`` trains all.
@@ -72,6 +74,7 @@ class SlmTraining(Frozen):
     bucket_bytes: Bytes = Field(default=float(25 << 20), gt=0)
     reduce_dtype: Literal["float32", "bfloat16"] | None = None
     overlap_gradients: bool = True
+    overlap_tensor: bool = False
     adapter: Adapter = "none"
     lora_rank: int = Field(default=8, ge=1)
     quantization: Quantization = "none"

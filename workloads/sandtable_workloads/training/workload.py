@@ -60,6 +60,10 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """Return the flops of one token, as model FLOPs utilisation counts them."""
         return metrics.model_flops_per_token(shape_of(parameters), parameters.sequence_tokens)
 
+    def peak_flops_per_s(self, parameters: SlmTraining, machine: Machine) -> float | None:
+        """Return the dense rate of one device for the type that products run in."""
+        return metrics.peak_flops_per_s(parameters, machine)
+
     def derived(self, parameters: SlmTraining, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return what follows from a step's time; see `sandtable_workloads.training.metrics`."""
         return metrics.derived(parameters, shape_of(parameters), machine, known)

@@ -1,0 +1,45 @@
+"""How well whole training steps are predicted from operators; needs the folder of published measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sandtable.published import framework
+from sandtable.published.base import Scored
+
+
+@pytest.fixture
+def score(reference_folder: Path) -> framework.DatasetScore:
+    if not (reference_folder / "training_throughput.csv").is_file():
+        pytest.skip("training_throughput.csv is not among the published measurements here")
+    return framework.run(reference_folder, "training_throughput").datasets[0]
+
+
+def errors(points: Sequence[Scored]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.abs([point.error_frac for point in points])
+
+
+def test_most_rows_are_scored(score: framework.DatasetScore) -> None:
+    assert score.scored >= 0.8 * score.rows
+    assert score.scored + sum(score.skipped.values()) == score.rows
+    assert not score.malformed_lines
+    assert np.median(errors(score.points)) < 0.11
+
+
+@pytest.mark.parametrize(
+    ("group", "least", "median", "p90"),
+    [("llm-foundry", 100, 0.08, 0.20), ("megatron-seqsel", 4, 0.045, 0.08), ("nemo-launcher-23.07", 7, 0.08, 0.16)],
+)
+def test_groups(score: framework.DatasetScore, group: str, least: int, median: float, p90: float) -> None:
+    found = errors([point for point in score.points if point.group == group])
+    assert len(found) >= least
+    assert np.median(found) < median
+    assert np.percentile(found, 90) < p90
+
+
+def test_what_device_files_are_made_from_is_not_scored(score: framework.DatasetScore) -> None:
+    assert score.skipped["an anchor: a device file is made from this row"] == 1
