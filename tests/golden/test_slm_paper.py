@@ -36,6 +36,7 @@ def test_speed_by_gpu_type_and_count() -> None:
     assert scores()[BY_FIGURE["2"]].scored == 39
     assert median("2") < 0.10
     assert abs(scores()[BY_FIGURE["2"]].to_json()["bias_frac"]) < 0.08
+    assert scores()[BY_FIGURE["2"]].to_json()["coverage_frac"] > 0.85
 
 
 @pytest.mark.parametrize("figure", ["1", "3", "4"])
@@ -56,7 +57,7 @@ def test_ranking_by_tokens_per_price() -> None:
         n_gpus = point.label.split()[4]
         right[f"{point.group} {n_gpus}"].append(point.error_frac == 0)
     assert len(right) == 13
-    assert sum(all(column) for column in right.values()) >= 11
+    assert sum(all(column) for column in right.values()) >= 10
 
 
 def test_data_parallel_beats_sharding_between_machines_and_flash_doubles_the_speed() -> None:

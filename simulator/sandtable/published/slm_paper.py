@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -237,8 +238,19 @@ def grid(model: str, attention: str, gpu: str) -> tuple[Point, ...]:
     for (_, (n_gpus, batch, scheme)), times in zip(fitting, estimates, strict=True):
         tokens = batch * SEQUENCE_TOKENS / prices()[gpu]
         value, low, high = (tokens / times[name] for name in ("step_s", "high_s", "low_s"))
+        low, high = _with_software(machine, value, low, high)
         found.append(Point(n_gpus, batch, scheme, value, low, high))
     return tuple(found)
+
+
+def _with_software(machine: Machine, value: float, low: float, high: float) -> tuple[float, float]:
+    """Return the interval with what the stack allows for: laws know how far operators miss, not how well they count."""
+    if machine.stack is None:
+        return low, high
+    sheet = machine.stack.datasheet
+    below = math.hypot(1 - low / value, 1 - sheet.residual_low_frac)
+    above = math.hypot(high / value - 1, sheet.residual_high_frac - 1)
+    return value * max(0.0, 1 - below), value * (1 + above)
 
 
 def _parameters(workload: Any, model: str, attention: str, n_gpus: int, batch: int, scheme: str) -> Any:

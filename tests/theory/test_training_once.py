@@ -1,0 +1,57 @@
+"""What a run pays once: a cold first step, ranks that find each other, and an allocator's gaps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sandtable import discover, library
+from sandtable.spec import Machine
+
+WORKLOAD: Any = discover.workload("slm_training")
+
+
+def machine(stack: str = "huggingface_pytorch_2_3") -> Machine:
+    return library.load_machine("aws_p4de_24xlarge", {"stack": stack})
+
+
+def times(stack: str = "huggingface_pytorch_2_3", **settings: Any) -> dict[str, float]:
+    parameters = WORKLOAD.parameters(**{"model": "slm_1b", "micro_batch": 8, **settings})
+    found: dict[str, float] = WORKLOAD.estimate([parameters], machine(stack))[0]
+    return found
+
+
+def once(devices: int) -> float:
+    stack = machine().stack
+    assert stack is not None
+    return stack.datasheet.first_step_s + (stack.datasheet.connect_s if devices > 1 else 0.0)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 64])
+@pytest.mark.parametrize("steps", [1, 10, 1000])
+def test_the_first_step_is_spread_over_all_measured_ones(devices: int, steps: int) -> None:
+    cold = times(devices=devices, steps=steps, warmup_steps=0)
+    warm = times(devices=devices, steps=steps, warmup_steps=1)
+    assert once(devices) > 1
+    for name in ("step_s", "low_s", "high_s"):
+        assert cold[name] - warm[name] == pytest.approx(once(devices) / steps)
+    # both ways of adding up a step still do
+    assert cold["forward_s"] + cold["backward_s"] + cold["optimizer_s"] == pytest.approx(cold["step_s"], rel=1e-6)
+    parts = cold["compute_s"] + cold["communication_s"] + cold["idle_s"]
+    assert parts == pytest.approx(cold["step_s"], rel=1e-6)
+
+
+def test_software_that_says_nothing_starts_warm() -> None:
+    settings = {"devices": 8, "sharding": "fsdp_full", "precision": "mixed_bfloat16"}
+    assert times("torchtitan", warmup_steps=0, **settings) == times("torchtitan", warmup_steps=3, **settings)
+
+
+def test_gaps_are_a_share_of_what_the_allocator_holds() -> None:
+    stack = machine().stack
+    assert stack is not None
+    for batch in (1, 8, 64):
+        parameters = WORKLOAD.parameters(model="slm_1b", micro_batch=batch, precision="bfloat16")
+        held = WORKLOAD.memory_by_kind([parameters], machine())[0]
+        gaps = held.pop("reserved") - stack.datasheet.reserved_bytes
+        assert gaps / (gaps + sum(held.values())) == pytest.approx(stack.datasheet.fragmented_frac)
