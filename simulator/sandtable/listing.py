@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sandtable import library, spec, store, units
+from sandtable import library, nvml, spec, store, units
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.spec import Component, Estimate, Evidence
 from sandtable.table import Table
@@ -245,7 +245,21 @@ def doctor_table() -> Table:
             "ok" if shutil.which("fio") else "only for calibrate --cross-check fio",
         ]
     )
+    rows.extend(_gpu_rows())
     calibrated = Path(f"{library.THIS_MACHINE}.yaml")
     state = "ok" if calibrated.is_file() else "run 'sandtable calibrate --quick'"
     rows.append(["calibration", str(calibrated) if calibrated.is_file() else "none here", state])
     return Table(columns=("what", "found", "verdict"), rows=rows)
+
+
+def _gpu_rows() -> list[list[str]]:
+    """Return one row per NVIDIA GPU that the driver knows, or one that says there is none."""
+    found = nvml.open_nvml()
+    facts = [] if found is None else [found.facts(index) for index in range(found.n)]
+    rows = []
+    for index, fact in enumerate(facts):
+        if fact is not None:
+            held = "" if fact.memory_bytes is None else f", {units.format_bytes(fact.memory_bytes)}"
+            state = "ok" if fact.mig != "on" else "MIG is on: a slice of the GPU is measured"
+            rows.append([f"gpu {index}", f"{fact.name}{held}, driver {fact.driver or 'unknown'}", state])
+    return rows or [["gpu", "none seen", nvml.ADVICE if found is None else "ok"]]

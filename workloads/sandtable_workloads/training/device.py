@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from sandtable.errors import NoDevice
+from sandtable.nvml import open_nvml
+from sandtable_kernels import cuda_cases
 
 
 class Device(ABC):
@@ -107,7 +109,8 @@ class CudaDevice(Device):
     def __init__(self, index: int) -> None:
         super().__init__(torch.device("cuda", index))
         torch.cuda.set_device(self.torch)
-        self._nvml = nvml_handle(index)
+        self._nvml = open_nvml()
+        self._handle = None if self._nvml is None else self._nvml.handle(index, cuda_cases.bus_of(index))
 
     def synchronize(self) -> None:
         """Wait for the current stream's device."""
@@ -121,28 +124,15 @@ class CudaDevice(Device):
 
     def sample(self) -> dict[str, float]:
         """Return power and clock as NVML reads them."""
-        if self._nvml is None:
+        if self._nvml is None or self._handle is None:
             return {}
-        pynvml, handle = self._nvml
-        return {
-            "power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-            "clock_hz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) * 1e6,
-        }
+        seen = self._nvml.sample(self._handle)
+        values = {"power_w": seen.power_w, "clock_hz": seen.clock_hz}
+        return {name: value for name, value in values.items() if value is not None}
 
     def cache_bytes(self) -> float:
         """Return what the allocator reserved, in bytes."""
         return float(torch.cuda.max_memory_reserved(self.torch))
-
-
-def nvml_handle(index: int) -> tuple[Any, Any] | None:
-    """Return pynvml and the handle of a GPU, None where the package ``nvidia-ml-py`` or its driver is missing."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)
-    except Exception:  # NVML raises classes of its own, and without the package there is none to name
-        return None
 
 
 def device_of(kind: str, local_rank: int) -> Device:
