@@ -69,6 +69,15 @@ def test_data_parallel(sharding: str, micro_batch: int, devices: int, accumulati
     assert formula["communication_s"] == pytest.approx(exposed, rel=0.05, abs=0.01 * engine.total_s)
 
 
+@pytest.mark.parametrize("sharding", ["ddp", "zero_1", "fsdp_grad_op", "fsdp_full"])
+def test_processes_of_a_cpu(sharding: str) -> None:
+    machine = library.load_machine("laptop_pcie4", {"stack": "pytorch_cpu", "process_link": "pcie4_x16"})
+    machine = machine.model_copy(update={"accelerator": None})
+    parameters = SlmTraining(model="tiny_4x128", sequence_tokens=128, devices=2, sharding=sharding, warmup_steps=0)
+    engine, formula = played(parameters, machine), closed(parameters, machine)
+    assert formula["step_s"] == pytest.approx(engine.total_s, rel=0.03)
+
+
 @pytest.mark.parametrize("checkpointing", ["selective", "alternate", "full"])
 def test_checkpointing(checkpointing: str) -> None:
     parameters = SlmTraining(**SMALL | {"checkpointing": checkpointing, "attention": "vanilla", "devices": 1})

@@ -147,6 +147,7 @@ def configuration_of(
     ``on_host`` its devices are processes of one CPU: they share it, and what they send to each other is copied by the
     cores that compute, so that computing hides none of it.
     """
+    # one line a field: long, and nowhere to go wrong
     moe = shape.moe
     dtype = COMPUTE_DTYPE[parameters.precision]
     experts = 0 if moe is None else moe.n_experts * shape.expert_params

@@ -254,10 +254,10 @@ class _Single:
             self._compute(blocks.forward[kind])
         self._compute(blocks.head_forward)
         self._compute(blocks.head_backward)
-        for kind in reversed(self.kinds):
+        for index, kind in enumerate(reversed(self.kinds)):
             if self.sharding >= FULL:
                 send(blocks.gather, BACKWARD)
-            self._compute(blocks.backward[kind])
+            self._compute(blocks.backward[index % len(blocks.backward)][kind])
             send(blocks.reduce)
         self._compute(blocks.embedding_backward)
         send(blocks.reduce_outer)

@@ -150,7 +150,7 @@ def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
         forward=np.asarray(forward),
         backward=np.asarray(backward),
         layer_sent=np.asarray(sent),
-        issue=layers / c.pipeline + sum(timer.issue(demands) for demands in ends),
+        issue=np.asarray(layers / c.pipeline + sum(timer.issue(demands) for demands in ends)),
         issue_optimizer=timer.issue(parts.optimizer),
         low_frac=low,
         high_frac=high,
