@@ -22,6 +22,9 @@ from sandtable_workloads.training.step import StepTimes, step_times
 from sandtable_workloads.transformer.presets import preset_for, shape_named
 from sandtable_workloads.transformer.shapes import ModelShape
 
+# parts of a step that what happens once makes longer
+LONGER_WHEN_COLD = ("step_s", "forward_s", "idle_s", "low_s", "high_s")
+
 
 class SlmTrainingWorkload(Workload[SlmTraining]):
     """Train a decoder on any number of devices: data, tensor, pipeline, context and expert parallel."""
@@ -200,8 +203,8 @@ def _cold(times: dict[str, float], parameters: SlmTraining, machine: Machine) ->
         return times
     sheet = machine.stack.datasheet
     once = sheet.first_step_s + (sheet.connect_s if parameters.devices > 1 else 0.0)
-    longer = dict.fromkeys(("step_s", "forward_s", "idle_s", "low_s", "high_s"), once / parameters.steps)
-    return {name: seconds + longer.get(name, 0.0) for name, seconds in times.items()}
+    share = once / parameters.steps
+    return {name: seconds + (share if name in LONGER_WHEN_COLD else 0.0) for name, seconds in times.items()}
 
 
 def _row(times: StepTimes, row: int) -> dict[str, float]:
