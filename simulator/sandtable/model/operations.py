@@ -229,7 +229,8 @@ class CostModel:
             raise PlanError(
                 f"{self.machine.name!r} names no 'network', and {op.kind} needs one: more ranks than one machine has"
             )
-        return self.machine.network, LinkSheet.of(within, self.machine.network)
+        n_devices = 1 if accelerator is None else accelerator.n
+        return self.machine.network, LinkSheet.of(within, self.machine.network, n_devices)
 
     # --- compute and memory ---
 

@@ -55,7 +55,7 @@ class Demand:
     @property
     def communicates(self) -> bool:
         """Whether it is a collective."""
-        return self.kind not in ("gemm", "attention", "moe", "stream")
+        return self.kind not in ("gemm", "attention", "stream")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,11 +339,24 @@ def attention(c: Configuration, kind: LayerKind, passes: float, software: Softwa
     return Demand(name="attention", kind="attention", shape=shape, dtype=c.dtype)
 
 
-def experts(c: Configuration) -> Demand:
-    """Return the routed experts of one layer: the tokens of a whole expert-parallel group, this device's share."""
-    n_tokens = c.tokens * c.expert
-    shape = (n_tokens, c.d_model, c.expert_neurons, c.top_k, c.n_experts, c.tensor, c.expert, 1.0)
-    return Demand(name="experts", kind="moe", shape=shape, dtype=c.gemm_dtype)
+def expert_products(c: Configuration) -> list[Demand]:
+    """Return the products of one layer's routed experts: those that this device holds, as one batch each.
+
+    The tokens of an expert-parallel group are spread over all experts evenly, as balancing losses and benchmarks have
+    it; each expert takes its share as rows of a product of its own, gate and up joined (Gale et al., "MegaBlocks",
+    arXiv 2211.15841, section 2.3).
+    """
+    local = c.n_experts / c.expert
+    rows, neurons = c.tokens * c.top_k / local, c.expert_neurons / c.tensor
+    return [
+        gemm("experts up", c, rows, 2 * neurons, c.d_model, batch=local),
+        gemm("experts down", c, rows, c.d_model, neurons, batch=local),
+    ]
+
+
+def _routing(c: Configuration, software: Software) -> Demand:
+    """Return the sorting of tokens by expert and back, a copy for each expert that they go to; alike backward."""
+    return software.stream("routing", 4 * c.tokens * c.top_k * c.d_model * c.item_bytes, c, 2.0)
 
 
 def _split(c: Configuration) -> Number:
@@ -392,7 +405,7 @@ def _neurons_used(c: Configuration, kind: LayerKind) -> Number:
 
 def layer_forward(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
     """Return everything that one layer does in the forward pass, communication within it included."""
-    moe = [experts(c)] if kind.experts else []
+    moe = [*expert_products(c), _routing(c, software)] if kind.experts else []
     products = [*attention_products(c), attention(c, kind, 1.0, software), *ffn_products(c, kind), *moe]
     return [*products, *forward_streams(c, kind, software), *layer_communication(c, kind, backward=False)]
 
@@ -401,7 +414,8 @@ def layer_backward(c: Configuration, kind: LayerKind, software: Software) -> lis
     """Return everything that one layer does in the backward pass, what it recomputes left out."""
     products = [d for product in (*attention_products(c), *ffn_products(c, kind)) for d in backward_of(product)]
     if kind.experts:
-        products.append(replace(experts(c), times=2.0))
+        products += [d for product in expert_products(c) for d in backward_of(product)]
+        products.append(_routing(c, software))
     core = attention(c, kind, BACKWARD_PASSES, software)
     products.append(_gradient_copy(c, kind, software))
     return [*products, core, *backward_streams(c, kind, software), *layer_communication(c, kind, backward=True)]

@@ -49,9 +49,6 @@ def _flops(kind: str, shape: tuple[float, ...]) -> float:
     if kind == "attention":
         batch, queries, keys, heads, _, head_dim, value_dim, causal, _, _, passes = shape[:11]
         return 2 * batch * heads * queries * keys * (head_dim + value_dim) * (1 - causal / 2) * passes
-    if kind == "moe":
-        n_tokens, d_model, n_neurons, top_k, _, tensor, expert, _ = shape
-        return 6 * n_tokens * top_k * d_model * n_neurons / (tensor * expert)
     return 0.0
 
 
