@@ -141,7 +141,17 @@ SOURCES: dict[str, Source] = {
             "reduce_dtype": "bfloat16",
         },
     ),
-    "llmq": Source(stack="llmq", machines=WORKSTATIONS, parameters={"sequence_tokens": 1024}),
+    # IST-DASLab/llmq src/binding/python/training.py, TrainingConfig: what it does where a run does not say otherwise
+    "llmq": Source(
+        stack="llmq",
+        machines=WORKSTATIONS,
+        parameters={
+            "sequence_tokens": 1024,
+            "grad_accumulation": 4,
+            "sharding": "zero_1",
+            "reduce_dtype": "bfloat16",
+        },
+    ),
     "dlperf-2021": Source(
         stack="megatron_lm",
         machines=DGX,

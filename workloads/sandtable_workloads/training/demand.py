@@ -232,7 +232,8 @@ def optimizer_bytes(parameters: SlmTraining) -> float:
 
 def stacked(configurations: Sequence[Configuration]) -> Configuration:
     """Return many configurations of one structure as one, with an array per number."""
-    first, changes = configurations[0], {}
+    first = configurations[0]
+    changes: dict[str, Any] = {}
     for field in fields(Configuration):
         if field.type == "Number":
             changes[field.name] = np.array([getattr(c, field.name) for c in configurations], dtype=np.float64)
