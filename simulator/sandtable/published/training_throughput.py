@@ -24,6 +24,7 @@ from sandtable.workload import Workload
 WORKLOAD = "slm_training"
 TOKENS, STEP = "tokens_per_s_per_device", "step_s"
 TERA = 1e12
+SECONDS_PER_HOUR = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Source:
         parameters: Of ``slm_training``, where the row is silent.
         choices: Parameters of which the source took the best, with what it chose from.
         flops: How the source counts the FLOP/s it prints, see `_flops_per_token`.
+        tokens: Of a whole run, for rows that state its GPU-hours only.
     """
 
     stack: str
@@ -43,6 +45,7 @@ class Source:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     flops: str = "model"
+    tokens: float | None = None
 
 
 DGX = {
@@ -157,11 +160,13 @@ SOURCES: dict[str, Source] = {
         machines=DGX,
         parameters={"attention": "vanilla", "overlap_gradients": False, "checkpointing": "full"},
     ),
-    # arXiv 2302.13971, section 2.4: 4M tokens a batch on 2048 GPUs, activations partly kept
+    # arXiv 2302.13971, section 2.4 and table 2: 4M tokens a batch on 2048 GPUs, activations partly kept; 1.4T tokens
     "llama1-gpu-hours": Source(
         stack="megatron_lm",
         machines=DGX,
+        tokens=1.4e12,
         parameters={
+            "devices": 2048,
             "micro_batch": 1,
             "sequence_tokens": 2048,
             "sharding": "fsdp_full",
@@ -170,6 +175,18 @@ SOURCES: dict[str, Source] = {
         },
     ),
 }
+# rows that numbers in the library are made from: the sustained rate of the H100, and products in torchtitan's steps
+ANCHORS: tuple[Mapping[str, str], ...] = (
+    {
+        "source_group": "llm-foundry",
+        "model": "MPT-13b",
+        "gpu": "H100-SXM-80GB",
+        "gpu_count": "8",
+        "precision": "amp_bf16",
+        "seq_len_tokens": "1024",
+    },
+    {"source_group": "torchtitan-2024-a100", "model": "Llama-2-13B", "act_checkpointing": "none"},
+)
 SHARDING = {
     "full_shard": "fsdp_full",
     "shard_grad_op": "fsdp_grad_op",
@@ -260,7 +277,7 @@ def run_of(row: Row) -> Run | Skipped:
     """Return a row's run, or why it cannot be expressed."""
     group = row.text("source_group")
     if _is_anchor(row):
-        return Skipped("an anchor: a device file is made from this row")
+        return Skipped("an anchor: a number in the library is made from this row")
     if group == "tinyllama":
         return Skipped("total GPU-hours of a run, without batch and layout")
     source = SOURCES.get(group)
@@ -285,16 +302,8 @@ def run_of(row: Row) -> Run | Skipped:
 
 
 def _is_anchor(row: Row) -> bool:
-    """Whether the sustained rate of the H100's file is from this row."""
-    wanted = {
-        "source_group": "llm-foundry",
-        "model": "MPT-13b",
-        "gpu": "H100-SXM-80GB",
-        "gpu_count": "8",
-        "precision": "amp_bf16",
-        "seq_len_tokens": "1024",
-    }
-    return all(row.text(column) == text for column, text in wanted.items())
+    """Whether a number in a device or stack file is from this row."""
+    return any(all(row.text(column) == text for column, text in anchor.items()) for anchor in ANCHORS)
 
 
 def _not_modelled(row: Row) -> str:
@@ -391,6 +400,9 @@ def measured_tokens(row: Row, parameters: Any, machine: Machine) -> float | Skip
     if step:
         return float(parameters.tokens_per_step) / step / float(parameters.devices)
     source = SOURCES[row.text("source_group")]
+    hours = row.number("gpu_hours_total")
+    if hours and source.tokens:
+        return source.tokens / (hours * SECONDS_PER_HOUR)
     rate = row.number("hardware_tflops_per_s_per_gpu") if source.flops == "megatron" else None
     if rate:
         return float(rate * TERA / _megatron_flops_per_token(parameters))
