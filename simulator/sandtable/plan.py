@@ -52,8 +52,8 @@ RESOURCE_OF_KIND: dict[str, str] = {
 COLLECTIVES = frozenset(kind for kind, resource in RESOURCE_OF_KIND.items() if resource == "network")
 # what the numbers of `Op.shape` are, by kind of op. Counts, except where a suffix says otherwise.
 OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
-    # y[m, n] = x[m, k] w[k, n], `batch` of them at once
-    "gemm": ("m", "n", "k", "batch"),
+    # y[m, n] = x[m, k] w[k, n], `batch` of them at once; narrowed 1: inputs of a narrow type are not quantised first
+    "gemm": ("m", "n", "k", "batch", "narrowed"),
     # `passes` counts forward 1, backward 2.5 (five products instead of two); flash 1 keeps scores on chip; causal 1:
     # the queries are the last tokens, and see no later ones; cached 1: new keys are turned and put into a cache first.
     # Of scores that are written out: fused_softmax 1, scale, mask and softmax are one kernel; dropout 1, some are lost
@@ -87,7 +87,7 @@ OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {
 
 # columns at the end of a shape that may be left out, and what they are then
 COLUMN_DEFAULTS: dict[str, float] = dict.fromkeys(
-    ("n_special", "n_rows", "row_waits", "cached", "fused_softmax", "dropout"), 0.0
+    ("n_special", "n_rows", "row_waits", "cached", "fused_softmax", "dropout", "narrowed"), 0.0
 )
 
 Where = Literal["host", "accelerator"]

@@ -29,7 +29,7 @@ DGX = library.load_machine("dgx_h100", {"stack": "megatron_te"})
 
 
 def flops(products: list[demand.Demand]) -> float:
-    return sum(2.0 * float(np.prod([float(size) for size in product.shape])) for product in products)
+    return sum(2.0 * float(np.prod([float(size) for size in product.shape[:4]])) for product in products)
 
 
 @pytest.mark.parametrize("expert_parallel", [1, 2, 8])
@@ -61,3 +61,17 @@ def test_devices_share_the_one_adapter_of_their_machine() -> None:
     passed = 2 * (n_ranks - 1) / n_ranks * n_bytes
     least = passed / machine.network.datasheet.bandwidth_bytes_per_s
     assert least < CostModel(machine).time(op).seconds < 2 * least
+
+
+def test_narrow_products_are_cast_once_a_direction() -> None:
+    dense = SlmTraining(**RUN | {"model": "Llama-2-7B", "precision": "mixed_fp8"})
+    c, kind, software = workload.configuration(dense, DGX), demand.LayerKind(), demand.Software(None)
+    products = demand.layer_products(c, kind)
+    assert {product.dtype for product in products} == {"fp8"}
+    forward, backward = (demand.casts(products, c, software, backward=way) for way in (False, True))
+    sizes = [product.shape for product in products]
+    per_element = 2 + 2 * 1  # bytes read, and written in two layouts
+    assert [cast.shape[0] for cast in forward] == [per_element * k * (m + n) for m, n, k, _, _ in sizes]
+    assert [cast.shape[0] for cast in backward] == [per_element * m * n for m, n, _, _, _ in sizes]
+    wide = workload.configuration(dense.model_copy(update={"precision": "mixed_bfloat16"}), DGX)
+    assert not demand.casts(demand.layer_products(wide, kind), wide, software, backward=False)

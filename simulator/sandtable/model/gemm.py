@@ -116,7 +116,7 @@ class GemmLaw(OperatorLaw):
         split = parts > 1
         streaming = (moved + split * PARTIAL_BYTES * m * n * batch) / bandwidth
         times = _overlapped(computing, streaming) + split * JOIN * constants["launch_s"]
-        passes = constants["quantise_passes"] * form.passes
+        passes = constants["quantise_passes"] * form.passes * (1 - columns["narrowed"])
         quantising = passes * (constants["launch_s"] + form.pass_bytes * m * k * batch / bandwidth)
         return np.asarray(constants["launch_s"] + times.min(axis=0) + quantising, dtype=np.float64)
 

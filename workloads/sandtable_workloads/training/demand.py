@@ -267,17 +267,35 @@ class Software:
 def gemm(
     name: str, c: Configuration, m: Number, n: Number, k: Number, *, batch: Number = 1.0, narrow: bool = True
 ) -> Demand:
-    """Return a product; only those of ``narrow`` ones run in the narrow type of mixed fp8."""
+    """Return a product; only those of ``narrow`` ones run in the narrow type of mixed fp8, on inputs cast before."""
     dtype = c.gemm_dtype if narrow else c.dtype
-    return Demand(name=name, kind="gemm", shape=(m, n, k, batch), dtype=dtype)
+    return Demand(name=name, kind="gemm", shape=(m, n, k, batch, float(dtype == "fp8")), dtype=dtype)
+
+
+def casts(products: Sequence[Demand], c: Configuration, software: Software, *, backward: bool) -> list[Demand]:
+    """Return what makes the inputs of products narrow, if they are: read in two bytes, written in one, twice.
+
+    Inputs and weights forward, and the gradient of each result backward; the two products of a backward pass share
+    that, and find the others as the forward pass left them. An operand is kept in both layouts, since narrow products
+    take one only, or scale along their depth (NVIDIA Transformer Engine user guide, "Using FP8 with Transformer
+    Engine" and "MXFP8").
+    """
+    found: list[Demand] = []
+    for product in products:
+        if product.dtype == "fp8":
+            m, n, k, batch = product.shape[:4]
+            elements = batch * (m * n if backward else m * k + k * n)
+            cast = software.stream("cast", (c.item_bytes + 2 * DTYPE_BYTES["fp8"]) * elements, c)
+            found.append(replace(cast, times=product.times))
+    return found
 
 
 def backward_of(product: Demand) -> Iterator[Demand]:
     """Yield the gradients of a product with respect to its input and to its weights."""
-    m, n, k, batch = product.shape
-    yield replace(product, shape=(m, k, n, batch))
+    m, n, k, batch, narrowed = product.shape
+    yield replace(product, shape=(m, k, n, batch, narrowed))
     # weights lie as they do in the forward pass: k rows of n, summed over the m tokens
-    yield replace(product, shape=(k, n, m, batch))
+    yield replace(product, shape=(k, n, m, batch, narrowed))
 
 
 # --- one layer -----------------------------------------------------------------------------------------------
@@ -406,16 +424,24 @@ def _neurons_used(c: Configuration, kind: LayerKind) -> Number:
 
 def layer_forward(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
     """Return everything that one layer does in the forward pass, communication within it included."""
-    moe = [*expert_products(c), _routing(c, software)] if kind.experts else []
-    products = [*attention_products(c), attention(c, kind, 1.0, software), *ffn_products(c, kind), *moe]
-    return [*products, *forward_streams(c, kind, software), *layer_communication(c, kind, backward=False)]
+    products = layer_products(c, kind)
+    routing = [_routing(c, software)] if kind.experts else []
+    streams = [*casts(products, c, software, backward=False), *routing, *forward_streams(c, kind, software)]
+    sent = layer_communication(c, kind, backward=False)
+    return [*products, attention(c, kind, 1.0, software), *streams, *sent]
+
+
+def layer_products(c: Configuration, kind: LayerKind) -> list[Demand]:
+    """Return the products of one layer forward, those of its routed experts included."""
+    return [*attention_products(c), *ffn_products(c, kind), *(expert_products(c) if kind.experts else [])]
 
 
 def layer_backward(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
     """Return everything that one layer does in the backward pass, what it recomputes left out."""
-    products = [d for product in (*attention_products(c), *ffn_products(c, kind)) for d in backward_of(product)]
+    forward = layer_products(c, kind)
+    products = [gradient for product in forward for gradient in backward_of(product)]
+    products += casts(forward, c, software, backward=True)
     if kind.experts:
-        products += [d for product in expert_products(c) for d in backward_of(product)]
         products.append(_routing(c, software))
     core = attention(c, kind, BACKWARD_PASSES, software)
     products.append(_gradient_copy(c, kind, software))

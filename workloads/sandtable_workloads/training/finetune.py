@@ -297,7 +297,7 @@ def _widening(
         return
     name = ("dequantise" if p.quantization == "nf4" else "dequantise nested") + suffix
     for product in products:
-        _, n, k, _ = product.shape
+        _, n, k = product.shape[:3]
         n_bytes = n * k * (PACKED_BYTES[p.quantization] + c.item_bytes)
         yield replace(software.stream(name, n_bytes, c), times=product.times)
 
@@ -461,6 +461,6 @@ def _token_layer(p: SlmTraining, shape: ModelShape, c: Configuration, software: 
 
 def _packed(p: SlmTraining, product: Demand, c: Configuration, software: Software) -> Demand:
     """Return a product of one token with packed weights, which are read once."""
-    _, n, k, _ = product.shape
+    _, n, k = product.shape[:3]
     name = "packed product" if p.quantization == "nf4" else "packed product nested"
     return replace(software.stream(name, n * k * PACKED_BYTES[p.quantization], c), times=product.times)

@@ -44,7 +44,7 @@ def op_of(demand: Demand, on: Where, section: str, sharing: int = 1) -> Op | Non
 
 def _flops(kind: str, shape: tuple[float, ...]) -> float:
     if kind == "gemm":
-        m, n, k, batch = shape
+        m, n, k, batch = shape[:4]
         return 2 * m * n * k * batch
     if kind == "attention":
         batch, queries, keys, heads, _, head_dim, value_dim, causal, _, _, passes = shape[:11]
