@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as fn
 from torch import Tensor
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # copies of a case: as many as take so long together, and no more than fit
 SAMPLE_S = 0.015
 POOL_BYTES = 128 << 20
@@ -28,11 +28,37 @@ EVICT_BYTES = 96 << 20
 
 Timed = Callable[[], float]
 Dims = Mapping[str, Any]
+R = TypeVar("R")
+
+
+class Stopwatch:
+    """How a process times work, and how many bytes the copies of a case may take together; this one is a CPU's."""
+
+    pool_bytes: float = POOL_BYTES
+
+    def span(self, work: Callable[[], R]) -> tuple[R, float]:
+        """Do ``work``, and return what it gives and how long it took, in seconds."""
+        start = time.perf_counter()
+        found = work()
+        return found, time.perf_counter() - start
+
+
+_watches = [Stopwatch()]
+
+
+def use(stopwatch: Stopwatch) -> None:
+    """Time all cases of this process with a stopwatch of another device."""
+    _watches[:] = [stopwatch]
+
+
+def watch() -> Stopwatch:
+    """Return the stopwatch of this process."""
+    return _watches[0]
 
 
 def copies(dims: Dims, bytes_each: float) -> int:
     """Return how many copies of a case to make: ``copies`` of the dims, less where they would not fit."""
-    fitting = max(LEAST_COPIES, int(POOL_BYTES // max(1, bytes_each)))
+    fitting = max(LEAST_COPIES, int(watch().pool_bytes // max(1, bytes_each)))
     return int(min(dims.get("copies", LEAST_COPIES), fitting))
 
 
@@ -59,14 +85,11 @@ def timed(inputs: Sequence[Any], forward: Callable[[Any], Sequence[Tensor]], *, 
     def call() -> float:
         for leaf in leaves:
             leaf.grad = None
-        start = time.perf_counter()
-        outputs = [forward(item) for item in inputs]
-        middle = time.perf_counter()
-        if not backward:
-            return (middle - start) / len(inputs)
-        flat = [output for parts in outputs for output in parts]
-        torch.autograd.backward(flat, gradients * len(inputs))
-        return (time.perf_counter() - middle) / len(inputs)
+        outputs, seconds = watch().span(lambda: [forward(item) for item in inputs])
+        if backward:
+            flat = [output for parts in outputs for output in parts]
+            _, seconds = watch().span(lambda: torch.autograd.backward(flat, gradients * len(inputs)))
+        return seconds / len(inputs)
 
     return call
 
@@ -192,9 +215,7 @@ def adamw(dims: Dims) -> Timed:
     def call() -> float:
         # there is one a step: its code and data are cold when its turn comes
         evicting.add_(1.0)
-        start = time.perf_counter()
-        optimizer.step()
-        return time.perf_counter() - start
+        return watch().span(optimizer.step)[1]
 
     return call
 

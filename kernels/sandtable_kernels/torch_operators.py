@@ -20,7 +20,7 @@ from sandtable_kernels import eager
 from sandtable_kernels.support import Array, seeded
 from sandtable_kernels.torch_pool import pool
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+ITEM_BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 # one process with all cores, and one per core
 SHARES = (1, 2)
 PASSES = ("forward", "backward")

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from sandtable import discover, library, measure, operator_parts, units
+from sandtable import discover, gpu, library, measure, operator_parts, units
 from sandtable.errors import ConfigError, DoesNotFit, UnknownName
 from sandtable.model import fitting
 from sandtable.model.fitting import OpPoint
@@ -139,12 +139,9 @@ def calibrate(settings: Settings, base: Machine | None = None) -> Calibration:
     """
     for part in settings.only:
         if part not in (*PARTS, *OPERATOR_PARTS):
-            raise UnknownName("part to calibrate", part, (*PARTS, *OPERATOR_PARTS))
+            raise UnknownName("part to calibrate", part, (*PARTS, *OPERATOR_PARTS, gpu.PART))
     if base is None and not set(settings.only) >= set(PARTS):
-        raise ConfigError(
-            f"calibrating only {', '.join(settings.only)} needs an earlier full calibration to put it into: run "
-            "'sandtable calibrate' without --only first"
-        )
+        raise ConfigError(needs_base(settings.only))
     begin = time.perf_counter()
     observations = observe(replace(settings, only=tuple(part for part in settings.only if part in PARTS)))
     observations += observe(operator_settings(settings))
@@ -161,6 +158,14 @@ def calibrate(settings: Settings, base: Machine | None = None) -> Calibration:
         points=points,
         warnings=_warnings(machine, observations),
         seconds=time.perf_counter() - begin,
+    )
+
+
+def needs_base(parts: Iterable[str]) -> str:
+    """Say that some parts alone make no machine."""
+    return (
+        f"calibrating only {', '.join(parts)} needs an earlier full calibration to put it into: run "
+        "'sandtable calibrate' without --only first"
     )
 
 

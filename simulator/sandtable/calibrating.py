@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from sandtable import calibrate, discover, library, spec, units
+from sandtable import calibrate, discover, gpu, gpu_parts, library, spec, units
 from sandtable.calibrate import Calibration, FittedPoint, Settings
-from sandtable.errors import ConfigError
+from sandtable.errors import CalibrationError, ConfigError, NoDevice
+from sandtable.gpu import Gpus, LiveGpus, RecordedGpus
 from sandtable.listing import device_table
-from sandtable.spec import Machine
+from sandtable.model.operations import CostModel
+from sandtable.spec import Component, Machine
 from sandtable.table import Table
 
 QUICK_FILE_BYTES = 1 << 30
@@ -27,6 +30,8 @@ FULL_OPERATOR_BUDGET_S = 130.0
 # what training and its collectives are timed with
 FRAMEWORK = "torch"
 N_WORST = 8
+# in the source of constants that came with a device file of the library, and that no calibration here touched
+PUBLISHED = "published"
 TEST_FILE = "calibration"
 
 
@@ -49,37 +54,141 @@ def run(
     cross_check: str | None,
     keep_file: bool,
     progress: Callable[[str], None],
+    record: Path | None = None,
+    replay: Path | None = None,
 ) -> Outcome:
     """Calibrate, write the machine file, and describe the fit.
 
+    ``record`` keeps what was timed on GPUs in a file, ``replay`` fits to such a file instead of timing any.
+
     Raises:
         ConfigError: settings that cannot be used.
-        NoDevice: a package or program that is missing.
+        NoDevice: a package or program that is missing, or a GPU.
     """
     if cross_check not in (None, "fio"):
         raise ConfigError(f"--cross-check knows 'fio', not {cross_check!r}")
-    settings = Settings(
-        folder=folder / TEST_FILE,
-        quick=quick,
-        only=_parts(only, quick, progress),
-        file_bytes=_file_bytes(file_size, quick),
-        budget_s=QUICK_BUDGET_S if quick else FULL_BUDGET_S,
-        operator_budget_s=QUICK_OPERATOR_BUDGET_S if quick else FULL_OPERATOR_BUDGET_S,
-        passes=2 if quick else 4,
-        progress=progress,
-    )
-    base = library.load_machine(str(output)) if only is not None and output.is_file() else None
+    parts = _parts(gpu.PART if replay is not None and only is None else only, quick, progress)
+    host_parts = tuple(part for part in parts if part != gpu.PART)
+    if gpu.PART not in parts and (record or replay):
+        raise ConfigError(f"--record and --replay are about GPUs: write --only {gpu.PART}")
+    base = library.load_machine(str(output)) if (only or replay) is not None and output.is_file() else None
+    # before minutes of other work, and before any talk of files: there may be no GPU
+    gpus, without = _gpus(replay, asked=only is not None) if gpu.PART in parts else (None, [])
+    begin = time.perf_counter()
+    try:
+        if base is None and not set(parts) >= set(calibrate.PARTS):
+            raise ConfigError(calibrate.needs_base(parts))
+        settings = Settings(
+            folder=folder / TEST_FILE,
+            quick=quick,
+            only=host_parts,
+            file_bytes=_file_bytes(file_size, quick),
+            budget_s=QUICK_BUDGET_S if quick else FULL_BUDGET_S,
+            operator_budget_s=QUICK_OPERATOR_BUDGET_S if quick else FULL_OPERATOR_BUDGET_S,
+            passes=2 if quick else 4,
+            progress=progress,
+        )
+        found = _host(settings, base, output, cross_check, keep_file) if host_parts else Found(machine=_kept(base))
+        if gpus is not None:
+            found = _with_gpus(found, gpus, quick=quick, record=record, output=output, progress=progress)
+    finally:
+        if gpus is not None:
+            gpus.close()
+    tables = [fit_table(found.machine), worst_table(found.points), *found.tables]
+    return Outcome(tables=tables, warnings=[*found.warnings, *without], seconds=time.perf_counter() - begin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A calibrated machine so far, the points behind it, and further tables and warnings to print."""
+
+    machine: Machine
+    points: Sequence[FittedPoint] = ()
+    tables: Sequence[Table] = ()
+    warnings: Sequence[str] = field(default=())
+
+
+def _host(
+    settings: Settings, base: Machine | None, output: Path, cross_check: str | None, keep_file: bool
+) -> Found:
+    """Measure the host's parts, and write the machine file."""
     with _test_folder(settings.folder, keep_file):
         result = calibrate.calibrate(settings, base)
-        tables = [fit_table(result.machine), worst_table(result.points)]
-        if cross_check is not None:
-            tables.append(cross_check_table(result, settings))
+        tables = [] if cross_check is None else [cross_check_table(result, settings)]
     library.save_component(result.machine, output)
-    return Outcome(tables=tables, warnings=result.warnings, seconds=result.seconds)
+    return Found(machine=result.machine, points=result.points, tables=tables, warnings=result.warnings)
+
+
+def _kept(base: Machine | None) -> Machine:
+    """Return an earlier calibration, whose host's parts stay as they are."""
+    assert base is not None
+    return base
+
+
+# --- GPUs --------------------------------------------------------------------------------------------------
+
+
+def _gpus(replay: Path | None, *, asked: bool) -> tuple[Gpus | None, list[str]]:
+    """Return the GPUs to calibrate; none and the reason, where nobody asked for them by name and there are none."""
+    if replay is not None:
+        return RecordedGpus(gpu.read_recording(replay)), []
+    try:
+        return LiveGpus(), []
+    except NoDevice as missing:
+        if asked:
+            raise
+        return None, [f"{gpu.PART} is left out: {missing}"]
+
+
+def _with_gpus(
+    found: Found, gpus: Gpus, *, quick: bool, record: Path | None, output: Path, progress: Callable[[str], None]
+) -> Found:
+    """Time GPUs, keep the recording, fit, and write the machine file; what was finished is kept if it breaks off."""
+    observed = gpu.observe(gpus, quick=quick, progress=progress)
+    recording = observed.recording()
+    if record is not None:
+        library.write_atomically(record, recording.to_json())
+    try:
+        fitted = gpu_parts.fitted(found.machine, recording, f"sandtable calibrate{' --quick' if quick else ''}")
+        library.save_component(fitted.machine, output)
+    except (CalibrationError, ConfigError):
+        # too few points to fit, which is no surprise where it broke off
+        if observed.broken_by is None:
+            raise
+    if observed.broken_by is not None:
+        raise observed.broken_by
+    return Found(
+        machine=fitted.machine,
+        points=[*found.points, *_gpu_points(fitted)],
+        tables=[*found.tables, gpu_table(fitted.machine)],
+        warnings=[*found.warnings, *fitted.notes],
+    )
+
+
+def _gpu_points(fitted: gpu_parts.Fitted) -> list[FittedPoint]:
+    """Return the points that a law of the machine predicts, beside what it predicts."""
+    costs = CostModel(fitted.machine)
+    return [
+        FittedPoint(
+            kernel=point.kernel, dims=point.dims, measured_s=point.seconds, fitted_s=costs.time(point.op).seconds
+        )
+        for point in fitted.points
+        # a launch is a constant, and the machine's law of transfers is the one of pinned memory
+        if point.op.kind != "host" and point.dims.get("pinned", True)
+    ]
+
+
+def gpu_table(machine: Machine) -> Table:
+    """Return what the GPUs said of themselves: name, clocks, power, software."""
+    said = {name: text for name, text in machine.environment.items() if name.startswith(gpu.PART)}
+    return Table(columns=("GPU", "found"), rows=[[name, text] for name, text in said.items()])
+
+
+# --- settings ----------------------------------------------------------------------------------------------
 
 
 def _parts(only: str | None, quick: bool, progress: Callable[[str], None]) -> tuple[str, ...]:
-    """Return the parts to measure: those named, or all that can be; a quick calibration leaves training out."""
+    """Return the parts to measure: those named, or all that can be; a quick one leaves training and GPUs out."""
     if only is not None:
         return tuple(part.strip() for part in only.split(",") if part.strip())
     if quick:
@@ -87,7 +196,8 @@ def _parts(only: str | None, quick: bool, progress: Callable[[str], None]) -> tu
     if importlib.util.find_spec(FRAMEWORK) is None:
         progress(f"{FRAMEWORK} is not installed: {', '.join(calibrate.OPERATOR_PARTS)} are left out")
         return calibrate.PARTS
-    return (*calibrate.PARTS, *calibrate.OPERATOR_PARTS)
+    there = (gpu.PART,) if gpu.may_have_gpu() else ()
+    return (*calibrate.PARTS, *calibrate.OPERATOR_PARTS, *there)
 
 
 def _file_bytes(text: str | None, quick: bool) -> int:
@@ -125,10 +235,20 @@ def _test_folder(folder: Path, keep: bool) -> Iterator[None]:
 def fit_table(machine: Machine) -> Table:
     """Return the fitted parameters with intervals, and the errors of each fit."""
     rows: list[list[object]] = []
-    for part in (machine.storage, machine.memory, machine.processor):
-        full = device_table(part)
+    accelerator = machine.accelerator
+    own: list[Component | None] = [machine.storage, machine.memory, machine.processor]
+    others: list[Component | None] = []
+    if accelerator is not None:
+        others = [accelerator.processor, accelerator.memory, accelerator.link, accelerator.peer_link]
+    for part in [*own, *others]:
+        if part is None:
+            continue
+        # the host's own parts go without a name, as long as there is no other of their kind
+        prefix = "" if part in own else f"{part.name} "
         rows.extend(
-            [row[1].removeprefix("fitted."), row[2], row[3]] for row in full.rows if row[1].startswith("fitted.")
+            [prefix + row[1].removeprefix("fitted."), row[2], row[3]]
+            for row in device_table(part).rows
+            if row[1].startswith("fitted.") and PUBLISHED not in str(spec.source_of(part, row[1]))
         )
     return Table(columns=("fitted parameter", "value", "90 % interval"), rows=rows, title=machine.title)
 

@@ -385,7 +385,13 @@ def whatif(
 @app.command()
 def calibrate(
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute, with wider intervals.")] = False,
-    only: Annotated[str | None, typer.Option(help="Parts to measure: storage,memory,compute,training,link.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="Parts to measure: storage,memory,compute,training,link,gpu. gpu: this machine's NVIDIA GPUs, timed "
+            "through PyTorch; copies, power, and collectives where there are several."
+        ),
+    ] = None,
     storage_path: Annotated[Path, typer.Option("--storage-path", help="Folder on the disk to measure.")] = STORES,
     file_size: Annotated[
         str | None, typer.Option("--file-size", help="Size of the test file, such as '4 GiB'.")
@@ -405,9 +411,15 @@ def calibrate(
         typer.Option("--from-data", help="Fit operators of device files to this folder of published rows."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --from-data: print, write nothing.")] = False,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="Keep what was timed on GPUs in this file, to hand on.")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", help="Calibrate GPUs from such a file instead of timing them.")
+    ] = None,
     format_: FormatOption = Format.table,
 ) -> None:
-    """Measure this machine's storage, memory and processor, fit the model, and write a machine file."""
+    """Measure this machine's storage, memory, processor and GPUs, fit the model, and write a machine file."""
     from sandtable import calibrating
 
     if from_data is not None:
@@ -426,6 +438,8 @@ def calibrate(
             cross_check=cross_check,
             keep_file=keep_file,
             progress=shown,
+            record=record,
+            replay=replay,
         )
     for table in outcome.tables:
         emit(table, format_)

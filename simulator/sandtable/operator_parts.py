@@ -75,7 +75,7 @@ def _stack(software: str) -> Stack | None:
 def _processor(machine: Machine, timed: Sequence[Timed], method: str) -> Processor:
     processor = with_peaks(machine.processor, timed)
     sheet = Sheet.of(processor, machine.memory)
-    fits = _fits(timed, lambda item: sheet.share(item.op.sharing), method)
+    fits = fits_of(timed, lambda item: sheet.share(item.op.sharing), method)
     before = processor.fitted or ProcessorFit()
     return processor.model_copy(
         update={"fitted": before.model_copy(update={"operators": merged(before.operators, fits)})}
@@ -100,7 +100,12 @@ def merged(before: OperatorFits, fits: dict[str, dict[str, OperatorFit]]) -> Ope
     return before.model_copy(update=kinds)
 
 
-def _fits(timed: Sequence[Timed], sheet_of: Any, method: str) -> dict[str, dict[str, OperatorFit]]:
+def fits_of(timed: Sequence[Timed], sheet_of: Any, method: str) -> dict[str, dict[str, OperatorFit]]:
+    """Fit the law of every kind and software among ``timed``; ``sheet_of`` gives the data sheet behind one of them.
+
+    Raises:
+        CalibrationError: a kind and software with fewer points than its law has constants.
+    """
     groups: dict[tuple[str, str], list[Timed]] = {}
     for item in timed:
         law = law_of(item.op.kind)
@@ -140,15 +145,17 @@ def _fit(law: OperatorLaw, group: Sequence[Timed], sheet: Sheet | LinkSheet, met
 # --- collectives -------------------------------------------------------------------------------------------
 
 
+def passed_bytes(op: Op) -> float:
+    """Return the bytes that pass each of n ranks: it has an n-th and needs the rest, twice in an all-reduce."""
+    n_bytes, n = op.shape[0], op.shape[1]
+    return (2 if op.kind == "all_reduce" else 1) * n_bytes * (1.0 if op.kind == "send_recv" else 1 - 1 / n)
+
+
 def _link(machine: Machine, timed: Sequence[Timed], method: str) -> Link:
-    # what passes a rank: each of n ranks has an n-th and needs the rest, twice in an all-reduce
-    rate = max(
-        (2 if item.op.kind == "all_reduce" else 1) * item.op.shape[0] * (1 - 1 / item.op.shape[1]) / item.seconds
-        for item in timed
-    )
+    rate = max(passed_bytes(item.op) / item.seconds for item in timed)
     datasheet = LinkDatasheet(scope="intra_node", bandwidth_bytes_per_s=rate, latency_s=0.0)
     sheet = LinkSheet(datasheet.bandwidth_bytes_per_s, datasheet.latency_s)
-    fits = _fits(timed, lambda _: sheet, method)
+    fits = fits_of(timed, lambda _: sheet, method)
     before = machine.process_link.fitted if machine.process_link is not None else None
     return Link(
         kind="link",

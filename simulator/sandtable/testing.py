@@ -35,7 +35,7 @@ from sandtable.plan import RESOURCE_OF_KIND, Dims, Kernel, KernelContext, Op, Pl
 from sandtable.spec import Component, Frozen, Machine
 from sandtable.workload import Execution, ExecutionContext, Scenario, Workload, collect
 
-PARTS = (None, "storage", "memory", "compute", "training", "link")
+PARTS = (None, "storage", "memory", "compute", "training", "link", "gpu")
 # which resource's law the timings of a part fit, where it is not called the same
 RESOURCE_OF_PART = {"training": "compute", "link": "network"}
 # counters that a plan and an execution must agree on, step by step

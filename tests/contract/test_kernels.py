@@ -15,7 +15,9 @@ import sandtable_kernels
 from sandtable.plan import RESOURCE_OF_KIND, Dims, Kernel, KernelContext
 from sandtable_kernels.dtypes import itemsize
 
-PARTS = (None, "storage", "memory", "compute", "training", "link")
+PARTS = (None, "storage", "memory", "compute", "training", "link", "gpu")
+# what is timed on a GPU is of every resource, and runs there or is a call that the host makes
+RESOURCES_OF_A_GPU = ("compute", "memory", "link", "network")
 RESOURCE_OF_PART = {"training": "compute", "link": "network"}
 # what an operation cannot do without touching, from its dims alone: each operand once
 COMPULSORY: dict[str, Callable[[Dims], float]] = {
@@ -100,7 +102,10 @@ def test_the_cost_names_a_known_resource(kernel: Kernel):
         op = kernel.cost(dims)
         assert op.kind in RESOURCE_OF_KIND
         assert op.account in ("io", "memory", "compute", "communication")
-        if kernel.calibrates is not None:
+        if kernel.calibrates == "gpu":
+            assert op.resource in RESOURCES_OF_A_GPU
+            assert op.on == "accelerator" or op.kind == "host"
+        elif kernel.calibrates is not None:
             assert op.resource == RESOURCE_OF_PART.get(kernel.calibrates, kernel.calibrates)
         if "dtype" in dims:
             assert op.dtype == dims["dtype"]

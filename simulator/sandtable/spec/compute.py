@@ -139,9 +139,10 @@ class TransferFit(Frozen):
 
 
 class LinkFit(Frozen):
-    """What was measured of a link: copies, and collectives by library."""
+    """What was measured of a link: copies, from pinned memory and from pageable one, and collectives by library."""
 
     transfer: TransferFit | None = None
+    pageable: TransferFit | None = None
     operators: OperatorFits = OperatorFits()
 
 
