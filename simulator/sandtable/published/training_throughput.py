@@ -65,8 +65,8 @@ OCI = DGX | {"A100-80GB": "oci_bm_gpu_a100_8", "A100-40GB": "oci_bm_gpu4_8"}
 META = DGX | {"H100-96GB-HBM2e-500W": "grand_teton_h100_96gb"}
 WORKSTATIONS = {
     "RTX 4090": "desktop_4x_rtx4090",
-    "RTX 5090": "desktop_rtx5090",
-    "RTX PRO 6000": "server_4x_rtx_pro_6000",
+    "RTX 5090": "desktop_4x_rtx5090",
+    "RTX PRO 6000": "server_8x_rtx_pro_6000",
     "L40S": "server_4x_l40s",
     "H100": "dgx_h100",
 }
