@@ -16,6 +16,8 @@ from sandtable.errors import ConfigError, UnknownName
 from sandtable.spec import Component, Estimate, Evidence
 from sandtable.table import Table
 
+NVIDIA_DRIVER = "/dev/nvidiactl"
+
 
 def listing(what: str) -> Table:
     """Return the table of one kind of thing."""
@@ -255,11 +257,30 @@ def doctor_table() -> Table:
 def _gpu_rows() -> list[list[str]]:
     """Return one row per NVIDIA GPU that the driver knows, or one that says there is none."""
     found = nvml.open_nvml()
-    facts = [] if found is None else [found.facts(index) for index in range(found.n)]
-    rows = []
-    for index, fact in enumerate(facts):
-        if fact is not None:
-            held = "" if fact.memory_bytes is None else f", {units.format_bytes(fact.memory_bytes)}"
-            state = "ok" if fact.mig != "on" else "MIG is on: a slice of the GPU is measured"
-            rows.append([f"gpu {index}", f"{fact.name}{held}, driver {fact.driver or 'unknown'}", state])
-    return rows or [["gpu", "none seen", nvml.ADVICE if found is None else "ok"]]
+    rows = [] if found is None else [_gpu_row(found, index) for index in range(found.n)]
+    if rows:
+        return rows
+    if Path(NVIDIA_DRIVER).exists():
+        return [["gpu", "an NVIDIA driver", nvml.ADVICE if found is None else "it shows no GPU here"]]
+    return [["gpu", "none", "ok"]]
+
+
+def _gpu_row(found: nvml.Nvml, index: int) -> list[str]:
+    """Return name, memory, driver, clock and power limit of a GPU, and what holds it back at this moment."""
+    fact = found.facts(index)
+    if fact is None:
+        return [f"gpu {index}", "does not answer", "'nvidia-smi' may say why"]
+    now = found.sample(found.handle(index))
+    parts = [fact.name]
+    if fact.memory_bytes is not None:
+        parts.append(units.format_bytes(fact.memory_bytes))
+    if fact.driver is not None:
+        parts.append(f"driver {fact.driver}")
+    if now.clock_hz is not None and fact.max_clock_hz is not None:
+        parts.append(f"{now.clock_hz / 1e6:.0f} of {fact.max_clock_hz / 1e6:.0f} MHz")
+    if fact.power_limit_w is not None:
+        parts.append(f"limit {fact.power_limit_w:.0f} W")
+    verdict = "MIG is on: a slice of the GPU is measured" if fact.mig == "on" else "ok"
+    if now.throttle:
+        verdict = f"held back ({', '.join(now.throttle)}): other work, or too warm"
+    return [f"gpu {index}", ", ".join(parts), verdict]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -139,11 +140,34 @@ def test_without_a_driver_there_is_nothing_to_read(monkeypatch: pytest.MonkeyPat
     assert nvml.open_nvml() is None
 
 
+def doctor() -> dict[str, list[str]]:
+    return {str(row[0]): [str(cell) for cell in row] for row in listing.doctor_table().rows}
+
+
 def test_the_doctor_lists_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", recorded())
-    rows = {row[0]: row for row in listing.doctor_table().rows}
-    assert "H100" in str(rows["gpu 0"][1])
+    _, found, verdict = doctor()["gpu 0"]
+    for words in ("NVIDIA H100 80GB HBM3", "driver 550.54.15", "1395 of 1980 MHz", "limit 700 W"):
+        assert words in found
+    assert "power cap" in verdict
+    idle = {"nvmlDeviceGetCurrentClocksThrottleReasons": 1}
+    monkeypatch.setitem(sys.modules, "pynvml", recorded(**idle))
+    assert doctor()["gpu 0"][2] == "ok"
+    monkeypatch.setitem(sys.modules, "pynvml", recorded(**idle, nvmlDeviceGetMigMode=(1, 1)))
+    assert "slice" in doctor()["gpu 0"][2]
+
+
+def test_the_doctor_of_a_gpu_that_says_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = ("nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetName")
+    monkeypatch.setitem(sys.modules, "pynvml", recorded(**{name: None for name in RECORDED if name not in known}))
+    assert doctor()["gpu 0"] == ["gpu 0", "NVIDIA H100 80GB HBM3", "ok"]
+    monkeypatch.setitem(sys.modules, "pynvml", recorded(nvmlDeviceGetHandleByIndex=None))
+    assert doctor()["gpu 0"][1] == "does not answer"
+
+
+def test_the_doctor_without_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    rows = {row[0]: row for row in listing.doctor_table().rows}
-    assert rows["gpu"][1] == "none seen"
-    assert "nvidia" in str(rows["gpu"][2])
+    monkeypatch.setattr(listing, "NVIDIA_DRIVER", str(tmp_path / "none"))
+    assert doctor()["gpu"] == ["gpu", "none", "ok"]
+    monkeypatch.setattr(listing, "NVIDIA_DRIVER", str(tmp_path))
+    assert "sandtable[nvidia]" in doctor()["gpu"][2]
