@@ -27,7 +27,7 @@ def test_most_rows_are_scored(score: framework.DatasetScore) -> None:
     assert score.scored >= 0.8 * score.rows
     assert score.scored + sum(score.skipped.values()) == score.rows
     assert not score.malformed_lines
-    assert np.median(errors(score.points)) < 0.11
+    assert np.median(errors(score.points)) < 0.09
 
 
 @pytest.mark.parametrize(

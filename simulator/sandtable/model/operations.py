@@ -79,8 +79,9 @@ class CostModel:
         known = self._sequences.get(id(op.parts))
         if known is None:
             times = [self.time(part) for part in op.parts]
-            sums = (sum(getattr(time, name) for time in times) for name in ("seconds", "low", "high", "host_s"))
-            known = self._sequences[id(op.parts)] = (op.parts, OpTime(*sums))
+            names = ("seconds", "low", "high", "host_s")
+            sums: dict[str, float] = {name: sum(getattr(time, name) for time in times) for name in names}
+            known = self._sequences[id(op.parts)] = (op.parts, replace(ZERO, **sums))  # type: ignore[arg-type]
         return known[1] if op.repeat == 1 else known[1].times(op.repeat)
 
     def _once(self, op: Op) -> OpTime:

@@ -369,7 +369,7 @@ def _completed(parameters: dict[str, Any]) -> dict[str, Any] | str:
     A global batch that a micro-batch and the replicas divide gives the number of micro-batches; one that states only
     the replicas gives the micro-batch.
     """
-    found = {"precision": "mixed_bfloat16"} | parameters
+    found: dict[str, Any] = {"precision": "mixed_bfloat16"} | parameters
     total = found.pop("global_batch", None)
     if "devices" not in found or "sequence_tokens" not in found:
         return "number of devices or sequence length not stated"
