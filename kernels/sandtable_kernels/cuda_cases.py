@@ -53,20 +53,22 @@ class CudaStopwatch(Stopwatch):
         self.pool_bytes = min(POOL_BYTES, free / 4) if cold else max(1, cache)
         size = min(max(LEAST_FLUSH_BYTES, 2 * cache), int(free / 8))
         self._flush = torch.empty(size, dtype=torch.uint8, device="cuda") if cold else None
-        self._lead_s = 0.0
+        # host seconds of the last two spans: forward and backward take turns
+        self._issued = [0.0, 0.0]
 
     def span(self, work: Callable[[], R]) -> tuple[R, float]:
         """Queue ``work`` behind a wait, and return what it gives and the device's seconds for it."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         if self._flush is not None:
             self._flush.fill_(1)
-        if self._lead_s:
-            torch.cuda._sleep(int(self._lead_s * WAIT_CLOCKS_PER_S))
+        lead_s = min(MOST_LEAD_S, LEAD_MARGIN * max(self._issued))
+        if lead_s > 0:
+            torch.cuda._sleep(int(lead_s * WAIT_CLOCKS_PER_S))
         start = time.perf_counter()
         begin.record()
         found = work()
         end.record()
-        self._lead_s = min(MOST_LEAD_S, LEAD_MARGIN * (time.perf_counter() - start))
+        self._issued = [self._issued[1], time.perf_counter() - start]
         end.synchronize()
         return found, begin.elapsed_time(end) * 1e-3
 
@@ -110,7 +112,7 @@ def software() -> dict[str, str]:
 
 def gemm(dims: Dims) -> Timed:
     """A linear layer's product; tf32 is float32 with the units that round it, fp8 is narrowed on its way."""
-    torch.backends.cuda.matmul.allow_tf32 = dims["dtype"] == "tf32"
+    torch.set_float32_matmul_precision("high" if dims["dtype"] == "tf32" else "highest")
     if dims["dtype"] == "fp8":
         return narrow_gemm(dims)
     return torch_cases.gemm({**dims, "dtype": "float32"} if dims["dtype"] == "tf32" else dims)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -28,6 +30,8 @@ def join(rendezvous: str, rank: int, n: int) -> None:
     torch.cuda.set_device(rank)
     torch.set_default_device(f"cuda:{rank}")
     if n > 1:
+        if Path("/sys/class/net/lo").exists():
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group("cpu:gloo,cuda:nccl", init_method=rendezvous, rank=rank, world_size=n)
 
 
@@ -92,21 +96,29 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main(rendezvous: str, rank: int, n: int) -> None:
     """Say whether there is a GPU, then answer requests until stdin ends."""
+    answers = answers_alone()
     found = {"version": torch.__version__, "built": torch.version.cuda, "gpus": 0}
     if torch.cuda.is_available():
         found["gpus"] = torch.cuda.device_count()
-    reply(found)
+    reply(answers, found)
     if not found["gpus"]:
         return
     join(rendezvous, rank, n)
     for line in sys.stdin:
-        reply(answer(json.loads(line)))
+        reply(answers, answer(json.loads(line)))
 
 
-def reply(found: dict[str, Any]) -> None:
+def answers_alone() -> TextIO:
+    """Return stdout for answers alone: what libraries print there, as NCCL may, goes to stderr from now on."""
+    own = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return own
+
+
+def reply(answers: TextIO, found: dict[str, Any]) -> None:
     """Write one answer."""
-    sys.stdout.write(json.dumps(found) + "\n")
-    sys.stdout.flush()
+    answers.write(json.dumps(found) + "\n")
+    answers.flush()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sandtable import library
+from sandtable.errors import CalibrationError
 from sandtable.gpu import Gpu
 from sandtable.spec import (
     Link,
@@ -90,6 +91,17 @@ def memory_bytes(gpu: Gpu) -> float:
     return whole or gpu.memory_bytes
 
 
+def seen(best_bytes_per_s: float | None, what: str) -> float:
+    """Return the best rate that was seen, in bytes/s.
+
+    Raises:
+        CalibrationError: none was, and neither the library nor NVML knows one.
+    """
+    if best_bytes_per_s is None:
+        raise CalibrationError(f"no {what} were timed, and neither NVML nor a device file says how fast they are")
+    return best_bytes_per_s
+
+
 # --- sheets ------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +147,7 @@ def memory_of(gpu: Gpu, best_bytes_per_s: float | None) -> Memory:
     elif told is not None:
         technology, rate, source = "as soldered", told, "derived: two transfers per clock over the bus, NVML"
     else:
-        technology, rate = "as soldered", best_bytes_per_s or 0.0
+        technology, rate = "as soldered", seen(best_bytes_per_s, "copies within the GPU's memory")
         source = "measured: the best copy of this calibration, not a data sheet's"
     return Memory(
         kind="memory",
@@ -156,7 +168,7 @@ def link_of(gpu: Gpu, best_bytes_per_s: float | None) -> Link:
         rate, title = PCIE_LANE_BYTES_PER_S[generation] * lanes, f"PCIe {generation}.0 x{lanes}"
         source = "derived: generation and lanes as NVML tells, rate of a lane by PCI-SIG"
     else:
-        rate, title = best_bytes_per_s or 0.0, "Between host and GPU"
+        rate, title = seen(best_bytes_per_s, "copies between host and GPU"), "Between host and GPU"
         source = "measured: the best copy of this calibration, not a data sheet's"
     return Link(
         kind="link",
@@ -186,7 +198,9 @@ def peer_link_of(gpu: Gpu, host_link: Link, best_bytes_per_s: float | None) -> L
         name=PEER_LINK,
         title=f"{links} NVLinks",
         datasheet=LinkDatasheet(
-            scope="intra_node", bandwidth_bytes_per_s=best_bytes_per_s or 0.0, latency_s=LINK_LATENCY_S
+            scope="intra_node",
+            bandwidth_bytes_per_s=seen(best_bytes_per_s, "collectives"),
+            latency_s=LINK_LATENCY_S,
         ),
         sources={
             "datasheet.bandwidth": "measured: the best collective of this calibration, not a data sheet's",

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,6 +133,79 @@ def test_old_versions_of_pytorch_and_old_gpus_say_what_they_lack(monkeypatch: py
     monkeypatch.setattr(cuda_cases.torch.cuda, "get_device_capability", lambda: (8, 0))
     with pytest.raises(cuda_cases.Unsupported, match=r"8\.9"):
         cuda_cases.gemm({**SMALL, "dtype": "fp8", "pass": "forward"})
+
+
+# --- the device's stopwatch ----------------------------------------------------------------------------------
+
+
+class Queue:
+    """A device that notes what it is asked for; its events are two milliseconds apart."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+        self.asked: list[str] = []
+        self.waits: list[int] = []
+        cuda = cuda_cases.torch.cuda
+        asked, waits = self.asked, self.waits
+
+        class Event:
+            def __init__(self, *, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                asked.append("event")
+
+            def synchronize(self) -> None:
+                asked.append("wait for it")
+
+            def elapsed_time(self, other: Event) -> float:
+                return 2.0
+
+        def wait(clocks: int) -> None:
+            asked.append("hold")
+            waits.append(clocks)
+
+        real = torch.empty
+        monkeypatch.setattr(cuda, "Event", Event)
+        monkeypatch.setattr(cuda, "_sleep", wait, raising=False)
+        monkeypatch.setattr(cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(cuda, "get_device_properties", lambda index: SimpleNamespace(L2_cache_size=50 << 20))
+        monkeypatch.setattr(cuda, "mem_get_info", lambda: (free, free))
+        monkeypatch.setattr(cuda_cases.torch, "empty", lambda n, dtype, device: real(n, dtype=dtype))
+
+
+def test_cold_tensors_are_timed_after_a_write_and_behind_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue(monkeypatch, free=16 << 30)
+    stopwatch = cuda_cases.CudaStopwatch(cold=True)
+    assert stopwatch.pool_bytes == cuda_cases.POOL_BYTES
+    assert stopwatch._flush is not None
+    assert stopwatch._flush.numel() == 100 << 20
+    found, seconds = stopwatch.span(lambda: time.sleep(0.01) or "done")
+    assert (found, seconds) == ("done", 0.002)
+    # nobody knows yet how long the host takes
+    assert queue.asked == ["event", "event", "wait for it"]
+    stopwatch.span(lambda: queue.asked.append("work"))
+    assert queue.asked[3:] == ["hold", "event", "work", "event", "wait for it"]
+    assert queue.waits[0] >= 0.01 * cuda_cases.WAIT_CLOCKS_PER_S
+    # forward and backward take turns, and the longer of the two counts
+    stopwatch.span(lambda: None)
+    assert queue.waits[1] == queue.waits[0]
+    stopwatch.span(lambda: None)
+    assert queue.waits[2] < queue.waits[0]
+
+
+def test_other_tensors_stay_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    Queue(monkeypatch, free=16 << 30)
+    stopwatch = cuda_cases.CudaStopwatch(cold=False)
+    assert stopwatch._flush is None
+    assert stopwatch.pool_bytes == 50 << 20
+
+
+def test_a_small_gpu_gives_smaller_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    Queue(monkeypatch, free=400 << 20)
+    stopwatch = cuda_cases.CudaStopwatch(cold=True)
+    assert stopwatch.pool_bytes == 100 << 20
+    assert stopwatch._flush is not None
+    assert stopwatch._flush.numel() == 50 << 20
 
 
 # --- a worker's answers ------------------------------------------------------------------------------------
