@@ -337,6 +337,16 @@ def load_machine(name: str, overrides: Mapping[str, Any] | None = None) -> spec.
     return machine.model_copy(update={"stack": None if machine.stack is None else _with_pooled(machine.stack)})
 
 
+def price_rows(provider: str, instance: str | None) -> tuple[spec.PriceRow, ...]:
+    """Return the rows of a provider's price list about one kind of machine; none where there is no such list."""
+    files = device_files("prices")
+    if provider not in files:
+        return ()
+    prices = load_file(files[provider], "prices")
+    assert isinstance(prices, spec.PriceList)
+    return tuple(row for row in prices.price if row.instance == instance)
+
+
 def _with_pooled(stack: spec.Stack) -> spec.Stack:
     """Return a stack with the constants that the files of the software it names were given; its own stay."""
     own = spec.OperatorFits() if stack.fitted is None else stack.fitted.operators
@@ -345,8 +355,8 @@ def _with_pooled(stack: spec.Stack) -> spec.Stack:
     for software in set(stack.software.values()) & files.keys() - {stack.name}:
         other = load_file(files[software], "stack")
         assert isinstance(other, spec.Stack)
-        for kind in tables if other.fitted is not None else ():
-            tables[kind] = dict(other.fitted.operators.of(kind)) | tables[kind]
+        theirs = spec.OperatorFits() if other.fitted is None else other.fitted.operators
+        tables = {kind: dict(theirs.of(kind)) | fits for kind, fits in tables.items()}
     if not any(tables.values()):
         return stack
     pooled = spec.StackFit(operators=own.model_copy(update=tables))

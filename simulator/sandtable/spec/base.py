@@ -106,12 +106,16 @@ def as_date(value: Any) -> Any:
 
 
 class Price(Frozen):
-    """What an hour costs. ``kind`` is how it was bought; ``as_of`` when the price was seen."""
+    """What an hour costs. ``kind`` is how it was bought; ``as_of`` when the price was seen.
+
+    ``instance`` is the provider's name of the machine, by which its price list is searched.
+    """
 
     usd_per_h: Annotated[UsdPerHour, Field(ge=0, alias="hour")]
     kind: Literal["on_demand", "spot", "reserved", "owned"] = "on_demand"
     as_of: Annotated[dt.date, BeforeValidator(as_date)]
     provider: str | None = None
+    instance: str | None = None
 
 
 class Power(Frozen):
