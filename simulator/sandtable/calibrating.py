@@ -94,7 +94,7 @@ def run(
     finally:
         if gpus is not None:
             gpus.close()
-    tables = [fit_table(found.machine), worst_table(found.points), *found.tables]
+    tables = [fit_table(found.machine, host=bool(host_parts)), worst_table(found.points), *found.tables]
     return Outcome(tables=tables, warnings=[*found.warnings, *without], seconds=time.perf_counter() - begin)
 
 
@@ -232,11 +232,11 @@ def _test_folder(folder: Path, keep: bool) -> Iterator[None]:
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def fit_table(machine: Machine) -> Table:
-    """Return the fitted parameters with intervals, and the errors of each fit."""
+def fit_table(machine: Machine, *, host: bool = True) -> Table:
+    """Return the fitted parameters with intervals, and the errors of each fit; those of the host, or of GPUs alone."""
     rows: list[list[object]] = []
     accelerator = machine.accelerator
-    own: list[Component | None] = [machine.storage, machine.memory, machine.processor]
+    own: list[Component | None] = [machine.storage, machine.memory, machine.processor] if host else []
     others: list[Component | None] = []
     if accelerator is not None:
         others = [accelerator.processor, accelerator.memory, accelerator.link, accelerator.peer_link]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sandtable import calibrating, gpu, gpu_parts, gpu_sheet, library, predict, scenarios
-from sandtable.errors import ConfigError, DoesNotFit, NoDevice
+from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, MeasureError, NoDevice
 from sandtable.gpu import Gpu, RecordedGpus, Recording, TimedPoint
 from sandtable.model.law import LinkSheet, Sheet
 from sandtable.model.operators import law_of
@@ -438,3 +438,100 @@ def test_too_few_gpus_are_refused(greeting: dict[str, Any], words: str) -> None:
 
     with pytest.raises(NoDevice, match=words):
         cuda_pool.check(greeting, 2)
+
+
+# --- a recording of the repository -------------------------------------------------------------------------
+
+SHIPPED = Path(__file__).parents[1] / "fixtures" / "gpu_2x_rtx_4090_generated.json"
+
+
+def test_the_shipped_recording_says_that_no_gpu_made_it() -> None:
+    shipped = gpu.read_recording(SHIPPED)
+    assert shipped.generated is not None
+    assert "generated" in SHIPPED.name
+    installed = {kernel.name for kernel in gpu.kernels()}
+    assert {point.kernel for point in shipped.points} == installed
+    assert [point.skipped for point in shipped.points if not point.seconds] == [
+        "does not fit into the memory that is free"
+    ]
+
+
+def test_a_recording_makes_a_machine_that_trains(base_file: Path) -> None:
+    done = sandtable("--replay", str(SHIPPED), "-o", str(base_file))
+    assert done.exit_code == 0, done.output
+    loaded = library.load_machine(str(base_file))
+    accelerator = loaded.accelerator
+    assert accelerator is not None
+    assert accelerator.processor.notes is not None
+    assert "nvidia_rtx_4090" in accelerator.processor.notes
+    assert accelerator.peer_link is not None
+    assert accelerator.peer_link.datasheet.shared, "without NVLink, GPUs meet on PCIe"
+    assert accelerator.link.datasheet.bandwidth_bytes_per_s == pytest.approx(31.5e9, rel=0.01)
+    settings = ("parameters.devices=2", "parameters.sharding=fsdp_full")
+    case = scenarios.load("slm_100m_a100", settings=settings, machine=str(base_file))
+    two = predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0]
+    assert two.metrics["communication_s.mean"].value > 0
+    assert two.metrics["energy_j"].value > 0
+    # every number of the machine has a source, and what was generated is not passed off as measured
+    assert all(
+        "generated" in accelerator.processor.sources[f"fitted.operators.{kind}.pytorch_cuda"]
+        for kind in ("gemm", "stream")
+    )
+
+
+def command(replay: Path, output: Path) -> None:
+    calibrating.run(
+        quick=True,
+        only="gpu",
+        folder=output.parent,
+        file_size=None,
+        output=output,
+        cross_check=None,
+        keep_file=False,
+        progress=lambda _: None,
+        replay=replay,
+    )
+
+
+@pytest.mark.parametrize(("most", "saved"), [(100, True), (0, False)])
+def test_an_interrupted_command_saves_what_can_be_fitted(
+    base_file: Path, monkeypatch: pytest.MonkeyPatch, most: int, saved: bool
+) -> None:
+    timed = RecordedGpus.time
+    left = iter(range(most))
+
+    def time(self: RecordedGpus, *arguments: Any, **options: Any) -> list[float]:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return timed(self, *arguments, **options)
+
+    monkeypatch.setattr(RecordedGpus, "time", time)
+    with pytest.raises(KeyboardInterrupt):
+        command(SHIPPED, base_file)
+    assert (library.load_machine(str(base_file)).accelerator is not None) == saved
+
+
+def test_a_process_that_dies_ends_the_command_after_saving(
+    base_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = RecordedGpus.time
+    left = iter(range(100))
+
+    def time(self: RecordedGpus, *arguments: Any, **options: Any) -> list[float]:
+        if next(left, None) is None:
+            raise MeasureError("a process that times a GPU died; what it said is above")
+        return timed(self, *arguments, **options)
+
+    monkeypatch.setattr(RecordedGpus, "time", time)
+    with pytest.raises(MeasureError, match="died"):
+        command(SHIPPED, base_file)
+    assert library.load_machine(str(base_file)).accelerator is not None
+
+
+def test_a_gpu_that_can_do_nothing_is_an_error(base_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> list[float]:
+        raise DoesNotFit("does not fit into the memory that is free")
+
+    monkeypatch.setattr(RecordedGpus, "time", refuse)
+    with pytest.raises(CalibrationError, match=r"none of \d+ points could be timed: does not fit"):
+        command(SHIPPED, base_file)
