@@ -6,27 +6,21 @@ by the commands that use them, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import sys
-import time
 import traceback
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from sandtable import __version__
 from sandtable.errors import CheckFailed, ConfigError, DoesNotFit, SandtableError
-
-if TYPE_CHECKING:
-    from sandtable.results import Comparison, Result
+from sandtable.terminal import Format, emit, emit_comparison, emit_result, progress, say
 
 INTERRUPTED = 130
-PROGRESS_EVERY_S = 10.0
 
 app = typer.Typer(
     name="sandtable",
@@ -36,15 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-    md = "md"
 
 
 class What(StrEnum):
@@ -72,91 +57,6 @@ StoreOption = Annotated[Path, typer.Option("--store", help="Folder for the model
 TraceOption = Annotated[Path | None, typer.Option("--trace", help="Write a Perfetto timeline to this file.")]
 ReportOption = Annotated[Path | None, typer.Option("--report", help="Write an HTML report to this file.")]
 STORES = Path("stores")
-
-
-# --- output ------------------------------------------------------------------------------------------------
-
-
-def say(text: str) -> None:
-    """Print a line for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-class Progress:
-    """Progress on stderr: one changing line on a terminal, a line every ten seconds otherwise."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.begin = self.last = time.monotonic()
-
-    def __call__(self, text: str) -> None:
-        now = time.monotonic()
-        if self.terminal:
-            print(f"\r\x1b[2K  {text[:110]}", end="", file=sys.stderr, flush=True)
-        elif now - self.last >= PROGRESS_EVERY_S:
-            self.last = now
-            say(f"  {now - self.begin:.0f} s: {text}")
-
-    def done(self) -> None:
-        """Clear the line."""
-        if self.terminal:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Progress]:
-    """Show progress while inside."""
-    shown = Progress()
-    try:
-        yield shown
-    finally:
-        shown.done()
-
-
-def emit(table: Any, format_: Format) -> None:
-    """Print a table on stdout in the wanted format."""
-    from sandtable.report import tables
-
-    print(tables.render(table, format_.value))
-
-
-def emit_result(result: Result, format_: Format) -> None:
-    """Print a prediction or a measurement."""
-    from sandtable.report import tables
-    from sandtable.results import metric_table
-
-    if format_ is Format.json:
-        record = {
-            "schema": result.schema_version,
-            "scenario": result.scenario,
-            "machine": result.machine,
-            "metrics": metric_table(result.metrics),
-            "breakdown": result.breakdown,
-            "memory": result.memory,
-            "warnings": list(result.warnings),
-        }
-        print(json.dumps(record, indent=1))
-        return
-    print(tables.render(tables.metrics_table(result), format_.value))
-    if format_ is Format.table:
-        for line in tables.result_notes(result):
-            print(line)
-    for warning in result.warnings:
-        say(f"  ! {warning}")
-
-
-def emit_comparison(comparison: Comparison, format_: Format) -> None:
-    """Print a comparison with its summary and verdict."""
-    from sandtable.report import tables
-
-    if format_ is Format.json:
-        print(comparison.model_dump_json(by_alias=True, indent=1))
-        return
-    shown = comparison if format_ is Format.csv else tables.headlines(comparison)
-    print(tables.render(tables.comparison_table(shown), format_.value))
-    if format_ is Format.table:
-        for line in tables.comparison_notes(comparison):
-            print(line)
 
 
 # --- looking around ----------------------------------------------------------------------------------------
@@ -379,6 +279,42 @@ def whatif(
     emit(tables.difference_table(*results), format_)
 
 
+@app.command()
+def cheapest(
+    scenario: Annotated[str, typer.Argument(help="Scenario name or file.")],
+    until: Annotated[list[str] | None, typer.Option(help="What to reach: tokens=10e9, or loss=2.9.")] = None,
+    within: Annotated[str | None, typer.Option(help="A deadline, such as '24 h': the cheapest within it.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Such as '500 USD': the fastest that it pays for.")] = None,
+    machines: Annotated[str | None, typer.Option(help="Machines to look at, with commas between.")] = None,
+    most_devices: Annotated[int, typer.Option("--most-devices", min=1, help="Most devices to use.")] = 64,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="A part of a machine costs that part; else machines are paid for whole.")
+    ] = False,
+    spot: Annotated[bool, typer.Option("--spot", help="Take spot prices, where the price lists have one.")] = False,
+    settings: SetOption = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Search the cheapest configuration under a deadline, or the fastest within a budget."""
+    from sandtable import cheapest as searching
+
+    limits = {
+        "within_s": searching.limit(within, "s", "--within"),
+        "budget_usd": searching.limit(budget, "USD", "--budget"),
+    }
+    choices = searching.search(
+        scenario,
+        settings=settings or (),
+        machines=machines,
+        until=until or (),
+        most_devices=most_devices,
+        parts=parts,
+        spot=spot,
+    )
+    found = searching.find(choices, **limits)
+    emit(searching.table(choices, found), format_)
+    searching.check(found, **limits)
+
+
 # --- calibrating -------------------------------------------------------------------------------------------
 
 
@@ -485,6 +421,24 @@ def published(
     if plots is not None:
         for path in framework.write_plots(result, plots):
             say(f"  plot: {path}")
+
+
+@app.command()
+def findings(
+    workload: Annotated[str, typer.Argument(help="A workload made after a paper.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for data and plots.")] = Path(
+        "runs/findings"
+    ),
+    format_: FormatOption = Format.table,
+) -> None:
+    """Predict what a workload's paper found, and write each figure with its data."""
+    from sandtable import discover
+    from sandtable.report import lines
+
+    found = discover.workload(workload).findings()
+    emit(lines.summary(found), format_)
+    for path in lines.write(found, output):
+        say(f"  {path}")
 
 
 @app.command("report")

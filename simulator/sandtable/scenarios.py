@@ -126,7 +126,8 @@ def case_of(
         fault = library.config_error(error, section, file or scenario.name, workload.parameters)
         raise ConfigError(f"parameters.{fault.message}", file=file or scenario.name, line=fault.line) from None
     if machine is None:
-        machine = library.load_machine(scenario.machine, overrides)
+        stack = {} if scenario.stack is None else {"stack": scenario.stack}
+        machine = library.load_machine(scenario.machine, stack | dict(overrides or {}))
     return Case(scenario=scenario, workload=workload, parameters=parameters, machine=machine)
 
 

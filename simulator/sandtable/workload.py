@@ -17,10 +17,11 @@ from pydantic import Field
 
 from sandtable import units
 from sandtable.engine.run import StepResult
-from sandtable.errors import PlanError
+from sandtable.errors import ConfigError, PlanError
 from sandtable.plan import Plan
 from sandtable.results import Metric, TraceRow
 from sandtable.spec import Frozen, Machine
+from sandtable.table import Table
 
 P = TypeVar("P", bound=Frozen)
 STATISTICS = ("mean", "p50", "p95")
@@ -35,6 +36,7 @@ class Scenario(Frozen):
     title: str
     workload: str
     machine: str = "this_machine"
+    stack: str | None = None  # software in place of the machine's own
     parameters: dict[str, Any] = Field(default_factory=dict)
     seed: int = Field(default=1, ge=0)
     repeats: int = Field(default=3, ge=1)
@@ -63,6 +65,69 @@ class Execution:
     process_bytes: float | None = None
     trace: Sequence[TraceRow] = ()
     validity: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What a search for configurations is for.
+
+    ``until`` is what the work must reach, in names that the workload knows, such as tokens or a loss; empty for what
+    its parameters say. ``most_devices`` bounds the search. Machines are paid for whole, as most are rented, unless
+    ``parts`` says that a part of one costs that part.
+    """
+
+    until: Mapping[str, float] = field(default_factory=dict)
+    most_devices: int = 64
+    parts: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One configuration that reaches a goal: what was chosen, how long it takes, what it costs.
+
+    ``settings`` are parameters that differ among choices, ``facts`` metrics worth showing beside.
+    """
+
+    machine: str
+    settings: Mapping[str, Any]
+    seconds: float
+    low_s: float
+    high_s: float
+    usd: float
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """All configurations that reach a goal, and how many were dropped for which reason.
+
+    ``goal`` says in words what is reached, ``nearest`` which of those that do not fit comes nearest to it.
+    """
+
+    goal: str
+    considered: int
+    dropped: Mapping[str, int]
+    choices: Sequence[Choice]
+    nearest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a paper found, predicted: the data of a figure, and whether the prediction shows the same.
+
+    ``data`` has the columns panel, series, x and y; one figure has a panel each and a line per series. ``mark`` is a
+    level to draw across.
+    """
+
+    name: str
+    claim: str
+    holds: bool
+    evidence: str
+    data: Table
+    x: str
+    y: str
+    log_y: bool = True
+    mark: float | None = None
 
 
 class Workload(ABC, Generic[P]):
@@ -101,6 +166,22 @@ class Workload(ABC, Generic[P]):
         """
         raise PlanError(f"{self.name} has no closed form for many configurations: predict them one by one")
 
+    def choices(self, parameters: P, machines: Sequence[Machine], goal: Goal) -> Choices:
+        """Return the configurations of ``parameters`` that reach a goal on any of the machines.
+
+        Raises:
+            ConfigError: this workload has no such search, or does not know the goal.
+        """
+        raise ConfigError(f"{self.name} has no search over its configurations: compare two with whatif")
+
+    def findings(self) -> Sequence[Finding]:
+        """Return what the paper behind this workload found, predicted from device files.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        raise ConfigError(f"{self.name} has no findings of a paper to show")
+
     def prepare(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> None:
         """Make what every repeat of `execute` needs, such as files on disk; not timed."""
 
@@ -136,7 +217,8 @@ def collect(steps: Sequence[StepResult], plan: Plan) -> dict[str, Samples]:
     for counter in main[0].counters if main else ():
         values = [step.counters.get(counter, 0.0) for step in main]
         if counter not in silent or any(values):
-            samples[counter] = Samples(values, values, values)
+            timed = counter.endswith("_s")
+            samples[counter] = _part_samples(main, values) if timed else Samples(values, values, values)
     for phase in plan.phases:
         others = [step for step in steps if step.phase == phase.name]
         if phase.name != plan.main_phase and others:
@@ -156,6 +238,17 @@ def _samples(steps: Sequence[StepResult], account: str) -> Samples:
     low = [step.low.get(account, value(step)) for step in steps]
     high = [step.high.get(account, value(step)) for step in steps]
     return Samples(values, low, high)
+
+
+def _part_samples(steps: Sequence[StepResult], values: list[float]) -> Samples:
+    """Return samples of a part of each step, which is as uncertain as the step: the same ops, the same laws."""
+
+    def end(ends: Sequence[dict[str, float]]) -> list[float]:
+        totals = [step.total_s for step in steps]
+        ratios = [table.get("total", t) / t if t else 1.0 for table, t in zip(ends, totals, strict=True)]
+        return [value * ratio for value, ratio in zip(values, ratios, strict=True)]
+
+    return Samples(values, end([step.low for step in steps]), end([step.high for step in steps]))
 
 
 def _mean_samples(steps: Sequence[StepResult]) -> Samples:

@@ -10,6 +10,7 @@ from sandtable.results import Metric, point
 from sandtable.spec import Machine
 from sandtable_workloads.training.demand import COMPUTE_DTYPE
 from sandtable_workloads.training.layout import devices_per_machine
+from sandtable_workloads.training.loss import TOKENS_PER_PARAMETER, law_named
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
@@ -65,17 +66,31 @@ def derived(
         usd_per_s = machine.price.usd_per_h * machines / SECONDS_PER_HOUR
         products |= {"usd": usd_per_s * parameters.steps, "usd_per_mtok": usd_per_s / tokens * 1e6}
         rates["tokens_per_usd"] = tokens / usd_per_s
+        total = total_tokens(parameters, shape)
+        products |= {"training_s": total / tokens, "training_usd": usd_per_s * total / tokens}
+        if law_named(parameters.scaling_law).covers(shape):
+            rates["loss_per_usd"] = gain_per_token(parameters, shape) * tokens / usd_per_s
     if machine.power is not None:
         products["energy_j"] = machine.power.max_w * machines
     found = {name: _rate(step, amount, name) for name, amount in rates.items()}
     found |= {name: _scaled(step, factor, name) for name, factor in products.items()}
-    return found | _price(machine, machines)
+    if machine.price is not None:
+        law = law_named(parameters.scaling_law)
+        if law.covers(shape):
+            found["final_loss"] = point(law.loss(law.params_of(shape), total_tokens(parameters, shape)), "1")
+        found["usd_per_h"] = point(machine.price.usd_per_h * machines, units.unit_of("usd_per_h"))
+    return found
 
 
-def _price(machine: Machine, machines: float) -> dict[str, Metric]:
-    if machine.price is None:
-        return {}
-    return {"usd_per_h": point(machine.price.usd_per_h * machines, units.unit_of("usd_per_h"))}
+def total_tokens(parameters: SlmTraining, shape: ModelShape) -> float:
+    """Return the tokens of the whole training."""
+    return parameters.total_tokens or TOKENS_PER_PARAMETER * shape.n_params
+
+
+def gain_per_token(parameters: SlmTraining, shape: ModelShape) -> float:
+    """Return by how much the last token of the whole training lowers the loss, in nats."""
+    law = law_named(parameters.scaling_law)
+    return law.gain_per_token(law.params_of(shape), total_tokens(parameters, shape))
 
 
 def _rate(step: Metric, amount: float, name: str) -> Metric:

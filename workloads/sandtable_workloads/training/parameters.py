@@ -54,6 +54,10 @@ class SlmTraining(Frozen):
         text: Text file to train on; the text that ships with the package if none.
         tokenizer: ``byte`` or ``bpe`` (trained on the text).
         learning_rate: Of AdamW.
+        total_tokens: Tokens of the whole training that the measured steps are a part of; 20 per parameter if not given
+            (arXiv 2203.15556).
+        scaling_law: How the loss falls with parameters and tokens: a name in ``scaling_laws.yaml``, the path
+            of a file like it, or folders of executed runs (with commas between) whose losses it is fitted to.
     """
 
     model: str = "slm_100m"
@@ -83,6 +87,8 @@ class SlmTraining(Frozen):
     text: str | None = None
     tokenizer: Literal["byte", "bpe"] = "byte"
     learning_rate: float = Field(default=3e-4, gt=0)
+    total_tokens: float | None = Field(default=None, gt=0)
+    scaling_law: str = "chinchilla"
 
     @model_validator(mode="after")
     def _packed_is_frozen(self) -> SlmTraining:

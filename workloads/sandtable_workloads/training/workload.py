@@ -13,8 +13,8 @@ from sandtable.model.operations import CostModel
 from sandtable.plan import Plan
 from sandtable.results import Metric
 from sandtable.spec import Frozen, Machine
-from sandtable.workload import Execution, ExecutionContext, Workload
-from sandtable_workloads.training import finetune, layout, memory, metrics
+from sandtable.workload import Choices, Execution, ExecutionContext, Finding, Goal, Workload
+from sandtable_workloads.training import findings, finetune, layout, memory, metrics, search
 from sandtable_workloads.training.demand import Configuration, configuration_of, stacked, structure
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.training.plan import plan_of
@@ -74,6 +74,21 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
     def estimate(self, parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
         """Return step time and its parts of many runs by the closed form, in the order given."""
         return estimate(parameters, machine)
+
+    def choices(self, parameters: SlmTraining, machines: Sequence[Machine], goal: Goal) -> Choices:
+        """Return the configurations of this training that fit, with time and dollars; see `search`.
+
+        Raises:
+            ConfigError: a goal that is neither tokens nor a loss, or a loss out of reach.
+        """
+        _all_weights(parameters)
+        return search.choices(
+            parameters, shape_of(parameters), machines, goal, memories=memories, estimate=estimate
+        )
+
+    def findings(self) -> Sequence[Finding]:
+        """Return the findings of arXiv 2410.19456, predicted; see `findings`."""
+        return findings.findings(memories, estimate)
 
     def memory_by_kind(self, parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
         """Return the bytes of the fullest device by kind, of many runs; see `sandtable_workloads.training.memory`."""

@@ -1,0 +1,87 @@
+"""Figures of findings: a panel per group, a line per series. The data is written beside each figure as CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sandtable.errors import missing_extra
+from sandtable.report.plots import COLOURS
+from sandtable.table import Table
+from sandtable.workload import Finding
+
+MARKERS = "osD^vP*X"
+MOST_COLUMNS = 3
+
+
+def summary(findings: Sequence[Finding]) -> Table:
+    """Return one row per finding: whether the prediction shows it, and with which figures."""
+    rows = [["✓" if item.holds else "✗", item.name, item.claim, item.evidence] for item in findings]
+    return Table(columns=("", "finding", "claim", "predicted"), rows=rows, title="Findings, predicted")
+
+
+def write(findings: Sequence[Finding], folder: Path) -> list[Path]:
+    """Write ``<name>.csv`` and ``<name>.svg`` of each finding, and return the paths.
+
+    Raises:
+        NoDevice: matplotlib is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for item in findings:
+        table = folder / f"{item.name}.csv"
+        with table.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([item.data.columns, *item.data.rows])
+        picture = folder / f"{item.name}.svg"
+        figure(item).savefig(picture, metadata={"Date": None})
+        paths += [table, picture]
+    return paths
+
+
+def figure(item: Finding) -> Any:
+    """Return a matplotlib figure of a finding.
+
+    Raises:
+        NoDevice: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise missing_extra("matplotlib", "report") from None
+    panels = list(dict.fromkeys(row[0] for row in item.data.rows))
+    series = list(dict.fromkeys(row[1] for row in item.data.rows))
+    columns = min(MOST_COLUMNS, max(1, len(panels)))
+    lines = max(1, math.ceil(len(panels) / columns))
+    drawn = Figure(figsize=(4.2 * columns + 0.6, 3.4 * lines + 0.7), layout="constrained")
+    drawn.suptitle(item.data.title, fontsize=11)
+    axes = drawn.subplots(lines, columns, squeeze=False).flatten()
+    for axis, panel in zip(axes, panels, strict=False):
+        _panel(axis, item, panel, series)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    if panels:
+        axes[0].legend(fontsize=7)
+    return drawn
+
+
+def _panel(axis: Any, item: Finding, panel: str, series: Sequence[str]) -> None:
+    for index, name in enumerate(series):
+        points = sorted((row[2], row[3]) for row in item.data.rows if row[0] == panel and row[1] == name)
+        if points:
+            x, y = zip(*points, strict=True)
+            look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+            axis.plot(x, y, label=name, markersize=4, linewidth=1.2, **look)
+    if item.mark is not None:
+        axis.axhline(item.mark, color="0.4", linewidth=0.8, linestyle="--")
+    axis.set_xscale("log", base=2)
+    if item.log_y:
+        axis.set_yscale("log")
+    ticks = sorted({row[2] for row in item.data.rows if row[0] == panel})
+    axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
+    axis.set(xlabel=item.x, ylabel=item.y)
+    axis.grid(visible=True, color="0.9", linewidth=0.5)
+    axis.set_axisbelow(True)
+    axis.set_title(panel, fontsize=9)
