@@ -97,7 +97,7 @@ def test_vanilla_and_flash_attention_agree(n_kv_heads: int) -> None:
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+@pytest.mark.parametrize("checkpointing", ["selective", "alternate", "full"])
 def test_recomputing_changes_no_gradient(checkpointing: str) -> None:
     shape = shape_of(SlmTraining(model="tiny_2x32"))
     tokens = torch.arange(24).reshape(2, 12)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +13,11 @@ from hypothesis import strategies as st
 from sandtable import library
 from sandtable.errors import DoesNotFit
 from sandtable_workloads.training import memory
+from sandtable_workloads.training.demand import SHARDING
 from sandtable_workloads.training.parameters import SlmTraining
-from sandtable_workloads.training.workload import SlmTrainingWorkload
+from sandtable_workloads.training.plan import layers_at
+from sandtable_workloads.training.schedule import tasks_of
+from sandtable_workloads.training.workload import SlmTrainingWorkload, configuration, memory_of
 
 WORKLOAD = SlmTrainingWorkload()
 DGX = library.load_machine("dgx_a100_80gb", {"stack": "megatron_lm"})
@@ -87,20 +92,155 @@ def test_sharding_never_needs_more_states(precision: str) -> None:
     assert states[-1] < states[0] / 4
 
 
+def summed(held: dict[str, float], *kinds: str) -> float:
+    return sum(held.get(kind, 0.0) for kind in kinds)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "mixed_bfloat16", "float32"])
+@pytest.mark.parametrize("stack", ["megatron_lm", "huggingface_pytorch_2_3"])
+def test_sharding_never_needs_more_in_all(precision: str, stack: str) -> None:
+    machine = library.load_machine("dgx_a100_80gb", {"stack": stack})
+    base = SlmTraining.model_validate({"model": "slm_2b", "precision": precision, "devices": 8, "micro_batch": 4})
+    runs = [base.model_copy(update={"sharding": sharding}) for sharding in SHARDING]
+    totals = [sum(held.values()) for held in WORKLOAD.memory_by_kind(runs, machine)]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_gradients_beside_their_buckets_are_there_twice() -> None:
+    # little work, so that the peak is the optimiser's step: 8 bytes a parameter, 2 in buckets, 2 at work
+    machine = library.load_machine("dgx_a100_80gb", {"stack": "huggingface_pytorch_2_3"})
+    p = SlmTraining(model="slm_2b", precision="bfloat16", micro_batch=1, sequence_tokens=64, devices=8)
+    held = WORKLOAD.memory_by_kind([p], machine)[0]
+    assert summed(held, *(set(held) - {"reserved"})) == pytest.approx(12 * 1_969_027_008, rel=1e-3)
+
+
+LEVELS = ("none", "selective", "full")
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.sampled_from([1, 2, 4, 8]),
     tokens=st.sampled_from([256, 512, 2048]),
     attention=st.sampled_from(["vanilla", "flash"]),
-    checkpointing=st.sampled_from(["none", "selective", "full"]),
+    checkpointing=st.sampled_from(["none", "selective", "alternate", "full"]),
+    stages=st.sampled_from([1, 2, 3, 8]),
 )
 def test_more_work_needs_no_less_and_checkpointing_no_more(
-    batch: int, tokens: int, attention: str, checkpointing: str
+    batch: int, tokens: int, attention: str, checkpointing: str, stages: int
 ) -> None:
-    p = run(micro_batch=batch, sequence_tokens=tokens, attention=attention, checkpointing=checkpointing)
+    p = run(
+        micro_batch=batch,
+        sequence_tokens=tokens,
+        attention=attention,
+        checkpointing=checkpointing,
+        pipeline_parallel=stages,
+        devices=8 * stages,
+        grad_accumulation=stages,
+    )
     assert total(p.model_copy(update={"micro_batch": 2 * batch})) >= total(p)
     assert total(p.model_copy(update={"sequence_tokens": 2 * tokens})) >= total(p)
+    # activations kept; one layer that is computed again may pass what tiny models save
+    kept = [WORKLOAD.layer_memory(p.model_copy(update={"checkpointing": level}), DGX) for level in LEVELS]
+    sizes = [held["activations"] for held in kept]
+    assert sizes == sorted(sizes, reverse=True)
     assert total(p.model_copy(update={"checkpointing": "full"})) <= total(p) * 1.0001
+
+
+def test_every_second_layer_keeps_half_of_what_none_and_full_keep() -> None:
+    kept = {
+        level: WORKLOAD.layer_memory(run(checkpointing=level), DGX)["activations"]
+        for level in ("none", "alternate", "full")
+    }
+    assert kept["alternate"] == pytest.approx((kept["none"] + kept["full"]) / 2)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_more_layers_need_more(batch: int) -> None:
+    c = configuration(run(micro_batch=batch), DGX)
+    totals = [
+        sum(
+            float(size)
+            for size in memory.memory_of_configuration(
+                run(), replace(c, n_layers=layers), DGX.stack, on_accelerator=True
+            ).values()
+        )
+        for layers in (1, 2, 24, 48)
+    ]
+    assert totals == sorted(totals)
+    assert totals[0] < totals[-1]
+
+
+def test_inputs_of_layers_are_split_where_norms_are() -> None:
+    # what a layer computed again keeps is its input, a t-th of it on each device with sequence parallelism
+    whole = WORKLOAD.layer_memory(run(checkpointing="full"), DGX)["activations"]
+    split = WORKLOAD.layer_memory(run(checkpointing="full", sequence_parallel=True), DGX)["activations"]
+    assert split == pytest.approx(whole / 8)
+
+
+# --- stages of a pipeline ----------------------------------------------------------------------------------------
+
+
+def test_the_last_stage_may_hold_most() -> None:
+    # only inputs of layers are kept: the logits of one micro-batch pass what the first stage has of two
+    p = SlmTraining(
+        model="slm_100m",
+        devices=2,
+        pipeline_parallel=2,
+        grad_accumulation=2,
+        micro_batch=16,
+        checkpointing="full",
+    )
+    held = WORKLOAD.memory_by_kind([p], DGX)[0]
+    assert held["logits and loss"] == pytest.approx(16 * 1024 * 32_000 * 6)
+
+
+@pytest.mark.parametrize(("stages", "chunks", "micro"), [(4, 1, 4), (4, 1, 2), (4, 2, 8), (8, 3, 8)])
+def test_micro_batches_in_flight_are_those_of_the_schedule(stages: int, chunks: int, micro: int) -> None:
+    p = run(pipeline_parallel=stages, virtual_stages=chunks, devices=8 * stages, grad_accumulation=micro)
+    c = configuration(p, DGX)
+    for stage in range(stages):
+        kept = most = 0
+        for task in tasks_of(stage, stages, micro, chunks):
+            kept += 1 if task.forward else -1
+            most = max(most, kept)
+        assert memory.in_flight(c, float(stage)) == pytest.approx(most / chunks)
+
+
+@pytest.mark.parametrize(("stages", "chunks"), [(2, 1), (3, 1), (5, 1), (7, 1), (4, 2)])
+def test_a_stage_holds_the_layers_that_the_plan_gives_it(stages: int, chunks: int) -> None:
+    p = run(pipeline_parallel=stages, virtual_stages=chunks, devices=8 * stages, grad_accumulation=stages)
+    first, longest, last = (float(np.asarray(place.layers)) for place in memory.places(configuration(p, DGX)))
+    sizes = [
+        sum(
+            end - begin
+            for begin, end in (layers_at(k, 48, stages * chunks) for k in range(s, stages * chunks, stages))
+        )
+        for s in range(stages)
+    ]
+    assert first <= sizes[0] <= longest
+    assert last <= sizes[-1] <= longest
+    assert max(sizes) <= longest
+
+
+def test_stacked_runs_with_and_without_stages_are_counted_as_one_by_one() -> None:
+    runs = [run(pipeline_parallel=s, devices=8 * s, grad_accumulation=s) for s in (1, 2, 5)]
+    for p, held in zip(runs, WORKLOAD.memory_by_kind(runs, DGX), strict=True):
+        assert sum(held.values()) == pytest.approx(total(p))
+
+
+def test_experts_are_shared_by_fewer_devices_than_the_rest() -> None:
+    # 64 replicas, 8 of which hold each expert: optimiser states of an expert are cut in 8, those of the rest in 64
+    p = SlmTraining(
+        model="mixtral_8x7b", devices=64, expert_parallel=8, sharding="zero_1", precision="mixed_bfloat16"
+    )
+    held = WORKLOAD.memory_by_kind([p], DGX)[0]
+    experts = 32 * 8 * 3 * 4096 * 14336
+    rest = 46_702_792_704 - experts
+    assert held["master weights"] == pytest.approx(4 * (experts / 64 + rest / 64), rel=1e-3)
+    assert held["weights"] == pytest.approx(2 * (experts / 8 + rest), rel=1e-3)
+
+
+# --- many at once, and verdicts ----------------------------------------------------------------------------------
 
 
 def test_many_runs_at_once_are_counted_as_one_by_one() -> None:
@@ -119,15 +259,17 @@ def test_a_run_that_does_not_fit_says_what_breaks_it_and_what_would_fit() -> Non
         WORKLOAD.plan(p, DGX, 1)
 
 
-def test_the_advice_fits() -> None:
-    p = SlmTraining(model="slm_2b", attention="vanilla", micro_batch=32, devices=8)
-
-    def measure(q: SlmTraining) -> dict[str, float]:
-        return WORKLOAD.memory_by_kind([q], DGX)[0]
-
-    advice = memory.what_fits(p, DGX, measure)
-    assert advice
+@pytest.mark.parametrize("checkpointing", ["none", "alternate"])
+def test_the_advice_fits(checkpointing: str) -> None:
+    p = SlmTraining.model_validate(
+        {"model": "slm_2b", "attention": "vanilla", "micro_batch": 64, "devices": 8, "checkpointing": checkpointing}
+    )
+    assert not WORKLOAD.verdict(p, DGX).fits
+    advice = memory.what_fits(p, DGX, lambda q: memory_of(q, DGX))
     assert any("micro_batch" in sentence for sentence in advice)
+    for sentence in advice:
+        changes = dict(part.split() for part in sentence.split(" with "))
+        assert WORKLOAD.verdict(SlmTraining.model_validate(p.model_dump() | changes), DGX).fits
 
 
 def test_the_verdict_names_the_kind_that_passes_the_limit() -> None:

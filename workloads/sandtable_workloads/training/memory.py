@@ -12,18 +12,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from sandtable.errors import DoesNotFit
 from sandtable.spec import Machine, Stack
 from sandtable.units import format_bytes
 from sandtable_workloads.training.demand import (
     CHECKPOINTING,
+    EVERY_SECOND,
     SHARDING,
     Configuration,
     LayerKind,
     Number,
-    held_params,
     stage_params,
 )
 from sandtable_workloads.training.parameters import SlmTraining
@@ -43,6 +42,8 @@ KINDS = (
     "optimizer",
     "gradients",
     "gathered weights",
+    "communication buffers",
+    "optimizer work",
     "activations",
     "attention scores",
     "logits and loss",
@@ -62,6 +63,8 @@ class Saved:
         score: Of one attention score, where scores go through memory.
         score_work: Of one score beyond that, while one layer's gradients are computed and its FFN's are gone.
         logit: Of one logit at the peak around the loss.
+        bucket: Of one gradient in a bucket of its own, where gradients are no views of the buckets.
+        optimizer_work: Of one parameter while the optimiser's step goes on.
     """
 
     norm: float
@@ -70,6 +73,8 @@ class Saved:
     score: float
     score_work: float
     logit: float
+    bucket: float
+    optimizer_work: float
 
     @classmethod
     def of(cls, stack: Stack | None, item_bytes: float) -> Saved:
@@ -87,46 +92,135 @@ class Saved:
             score=table.get("score", 4 + narrow),
             score_work=table.get("score_work", 4.0),
             logit=table.get("logit", 12.0),
+            bucket=table.get("bucket", 0.0),
+            optimizer_work=table.get("optimizer_work", 0.0),
         )
+
+
+# --- places ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One stage of a pipeline, or the only one: what it holds of the model, and of how many micro-batches.
+
+    Attributes:
+        layers: Layers of the stage.
+        in_flight: Micro-batches whose activations it keeps at once.
+        outer_params: Parameters of embedding and head that it holds, before tensor parallelism.
+        head: 1 where it computes the loss, else 0.
+    """
+
+    layers: Number
+    in_flight: Number
+    outer_params: Number
+    head: Number
+
+
+def places(c: Configuration) -> list[Place]:
+    """Return the stages of which one holds most: first and last, and the first of those with one layer more.
+
+    Where layers do not divide, chunks in the middle have one more, see `plan.layers_at`. Runs without a pipeline have
+    one place; among those with one, it stands for the first stage.
+    """
+    piped = np.asarray(c.pipeline) > 1
+    whole = Place(layers=c.n_layers, in_flight=1.0, outer_params=c.outer_params, head=1.0)
+    if not np.any(piped):
+        return [whole]
+    positions = np.asarray(c.pipeline) * c.chunks
+    table = np.minimum(c.vocabulary * c.d_model, c.outer_params)
+    # either both ends have a table of their own, or each has a copy of the tied one
+    embedding = np.where(np.asarray(c.outer_params) >= 2 * table, c.outer_params - table, c.outer_params)
+    fewest, most = (np.asarray(part(c.n_layers / positions)) * c.chunks for part in (np.floor, np.ceil))
+    longer = np.where(most > fewest, (positions - np.asarray(c.n_layers) % positions) // 2 % c.pipeline, 0.0)
+    return [
+        Place(
+            layers=np.where(piped, fewest, whole.layers),
+            in_flight=in_flight(c, 0.0),
+            outer_params=np.where(piped, embedding, whole.outer_params),
+            head=np.where(piped, 0.0, 1.0),
+        ),
+        Place(
+            layers=np.where(piped, most, 0.0),
+            in_flight=in_flight(c, longer),
+            outer_params=np.where(piped & (longer == 0), embedding, 0.0),
+            head=0.0,
+        ),
+        Place(
+            layers=np.where(piped, fewest, 0.0),
+            in_flight=in_flight(c, np.asarray(c.pipeline) - 1.0),
+            outer_params=np.where(piped, table, 0.0),
+            head=np.where(piped, 1.0, 0.0),
+        ),
+    ]
+
+
+def in_flight(c: Configuration, stage: Number) -> Number:
+    """Return for how many micro-batches a stage, counted from 0, keeps activations, in units of its layers.
+
+    1F1B: as many as stages follow, itself included. Interleaved, counted in chunks as `schedule.tasks_of` warms up:
+    the first stage keeps ``1 + (p - 1) / (p v)`` times as much (arXiv 2205.05198, section 4.2.3).
+    """
+    p, chunks = np.asarray(c.pipeline, dtype=np.float64), np.asarray(c.chunks, dtype=np.float64)
+    follow = p - 1 - stage
+    kept = np.where(chunks > 1, (2 * follow + (chunks - 1) * p + 1) / chunks, follow + 1)
+    return np.asarray(np.where(p > 1, np.minimum(kept, c.accumulation), 1.0), dtype=np.float64)
 
 
 # --- states ----------------------------------------------------------------------------------------------------
 
 
-def states(p: SlmTraining, c: Configuration, n_params: Number) -> dict[str, Number]:
-    """Return weights, master weights, optimiser states and gradients of ``n_params`` parameters of one device."""
-    level = np.asarray(c.sharding)
-    replicas = np.asarray(c.replicas)
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Parameters of one device before data-parallel sharding: those of experts, which fewer devices share, and all."""
 
-    def split(from_level: int) -> Number:
-        return np.where(level >= from_level, replicas, 1.0)
+    experts: Number
+    all: Number
 
+    def split(self, c: Configuration, from_level: int) -> Number:
+        """Return the parameters that a device keeps where sharding is at least ``from_level``."""
+        shards = np.where(np.asarray(c.sharding) >= from_level, c.replicas, 1.0)
+        return (self.all - self.experts) / shards + self.experts / np.maximum(shards / c.expert, 1.0)
+
+
+def held_by(c: Configuration, layers: Number, outer_params: Number) -> Held:
+    """Return the parameters of so many layers, and of as much of embedding and head, on one device."""
+    of_stage = stage_params(c) * c.pipeline * layers / c.n_layers
+    experts = c.n_moe_layers * c.n_experts * c.n_vectors * c.d_model * c.expert_neurons / c.expert
+    return Held(
+        experts=experts * layers / c.n_layers / c.tensor,
+        all=(of_stage + outer_params) / c.tensor,
+    )
+
+
+def states(p: SlmTraining, c: Configuration, n: Held) -> dict[str, Number]:
+    """Return weights, master weights, optimiser states and gradients of the parameters of one device."""
     mixed = p.precision.startswith("mixed")
     moments = MOMENTS * (2.0 if p.precision == "bfloat16" else 4.0)
     # with sharded weights the float32 ones are the only ones that stay; narrow ones exist while they are gathered
-    whole = np.where(level >= SHARDING["fsdp_grad_op"], 0.0, 1.0) if mixed else 1.0
+    narrow = np.where(np.asarray(c.sharding) >= SHARDING["fsdp_grad_op"], 0.0, 1.0) if mixed else 1.0
     return {
-        "weights": n_params * p.weight_bytes * whole / split(SHARDING["fsdp_full"]),
-        "master weights": n_params * (4.0 if mixed else 0.0) / split(SHARDING["zero_1"]),
-        "optimizer": n_params * moments / split(SHARDING["zero_1"]),
-        "gradients": n_params * p.gradient_bytes / split(SHARDING["fsdp_grad_op"]),
+        "weights": n.split(c, SHARDING["fsdp_full"]) * p.weight_bytes * narrow,
+        "master weights": n.split(c, SHARDING["zero_1"]) * (4.0 if mixed else 0.0),
+        "optimizer": n.split(c, SHARDING["zero_1"]) * moments,
+        "gradients": n.split(c, SHARDING["fsdp_grad_op"]) * p.gradient_bytes,
     }
 
 
-def _unsharded(p: SlmTraining, c: Configuration, n_params: Number) -> tuple[Number, Number]:
+def _unsharded(p: SlmTraining, c: Configuration, n: Held, place: Place) -> tuple[Number, Number]:
     """Return gathered weights and whole gradients of sharded runs: a few layers, or all weights (``fsdp_grad_op``).
 
     Embedding and head are a unit of their own, which stays gathered from the forward to the backward pass.
     """
     level, several = np.asarray(c.sharding), np.asarray(c.replicas) > 1
     layer = stage_params(c) / (c.n_layers / c.pipeline) / c.tensor
-    outer = c.outer_params / c.tensor
-    few = np.minimum(GATHERED_UNITS * layer + outer, n_params)
+    outer = place.outer_params / c.tensor
+    few = np.minimum(GATHERED_UNITS * layer + outer, n.all)
     gathered = np.where(
-        level == SHARDING["fsdp_full"], few, np.where(level == SHARDING["fsdp_grad_op"], n_params, 0.0)
+        level == SHARDING["fsdp_full"], few, np.where(level == SHARDING["fsdp_grad_op"], n.all, 0.0)
     )
     sharded = several & (level >= SHARDING["fsdp_grad_op"])
-    whole = np.minimum(WHOLE_GRADIENTS * layer + outer, n_params) * p.reduce_bytes
+    whole = np.minimum(WHOLE_GRADIENTS * layer + outer, n.all) * p.reduce_bytes
     # weights that are sharded in the type that they are computed in are gathered beside the shard; whole ones are not
     held = np.where(
         (level == SHARDING["fsdp_grad_op"]) & (not p.precision.startswith("mixed")), 0.0, gathered * p.weight_bytes
@@ -139,76 +233,76 @@ def _unsharded(p: SlmTraining, c: Configuration, n_params: Number) -> tuple[Numb
 
 def layer_activations(c: Configuration, kind: LayerKind, saved: Saved) -> tuple[Number, Number]:
     """Return what one layer keeps of a micro-batch: bytes without the scores of attention, and those of the scores."""
-    b, t = c.item_bytes, c.tokens
-    split = 1 + c.sequence_parallel * (c.tensor - 1)
-    outside = t * c.d_model * (c.norms * (saved.norm + b) + 2 * saved.dropout) / split
-    keys = c.n_heads if c.latent else np.maximum(c.n_kv_heads, np.minimum(c.tensor, c.n_heads))
-    # a plain product needs every query head's keys and values in memory
-    repeated = keys if c.flash else c.n_heads
-    inside = c.n_heads * c.head_dim * b + repeated * (c.head_dim + c.value_dim) * b + c.n_heads * c.value_dim * b
-    if c.flash:
-        inside = inside + c.n_heads * STATISTIC_BYTES
-    if c.rotary:
-        inside = inside + (c.n_heads + c.n_kv_heads) * c.head_dim * saved.rope
-    neurons = c.expert_neurons * c.top_k + c.shared_neurons if kind.experts else c.n_neurons
-    # a gate keeps its input and output, the value beside it and their product; without one, input and output
-    ffn = neurons * np.where(np.asarray(c.n_vectors) == 3, 4.0, 2.0) * b
-    if kind.experts:
-        # routed copies of each token, one for each expert that it goes to
-        ffn = ffn + c.top_k * c.d_model * b * c.tensor
-    inner = t * (inside + ffn) / c.tensor
+    outside = c.tokens * c.d_model * (c.norms * (saved.norm + c.item_bytes) + 2 * saved.dropout) / _split(c)
+    inner = c.tokens * (_attention_kept(c, saved) + _ffn_kept(c, kind)) / c.tensor
     scores = 0.0 if c.flash else c.batch * c.n_heads * c.sequence * c.sequence / c.context / c.tensor
     return outside + inner, scores * saved.score
 
 
+def _split(c: Configuration) -> Number:
+    """Return over how many devices norms and residuals are split."""
+    return 1 + c.sequence_parallel * (c.tensor - 1)
+
+
+def _attention_kept(c: Configuration, saved: Saved) -> Number:
+    """Return the bytes that attention keeps of a token, scores left out: queries, keys, values and its output."""
+    b = c.item_bytes
+    keys = c.n_heads if c.latent else np.maximum(c.n_kv_heads, np.minimum(c.tensor, c.n_heads))
+    # a plain product needs every query head's keys and values in memory
+    repeated = keys if c.flash else c.n_heads
+    kept = c.n_heads * c.head_dim * b + repeated * (c.head_dim + c.value_dim) * b + c.n_heads * c.value_dim * b
+    if c.flash:
+        kept = kept + c.n_heads * STATISTIC_BYTES
+    if c.rotary:
+        kept = kept + (c.n_heads + c.n_kv_heads) * c.head_dim * saved.rope
+    return kept
+
+
+def _neurons(c: Configuration, kind: LayerKind) -> Number:
+    """Return the neurons that a token meets in a layer's FFN or its experts."""
+    return c.expert_neurons * c.top_k + c.shared_neurons if kind.experts else c.n_neurons
+
+
+def _ffn_kept(c: Configuration, kind: LayerKind) -> Number:
+    """Return the bytes that an FFN keeps of a token, before tensor parallelism.
+
+    A gate keeps its input and output, the value beside it and their product; without one, input and output. Experts
+    keep a routed copy of the token for each that it goes to.
+    """
+    kept = _neurons(c, kind) * np.where(np.asarray(c.n_vectors) == 3, 4.0, 2.0) * c.item_bytes
+    return kept + (c.top_k * c.d_model * c.item_bytes * c.tensor if kind.experts else 0.0)
+
+
 def _ffn_gradients(c: Configuration, kind: LayerKind) -> Number:
     """Return the gradients that are there at once while a layer's FFN is passed backward: of its products' outputs."""
-    neurons = c.expert_neurons * c.top_k + c.shared_neurons if kind.experts else c.n_neurons
-    return c.tokens * neurons * (c.n_vectors - 1) * c.item_bytes / c.tensor
+    return c.tokens * _neurons(c, kind) * (c.n_vectors - 1) * c.item_bytes / c.tensor
 
 
-def in_flight(c: Configuration) -> Number:
-    """Return for how many micro-batches the first stage keeps activations, in units of a whole stage.
-
-    1F1B: as many as there are stages. Interleaved: ``1 + (p - 1) / (p v)`` times that (arXiv 2205.05198, 4.2.3).
-    """
-    p, chunks = np.asarray(c.pipeline, dtype=float), np.asarray(c.chunks, dtype=float)
-    more = np.where(chunks > 1, 1 + (p - 1) / (p * chunks), 1.0)
-    started = np.where(p > 1, np.maximum(c.accumulation, 1.0) * more, 1.0)
-    return np.asarray(np.minimum(p * more, started), dtype=np.float64)
-
-
-def activations(c: Configuration, saved: Saved) -> dict[str, Number]:
+def activations(c: Configuration, saved: Saved, place: Place) -> dict[str, Number]:
     """Return the bytes kept for the backward pass when the last layer's forward pass has ended.
 
     ``recomputed layer`` is what one layer makes anew in the backward pass where activations are checkpointed, and the
-    scores in work where they are not.
+    scores in work where they are not. Of a layer that is computed again whole, only its input is kept. Where every
+    second layer is, the first one is, and the last one of an even number has gone before another is computed again.
     """
-    b = c.item_bytes
-    split = 1 + c.sequence_parallel * (c.tensor - 1)
-    entry = c.tokens * c.d_model * b / np.where(np.asarray(c.recompute) == CHECKPOINTING["full"], 1.0, split)
-    core = np.asarray(c.recompute) >= CHECKPOINTING["selective"]
-    full = np.asarray(c.recompute) == CHECKPOINTING["full"]
+    level = np.asarray(c.recompute)
+    entry = c.tokens * c.d_model * c.item_bytes / _split(c)
+    second, odd = level == CHECKPOINTING["alternate"], np.asarray(place.layers) % 2
+    share_of_seconds = EVERY_SECOND * (1 + odd / np.maximum(place.layers, 1))
+    again = 1.0 * (level == CHECKPOINTING["full"]) + share_of_seconds * second
+    core = level == CHECKPOINTING["selective"]
     kept: Number = 0.0
     scores: Number = 0.0
     work: Number = 0.0
-    times = in_flight(c)
     for kind, count in layer_kinds(c).items():
         rest, core_bytes = layer_activations(c, kind, saved)
-        share = count / c.pipeline * times
-        kept = kept + share * np.where(full, entry, rest)
-        scores = scores + share * np.where(core, 0.0, core_bytes)
+        share = count * place.layers / c.n_layers * place.in_flight
+        kept = kept + share * (again * entry + (1 - again) * rest)
+        scores = scores + share * (1 - again) * np.where(core, 0.0, core_bytes)
+        anew = np.where((again > 0) & ~(second & (odd == 0)), rest + core_bytes, np.where(core, core_bytes, 0.0))
         in_work = core_bytes * saved.score_work / saved.score
-        layer = np.where(full, rest + core_bytes, np.where(core, core_bytes, 0.0)) + np.maximum(
-            in_work, _ffn_gradients(c, kind)
-        )
-        work = np.maximum(work, layer)
+        work = np.maximum(work, anew + np.maximum(in_work, _ffn_gradients(c, kind)))
     return {"activations": kept, "attention scores": scores, "recomputed layer": work}
-
-
-def logits(c: Configuration, saved: Saved) -> Number:
-    """Return the bytes around the loss at its peak; only the last pipeline stage has them."""
-    return c.tokens * c.vocabulary / c.tensor * saved.logit
 
 
 # --- the peak ------------------------------------------------------------------------------------------------------
@@ -226,64 +320,73 @@ def memory_of_configuration(
         on_accelerator: Whether the software's own memory lies on the device that computes.
     """
     saved = Saved.of(stack, c.item_bytes)
-    n_params = held_params(c)
-    held = states(p, c, n_params)
-    gathered, whole = _unsharded(p, c, n_params)
-    found = activations(c, saved)
-    loss = np.where(np.asarray(c.pipeline) > 1, 0.0, logits(c, saved))
-    head = np.where(np.asarray(c.pipeline) > 1, 0.0, c.vocabulary * c.d_model / c.tensor * p.gradient_bytes)
-    persistent = _gradients_stay(c)
-    # three moments: the loss; the last layer computed again while the head has its gradient; the end of backward
-    kept = found["activations"] + found["attention scores"]
-    moments: list[dict[str, Number]] = [
-        {"logits and loss": loss, "new": 0.0, "kept": 1.0, "work": 0.0},
-        {"logits and loss": 0.0, "new": head, "kept": 1.0, "work": 1.0},
-        {"logits and loss": 0.0, "new": held["gradients"], "kept": 0.0, "work": 0.0},
-    ]
-    whole_too = np.where(persistent, held["gradients"], 0.0)
-    totals = [
-        m["logits and loss"]
-        + m["kept"] * kept
-        + m["work"] * found["recomputed layer"]
-        + np.where(persistent, whole * m["work"], m["new"])
-        for m in moments
-    ]
-    most = np.argmax(np.stack(np.broadcast_arrays(*totals)), axis=0)
-
-    def at(name: str) -> Number:
-        choices = np.broadcast_arrays(*(np.asarray(m[name], dtype=np.float64) + 0 * totals[0] for m in moments))
-        return np.asarray(np.choose(most, choices), dtype=np.float64)
-
-    reserved = 0.0 if stack is None or not on_accelerator else stack.datasheet.reserved_bytes
-    kinds: dict[str, Number] = {
-        "weights": held["weights"],
-        "master weights": held["master weights"],
-        "optimizer": held["optimizer"],
-        "gradients": whole_too + np.where(persistent, whole * at("work"), at("new")),
-        "gathered weights": gathered,
-        "activations": found["activations"] * at("kept"),
-        "attention scores": found["attention scores"] * at("kept"),
-        "logits and loss": at("logits and loss"),
-        "recomputed layer": found["recomputed layer"] * at("work"),
-        "reserved": reserved,
-    }
-    kinds["reserved"] = reserved + _gaps(kinds, stack, on_accelerator=on_accelerator)
+    moments = [moment for place in places(c) for moment in _moments(p, c, saved, place)]
+    kinds = _fullest(moments)
+    if stack is not None and on_accelerator:
+        share = stack.datasheet.fragmented_frac
+        # what the allocator holds between tensors comes on top of them
+        kinds["reserved"] = stack.datasheet.reserved_bytes + sum(kinds.values()) * share / (1 - share)
     return {kind: size for kind, size in kinds.items() if np.any(np.asarray(size) > 0)}
 
 
-def _gaps(kinds: Mapping[str, Number], stack: Stack | None, *, on_accelerator: bool) -> Number:
-    """Return the bytes that the accelerator's allocator holds between tensors, ``reserved`` ones left out."""
-    if stack is None or not on_accelerator:
-        return 0.0
-    share = stack.datasheet.fragmented_frac
-    tensors = sum(size for kind, size in kinds.items() if kind != "reserved")
-    return tensors * share / (1 - share)
+def _fullest(moments: Sequence[Mapping[str, Number]]) -> dict[str, Number]:
+    """Return bytes by kind of the moment with the highest sum, for each configuration on its own."""
+    totals = np.stack(np.broadcast_arrays(*(sum(moment.values()) for moment in moments)))
+    most = np.argmax(totals, axis=0)
+    found: dict[str, Number] = {}
+    for kind in KINDS:
+        sizes = [np.broadcast_to(np.asarray(moment.get(kind, 0.0), np.float64), most.shape) for moment in moments]
+        found[kind] = np.asarray(np.choose(most, sizes), dtype=np.float64)
+    return found
 
 
-def _gradients_stay(c: Configuration) -> npt.NDArray[np.bool_]:
-    """Whether gradients are there throughout: buckets, shards, or those of earlier micro-batches."""
-    spread = np.asarray(c.replicas) > 1
-    return np.asarray(spread | (np.asarray(c.accumulation) > 1) | (np.asarray(c.pipeline) > 1))
+def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> Iterator[dict[str, Number]]:
+    """Yield bytes by kind at the moments of a step of which one is the peak of a place.
+
+    The loss; the last layer computed backward while the head has its gradient; the end of the backward pass; the
+    optimiser's step.
+    """
+    n = held_by(c, place.layers, place.outer_params)
+    held = states(p, c, n)
+    gathered, whole = _unsharded(p, c, n, place)
+    kept = activations(c, saved, place)
+    work = kept.pop("recomputed layer")
+    stays, buffers = _gradients(c, saved, held["gradients"], n)
+    head = place.head * c.vocabulary * c.d_model / c.tensor * p.gradient_bytes
+    always = {kind: held[kind] for kind in ("weights", "master weights", "optimizer")} | {
+        "gathered weights": gathered,
+        "communication buffers": buffers,
+        "gradients": stays,
+    }
+    missing = held["gradients"] - stays
+    yield always | kept | {"logits and loss": place.head * c.tokens * c.vocabulary / c.tensor * saved.logit}
+    yield (
+        always
+        | kept
+        | {
+            "recomputed layer": work,
+            "gradients": stays + np.where(missing > 0, np.minimum(head, missing), 0.0),
+            "communication buffers": buffers + whole,
+        }
+    )
+    yield always | {"gradients": held["gradients"]}
+    yield (
+        always
+        | {"gradients": held["gradients"], "gathered weights": np.minimum(gathered, place.outer_params / c.tensor)}
+        | {"optimizer work": n.split(c, SHARDING["zero_1"]) * saved.optimizer_work}
+    )
+
+
+def _gradients(c: Configuration, saved: Saved, all_of_them: Number, n: Held) -> tuple[Number, Number]:
+    """Return the gradients that are there throughout a step, and the buckets beside them.
+
+    Gradients stay where they lie in buckets or in shards, or where earlier micro-batches left some. Where buckets are
+    copies, they stay, and the gradients come anew in each backward pass.
+    """
+    spread, again = np.asarray(c.replicas) > 1, np.asarray(c.accumulation) > 1
+    copies = spread & (np.asarray(c.sharding) < SHARDING["fsdp_grad_op"]) & (saved.bucket > 0)
+    stays = (spread & ~copies) | again | (np.asarray(c.pipeline) > 1)
+    return np.where(stays, all_of_them, 0.0), np.where(copies, n.all * saved.bucket, 0.0)
 
 
 def memory_of(p: SlmTraining, c: Configuration, machine: Machine) -> dict[str, float]:
@@ -297,8 +400,9 @@ def memory_of(p: SlmTraining, c: Configuration, machine: Machine) -> dict[str, f
 
 def layer_memory(p: SlmTraining, c: Configuration, stack: Stack | None) -> dict[str, float]:
     """Return the bytes of the first stage's layers: weights, gradients and optimiser states; activations kept."""
-    held = states(p, c, stage_params(c) / c.tensor)
-    kept = activations(c, Saved.of(stack, c.item_bytes))
+    first = places(c)[0]
+    held = states(p, c, held_by(c, first.layers, 0.0))
+    kept = activations(c, Saved.of(stack, c.item_bytes), first)
     return {
         "states": sum(float(np.asarray(size)) for size in held.values()),
         "activations": float(np.asarray(kept["activations"] + kept["attention scores"])),
@@ -410,7 +514,7 @@ def _changes(p: SlmTraining) -> Iterator[dict[str, object]]:
         half //= 2
     if p.attention == "vanilla":
         yield {"attention": "flash"}
-    for checkpointing in _after(("none", "selective", "full"), p.checkpointing):
+    for checkpointing in _after(("none", "selective", "alternate", "full"), p.checkpointing):
         yield {"checkpointing": checkpointing}
     if p.data_parallel > 1:
         for sharding in _after(("ddp", "zero_1", "fsdp_grad_op", "fsdp_full"), p.sharding):

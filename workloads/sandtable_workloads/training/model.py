@@ -111,7 +111,8 @@ class Decoder(nn.Module):
 
     def __init__(self, shape: ModelShape, *, sequence_tokens: int, core: str, checkpointing: str) -> None:
         super().__init__()
-        self.recompute = checkpointing == "full"
+        # every how many layers one keeps its input alone; 0 for none
+        self.recompute_every = {"full": 1, "alternate": 2}.get(checkpointing, 0)
         self.embedding = nn.Embedding(shape.vocabulary, shape.d_model)
         selective = checkpointing == "selective"
         self.blocks = nn.ModuleList(
@@ -137,8 +138,8 @@ class Decoder(nn.Module):
         """Return the mean loss in nats per token; ``tokens`` and ``targets`` [B, T]."""
         x = self.embedding(tokens)
         turn, mask = self._tables(x)
-        for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
+        for index, block in enumerate(self.blocks):
+            if self.recompute_every and index % self.recompute_every == 0 and torch.is_grad_enabled():
                 x = checkpoint(block, x, turn, mask, use_reentrant=False)
             else:
                 x = block(x, turn, mask)
