@@ -102,7 +102,9 @@ def properties() -> list[dict[str, Any]]:
 
 def software() -> dict[str, str]:
     """Return the versions of what was timed."""
-    nccl = torch.cuda.nccl.version() if dist.is_available() and dist.is_nccl_available() else ()
+    from torch.cuda import nccl as library
+
+    nccl = library.version() if dist.is_available() and dist.is_nccl_available() else ()
     found = {"torch": torch.__version__, "cuda": torch.version.cuda or "", "nccl": ".".join(map(str, nccl))}
     return {name: version for name, version in found.items() if version}
 
@@ -133,7 +135,8 @@ def narrow_gemm(dims: Dims) -> Timed:
         x, w = item
         scale = x.abs().amax().float() / FP8_LARGEST
         narrow = (x / scale).to(torch.float8_e4m3fn)
-        return (torch._scaled_mm(narrow, w.t(), scale_a=scale, scale_b=one, out_dtype=torch.bfloat16),)
+        multiply = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
+        return (multiply(narrow, w.t(), scale_a=scale, scale_b=one, out_dtype=torch.bfloat16),)
 
     return timed(inputs, forward, backward=False)
 

@@ -38,7 +38,7 @@ FUSED_NORM = ((2, 1), (5, 2))
 # tensors and elements that one launch of a fused optimiser takes: four lists a tensor, 320 blocks of 65536 elements
 # (PyTorch, aten/src/ATen/native/cuda/MultiTensorApply.cuh)
 TENSORS_PER_LAUNCH, ITEMS_PER_LAUNCH = 36, 320 * 65536
-LARGEST_PRODUCT = 8192
+LARGEST = (8192, 8192, 8192)
 # groups of GPUs whose collectives are timed: those that a machine has
 MOST_GPUS = 16
 
@@ -75,26 +75,27 @@ class CudaGemm(CudaKernel, TorchGemm):
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """Layers 768 to 8192 wide; thousands of tokens, or as many as sequences are decoded together."""
-        training = [(4096, 4096, 4096), (LARGEST_PRODUCT,) * 3, (2048, 1024, 1024), (4096, 11008, 4096)]
+        training = [(4096, 4096, 4096), LARGEST, (2048, 1024, 1024), (4096, 11008, 4096)]
         decoding = [(1, 4096, 4096), (16, 11008, 4096), (128, 4096, 4096)]
         if not quick:
             training += [(8192, 3072, 1024), (16384, 1024, 4096), (2048, 32000, 2048), (1920, 2304, 768)]
             training += [(512, 512, 512), (1024, 6144, 2048), (8192, 8192, 1024), (3000, 5120, 5120)]
             decoding += [(1, 11008, 4096), (4, 6144, 4096), (32, 4096, 11008), (64, 28672, 8192), (256, 8192, 8192)]
-        points = [_product(*shape, "bfloat16", "forward") for shape in training + decoding]
-        points += [_product(*shape, "bfloat16", which) for shape in training[:4] for which in PRODUCTS[1:]]
+        points = [_product(shape, "bfloat16", "forward") for shape in training + decoding]
+        points += [_product(shape, "bfloat16", which) for shape in training[:4] for which in PRODUCTS[1:]]
         narrow = training[:2] + decoding[1:] if quick else training[:8] + decoding[1:]
-        points += [_product(*shape, dtype, "forward") for dtype in ("float16", "fp8") for shape in narrow]
+        points += [_product(shape, dtype, "forward") for dtype in ("float16", "fp8") for shape in narrow]
         # too slow for the largest
         wide = [shape for shape in training if math.prod(shape) <= 2e11]
-        return points + [_product(*shape, dtype, "forward") for dtype in ("tf32", "float32") for shape in wide]
+        return points + [_product(shape, dtype, "forward") for dtype in ("tf32", "float32") for shape in wide]
 
     def cost(self, dims: Dims) -> Op:
         """See `TorchGemm`; whatever is multiplied narrower than 16 bits gives 16."""
         return there(super().cost(dims))
 
 
-def _product(m: int, n: int, k: int, dtype: str, which: str) -> dict[str, Any]:
+def _product(shape: tuple[int, ...], dtype: str, which: str) -> dict[str, Any]:
+    m, n, k = shape
     return {"m": m, "n": n, "k": k, "dtype": dtype, "pass": which, "processes": 1}
 
 
@@ -327,7 +328,7 @@ class CudaSustained(CudaGemm):
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """The largest product."""
-        return [_product(LARGEST_PRODUCT, LARGEST_PRODUCT, LARGEST_PRODUCT, "bfloat16", "forward")]
+        return [_product(LARGEST, "bfloat16", "forward")]
 
     def cost(self, dims: Dims) -> Op:
         """A product of work that goes on."""
@@ -335,7 +336,7 @@ class CudaSustained(CudaGemm):
 
     def example(self) -> Dims:
         """A small product."""
-        return _product(5, 7, 11, "float32", "forward")
+        return _product((5, 7, 11), "float32", "forward")
 
     def reference(self, dims: Dims, context: KernelContext) -> Array:
         """The same in float64."""

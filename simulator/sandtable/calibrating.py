@@ -149,12 +149,12 @@ def _with_gpus(
     if record is not None:
         library.write_atomically(record, recording.to_json())
     try:
-        fitted = gpu_parts.fitted(found.machine, recording, f"sandtable calibrate{' --quick' if quick else ''}")
-        library.save_component(fitted.machine, output)
-    except (CalibrationError, ConfigError):
+        method = f"sandtable calibrate{' --quick' if quick else ''}"
+        fitted = gpu_parts.fitted(found.machine, recording, method)
+    except (CalibrationError, ConfigError) as error:
         # too few points to fit, which is no surprise where it broke off
-        if observed.broken_by is None:
-            raise
+        raise observed.broken_by or error from None
+    library.save_component(fitted.machine, output)
     if observed.broken_by is not None:
         raise observed.broken_by
     return Found(

@@ -114,12 +114,15 @@ class GpuTimer(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return ``gpus``, the fields of `Gpu` and ``bus`` for each, and ``software``, versions by name."""
+        ...
 
     def time(self, kernel: Kernel, dims: Dims, *, repeats: int, budget_s: float) -> list[float]:
         """Return seconds per call; DoesNotFit and NoDevice say that this GPU cannot do this point."""
+        ...
 
     def close(self) -> None:
         """Let the GPUs go."""
+        ...
 
 
 class Gpus(Protocol):
@@ -131,15 +134,19 @@ class Gpus(Protocol):
 
     def time(self, kernel: Kernel, dims: Dims, *, repeats: int, budget_s: float) -> list[float]:
         """See `GpuTimer.time`."""
+        ...
 
     def work(self, *, quick: bool) -> list[tuple[Kernel, Dims]]:
         """Return the points to time."""
+        ...
 
     def watching(self, label: str) -> Any:
         """Return a context that gives a list of samples for each GPU, complete when it is left."""
+        ...
 
     def close(self) -> None:
         """Let the GPUs go."""
+        ...
 
 
 class LiveGpus:

@@ -264,7 +264,8 @@ def _link(gpu: Gpu, points: Sequence[GpuPoint], method: str, notes: list[str]) -
         found[name] = None if fit is None else _transfer(fit)
     if not any(found.values()):
         return link
-    return link.model_copy(update={"fitted": LinkFit(**found), "sources": link.sources | {"fitted": method}})
+    fits = LinkFit(transfer=found["transfer"], pageable=found["pageable"])
+    return link.model_copy(update={"fitted": fits, "sources": link.sources | {"fitted": method}})
 
 
 def _transfer(fit: OpFit) -> TransferFit:
