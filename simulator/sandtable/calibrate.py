@@ -137,9 +137,7 @@ def calibrate(settings: Settings, base: Machine | None = None) -> Calibration:
         ConfigError: ``only`` some parts, and no ``base`` to put them into.
         CalibrationError: too few points.
     """
-    for part in settings.only:
-        if part not in (*PARTS, *OPERATOR_PARTS):
-            raise UnknownName("part to calibrate", part, (*PARTS, *OPERATOR_PARTS, gpu.PART))
+    check_parts(settings.only)
     if base is None and not set(settings.only) >= set(PARTS):
         raise ConfigError(needs_base(settings.only))
     begin = time.perf_counter()
@@ -159,6 +157,18 @@ def calibrate(settings: Settings, base: Machine | None = None) -> Calibration:
         warnings=_warnings(machine, observations),
         seconds=time.perf_counter() - begin,
     )
+
+
+def check_parts(parts: Iterable[str]) -> None:
+    """Refuse names of parts that nothing measures.
+
+    Raises:
+        UnknownName: with the nearest names.
+    """
+    known = (*PARTS, *OPERATOR_PARTS, gpu.PART)
+    for part in parts:
+        if part not in known:
+            raise UnknownName("part to calibrate", part, known)
 
 
 def needs_base(parts: Iterable[str]) -> str:

@@ -68,6 +68,7 @@ def run(
     if cross_check not in (None, "fio"):
         raise ConfigError(f"--cross-check knows 'fio', not {cross_check!r}")
     parts = _parts(gpu.PART if replay is not None and only is None else only, quick, progress)
+    calibrate.check_parts(parts)
     host_parts = tuple(part for part in parts if part != gpu.PART)
     if gpu.PART not in parts and (record or replay):
         raise ConfigError(f"--record and --replay are about GPUs: write --only {gpu.PART}")

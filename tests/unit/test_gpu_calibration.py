@@ -388,6 +388,12 @@ def test_a_gpu_alone_is_no_machine(tmp_path: Path) -> None:
     assert "calibrating only gpu needs an earlier full calibration" in str(done.exception)
 
 
+def test_a_part_that_is_misspelt_is_told_from_a_gpu_that_is_missing(tmp_path: Path) -> None:
+    done = sandtable("--only", "gpus", "-o", str(tmp_path / "none.yaml"))
+    assert isinstance(done.exception, ConfigError)
+    assert "did you mean 'gpu'" in str(done.exception)
+
+
 def test_a_recording_is_about_gpus(base_file: Path, tmp_path: Path) -> None:
     done = sandtable("--only", "memory", "--replay", str(tmp_path / "x.json"), "-o", str(base_file))
     assert isinstance(done.exception, ConfigError)
