@@ -12,7 +12,7 @@ from sandtable.engine.run import Options, Run, run
 from sandtable.errors import DoesNotFit
 from sandtable.model.operations import CostModel
 from sandtable.plan import Plan
-from sandtable.results import Metric, Prediction, TraceRow, point, statistic_function
+from sandtable.results import Metric, Prediction, TraceRow, statistic_function
 from sandtable.spec import Frozen, Machine
 from sandtable.workload import STATISTICS, Samples, Scenario, Workload, collect
 
@@ -38,7 +38,8 @@ def predict(
     result = run(plan, CostModel(machine), options)
     metrics = metrics_of(collect(result.steps, plan), statistics=STATISTICS)
     peak = sum(plan.memory_bytes.values())
-    metrics["peak_memory_bytes"] = point(peak, "bytes")
+    miss = workload.memory_tolerance_frac * peak
+    metrics["peak_memory_bytes"] = Metric(value=peak, low=peak - miss, high=peak + miss, unit="bytes")
     metrics |= rates(metrics, plan.work_unit)
     breakdown = mean_breakdown(result, plan)
     metrics |= cost.metrics(machine, metrics, breakdown, plan.work_unit)
