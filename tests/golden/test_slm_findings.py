@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
+from sandtable import library
 from sandtable.report import lines
 from sandtable.workload import Finding
 from sandtable_workloads.training import findings
@@ -58,9 +60,7 @@ def test_in_mixed_precision_the_whole_pattern_is_met(gaps: float) -> None:
     def share(
         model: str, attention: str, devices: int, batch: int, *shardings: str, gpu: str = "A100-80GB"
     ) -> float:
-        machine = findings.library.load_machine(
-            findings.grid()["machines"][gpu], {"stack": findings.grid()["stack"]}
-        )
+        machine = library.load_machine(findings.grid()["machines"][gpu], {"stack": findings.grid()["stack"]})
         assert machine.stack is not None
         sheet = machine.stack.datasheet.model_copy(update={"fragmented_frac": gaps})
         machine = machine.model_copy(update={"stack": machine.stack.model_copy(update={"datasheet": sheet})})
@@ -89,12 +89,45 @@ def test_two_billion_parameters_train_on_one_gpu_with_40_gb() -> None:
 def test_128_sequences_fit_on_no_gpu_even_with_the_smallest_model(sharding: str) -> None:
     grid = findings.grid()
     for name in grid["machines"].values():
-        machine = findings.library.load_machine(name, {"stack": grid["stack"]})
+        machine = library.load_machine(name, {"stack": grid["stack"]})
         p = findings.SlmTraining(model="slm_100m", micro_batch=128, devices=8, sharding=sharding)  # type: ignore[arg-type]
         assert findings._memory_frac(memories([p], machine)[0], machine) > 1
 
 
-@pytest.mark.parametrize("name", ["flash_gain", "gpu_ranking", "saturation"])
+def test_the_first_step_makes_ten_steps_slower_and_most_so_on_a_fast_gpu() -> None:
+    slower: dict[str, list[float]] = {}
+    for cell in cells():
+        if cell.fits:
+            assert cell.speed < cell.steady
+            slower.setdefault(cell.gpu, []).append(cell.steady / cell.speed)
+    means = {gpu: sum(ratios) / len(ratios) for gpu, ratios in slower.items()}
+    assert means["H100-80GB"] > means["A100-80GB"]
+
+
+def test_tokens_per_dollar_are_those_that_simulate_says() -> None:
+    # eight GPUs are a whole machine: the same configuration, its price, its speed once warm
+    rows = found()["gpu_ranking_today"].data.rows
+    (value,) = [row[3] for row in rows if row[:3] == ["500M", "A100-40GB", 8]]
+    grid = findings.grid()
+    machine = library.load_machine(grid["machines"]["A100-40GB"], {"stack": grid["stack"]})
+    assert machine.price is not None
+    runs = [p.model_copy(update={"warmup_steps": 1}) for p in findings._runs("500M", "flash") if p.devices == 8]
+    fitting = [p for p in runs if findings._memory_frac(memories([p], machine)[0], machine) <= 1]
+    speeds = [p.tokens_per_step / t["step_s"] for p, t in zip(fitting, estimate(fitting, machine), strict=True)]
+    assert value == pytest.approx(max(speeds) * 3600 / machine.price.usd_per_h)
+
+
+def test_speed_on_one_gpu_grows_with_the_batch_by_ever_less() -> None:
+    rows = [row for row in found()["saturation"].data.rows if row[0] == "speed over the best"]
+    for model in findings.grid()["models"]:
+        speeds = [row[3] for row in rows if row[1] == model]
+        gains = [b - a for a, b in itertools.pairwise(speeds)]
+        assert speeds[-1] == 1
+        assert all(gain > 0 for gain in gains)
+        assert gains == sorted(gains, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["flash_gain", "gpu_ranking", "peak_batch", "saturation"])
 def test_a_finding_is_predicted(name: str) -> None:
     assert found()[name].holds, found()[name].evidence
 
@@ -109,7 +142,12 @@ def test_each_finding_has_the_data_of_its_figure() -> None:
 def test_figures_and_data_are_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     paths = lines.write(list(found().values()), tmp_path)
-    assert {path.suffix for path in paths} == {".csv", ".svg"}
+    assert {path.suffix for path in paths} == {".csv", ".svg", ".md"}
+    page = (tmp_path / "index.md").read_text()
+    for item in found().values():
+        assert f"{item.claim}: {'holds' if item.holds else 'does not hold'} in the prediction" in page
+        assert item.evidence in page
+        assert (tmp_path / f"{item.name}.svg").is_file()
     with (tmp_path / "gpu_ranking.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["series"] for row in rows} == {"A100-40GB", "A100-80GB", "H100-80GB"}

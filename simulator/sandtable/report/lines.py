@@ -1,4 +1,7 @@
-"""Figures of findings: a panel per group, a line per series. The data is written beside each figure as CSV."""
+"""Figures of findings: a panel per group, a line per series. The data is written beside each figure as CSV.
+
+An index in Markdown says of each finding whether it holds, and shows its figure.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ from typing import Any
 from sandtable.errors import missing_extra
 from sandtable.report.plots import COLOURS
 from sandtable.table import Table
+from sandtable.units import format_si
 from sandtable.workload import Finding
 
 MARKERS = "osD^vP*X"
 MOST_COLUMNS = 3
+LONG = 100_000
 
 
 def summary(findings: Sequence[Finding]) -> Table:
@@ -24,7 +29,7 @@ def summary(findings: Sequence[Finding]) -> Table:
 
 
 def write(findings: Sequence[Finding], folder: Path) -> list[Path]:
-    """Write ``<name>.csv`` and ``<name>.svg`` of each finding, and return the paths.
+    """Write ``<name>.csv`` and ``<name>.svg`` of each finding and ``index.md`` about all, and return the paths.
 
     Raises:
         NoDevice: matplotlib is not installed.
@@ -38,7 +43,25 @@ def write(findings: Sequence[Finding], folder: Path) -> list[Path]:
         picture = folder / f"{item.name}.svg"
         figure(item).savefig(picture, metadata={"Date": None})
         paths += [table, picture]
-    return paths
+    overview = folder / "index.md"
+    overview.write_text(index(findings), encoding="utf-8")
+    return [*paths, overview]
+
+
+def index(findings: Sequence[Finding]) -> str:
+    """Return a page with a sentence per finding: whether the prediction shows it, with which figures."""
+    held = sum(item.holds for item in findings)
+    lines = ["# Findings, predicted", "", f"{held} of {len(findings)} hold.", ""]
+    for item in findings:
+        verdict = "holds" if item.holds else "does not hold"
+        lines += [
+            f"## {item.name}: {verdict}",
+            "",
+            f"{item.claim}: {verdict} in the prediction; {item.evidence}.",
+            "",
+        ]
+        lines += [f"![{item.data.title}]({item.name}.svg)", "", f"Data: [{item.name}.csv]({item.name}.csv)", ""]
+    return "\n".join(lines)
 
 
 def figure(item: Finding) -> Any:
@@ -80,7 +103,7 @@ def _panel(axis: Any, item: Finding, panel: str, series: Sequence[str]) -> None:
     if item.log_y:
         axis.set_yscale("log")
     ticks = sorted({row[2] for row in item.data.rows if row[0] == panel})
-    axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
+    axis.set_xticks(ticks, [str(tick) if tick < LONG else format_si(tick, "") for tick in ticks], fontsize=7)
     axis.set(xlabel=item.x, ylabel=item.y)
     axis.grid(visible=True, color="0.9", linewidth=0.5)
     axis.set_axisbelow(True)
