@@ -9,6 +9,7 @@ import time
 import pytest
 
 from sandtable import library
+from sandtable.workload import Goal
 from sandtable_workloads.training import workload
 from sandtable_workloads.training.parameters import SlmTraining
 
@@ -44,4 +45,19 @@ def test_configurations_per_second() -> None:
     found = workload.estimate(runs, machine)
     rate = len(found) / (time.process_time() - start)
     print(f"\n{len(runs)} configurations: {rate:.0f} per second of one core (target {TARGET_PER_S:.0f})")
+    assert rate > TARGET_PER_S
+
+
+def test_searched_configurations_per_second() -> None:
+    """The whole search: what can be laid out, memory, time and dollars of each configuration."""
+    machine = library.load_machine("aws_p5_48xlarge", {"stack": "huggingface_pytorch_2_3"})
+    run = SlmTraining(model="slm_1b", micro_batch=32, devices=64)
+    searched = workload.SlmTrainingWorkload()
+    searched.choices(run, [machine], Goal(most_devices=8))
+    start = time.process_time()
+    found = searched.choices(run, [machine], Goal(most_devices=1024))
+    seconds = time.process_time() - start
+    rate = len(found.choices) / seconds
+    print(f"\n{found.considered / seconds:.0f} searched per second of one core, {rate:.0f} of them timed")
+    assert found.considered > 5000
     assert rate > TARGET_PER_S
