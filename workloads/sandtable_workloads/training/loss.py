@@ -30,20 +30,24 @@ from sandtable_workloads.transformer.shapes import ModelShape
 PRESETS = Path(__file__).parent / "scaling_laws.yaml"
 # what compute-optimal training takes (arXiv 2203.15556, Table 3: 70B parameters, 1.4 T tokens)
 TOKENS_PER_PARAMETER = 20.0
-# how far below the smallest model of a law it is still believed
+# how far below the smallest model of a law, and beyond its largest model and its most tokens, it is still believed
 BELOW = 3.0
+BEYOND = 30.0
 FloatArray = npt.NDArray[np.float64]
 
 
 class Law(Frozen):
     """How loss falls with parameters and tokens.
 
-    ``least_params`` is the smallest model that the law was fitted to, ``counts_embedding`` whether embeddings count as
+    ``least_params`` and ``most_params`` are the smallest and the largest model that the law was fitted to,
+    ``most_tokens`` the most that one of them was trained on; ``counts_embedding`` is whether embeddings count as
     parameters.
     """
 
     source: str
     least_params: float = Field(default=0.0, ge=0)
+    most_params: float | None = Field(default=None, gt=0)
+    most_tokens: float | None = Field(default=None, gt=0)
     counts_embedding: ClassVar[bool]
 
     @abstractmethod
@@ -76,9 +80,19 @@ class Law(Frozen):
             )
         return self._tokens(n_params, loss)
 
-    def covers(self, shape: ModelShape) -> bool:
-        """Whether a model is not much smaller than those that the law was fitted to."""
-        return self.params_of(shape) * BELOW >= self.least_params
+    def covers(self, shape: ModelShape, tokens: float) -> bool:
+        """Whether model and tokens are not far from those that the law was fitted to."""
+        n_params = self.params_of(shape)
+        small = n_params * BELOW < self.least_params
+        large = self.most_params is not None and n_params > BEYOND * self.most_params
+        long = self.most_tokens is not None and tokens > BEYOND * self.most_tokens
+        return not (small or large or long)
+
+    def range(self) -> str:
+        """Say in words what the law was fitted to."""
+        most = "any number of" if self.most_params is None else f"{self.most_params:.3g}"
+        tokens = "" if self.most_tokens is None else f" on at most {self.most_tokens:.3g} tokens"
+        return f"{self.least_params:.3g} to {most} parameters{tokens}"
 
     def params_of(self, shape: ModelShape) -> float:
         """Return a model's parameters as this law counts them."""
@@ -307,7 +321,8 @@ def fit(points: Sequence[LossPoint], *, source: str = "fitted to executed runs")
 
     best = min((_solve(least_squares, residuals, start) for start in _starts(loss, sizes)), key=lambda s: s.cost)
     rms = float(np.sqrt(np.mean(residuals(best.x) ** 2)))
-    law = _law_of(best.x, scale, sizes, source).model_copy(update={"least_params": float(np.min(n))})
+    ends = {"least_params": np.min(n), "most_params": np.max(n), "most_tokens": np.max(d)}
+    law = _law_of(best.x, scale, sizes, source).model_copy(update={name: float(end) for name, end in ends.items()})
     return FittedLaw(law=law, rms_log_error=rms, n_points=len(points))
 
 

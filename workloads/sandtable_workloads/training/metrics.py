@@ -68,16 +68,16 @@ def derived(
         rates["tokens_per_usd"] = tokens / usd_per_s
         total = total_tokens(parameters, shape)
         products |= {"training_s": total / tokens, "training_usd": usd_per_s * total / tokens}
-        if law_named(parameters.scaling_law).covers(shape):
+        if law_named(parameters.scaling_law).covers(shape, total):
             rates["loss_per_usd"] = gain_per_token(parameters, shape) * tokens / usd_per_s
     if machine.power is not None:
         products["energy_j"] = machine.power.max_w * machines
     found = {name: _rate(step, amount, name) for name, amount in rates.items()}
     found |= {name: _scaled(step, factor, name) for name, factor in products.items()}
     if machine.price is not None:
-        law = law_named(parameters.scaling_law)
-        if law.covers(shape):
-            found["final_loss"] = point(law.loss(law.params_of(shape), total_tokens(parameters, shape)), "1")
+        law, total = law_named(parameters.scaling_law), total_tokens(parameters, shape)
+        if law.covers(shape, total):
+            found["final_loss"] = point(law.loss(law.params_of(shape), total), "1")
         found["usd_per_h"] = point(machine.price.usd_per_h * machines, units.unit_of("usd_per_h"))
     return found
 

@@ -115,7 +115,13 @@ def tokens_until(parameters: SlmTraining, shape: ModelShape, goal: Goal) -> floa
         raise ConfigError(f"slm_training trains until one of {', '.join(GOALS)}, not {', '.join(goal.until)}")
     if "loss" in goal.until:
         law = law_named(parameters.scaling_law)
-        return law.tokens_for(law.params_of(shape), goal.until["loss"])
+        tokens = law.tokens_for(law.params_of(shape), goal.until["loss"])
+        if not law.covers(shape, tokens):
+            raise ConfigError(
+                f"the law {parameters.scaling_law!r} was fitted to {law.range()}, and says nothing of {tokens:.3g} "
+                f"tokens and {law.params_of(shape):.3g} parameters: take another with parameters.scaling_law"
+            )
+        return tokens
     tokens = goal.until.get("tokens") or metrics.total_tokens(parameters, shape)
     if tokens <= 0:
         raise ConfigError(f"tokens must be more than 0, not {tokens:g}")
@@ -124,9 +130,11 @@ def tokens_until(parameters: SlmTraining, shape: ModelShape, goal: Goal) -> floa
 
 def _words(parameters: SlmTraining, shape: ModelShape, goal: Goal, tokens: float) -> str:
     law = law_named(parameters.scaling_law)
-    loss = law.loss(law.params_of(shape), tokens)
+    words = [f"{shape.name}, {tokens:.4g} tokens"]
+    if law.covers(shape, tokens):
+        words.append(f"loss {law.loss(law.params_of(shape), tokens):.3f} by the law {parameters.scaling_law!r}")
     batch = f"{parameters.global_batch} sequences of {parameters.sequence_tokens} tokens per step"
-    return f"{shape.name}, {tokens:.4g} tokens, loss {loss:.3f} by the law {parameters.scaling_law!r}; {batch}"
+    return f"{', '.join(words)}; {batch}"
 
 
 # --- candidates --------------------------------------------------------------------------------------------------
