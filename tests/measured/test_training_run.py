@@ -221,6 +221,14 @@ def test_being_told_to_stop_saves_what_is_done(tmp_path: Path) -> None:
     assert losses(trained_here(stopped)) == whole
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_store_may_be_named_from_here(in_tmp: Path, devices: int) -> None:
+    Path("stores").mkdir()
+    todo = job(Path("stores"), devices=devices, micro_batch=2, sharding="ddp", steps=2)
+    ranks.run(todo)
+    assert len(losses(todo)) == todo.parameters.steps + todo.parameters.warmup_steps
+
+
 def test_a_rank_that_fails_gives_its_last_words(tmp_path: Path) -> None:
     todo = job(tmp_path)
     todo.tokens[0].unlink()

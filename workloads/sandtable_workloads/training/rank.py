@@ -200,7 +200,7 @@ def train(job: Job, rank: int, n_ranks: int) -> int:
     local = int(os.environ.get("LOCAL_RANK", rank))
     device = device_of(job.device, local)
     resident_before = device.cache_bytes()
-    shard.join(device, (job.folder / RENDEZVOUS).as_uri(), rank, n_ranks)
+    shard.join(device, (job.folder / RENDEZVOUS).absolute().as_uri(), rank, n_ranks)
     try:
         trainer = Trainer(job, device, rank, n_ranks)
         if not trainer.run():
