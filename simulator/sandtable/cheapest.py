@@ -46,7 +46,7 @@ def search(
         scenario: Name or path.
         settings: ``PATH=VALUE``, as for every command.
         machines: Names or paths; a scenario's own software runs on each of them.
-        until: ``NAME=NUMBER``, such as ``tokens=10e9``, in names that the workload knows.
+        until: ``NAME=NUMBER``, such as ``tokens=10B``, in names that the workload knows.
         most_devices: Bound of the search.
         parts: A part of a machine costs that part of its price; else machines are paid for whole.
         spot: Take spot prices, of the price lists; a machine without one has no price.
@@ -59,7 +59,7 @@ def search(
     named = [name.strip() for name in machines.split(",")] if machines else []
     loaded = [library.load_machine(name, changed) for name in named] or [case.machine]
     priced = [_at_spot(machine) for machine in loaded] if spot else loaded
-    goal = Goal(until=dict(_amount(text) for text in until), most_devices=most_devices, parts=parts)
+    goal = Goal(until=_amounts_of(until), most_devices=most_devices, parts=parts)
     return case.workload.choices(case.parameters, priced, goal)
 
 
@@ -75,26 +75,34 @@ def _at_spot(machine: Machine) -> Machine:
     return machine.model_copy(update={"price": price.model_copy(update=update)})
 
 
-def _amount(text: str) -> tuple[str, float]:
-    name, _, number = text.partition("=")
-    try:
-        return name.strip(), float(number)
-    except ValueError:
-        raise ConfigError(f"--until needs NAME=NUMBER, such as tokens=10e9, not {text!r}") from None
+def _amounts_of(texts: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, number = (part.strip() for part in text.partition("="))
+        if name in found:
+            raise ConfigError(f"--until names {name} twice")
+        try:
+            found[name] = units.parse_count(number)
+        except ValueError:
+            raise ConfigError(f"--until needs NAME=NUMBER, such as tokens=10B, not {text!r}") from None
+    return found
 
 
 def limit(text: str | None, quantity: str, option: str) -> float | None:
     """Return a limit from the command line, None if it is not given.
 
     Raises:
-        ConfigError: not a quantity of that kind.
+        ConfigError: not a quantity of that kind, or none above zero.
     """
     if text is None:
         return None
     try:
-        return units.parse(text, quantity)
+        value = units.parse(text, quantity)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from None
+    if value <= 0:
+        raise ConfigError(f"{option} must be above zero, not {text!r}")
+    return value
 
 
 def find(choices: Choices, *, within_s: float | None = None, budget_usd: float | None = None) -> Found:

@@ -282,7 +282,7 @@ def whatif(
 @app.command()
 def cheapest(
     scenario: Annotated[str, typer.Argument(help="Scenario name or file.")],
-    until: Annotated[list[str] | None, typer.Option(help="What to reach: tokens=10e9, or loss=2.9.")] = None,
+    until: Annotated[list[str] | None, typer.Option(help="What to reach: tokens=10B, or loss=2.9.")] = None,
     within: Annotated[str | None, typer.Option(help="A deadline, such as '24 h': the cheapest within it.")] = None,
     budget: Annotated[str | None, typer.Option(help="Such as '500 USD': the fastest that it pays for.")] = None,
     machines: Annotated[str | None, typer.Option(help="Machines to look at, with commas between.")] = None,

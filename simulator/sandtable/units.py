@@ -107,6 +107,24 @@ def parse(text: object, quantity: str) -> float:
     return value
 
 
+_COUNTS: Final = {"": 0, "k": 3, "K": 3, "M": 6, "G": 9, "B": 9, "T": 12}
+
+
+def parse_count(text: str) -> float:
+    """Parse a finite number of things, such as ``"10e9"``, ``"10B"`` (billions), ``"10G"`` or ``"1.5T"``.
+
+    Raises:
+        ValueError: anything else, with how to write it.
+    """
+    match = _NUMBER.match(text)
+    if match is None or match.group(2) not in _COUNTS:
+        raise ValueError(f"{text!r} is not a number: write it like '10e9' or '10B'")
+    value = float(Decimal(match.group(1).replace("_", "")).scaleb(_COUNTS[match.group(2)]))
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a finite number")
+    return value
+
+
 def _wrong_unit(text: str, number: str, unit: str, quantity: str) -> str:
     example = _EXAMPLE[quantity]
     if not unit:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sandtable import cheapest, library
+from sandtable import cheapest, library, units
 from sandtable.spec import Machine, PriceList
 from sandtable.testing import run_command
 from sandtable.workload import Choice, Goal
@@ -116,6 +116,32 @@ def test_what_is_chosen_is_what_simulate_then_predicts(in_tmp: Path) -> None:
     # the event engine against the closed form
     assert metrics["training_s"]["value"] == pytest.approx(3600 * chosen["time [h]"], rel=0.03)
     assert metrics["training_usd"]["value"] == pytest.approx(chosen["cost [USD]"], rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--until", "tokens=nan"), "NAME=NUMBER"),
+        (("--until", "tokens=inf"), "NAME=NUMBER"),
+        (("--until", "loss=1e999"), "NAME=NUMBER"),
+        (("--until", "tokens=0"), "more than 0"),
+        (("--until", "tokens=10 GB"), "NAME=NUMBER"),
+        (("--until", "tokens=1e9", "--until", "tokens=2e9"), "names tokens twice"),
+        (("--within", "-5 s"), "above zero"),
+        (("--budget", "0 USD"), "above zero"),
+    ],
+)
+def test_amounts_that_are_none_are_refused(arguments: tuple[str, ...], message: str) -> None:
+    done = run_command("cheapest", "slm_1b_cloud", "--most-devices", "8", *arguments)
+    assert done.code == 2, done.err
+    assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("10B", 10e9), ("1.5T", 1.5e12), ("500 M", 5e8), ("2e9", 2e9), ("7", 7)]
+)
+def test_counts_are_read_with_a_prefix(text: str, value: float) -> None:
+    assert units.parse_count(text) == value
 
 
 def test_no_spot_price_is_a_reason() -> None:

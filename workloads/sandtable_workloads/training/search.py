@@ -122,7 +122,7 @@ def tokens_until(parameters: SlmTraining, shape: ModelShape, goal: Goal) -> floa
                 f"tokens and {law.params_of(shape):.3g} parameters: take another with parameters.scaling_law"
             )
         return tokens
-    tokens = goal.until.get("tokens") or metrics.total_tokens(parameters, shape)
+    tokens = goal.until.get("tokens", metrics.total_tokens(parameters, shape))
     if tokens <= 0:
         raise ConfigError(f"tokens must be more than 0, not {tokens:g}")
     return tokens
