@@ -139,13 +139,15 @@ def table(choices: Choices, found: Found) -> Table:
     """Return the front as a table, the best marked, times with their 90 % interval, dollars also over the best's."""
     front = _thinned(found.front, found.best)
     names = _telling(front)
-    facts = list(front[0].facts)
+    facts = list(dict.fromkeys(fact for c in front for fact in c.facts))
     base = found.best or front[0]
     rows: list[list[Any]] = []
     for c in front:
         mark = CHOSEN if c is found.best else ""
-        numbers = [c.seconds / HOUR_S, c.low_s / HOUR_S, c.high_s / HOUR_S, c.usd, c.usd / base.usd]
-        rows.append([mark, c.machine, *(c.settings[name] for name in names), *numbers, *c.facts.values()])
+        factor = c.usd / base.usd if base.usd else None  # of what costs nothing
+        numbers = [c.seconds / HOUR_S, c.low_s / HOUR_S, c.high_s / HOUR_S, c.usd, factor]
+        known = [c.facts.get(fact) for fact in facts]
+        rows.append([mark, c.machine, *(c.settings[name] for name in names), *numbers, *known])
     columns = ("chosen", "machine", *names, "time", "low", "high", "cost", "factor", *facts)
     unit = ("", "", *("" for _ in names), "h", "h", "h", "USD", "", *(units.unit_of(fact) for fact in facts))
     return Table(columns=columns, units=unit, rows=rows, title=choices.goal, notes=notes(choices, found))

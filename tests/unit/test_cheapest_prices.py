@@ -13,8 +13,10 @@ from sandtable import cheapest, library, units
 from sandtable.spec import Machine, PriceList
 from sandtable.testing import run_command
 from sandtable.workload import Choice, Goal
+from sandtable_workloads.training.loss import law_named
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.training.workload import SlmTrainingWorkload
+from sandtable_workloads.transformer.presets import shape_named
 
 P4D = library.load_machine("aws_p4d_24xlarge", {"stack": "huggingface_pytorch_2_3"})
 RUN = SlmTraining(model="slm_500m", micro_batch=8, devices=8)
@@ -42,6 +44,17 @@ def test_paid_for_whole_a_part_of_a_machine_is_never_chosen_when_all_of_it_is_fa
     best = min(offered(), key=lambda choice: choice.usd)
     assert best.settings["devices"] == 8
     assert min(offered(parts=True), key=lambda choice: choice.usd).settings["devices"] < 8
+
+
+def test_the_next_dollar_lowers_the_loss_by_loss_per_usd() -> None:
+    tokens = 5e9
+    found = offered(until={"tokens": tokens})
+    law = law_named(RUN.scaling_law)
+    n_params = law.params_of(shape_named(RUN.model))
+    for choice in found[:: len(found) // 10]:
+        more = tokens * (choice.usd + 1) / choice.usd
+        gained = law.loss(n_params, tokens) - law.loss(n_params, more)
+        assert choice.facts["loss_per_usd"] == pytest.approx(gained, rel=0.02)
 
 
 def test_spot_prices_are_the_lowest_of_the_instance() -> None:
@@ -142,6 +155,17 @@ def test_amounts_that_are_none_are_refused(arguments: tuple[str, ...], message: 
 )
 def test_counts_are_read_with_a_prefix(text: str, value: float) -> None:
     assert units.parse_count(text) == value
+
+
+def test_a_machine_that_costs_nothing_is_the_cheapest() -> None:
+    done = run_command(
+        "cheapest", "slm_1b_cloud", "--until", "tokens=1e9", "--most-devices", "8", "--format", "json",
+        "--set", "machine.price.hour=0 USD/h",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)["rows"]
+    assert row["cost [USD]"] == 0
+    assert row["factor"] is None
 
 
 def test_no_spot_price_is_a_reason() -> None:

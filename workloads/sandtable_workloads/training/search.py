@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sandtable.errors import ConfigError
@@ -18,7 +18,7 @@ from sandtable.spec import Machine
 from sandtable.units import format_bytes
 from sandtable.workload import Choice, Choices, Goal
 from sandtable_workloads.training import layout, memory, metrics
-from sandtable_workloads.training.loss import law_named
+from sandtable_workloads.training.loss import Bought, Law, law_named
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
@@ -82,7 +82,7 @@ def choices(
     Raises:
         ConfigError: a goal that is neither tokens nor loss, or a loss out of reach.
     """
-    tokens = tokens_until(parameters, shape, goal)
+    tokens, law = tokens_until(parameters, shape, goal), law_named(parameters.scaling_law)
     dropped = Dropped()
     found: list[Choice] = []
     considered = 0
@@ -95,6 +95,8 @@ def choices(
         fitting = _fitting(candidates, shape, machine, memories, dropped)
         for p, times in zip(fitting, estimate(fitting, machine), strict=True):
             found.append(_choice(p, times, machine, tokens, parts=goal.parts))
+    if law.covers(shape, tokens):
+        found = [_with_gain(choice, law, law.params_of(shape), tokens) for choice in found]
     return Choices(
         goal=_words(parameters, shape, goal, tokens),
         considered=considered,
@@ -235,3 +237,11 @@ def _choice(p: SlmTraining, times: dict[str, float], machine: Machine, tokens: f
         usd=usd_per_h * seconds / metrics.SECONDS_PER_HOUR,
         facts={"tokens_per_s": p.tokens_per_step / times["step_s"]},
     )
+
+
+def _with_gain(choice: Choice, law: Law, n_params: float, tokens: float) -> Choice:
+    """Add what a further dollar takes off the loss at the goal; of a machine that costs nothing there is none."""
+    if not choice.usd:
+        return choice
+    bought = Bought(law=law, n_params=n_params, tokens_per_usd=tokens / choice.usd)
+    return replace(choice, facts={**choice.facts, "loss_per_usd": bought.loss_per_usd(tokens)})
