@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sandtable.plan import Dims, KernelContext, Op
+from sandtable.plan import BACKWARD_PASSES, Dims, KernelContext, Op
 from sandtable_kernels import eager
 from sandtable_kernels.cuda_pool import CudaTimer
 from sandtable_kernels.support import Array, seeded
 from sandtable_kernels.torch_operators import (
-    BACKWARD_PASSES,
     ITEM_BYTES,
     PASSES,
     TorchAdamW,

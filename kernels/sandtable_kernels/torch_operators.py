@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sandtable.errors import missing_extra
-from sandtable.plan import Dims, Kernel, KernelContext, Op
+from sandtable.plan import BACKWARD_PASSES, Dims, Kernel, KernelContext, Op
 from sandtable_kernels import eager
 from sandtable_kernels.support import Array, seeded
 from sandtable_kernels.torch_pool import pool
@@ -24,8 +24,6 @@ ITEM_BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 # one process with all cores, and one per core
 SHARES = (1, 2)
 PASSES = ("forward", "backward")
-# what autograd's backward does of attention's products, against forward: five against two
-BACKWARD_PASSES = 2.5
 
 
 def torch() -> Any:

@@ -49,6 +49,9 @@ RESOURCE_OF_KIND: dict[str, str] = {
     "all_to_all": "network",
     "send_recv": "network",
 }
+# `passes` of an attention's backward: five products against the forward's two, scores made again (Dao, arXiv
+# 2307.08691, section 3.1). Laws read this column, and whoever states a backward pass writes it.
+BACKWARD_PASSES = 2.5
 COLLECTIVES = frozenset(kind for kind, resource in RESOURCE_OF_KIND.items() if resource == "network")
 # what the numbers of `Op.shape` are, by kind of op. Counts, except where a suffix says otherwise.
 OPERATOR_COLUMNS: dict[str, tuple[str, ...]] = {

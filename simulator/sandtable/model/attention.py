@@ -22,6 +22,7 @@ from typing import ClassVar
 import numpy as np
 
 from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
+from sandtable.plan import BACKWARD_PASSES
 from sandtable.spec import DTYPE_BYTES, AttentionFit, OperatorFit
 
 # queries of a tile, and keys of a step (FlashAttention-2, section 3.3: 64 or 128 by 64 or 128)
@@ -39,9 +40,8 @@ EXPONENTIALS_PER_CLOCK = {"gpu": 16.0, "soc_gpu": 16.0, "cpu": 2.0}
 # decode times of tensors that fit), and how far beyond the cache's size some of a tensor still hits
 CACHE_SPEEDUP = 2.2
 CACHE_REACH = 1.15
-# the backward pass of a fused kernel: five products instead of two ...
-BACKWARD_PASSES = 2.5
-# ... at 63 % of the peak rate where the forward pass reaches 73 % (FlashAttention-2, section 4.1, A100)
+# the backward pass of a fused kernel runs at 63 % of the peak rate where the forward pass reaches 73 %
+# (FlashAttention-2, section 4.1, A100)
 BACKWARD_RATE = 63 / 73
 # guess: batched products with few columns read and write scores so much slower than kernels that stream, read off
 # reported rates of PyTorch's batched attention on an H100, forward and backward

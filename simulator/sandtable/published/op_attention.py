@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from sandtable.model.operator_fit import OperatorPoint
 from sandtable.published import systems
 from sandtable.published.base import MalformedRow, Row, Skipped
-from sandtable.published.operators import OperatorAdapter, Timed
+from sandtable.published.operators import OperatorAdapter, Timed, framework_latency
 
 DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "fp8": "fp8"}
 CACHE_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "int8": 1.0}
@@ -42,20 +41,10 @@ class OpAttention(OperatorAdapter):
         if latency is None or None in sizes:
             return Skipped("no time or no shape")
         shape = _shape([float(size or 0) for size in sizes], cache, causal=row.text("phase") == "prefill")
-        if not latency > 0:
-            raise MalformedRow("a time is positive")
-        point = OperatorPoint(
-            device=system.processor,
-            software=row.text("framework"),
-            op="attention",
-            dtype=dtype,
-            shape=shape,
-            seconds=1e-3 * latency,
-            label=_label(row),
-            beside=system.memory,
-        )
         group = f"{row.text('system')} {row.text('phase')}"
-        return [Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=group)]
+        return [
+            framework_latency(row, system, op="attention", dtype=dtype, shape=shape, label=_label(row), group=group)
+        ]
 
 
 def _shape(sizes: list[float], cache_bytes: float, *, causal: bool) -> tuple[float, ...]:

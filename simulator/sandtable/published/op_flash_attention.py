@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from sandtable.model.attention import BACKWARD_PASSES
 from sandtable.model.operator_fit import OperatorPoint
+from sandtable.plan import BACKWARD_PASSES
 from sandtable.published import systems
 from sandtable.published.base import MalformedRow, Row, Skipped
 from sandtable.published.operators import OperatorAdapter, Timed

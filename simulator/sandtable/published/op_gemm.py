@@ -9,7 +9,7 @@ from typing import ClassVar
 from sandtable.model.operator_fit import OperatorPoint
 from sandtable.published import systems
 from sandtable.published.base import MalformedRow, Row, Skipped
-from sandtable.published.operators import OperatorAdapter, Timed
+from sandtable.published.operators import OperatorAdapter, Timed, framework_latency
 
 # the source's names of element types -> ours; "sq" is SmoothQuant: int8 weights and int8 activations
 DTYPES = {
@@ -51,20 +51,12 @@ class OpGemm(OperatorAdapter):
         if latency is None or None in sizes:
             return Skipped("no time or no shape")
         shape = (*(float(size or 0) for size in sizes), 1.0)
-        if not latency > 0 or min(shape) < 1:
-            raise MalformedRow("sizes and times are positive")
-        framework = row.text("framework")
-        point = OperatorPoint(
-            device=system.processor,
-            software=framework,
-            op="gemm",
-            dtype=dtype,
-            shape=shape,
-            seconds=1e-3 * latency,
-            label=f"{row.text('system')} {framework} {row.text('dtype')} {'x'.join(f'{s:.0f}' for s in shape[:3])}",
-            beside=system.memory,
-        )
-        return [Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=row.text("system"))]
+        if min(shape) < 1:
+            raise MalformedRow("sizes are positive")
+        sizes_text = "x".join(f"{size:.0f}" for size in shape[:3])
+        label = f"{row.text('system')} {row.text('framework')} {row.text('dtype')} {sizes_text}"
+        group = row.text("system")
+        return [framework_latency(row, system, op="gemm", dtype=dtype, shape=shape, label=label, group=group)]
 
     def operator_points(self, rows: Iterable[Row]) -> Iterator[OperatorPoint]:
         """Return the products, those in 16 bits on NVIDIA devices also under the library that all frameworks call."""

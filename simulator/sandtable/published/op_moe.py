@@ -15,10 +15,9 @@ import re
 from collections.abc import Iterable
 from typing import ClassVar
 
-from sandtable.model.operator_fit import OperatorPoint
 from sandtable.published import systems
 from sandtable.published.base import MalformedRow, Row, Skipped
-from sandtable.published.operators import OperatorAdapter, Timed
+from sandtable.published.operators import OperatorAdapter, Timed, framework_latency
 from sandtable.spec import Processor
 
 # the source's names of element types -> ours. w4a16: weights of 4 bits, multiplied in 16; w4a8: in 8
@@ -61,19 +60,10 @@ class OpMoe(OperatorAdapter):
         if latency is None or None in sizes:
             return Skipped("no time or no shape")
         shape = (*(float(size or 0) for size in sizes), skew)
-        if not latency > 0 or min(shape[:-1]) < 1:
-            raise MalformedRow("sizes and times are positive")
-        point = OperatorPoint(
-            device=system.processor,
-            software=row.text("framework"),
-            op="moe",
-            dtype=dtype,
-            shape=shape,
-            seconds=1e-3 * latency,
-            label=_label(row),
-            beside=system.memory,
-        )
-        return [Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=row.text("system"))]
+        if min(shape[:-1]) < 1:
+            raise MalformedRow("sizes are positive")
+        group = row.text("system")
+        return [framework_latency(row, system, op="moe", dtype=dtype, shape=shape, label=_label(row), group=group)]
 
 
 def _dtype(row: Row, system: systems.System) -> str | None:

@@ -31,6 +31,30 @@ class Timed:
     group: str
 
 
+def framework_latency(
+    row: Row, system: systems.System, *, op: str, dtype: str, shape: tuple[float, ...], label: str, group: str
+) -> Timed:
+    """Return the ``latency_ms`` of one operator that a serving framework ran on one processor.
+
+    Raises:
+        MalformedRow: the time is not positive.
+    """
+    latency_ms = row.number("latency_ms") or 0.0
+    if not latency_ms > 0:
+        raise MalformedRow("a time is positive")
+    point = OperatorPoint(
+        device=system.processor,
+        software=row.text("framework"),
+        op=op,
+        dtype=dtype,
+        shape=shape,
+        seconds=1e-3 * latency_ms,
+        label=label,
+        beside=system.memory,
+    )
+    return Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=group)
+
+
 class OperatorAdapter(Adapter):
     """An adapter whose figures are operators. Subclasses translate a row; all else is here.
 

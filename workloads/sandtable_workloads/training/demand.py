@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sandtable.plan import BACKWARD_PASSES
 from sandtable.spec import DTYPE_BYTES, Stack
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
 Number = float | npt.NDArray[np.float64]
-# products of attention in the backward pass against those in the forward pass: five against two, scores made again
-BACKWARD_PASSES = 2.5
 # bytes of an element of weights and activations, and of gradients as the optimiser reads them, master weights included
 COMPUTE_DTYPE = {
     "float32": "float32",

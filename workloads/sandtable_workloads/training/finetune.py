@@ -18,6 +18,7 @@ import numpy as np
 
 from sandtable.errors import PlanError
 from sandtable.model.operations import CostModel
+from sandtable.plan import BACKWARD_PASSES
 from sandtable.spec import Machine, Stack
 from sandtable_workloads.training import demand
 from sandtable_workloads.training.demand import Configuration, Demand, LayerKind, Software, configuration_of
@@ -312,7 +313,7 @@ def backward(p: SlmTraining, shape: ModelShape, c: Configuration, software: Soft
     held = layer_weights(shape) * b if every else 0.0
     return [
         *gradients,
-        demand.attention(c, LayerKind(), demand.BACKWARD_PASSES),
+        demand.attention(c, LayerKind(), BACKWARD_PASSES),
         replace(software.stream(f"{_norm(shape)} backward", 3 * wide * b, c), times=c.norms),
         replace(software.stream("residual backward", 3 * wide * b, c), times=2.0),
         _activation(shape, c, software, " backward"),
