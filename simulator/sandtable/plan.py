@@ -117,6 +117,8 @@ class Op:
         lane: Queue within its resource; ops of different lanes pass each other, as those of two communicators do.
         section: Part of the step that it belongs to, such as forward; a step reports ``<section>_s``.
         parts: Of a ``sequence``: the ops that it consists of, one after another; nothing else comes between them.
+        behind: An op of another resource that goes on at the same time and is part of the plan anyway: only what this
+            one takes longer is left of it.
         on: Which processor of the machine executes it.
         dynamic: Its shape differs from step to step, which some software pays for.
         repeat: How many times in a row, each waiting for the one before.
@@ -141,6 +143,7 @@ class Op:
     lane: str = ""
     section: str = ""
     parts: tuple[Op, ...] = ()
+    behind: Op | None = None
     on: Where = "host"
     dynamic: bool = False
     repeat: int = 1

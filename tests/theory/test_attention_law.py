@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from sandtable.model.attention import (
     BACKWARD_RATE,
     CACHE_SPEEDUP,
+    CLOCKS_PER_SCORE,
     SMALL_TILE,
     TILE,
     AttentionLaw,
@@ -194,6 +196,16 @@ class TestTraining:
         count = vanilla_traffic(2)
         assert spilled > 8 * 32 * tokens**2 * (count.forward if passes == 1 else count.backward) / 3e12
         assert spilled > 3 * seconds(constants=IDEAL, **sizes)
+
+    def test_products_spend_clocks_on_scores_however_fast_memory_is(self) -> None:
+        tokens, sizes = 4096.0, prefill(4096, batch=8, flash=0.0)
+        fast = replace(SHEET, bandwidth_bytes_per_s=1e18, peak_flops_per_s={"bfloat16": 1e21})
+        for passes, products in ((1.0, 2), (2.5, 4)):
+            clocks = products * CLOCKS_PER_SCORE["gpu"] * 8 * 32 * tokens**2
+            exponentials = 8 * 32 * tokens**2 / 16
+            assert seconds(sheet=fast, constants=IDEAL, passes=passes, **sizes) == pytest.approx(
+                (clocks + exponentials) / (100 * 1.5e9), rel=0.02
+            )
 
     def test_fewer_passes_take_less_and_dropout_takes_more(self) -> None:
         sizes = prefill(2048, flash=0.0, batch=8)

@@ -90,18 +90,39 @@ def test_checkpointing(checkpointing: str) -> None:
     )
 
 
+@pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("sequence_parallel", [False, True])
-def test_tensor_parallel(sequence_parallel: bool) -> None:
+def test_tensor_parallel(sequence_parallel: bool, behind: bool) -> None:
     changes = {
         "model": "megatron_22b",
         "devices": 8,
         "grad_accumulation": 4,
         "sequence_parallel": sequence_parallel,
+        "overlap_input_gradients": behind,
     }
     parameters = SlmTraining(**LARGE | changes)
     assert closed(parameters, machine_named())["step_s"] == pytest.approx(
         played(parameters, machine_named()).total_s, rel=0.005
     )
+
+
+@pytest.mark.parametrize(("per_machine", "hidden_share"), [(8, 0.5), (1, 0.0)])
+def test_input_gradients_are_summed_behind_the_weights(per_machine: int, hidden_share: float) -> None:
+    """Within a machine half of a layer's all-reduces vanish; between machines a product hides its own time of each."""
+    machine = machine_named()
+    assert machine.accelerator is not None
+    one = machine.accelerator.model_copy(update={"n": per_machine})
+    machine = machine.model_copy(update={"accelerator": one})
+    changes = {"model": "megatron_22b", "devices": 8}
+    apart, behind = (
+        closed(SlmTraining(**LARGE | changes | {"overlap_input_gradients": on}), machine) for on in (False, True)
+    )
+    sent = apart["communication_s"]
+    assert apart["step_s"] - behind["step_s"] == pytest.approx(sent - behind["communication_s"])
+    if hidden_share:
+        assert behind["communication_s"] == pytest.approx((1 - hidden_share) * sent, rel=0.1)
+    else:
+        assert 0.5 * sent < behind["communication_s"] < sent
 
 
 @pytest.mark.parametrize(

@@ -293,3 +293,16 @@ def test_a_drive_without_law_or_likeness(machine: Machine) -> None:
     bare = machine.model_copy(update={"storage": machine.storage.model_copy(update={"fitted": None})})
     with pytest.raises(PlanError, match="'test_storage' has neither a 'fitted' block nor"):
         CostModel(bare)
+
+
+def test_a_type_that_software_multiplies_in_a_way_of_its_own_has_constants_of_its_own() -> None:
+    machine = library.load_machine("dgx_b200", {"stack": "vllm"})
+    product = op("gemm", bytes_read=0, flops=0, shape=(64.0, 4096.0, 4096.0, 1.0), dtype="fp8_block")
+    assert machine.stack is not None
+    named = machine.stack.model_copy(update={"software": {"gemm.fp8_block": "vllm_fp8_block"}})
+    apart = CostModel(machine.model_copy(update={"stack": named}))
+    same_calls, own_calls = CostModel(machine).time(product), apart.time(product)
+    # issued from Python, far longer than the device takes
+    assert own_calls.seconds > 5 * same_calls.seconds
+    other = dataclasses.replace(product, dtype="fp8")
+    assert apart.time(other).seconds == CostModel(machine).time(other).seconds

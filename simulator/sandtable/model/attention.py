@@ -43,9 +43,11 @@ CACHE_REACH = 1.15
 # the backward pass of a fused kernel runs at 63 % of the peak rate where the forward pass reaches 73 %
 # (FlashAttention-2, section 4.1, A100)
 BACKWARD_RATE = 63 / 73
-# guess: batched products with few columns read and write scores so much slower than kernels that stream, read off
-# reported rates of PyTorch's batched attention on an H100, forward and backward
-PRODUCT_SLOWNESS = 2.5
+# guess: clocks of one unit that a batched product spends on each score it writes or reads, beside moving it. Read off
+# reported times of PyTorch's batched attention: 0.2 to 0.3 on A100, H100 SXM and PCIe and A5000, with 64 and 128
+# columns (lucidrains/flash-cosine-sim-attention issue 4, Dao-AILab/flash-attention pulls 1075 and 2688,
+# gpu-mode/ring-attention issue 10). CPUs: read off this law's fits to vector units that move 16 elements a clock
+CLOCKS_PER_SCORE = {"gpu": 0.25, "soc_gpu": 0.25, "cpu": 1.5}
 # kept activations never get narrower than this, whatever type a kernel multiplies in
 ACTIVATION_BYTES = 2.0
 
@@ -54,14 +56,11 @@ ACTIVATION_BYTES = 2.0
 class ScoreTraffic:
     """Bytes moved per element of the score matrix [batch, heads, queries, keys] by attention that writes it out.
 
-    ``forward`` and ``backward`` are all traffic, ``forward_products`` and ``backward_products`` what of it the batched
-    products read and write; ``saved`` is what the forward pass keeps of it for the backward pass.
+    ``saved`` is what the forward pass keeps of it for the backward pass.
     """
 
     forward: float
     backward: float
-    forward_products: float
-    backward_products: float
     saved: float
 
 
@@ -104,8 +103,6 @@ def vanilla_traffic(item_bytes: float, *, fused: bool = False, dropout: bool = F
     return ScoreTraffic(
         forward=2 * w + softmax + dropped,
         backward=4 * w + softmax_backward + dropped,
-        forward_products=2 * w,
-        backward_products=4 * w,
         saved=(w if fused else max(w, wide) + (w if cast else 0.0)) + (w + 1 if dropout else 0.0),
     )
 
@@ -142,7 +139,7 @@ class AttentionLaw(OperatorLaw):
         stepping = _steps_s(sheet, constants, c, dtype)
         reading = sweeps * _cached(_kv_bytes(c), sheet) / bandwidth
         per_query = _cached(sweeps * _query_bytes(c, width) + _append_bytes(c, width), sheet) / bandwidth
-        spilled = (1 - c["flash"]) * _cached(_score_bytes(c, width), sheet) / bandwidth
+        spilled = (1 - c["flash"]) * (_cached(_score_bytes(c, width), sheet) / bandwidth + _scores_s(c, sheet))
         begun = sweeps * constants["item_s"] * _tiles_of_a_unit(c, sheet.n_units)
         launches = sweeps * constants["launch_s"]
         return np.asarray(launches + begun + np.hypot(stepping, reading) + per_query + spilled)
@@ -217,17 +214,26 @@ def _append_bytes(c: Columns, width: float) -> FloatArray:
     return np.asarray(c["cached"] * 2 * c["batch"] * c["query_tokens"] * heads * width)
 
 
+def _scores(c: Columns) -> FloatArray:
+    return np.asarray(c["batch"] * c["n_heads"] * c["query_tokens"] * c["kv_tokens"])
+
+
 def _score_bytes(c: Columns, width: float) -> FloatArray:
-    """Return the traffic of scores through memory, weighed by `PRODUCT_SLOWNESS`; see `vanilla_traffic`."""
+    """Return the traffic of scores through memory; see `vanilla_traffic`."""
     backward = (c["passes"] - 1) / (BACKWARD_PASSES - 1)
     each: FloatArray = np.zeros(c["passes"].shape)
     for fused, dropout in ((False, False), (False, True), (True, False), (True, True)):
         count = vanilla_traffic(width, fused=fused, dropout=dropout)
-        first = count.forward + (PRODUCT_SLOWNESS - 1) * count.forward_products
-        second = count.backward + (PRODUCT_SLOWNESS - 1) * count.backward_products
         chosen = ((c["fused_softmax"] > 0) == fused) & ((c["dropout"] > 0) == dropout)
-        each = np.where(chosen, first + backward * (second - first), each)
-    return np.asarray(c["batch"] * c["n_heads"] * c["query_tokens"] * c["kv_tokens"] * each)
+        each = np.where(chosen, count.forward + backward * (count.backward - count.forward), each)
+    return _scores(c) * each
+
+
+def _scores_s(c: Columns, sheet: Sheet) -> FloatArray:
+    """Return what products spend on scores beside arithmetic and traffic: two products forward, four backward."""
+    products = 2 + 2 * (c["passes"] - 1) / (BACKWARD_PASSES - 1)
+    clocks = CLOCKS_PER_SCORE[sheet.family] * products * _scores(c)
+    return np.asarray(clocks / (sheet.n_units * sheet.clock_hz) if sheet.clock_hz else np.zeros_like(products))
 
 
 def _cached(n_bytes: FloatArray, sheet: Sheet) -> FloatArray:

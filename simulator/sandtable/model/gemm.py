@@ -25,10 +25,13 @@ SPLITS = (1, 2, 3, 4)
 DEPTH = 64
 # extra time of an edge element of a tile: a tile of a x b computes for a b + EDGE (a + b) elements, since its
 # operands have to be fetched once per tile
-EDGE = 8.0
+EDGE = 4.0
 # share of the peak lost with each halving of the element, as a power: narrow types draw more power per second, and
 # the clock gives way
 NARROWING = 0.1
+# guess: clocks that one element of depth takes at least, however small the tile: a matrix instruction takes 16 of them
+# and hands its sums to the next one after 18 to 33 clocks (Luo et al., arXiv 2402.13499, latency of mma)
+CLOCKS_PER_DEPTH = 1.5
 # arithmetic and streaming overlap, but not fully near the ridge: a p-norm of the two instead of their maximum
 OVERLAP = 3.0
 # joining the parts of a split product, in launches
@@ -110,8 +113,7 @@ class GemmLaw(OperatorLaw):
         unit_flops_per_s = _rate(sheet, constants, dtype, form) / sheet.n_units
         reached = unit_flops_per_s * _alignment(sheet, dtype, n, k)
         working = 2 * depth * (rows * cols + EDGE * (rows + cols)) / reached
-        # a tile advances by at most one element of depth per clock, however small it is
-        slowest = depth / sheet.clock_hz if sheet.clock_hz else 0.0
+        slowest = CLOCKS_PER_DEPTH * depth / sheet.clock_hz if sheet.clock_hz else 0.0
         computing = np.ceil(tiles / sheet.n_units) * (np.maximum(working, slowest) + constants["tile_s"])
         split = parts > 1
         streaming = (moved + split * PARTIAL_BYTES * m * n * batch) / bandwidth

@@ -24,7 +24,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sandtable.model.gemm import DEPTH, EDGE, OVERLAP, WIDE_BYTES, Format, format_of
+from sandtable.model.gemm import CLOCKS_PER_DEPTH, DEPTH, EDGE, OVERLAP, WIDE_BYTES, Format, format_of
 from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
 from sandtable.spec import MoeFit, OperatorFit
 
@@ -130,7 +130,7 @@ def _product_s(
     ``tiles_high`` says for each height of tiles how many of them the experts' rows fill.
     """
     depth = np.ceil(k / DEPTH) * DEPTH
-    slowest = depth / sheet.clock_hz if sheet.clock_hz else 0.0
+    slowest = CLOCKS_PER_DEPTH * depth / sheet.clock_hz if sheet.clock_hz else 0.0
     best: FloatArray = np.full(len(n), np.inf)
     for tile_rows, high in tiles_high.items():
         tiles = high * np.ceil(n / _TILE_COLUMNS)

@@ -71,7 +71,7 @@ class CostModel:
         demand = replace(op, name="", account="", section="", lane="", place=0, repeat=1, after=None)
         known = self._known.get(demand)
         if known is None:
-            known = self._known[demand] = replace(self._once(demand), law=self._law(demand))
+            known = self._known[demand] = replace(self._exposed(demand), law=self._law(demand))
         return known if op.repeat == 1 else known.times(op.repeat)
 
     def _sequence(self, op: Op) -> OpTime:
@@ -83,6 +83,14 @@ class CostModel:
             sums: dict[str, float] = {name: sum(getattr(time, name) for time in times) for name in names}
             known = self._sequences[id(op.parts)] = (op.parts, replace(ZERO, **sums))  # type: ignore[arg-type]
         return known[1] if op.repeat == 1 else known[1].times(op.repeat)
+
+    def _exposed(self, op: Op) -> OpTime:
+        """Return the time of one execution, less what the op that it is behind hides of it."""
+        time = self._once(op)
+        if op.behind is None or time.seconds == 0:
+            return time
+        left = max(0.0, 1 - self.time(op.behind).seconds / time.seconds)
+        return replace(time, seconds=time.seconds * left, low=time.low * left, high=time.high * left)
 
     def _once(self, op: Op) -> OpTime:
         if op.shape:
@@ -210,7 +218,8 @@ class CostModel:
             return stack.software[op.kind]
         if _is_vanilla(op):
             return stack.software.get("attention.vanilla", stack.software.get(law.kind, stack.name))
-        return stack.software.get(law.kind, stack.name)
+        # some software multiplies one type in a way of its own: 'gemm.fp8_block'
+        return stack.software.get(f"{law.kind}.{op.dtype}", stack.software.get(law.kind, stack.name))
 
     def _sheet(self, op: Op) -> tuple[Processor, Sheet]:
         processor, memory = self._place(op)

@@ -27,6 +27,9 @@ DTYPES = {
     "w4a16_mxfp4": "int4_weight_only",
     "sq": "int8",
 }
+# what a framework does in calls of its own, which keep the host busy for longer than the device, has constants of its
+# own: vLLM 0.24 on a B200 takes 156 to 190 us for any product with block scales that the device finishes in less
+OWN_CALLS = {("vllm", "fp8_block"): "vllm_fp8_block"}
 # frameworks leave products of these types to the vendor's library
 LIBRARY_DTYPES = ("bfloat16", "float16")
 
@@ -56,7 +59,9 @@ class OpGemm(OperatorAdapter):
         sizes_text = "x".join(f"{size:.0f}" for size in shape[:3])
         label = f"{row.text('system')} {row.text('framework')} {row.text('dtype')} {sizes_text}"
         group = row.text("system")
-        return [framework_latency(row, system, op="gemm", dtype=dtype, shape=shape, label=label, group=group)]
+        timed = framework_latency(row, system, op="gemm", dtype=dtype, shape=shape, label=label, group=group)
+        software = OWN_CALLS.get((row.text("framework"), row.text("dtype")), timed.point.software)
+        return [replace(timed, point=replace(timed.point, software=software))]
 
     def operator_points(self, rows: Iterable[Row]) -> Iterator[OperatorPoint]:
         """Return the products, those in 16 bits on NVIDIA devices also under the library that all frameworks call."""

@@ -76,8 +76,11 @@ MEGATRON_2021_CHOICES: Mapping[str, tuple[Any, ...]] = {"micro_batch": (1, 2, 4,
 TRANSFORMER_ENGINE: Mapping[str, Any] = {"sharding": "zero_1", "sequence_parallel": True, "overlap_tensor": True}
 SOURCES: dict[str, Source] = {
     "llm-foundry": Source(stack="llm_foundry", machines=OCI, parameters={"reduce_dtype": "float32"}),
+    # Megatron-LM of 2022, megatron/mpu/layers.py: ColumnParallelLinearWithAsyncAllreduce
     "megatron-seqsel": Source(
-        stack="megatron_lm", machines=DGX, parameters={"attention": "vanilla", "overlap_gradients": False}
+        stack="megatron_lm",
+        machines=DGX,
+        parameters={"attention": "vanilla", "overlap_gradients": False, "overlap_input_gradients": True},
     ),
     "megatron-2021": Source(
         stack="megatron_lm",
@@ -110,6 +113,7 @@ SOURCES: dict[str, Source] = {
             "reduce_dtype": "bfloat16",
             "global_batch": 2048,
             "attention": "vanilla",
+            "overlap_input_gradients": True,
         },
     ),
     "nemo-24.07": Source(stack="megatron_te", machines=DGX, parameters=TRANSFORMER_ENGINE),

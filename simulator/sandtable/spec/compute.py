@@ -188,8 +188,8 @@ class StackFit(Frozen):
 class Stack(Component):
     """An engine or framework version with its overheads and efficiencies.
 
-    ``software`` names, by kind of operator, whose fitted constants apply: ``{gemm: vllm}``; the stack's own name if
-    it says nothing.
+    ``software`` names, by kind of operator, whose fitted constants apply, and where one element type has others, by
+    that too: ``{gemm: vllm, gemm.fp8_block: vllm_fp8_block}``; the stack's own name if it says nothing.
     """
 
     kind: Literal["stack"]

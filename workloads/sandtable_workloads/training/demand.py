@@ -42,7 +42,8 @@ EVERY_SECOND = 0.5
 class Demand:
     """One operator: the numbers that its law reads, and how often it runs; a collective names its group.
 
-    ``name`` is for reports; ``times`` counts executions in a row.
+    ``name`` is for reports; ``times`` counts executions in a row. ``behind`` is what runs at the same time as a
+    collective and hides it, as long as that goes.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Demand:
     shape: tuple[Number, ...]
     dtype: str
     times: Number = 1.0
+    behind: Demand | None = None
 
     @property
     def communicates(self) -> bool:
@@ -111,6 +113,7 @@ class Configuration:
     state_bytes: Number
     overlaps: Number
     pieces: Number
+    behind_weights: bool
     bucket_bytes: Number
     per_machine: Number
 
@@ -200,6 +203,7 @@ def configuration_of(
         state_bytes=optimizer_bytes(parameters),
         overlaps=float(parameters.overlap_gradients and not on_host),
         pieces=float(parameters.tensor_parallel if parameters.overlap_tensor else 1),
+        behind_weights=parameters.overlap_input_gradients,
         bucket_bytes=parameters.bucket_bytes,
         per_machine=per_machine,
     )
@@ -483,7 +487,7 @@ def layer_communication(c: Configuration, kind: LayerKind, *, backward: bool) ->
     found: list[Demand] = []
     wide = c.tokens * c.d_model * c.item_bytes
     if np.any(np.asarray(c.tensor) > 1):
-        found += _tensor_communication(c, wide, backward=backward)
+        found += _tensor_communication(c, kind, wide, backward=backward)
     if np.any(np.asarray(c.context) > 1):
         kv = c.batch * c.sequence * c.n_kv_heads * (c.head_dim + c.value_dim) / c.tensor * c.item_bytes
         if kind.windowed:
@@ -498,23 +502,37 @@ def layer_communication(c: Configuration, kind: LayerKind, *, backward: bool) ->
     return found
 
 
-def _tensor_communication(c: Configuration, wide: Number, *, backward: bool) -> list[Demand]:
+def _tensor_communication(c: Configuration, kind: LayerKind, wide: Number, *, backward: bool) -> list[Demand]:
     """Two all-reduces a layer and direction, or as many pairs of reduce-scatter and all-gather.
 
     With sequence parallelism the backward pass gathers each input once more for the weights' gradients
     (arXiv 2205.05198, section 4.2.2); that one overlaps with the product before it and is left out. Where collectives
     are cut into pieces that run beside their products, one piece is left to wait for (Wang et al., "Overlap
-    Communication with Dependent Computation via Decomposition", ASPLOS 2023).
+    Communication with Dependent Computation via Decomposition", ASPLOS 2023). Where the backward pass sums a product's
+    input gradients behind the product of its weights' gradients, only what takes longer than that is.
     """
     split = c.sequence_parallel
     whole = collective("tensor all-reduce", c, "all_reduce", wide / c.pieces, c.tensor, 1.0)
     gather = collective("tensor all-gather", c, "all_gather", wide / c.pieces, c.tensor, 1.0)
     scatter = collective("tensor reduce-scatter", c, "reduce_scatter", wide / c.pieces, c.tensor, 1.0)
-    return [
-        replace(whole, times=2 * (1 - split)),
-        replace(gather, times=2 * split),
-        replace(scatter, times=2 * split),
+    gathers = replace(gather, times=2 * split)
+    hiding = _weight_gradients(c, kind) if backward and c.behind_weights else []
+    if not hiding:
+        return [replace(whole, times=2 * (1 - split)), gathers, replace(scatter, times=2 * split)]
+    summed = [
+        replace(one, times=share, behind=product)
+        for product in hiding
+        for one, share in ((whole, 1 - split), (scatter, split))
     ]
+    return [gathers, *summed]
+
+
+def _weight_gradients(c: Configuration, kind: LayerKind) -> list[Demand]:
+    """Return the products that the two sums of a layer's input gradients may hide behind: those of qkv and FFN."""
+    if kind.experts or c.latent is not None:
+        return []
+    first, up = attention_products(c)[0], ffn_products(c, kind)[0]
+    return [list(backward_of(product))[1] for product in (first, up)]
 
 
 # --- ends of the model and of the step --------------------------------------------------------------------------

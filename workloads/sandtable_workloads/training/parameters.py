@@ -43,6 +43,8 @@ class SlmTraining(Frozen):
             otherwise, if not given.
         overlap_tensor: Send within the tensor-parallel group piece by piece, beside the product that makes or takes it;
             only the first piece is waited for.
+        overlap_input_gradients: Sum a product's input gradients over the tensor-parallel group while its weights'
+            gradients are computed, as Megatron-LM does since 2022.
         overlap_gradients: Reduce gradients while the backward pass goes on; else after it.
         adapter: Weights that are trained beside frozen ones: ``lora`` on queries and values, prompts in front of
             attention (LLaMA-Adapter), or those with scales and biases (its second version); ``none`` trains all.
@@ -79,6 +81,7 @@ class SlmTraining(Frozen):
     reduce_dtype: Literal["float32", "bfloat16"] | None = None
     overlap_gradients: bool = True
     overlap_tensor: bool = False
+    overlap_input_gradients: bool = False
     adapter: Adapter = "none"
     lora_rank: int = Field(default=8, ge=1)
     quantization: Quantization = "none"

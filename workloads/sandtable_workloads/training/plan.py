@@ -38,6 +38,7 @@ def op_of(demand: Demand, on: Where, section: str, sharing: int = 1) -> Op | Non
         sustained=True,
         on=on,
         section=section,
+        behind=None if demand.behind is None else op_of(demand.behind, on, section, sharing),
         repeat=whole,
     )
 

@@ -66,10 +66,16 @@ class Timer:
         for (kind, dtype), members in groups.items():
             seconds = self._group(kind, dtype, [demand for _, demand in members])
             of_law = self.by_law.setdefault(kind, [np.zeros(self.n) for _ in lists])
-            for (index, demand), row in zip(members, seconds, strict=True):
+            for (index, demand), alone in zip(members, seconds, strict=True):
+                row = alone if demand.behind is None else self._exposed(alone, demand.behind)
                 found[index] += row * demand.times
                 of_law[index] += row * demand.times
         return found
+
+    def _exposed(self, seconds: FloatArray, behind: Demand) -> FloatArray:
+        """Return what is left of a collective that another demand hides."""
+        hides = self._group(behind.kind, behind.dtype, [behind])[0] * behind.times
+        return np.asarray(np.maximum(0.0, seconds - hides))
 
     def _group(self, kind: str, dtype: str, demands: Sequence[Demand]) -> FloatArray:
         names = OPERATOR_COLUMNS.get(kind) or OPERATOR_COLUMNS[LAWS_OF_COLLECTIVES]
