@@ -36,6 +36,8 @@ RESOURCE_OF_KIND: dict[str, str] = {
     "attend": "compute",
     "elementwise": "compute",
     "host": "compute",
+    # what takes a known time, whatever the machine: `Op.seconds`
+    "startup": "compute",
     # ops that follow each other on one device, taken as one; see `Op.parts`
     "sequence": "compute",
     # operators with a law of their own, which reads `Op.shape`; see OPERATOR_COLUMNS
@@ -107,6 +109,7 @@ class Op:
         dtype: Element type of the weights or data moved.
         flops: Floating-point operations; a multiply and an add count as two.
         bytes_read, bytes_written: Traffic to the memory (or storage) that serves the op.
+        seconds: Of a ``startup``: how long it takes.
         n_items: Rows, neurons or calls, for kinds with a cost per item.
         n_chunks, chunk_bytes, concurrency: For storage: how many requests, their size, how many in flight.
         shape: For operators with a law of their own: the numbers that `OPERATOR_COLUMNS` names for this kind.
@@ -132,6 +135,7 @@ class Op:
     flops: float = 0.0
     bytes_read: float = 0.0
     bytes_written: float = 0.0
+    seconds: float = 0.0
     n_items: int = 0
     n_chunks: int = 0
     chunk_bytes: float = 0.0

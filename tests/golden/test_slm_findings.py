@@ -41,6 +41,7 @@ def runs(**wanted: object) -> bool:
         ("500M", "vanilla", None, 1024, True),
         ("1B", "flash", "ddp", 1024, True),
         ("2B", "flash", "ddp", 512, True),
+        ("2B", "flash", "ddp", 1024, False),
         ("2B", "flash", "fsdp_full", 1024, True),
         ("2B", "flash", "fsdp_grad_op", 1024, True),
     ],
@@ -48,37 +49,6 @@ def runs(**wanted: object) -> bool:
 def test_what_runs_out_of_memory(model: str, attention: str, sharding: str | None, batch: int, fits: bool) -> None:
     wanted: dict[str, object] = {"model": model, "attention": attention, "batch": batch}
     assert runs(**wanted, **({} if sharding is None else {"sharding": sharding})) is fits
-
-
-@pytest.mark.parametrize("gaps", [0.02, 0.05])
-def test_in_mixed_precision_the_whole_pattern_is_met(gaps: float) -> None:
-    """The tensors of float32 weights under autocast, and an allocator with few gaps, explain all that ran and did not.
-
-    In pure bfloat16, 2B with DDP at 16 sequences a GPU needs less than 2B with vanilla attention at 8, which did run.
-    """
-
-    def share(
-        model: str, attention: str, devices: int, batch: int, *shardings: str, gpu: str = "A100-80GB"
-    ) -> float:
-        machine = library.load_machine(findings.grid()["machines"][gpu], {"stack": findings.grid()["stack"]})
-        assert machine.stack is not None
-        sheet = machine.stack.datasheet.model_copy(update={"fragmented_frac": gaps})
-        machine = machine.model_copy(update={"stack": machine.stack.model_copy(update={"datasheet": sheet})})
-        fields = {"attention": attention, "devices": devices, "micro_batch": batch, "precision": "mixed_bfloat16"}
-        names = shardings or ("ddp", "fsdp_full", "fsdp_grad_op")
-        tried = [findings.SlmTraining.model_validate({"model": model, "sharding": s} | fields) for s in names]
-        return min(findings._memory_frac(held, machine) for held in memories(tried, machine))
-
-    assert share("slm_1b", "vanilla", 64, 16) > 1
-    assert share("slm_2b", "vanilla", 64, 16) > 1
-    assert share("slm_2b", "flash", 64, 16, "ddp") > 1
-    assert share("slm_100m", "flash", 8, 128) > 1
-    assert share("slm_500m", "vanilla", 64, 16) < 1
-    assert share("slm_1b", "flash", 64, 16, "ddp") < 1
-    assert share("slm_2b", "flash", 64, 8, "ddp") < 1
-    assert share("slm_2b", "flash", 64, 16, "fsdp_full") < 1
-    assert share("slm_2b", "vanilla", 64, 8) < 1
-    assert share("slm_2b", "flash", 1, 4, gpu="A100-40GB") < 1
 
 
 def test_two_billion_parameters_train_on_one_gpu_with_40_gb() -> None:

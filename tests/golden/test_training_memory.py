@@ -1,7 +1,7 @@
 """What fits and what does not, as arXiv 2410.19456 and llm-foundry's benchmark saw it; which tensors decide it.
 
-Of the first, two cases bound a constant of its stack, the share of memory that is lost (`fragmented`): DDP of 2B at
-1024 sequences from below, scores of 500M at 1024 from above. These two are in sample; the others were not used.
+That AdamW's moments are float32 beside weights in bfloat16 was chosen with the first in view: with moments in bfloat16,
+2B with DDP fits at 1024 sequences. One run is predicted to fail that did not: 2B with vanilla attention at 512.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def machine(gpu: str) -> Machine:
     return loaded(MACHINES[gpu], "huggingface_pytorch_2_3")
 
 
-def judged(model: str, attention: str, gpu: str, *, n_gpus: int, batch: int, scheme: str = "ddp") -> Verdict:
-    parameters = SlmTraining.model_validate(
+def run_of(model: str, attention: str, *, n_gpus: int, batch: int, scheme: str) -> SlmTraining:
+    return SlmTraining.model_validate(
         {
             "model": model,
             "sequence_tokens": 1024,
@@ -46,8 +46,13 @@ def judged(model: str, attention: str, gpu: str, *, n_gpus: int, batch: int, sch
             "sharding": scheme,
             "attention": attention,
             "precision": "bfloat16",
+            "optimizer_dtype": "float32",
         }
     )
+
+
+def judged(model: str, attention: str, gpu: str, *, n_gpus: int, batch: int, scheme: str = "ddp") -> Verdict:
+    parameters = run_of(model, attention, n_gpus=n_gpus, batch=batch, scheme=scheme)
     return WORKLOAD.verdict(parameters, machine(gpu))
 
 
@@ -72,6 +77,29 @@ def test_a_fused_attention_lets_1024_sequences_in(model: str, scheme: str) -> No
 
 def test_500m_with_scores_in_memory_trains_at_1024() -> None:
     assert judged("slm_500m", "vanilla", "A100-80", n_gpus=64, batch=16).fits
+
+
+@pytest.mark.xfail(strict=True, reason="counted tensors and 15 % gaps need 5 % more than 80 GiB")
+def test_2b_with_scores_in_memory_trains_at_512() -> None:
+    assert judged("slm_2b", "vanilla", "A100-80", n_gpus=64, batch=8, scheme="fsdp_full").fits
+
+
+@pytest.mark.parametrize("fragmented", [0.13, 0.18])
+def test_the_pattern_hangs_on_no_exact_share_of_lost_memory(fragmented: float) -> None:
+    kept = machine("A100-80")
+    assert kept.stack is not None
+    sheet = kept.stack.datasheet.model_copy(update={"fragmented_frac": fragmented})
+    changed = kept.model_copy(update={"stack": kept.stack.model_copy(update={"datasheet": sheet})})
+
+    def fits(model: str, attention: str, scheme: str, batch: int) -> bool:
+        return WORKLOAD.verdict(run_of(model, attention, n_gpus=64, batch=batch, scheme=scheme), changed).fits
+
+    assert not fits("slm_2b", "flash", "ddp", 16)
+    assert fits("slm_2b", "flash", "ddp", 8)
+    assert fits("slm_2b", "flash", "fsdp_full", 16)
+    assert not fits("slm_1b", "vanilla", "fsdp_full", 16)
+    assert fits("slm_1b", "flash", "ddp", 16)
+    assert fits("slm_500m", "vanilla", "ddp", 16)
 
 
 def test_2b_unsharded_trains_at_512_and_sharded_at_1024() -> None:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandtable import library
-from sandtable.errors import DoesNotFit
+from sandtable.errors import ConfigError, DoesNotFit
 from sandtable_workloads.training import memory
-from sandtable_workloads.training.demand import SHARDING
+from sandtable_workloads.training.demand import SHARDING, optimizer_bytes
+from sandtable_workloads.training.execute import check_executable
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.training.plan import layers_at
 from sandtable_workloads.training.schedule import tasks_of
@@ -68,6 +69,20 @@ def test_the_first_stage_keeps_a_whole_model_of_activations(stages: int, chunks:
     one = WORKLOAD.layer_memory(run(), DGX)["activations"]
     more = 1.0 if chunks == 1 else 1 + (stages - 1) / (stages * chunks)
     assert WORKLOAD.layer_memory(p, DGX)["activations"] == pytest.approx(one * more, rel=1e-6)
+
+
+def test_moments_may_be_wider_than_weights() -> None:
+    narrow, wide = (
+        SlmTraining(model="slm_1b", precision="bfloat16", devices=1, optimizer_dtype=dtype)
+        for dtype in (None, "float32")
+    )
+    held = WORKLOAD.memory_by_kind([narrow, wide], DGX)
+    assert held[1]["optimizer"] == 2 * held[0]["optimizer"] == pytest.approx(8 * 970_458_240, rel=1e-3)
+    assert held[1]["weights"] == held[0]["weights"]
+    # gradient, weight and two moments, the last three read and written
+    assert (optimizer_bytes(narrow), optimizer_bytes(wide)) == (2 + 2 * 2 + 4 * 2, 2 + 2 * 2 + 4 * 4)
+    with pytest.raises(ConfigError, match="optimizer_dtype: float32 beside bfloat16 is simulated only"):
+        check_executable(wide)
 
 
 def test_pure_bfloat16_is_8_bytes_a_parameter() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from sandtable import discover, library
+from sandtable.engine.run import run
+from sandtable.model.operations import CostModel
 from sandtable.spec import Machine
 
 WORKLOAD: Any = discover.workload("slm_training")
@@ -25,10 +27,10 @@ def times(stack: str = "huggingface_pytorch_2_3", **settings: Any) -> dict[str, 
 def once(devices: int) -> float:
     stack = machine().stack
     assert stack is not None
-    return stack.datasheet.first_step_s + (stack.datasheet.connect_s if devices > 1 else 0.0)
+    return stack.datasheet.first_step_s + stack.datasheet.connect_s * {1: 0, 2: 1, 4: 2, 8: 3, 64: 3}[devices]
 
 
-@pytest.mark.parametrize("devices", [1, 2, 64])
+@pytest.mark.parametrize("devices", [1, 2, 4, 64])
 @pytest.mark.parametrize("steps", [1, 10, 1000])
 def test_the_first_step_is_spread_over_all_measured_ones(devices: int, steps: int) -> None:
     cold = times(devices=devices, steps=steps, warmup_steps=0)
@@ -40,6 +42,16 @@ def test_the_first_step_is_spread_over_all_measured_ones(devices: int, steps: in
     assert cold["forward_s"] + cold["backward_s"] + cold["optimizer_s"] == pytest.approx(cold["step_s"], rel=1e-6)
     parts = cold["compute_s"] + cold["communication_s"] + cold["idle_s"]
     assert parts == pytest.approx(cold["step_s"], rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_the_engine_plays_a_longer_first_step(steps: int) -> None:
+    parameters = WORKLOAD.parameters(model="slm_1b", micro_batch=8, devices=8, steps=steps, warmup_steps=0)
+    played = run(WORKLOAD.plan(parameters, machine(), 0), CostModel(machine())).steps
+    assert len(played) == steps
+    mean = sum(step.total_s for step in played) / steps
+    assert mean == pytest.approx(times(devices=8, steps=steps, warmup_steps=0)["step_s"], rel=0.01)
+    assert steps == 1 or played[0].total_s - played[1].total_s == pytest.approx(once(8))
 
 
 def test_software_that_says_nothing_starts_warm() -> None:

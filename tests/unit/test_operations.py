@@ -297,7 +297,9 @@ def test_a_drive_without_law_or_likeness(machine: Machine) -> None:
 
 def test_a_type_that_software_multiplies_in_a_way_of_its_own_has_constants_of_its_own() -> None:
     machine = library.load_machine("dgx_b200", {"stack": "vllm"})
-    product = op("gemm", bytes_read=0, flops=0, shape=(64.0, 4096.0, 4096.0, 1.0), dtype="fp8_block")
+    product = op(
+        "gemm", on="accelerator", bytes_read=0, flops=0, shape=(64.0, 4096.0, 4096.0, 1.0), dtype="fp8_block"
+    )
     assert machine.stack is not None
     named = machine.stack.model_copy(update={"software": {"gemm.fp8_block": "vllm_fp8_block"}})
     apart = CostModel(machine.model_copy(update={"stack": named}))

@@ -93,6 +93,8 @@ class CostModel:
         return replace(time, seconds=time.seconds * left, low=time.low * left, high=time.high * left)
 
     def _once(self, op: Op) -> OpTime:
+        if op.kind == "startup":
+            return replace(ZERO, seconds=op.seconds, low=op.seconds, high=op.seconds)
         if op.shape:
             return self._operator(op)
         if op.resource == "storage":
@@ -104,7 +106,7 @@ class CostModel:
 
     def _law(self, op: Op) -> str:
         """Name the law that an op follows; what no fit covers follows one reading of the data sheet, all of it."""
-        if op.resource == "storage":
+        if op.resource == "storage" or op.kind == "startup":
             return op.kind
         if op.shape:
             law = operators.law_of(op.kind)

@@ -165,7 +165,8 @@ class StackDatasheet(Frozen):
     host_call_s: Seconds = Field(default=0.0, ge=0)  # host time of one framework call
     overlaps_host: bool = False  # the host queues ahead, so a step costs max(host, device)
     dynamic_shape_s: Seconds = Field(default=0.0, ge=0)  # extra per op whose shape changes from step to step
-    # once per run: loading kernels and growing buffers in the first step, and several ranks finding each other
+    # once per run: loading kernels and growing buffers in the first step, and several ranks finding each other, for
+    # each doubling of the ranks of one machine
     first_step_s: Seconds = Field(default=0.0, ge=0)
     connect_s: Seconds = Field(default=0.0, ge=0)
     # what the software keeps of each element for the backward pass, by composite, where it is not the least possible

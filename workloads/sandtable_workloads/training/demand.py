@@ -225,12 +225,12 @@ def _latent(shape: ModelShape) -> tuple[int, int, int, int, int] | None:
 def optimizer_bytes(parameters: SlmTraining) -> float:
     """Return what AdamW reads and writes per parameter.
 
-    It reads the gradient, reads and writes weight and two moments; with mixed precision these are float32, and the
-    narrow weight is written too.
+    It reads the gradient, reads and writes weight and two moments; with mixed precision the weight is float32, and a
+    narrow one is written too.
     """
     item = 4.0 if parameters.precision != "bfloat16" else 2.0
     narrow = 2.0 if parameters.precision.startswith("mixed") else 0.0
-    return parameters.gradient_bytes + 6 * item + narrow
+    return parameters.gradient_bytes + 2 * item + 4 * parameters.moment_bytes + narrow
 
 
 def stacked(configurations: Sequence[Configuration]) -> Configuration:

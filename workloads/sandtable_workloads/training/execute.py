@@ -100,6 +100,11 @@ def check_executable(parameters: SlmTraining) -> None:
     if parameters.precision not in EXECUTABLE_PRECISIONS:
         names = ", ".join(EXECUTABLE_PRECISIONS)
         raise ConfigError(f"parameters.precision: {parameters.precision} is simulated only; executed are {names}")
+    if parameters.moment_bytes != parameters.model_copy(update={"optimizer_dtype": None}).moment_bytes:
+        raise ConfigError(
+            f"parameters.optimizer_dtype: {parameters.optimizer_dtype} beside {parameters.precision} is simulated "
+            "only; leave it out"
+        )
     check_shape(shape_of(parameters))
 
 

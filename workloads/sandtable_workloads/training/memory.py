@@ -196,7 +196,7 @@ def held_by(c: Configuration, layers: Number, outer_params: Number) -> Held:
 def states(p: SlmTraining, c: Configuration, n: Held) -> dict[str, Number]:
     """Return weights, master weights, optimiser states and gradients of the parameters of one device."""
     mixed = p.precision.startswith("mixed")
-    moments = MOMENTS * (2.0 if p.precision == "bfloat16" else 4.0)
+    moments = MOMENTS * p.moment_bytes
     # with sharded weights the float32 ones are the only ones that stay; narrow ones exist while they are gathered
     narrow = np.where(np.asarray(c.sharding) >= SHARDING["fsdp_grad_op"], 0.0, 1.0) if mixed else 1.0
     return {

@@ -41,6 +41,8 @@ class SlmTraining(Frozen):
         bucket_bytes: Gradients that ``ddp`` reduces in one call.
         reduce_dtype: Type in which gradients are reduced; float32 with mixed precision, and the weights' type
             otherwise, if not given.
+        optimizer_dtype: Type of AdamW's two moments; float32 with mixed precision, and the weights' type otherwise,
+            if not given.
         overlap_tensor: Send within the tensor-parallel group piece by piece, beside the product that makes or takes it;
             only the first piece is waited for.
         overlap_input_gradients: Sum a product's input gradients over the tensor-parallel group while its weights'
@@ -79,6 +81,7 @@ class SlmTraining(Frozen):
     precision: Precision = "bfloat16"
     bucket_bytes: Bytes = Field(default=float(25 << 20), gt=0)
     reduce_dtype: Literal["float32", "bfloat16"] | None = None
+    optimizer_dtype: Literal["float32", "bfloat16"] | None = None
     overlap_gradients: bool = True
     overlap_tensor: bool = False
     overlap_input_gradients: bool = False
@@ -133,6 +136,13 @@ class SlmTraining(Frozen):
     def gradient_bytes(self) -> float:
         """Bytes of a gradient as it is accumulated, and as the optimiser reads it."""
         return 2.0 if self.precision == "bfloat16" else 4.0
+
+    @property
+    def moment_bytes(self) -> float:
+        """Bytes of each of AdamW's two moments of a parameter."""
+        if self.optimizer_dtype is None:
+            return 2.0 if self.precision == "bfloat16" else 4.0
+        return 4.0 if self.optimizer_dtype == "float32" else 2.0
 
     @property
     def reduce_bytes(self) -> float:

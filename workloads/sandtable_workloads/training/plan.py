@@ -351,16 +351,39 @@ class _Pipeline:
             self.builder.add(replace(blocks.gather_all, place=stage), [optimizer])
 
 
+def _started(step: Step, startup_s: float) -> Step:
+    """Return a step with what a run does once: loading kernels, and finding the other ranks."""
+    last = step.ops[-1]
+    once = Op(
+        name="startup",
+        kind="startup",
+        account="compute",
+        seconds=startup_s,
+        on=last.on,
+        section=FORWARD,
+        after=tuple(range(len(step.ops))),
+    )
+    return replace(step, ops=(*step.ops, once))
+
+
 def plan_of(
-    parameters: SlmTraining, c: Configuration, shape: ModelShape, machine: Machine, memory: dict[str, float]
+    parameters: SlmTraining,
+    c: Configuration,
+    shape: ModelShape,
+    machine: Machine,
+    memory: dict[str, float],
+    startup_s: float = 0.0,
 ) -> Plan:
-    """Return the plan of a whole run: equal steps."""
+    """Return the plan of a whole run: equal steps, the first of which takes ``startup_s`` longer."""
     step = step_of(c, shape, machine)
+    steps: tuple[Step, ...] = (replace(step, repeat=parameters.steps),)
+    if startup_s:
+        steps = (_started(step, startup_s), replace(step, repeat=parameters.steps - 1))[: parameters.steps]
     warm = replace(step, repeat=parameters.warmup_steps)
     phases = [Phase(name="warmup", steps=(warm,))] if parameters.warmup_steps else []
     return Plan(
         workload="slm_training",
-        phases=(*phases, Phase(name="train", steps=(replace(step, repeat=parameters.steps),))),
+        phases=(*phases, Phase(name="train", steps=steps)),
         main_phase="train",
         memory_bytes=memory,
         work_unit="step",

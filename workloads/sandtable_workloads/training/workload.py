@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -45,7 +46,8 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         shape = shape_of(parameters)
         layout.check(parameters, shape, machine)
         held = memory.check(parameters, machine, shape.name, lambda p: memory_of(p, machine))
-        return plan_of(parameters, configuration(parameters, machine), shape, machine, held)
+        once_s = startup_s(parameters, machine)
+        return plan_of(parameters, configuration(parameters, machine), shape, machine, held, once_s)
 
     def plan_check(self, parameters: SlmTraining, machine: Machine) -> None:
         """Refuse what cannot be laid out, without making a plan.
@@ -194,7 +196,7 @@ def _groups(parameters: Sequence[SlmTraining], machine: Machine) -> Iterator[tup
     groups: dict[Any, list[int]] = {}
     configurations = [configuration(p, machine) for p in parameters]
     for index, (p, c) in enumerate(zip(parameters, configurations, strict=True)):
-        groups.setdefault((p.precision, structure(c)), []).append(index)
+        groups.setdefault((p.precision, p.optimizer_dtype, structure(c)), []).append(index)
     for members in groups.values():
         yield members, stacked([configurations[index] for index in members])
 
@@ -212,13 +214,18 @@ def estimate(parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[s
     return found
 
 
+def startup_s(parameters: SlmTraining, machine: Machine) -> float:
+    """Return what the first measured step takes beyond the others: nothing if steps before it warmed up."""
+    if parameters.warmup_steps or machine.stack is None:
+        return 0.0
+    sheet = machine.stack.datasheet
+    ranks = min(parameters.devices, layout.devices_per_machine(machine, parameters.devices))
+    return sheet.first_step_s + sheet.connect_s * math.log2(ranks)
+
+
 def _cold(times: dict[str, float], parameters: SlmTraining, machine: Machine) -> dict[str, float]:
     """Spread what the first step takes once over all measured steps, if no step before those warmed up."""
-    if parameters.warmup_steps or machine.stack is None:
-        return times
-    sheet = machine.stack.datasheet
-    once = sheet.first_step_s + (sheet.connect_s if parameters.devices > 1 else 0.0)
-    share = once / parameters.steps
+    share = startup_s(parameters, machine) / parameters.steps
     return {name: seconds + (share if name in LONGER_WHEN_COLD else 0.0) for name, seconds in times.items()}
 
 
