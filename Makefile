@@ -19,6 +19,7 @@ $(VENV)/.torch: $(VENV)/.installed
 
 # Benchmarks also run the peers that they are compared with.
 $(VENV)/.bench: $(VENV)/.torch
+	$(PIP) --editable '.[bench]'
 	command -v fio >/dev/null || echo "fio is not installed: the comparison with it will be skipped (apt-get install fio)"
 	touch $@
 

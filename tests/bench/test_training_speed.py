@@ -87,8 +87,7 @@ def test_executed_training_is_no_slower_than_a_plain_loop(tmp_path: Path, model:
         f"\n{model}: executed {tokens / np.median(ours):.0f} tokens/s, plain loop {tokens / np.median(theirs):.0f}, "
         f"ratio {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
     )
-    # a twentieth is what rounds differ by on a quiet machine
-    assert np.median(ratios) >= 0.95
+    assert np.median(ratios) >= 1.0
 
 
 HUGGING_FACE = """
