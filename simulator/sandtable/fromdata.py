@@ -81,8 +81,9 @@ class FromData:
 def collect(folder: Path, only: Sequence[str] | None = None) -> dict[Group, list[tuple[OperatorPoint, str]]]:
     """Return the timed operators of all adapters with their public sources, by device, software and kind.
 
-    With ``only``, the groups that these adapters have points of; points of other adapters in such a group stay, so
-    that constants never depend on which file was named.
+    Rows that the package ships join those of the folder, which come first where both have a file. With ``only``, the
+    groups that these adapters have points of; points of other adapters in such a group stay, so that constants never
+    depend on which file was named.
 
     Raises:
         ConfigError: no such folder, or no file in it times operators.
@@ -97,12 +98,14 @@ def collect(folder: Path, only: Sequence[str] | None = None) -> dict[Group, list
     groups: dict[Group, list[tuple[OperatorPoint, str]]] = {}
     touched: set[Group] = set()
     for name, adapter in known.items():
-        if not (folder / f"{name}.csv").is_file():
+        found = (folder / f"{name}.csv").is_file()
+        source = folder if found else adapter.shipped()
+        if source is None:
             continue
-        for point in adapter.operator_points(adapter.read(folder)):
+        for point in adapter.operator_points(adapter.read(source)):
             group = group_of(point)
             groups.setdefault(group, []).append((point, f"{name}: {adapter.source}"))
-            if only is None or name in only:
+            if found if only is None else name in only:
                 touched.add(group)
     if not touched:
         expected = ", ".join(f"{name}.csv" for name in only or known)
