@@ -39,9 +39,12 @@ _REFERENCES = {
     "accelerator.peer_link": "link",
     "network": "link",
     "process_link": "link",
-    "like": "storage",
     "storage.like": "storage",
+    "processor.like": "processor",
+    "accelerator.processor.like": "processor",
 }
+# kinds of devices that may name another one of their kind in ``like``
+_HAS_LIKE = ("storage", "processor")
 # the device whose shape stands in for what a storage data sheet leaves open
 GENERIC_STORAGE = "generic_flash"
 # the software assumed where a machine names none
@@ -312,7 +315,8 @@ def _resolve(data: CommentedMap, path: Path) -> None:
         data.setdefault("like", GENERIC_STORAGE)
     if data.get("kind") == "machine" and not _is_fitted(data.get("processor")):
         data.setdefault("stack", GENERIC_STACK)
-    for dotted, kind in _REFERENCES.items():
+    own = {"like": str(data.get("kind"))} if data.get("kind") in _HAS_LIKE else {}
+    for dotted, kind in (_REFERENCES | own).items():
         *parents, key = dotted.split(".")
         node: Any = data
         for parent in parents:

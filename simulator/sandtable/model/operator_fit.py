@@ -78,11 +78,12 @@ class Predictor:
         self.law = law
         self.n_points = len(points)
         self.measured = np.array([point.seconds for point in points])
-        groups: dict[tuple[str, str, str], list[int]] = {}
+        # shapes may leave out their last numbers, and not all do
+        groups: dict[tuple[str, str, str, int], list[int]] = {}
         for index, point in enumerate(points):
-            groups.setdefault((point.place, point.dtype, point.op), []).append(index)
+            groups.setdefault((point.place, point.dtype, point.op, len(point.shape)), []).append(index)
         self.groups: list[tuple[Sheet | LinkSheet, str, str, Indices, Columns]] = []
-        for (place, dtype, op), indices in groups.items():
+        for (place, dtype, op, _), indices in groups.items():
             shapes = np.array([points[index].shape for index in indices], dtype=np.float64)
             columns = law.columns(list(shapes.T))
             self.groups.append((sheets[place], dtype, op, np.array(indices, dtype=np.intp), columns))

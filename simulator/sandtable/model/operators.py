@@ -12,7 +12,7 @@ from sandtable.model.law import OperatorLaw
 from sandtable.model.moe import MoeLaw
 from sandtable.model.stream import StreamLaw
 from sandtable.plan import COLLECTIVES
-from sandtable.spec import Link, OperatorFit, OperatorFits, Processor, Stack
+from sandtable.spec import Link, OperatorFit, Processor, Stack
 
 LAWS: dict[str, OperatorLaw] = {
     law.kind: law for law in (GemmLaw(), AttentionLaw(), StreamLaw(), MoeLaw(), CollectiveLaw())
@@ -27,7 +27,8 @@ UNFITTED_LOW_FRAC, UNFITTED_HIGH_FRAC = 0.5, 2.0
 class Resolved:
     """Constants for one kind of operator on one device: their values, their interval, and where they are from.
 
-    ``origin`` is "device" (fitted on it), "siblings" (pooled by the software's file) or "typical".
+    ``origin`` is "device" (fitted on it), "like" (fitted on the one that its file names), "siblings" (pooled by the
+    software's file) or "typical".
     """
 
     values: Mapping[str, float]
@@ -43,15 +44,20 @@ def law_of(op_kind: str) -> OperatorLaw | None:
 
 def resolve(law: OperatorLaw, device: Processor | Link, software: str, stack: Stack | None) -> Resolved:
     """Return the constants of ``law``: the device's own for that software, else its siblings', else typical ones."""
-    own: OperatorFits | None = None if device.fitted is None else device.fitted.operators
-    pooled = None if stack is None or stack.fitted is None else stack.fitted.operators
-    for fits, origin in ((own, "device"), (pooled, "siblings")):
-        fit = None if fits is None else fits.of(law.kind).get(software)
-        if fit is not None:
-            return _resolved(fit, origin)
+    own = None if device.fitted is None else device.fitted.operators.of(law.kind).get(software)
+    pooled = None if stack is None or stack.fitted is None else stack.fitted.operators.of(law.kind).get(software)
+    if own is not None:
+        return _resolved(own, own, "device")
+    like = device.like if isinstance(device, Processor) else None
+    near = None if like is None or like.fitted is None else like.fitted.operators.of(law.kind).get(software)
+    if near is not None:
+        # how far constants miss on a device they were not fitted to is what pooling found out
+        return _resolved(near, pooled or near, "like")
+    if pooled is not None:
+        return _resolved(pooled, pooled, "siblings")
     return Resolved(law.typical(), UNFITTED_LOW_FRAC, UNFITTED_HIGH_FRAC, "typical")
 
 
-def _resolved(fit: OperatorFit, origin: str) -> Resolved:
-    evidence = fit.evidence
+def _resolved(fit: OperatorFit, spread: OperatorFit, origin: str) -> Resolved:
+    evidence = spread.evidence
     return Resolved(fit.values(), evidence.residual_low_frac, evidence.residual_high_frac, origin)

@@ -108,6 +108,7 @@ class Processor(Component):
     kind: Literal["processor"]
     datasheet: ProcessorDatasheet
     fitted: ProcessorFit | None = None
+    like: Processor | None = None  # a sibling whose fitted constants of operators apply until it has its own
 
 
 # --- links -------------------------------------------------------------------------------------------------
