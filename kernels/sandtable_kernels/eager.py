@@ -39,6 +39,7 @@ _NORM = ((7, 6), (23, 14))
 _ADD = (3, 1)
 _GATE = ((5, 2), (13, 4))
 _ROPE = ((2, 1), (6, 4))
+_STEP_KERNELS, _TENSOR_KERNELS = 32, 5
 
 
 def norm(n_tokens: float, width: float, item_bytes: float, *, backward: bool = False) -> Traffic:
@@ -90,6 +91,7 @@ def cross_entropy(n_tokens: float, vocabulary: float, item_bytes: float, *, back
 def adamw(n_params: float, n_tensors: float, item_bytes: float, state_bytes: float = 4) -> Traffic:
     """One fused step: weights and two states read and written, gradients read.
 
-    Each tensor is a kernel, and so is the counter of its steps, which is a tensor of its own.
+    What is done in Python for a step and for each of its tensors is counted in the time of a simple kernel: with
+    tensors of 64 elements, PyTorch 2.13 takes 28 us and 4.4 us, where an addition takes 0.9 us.
     """
-    return Traffic(n_params * (3 * item_bytes + 4 * state_bytes), 2 * n_tensors)
+    return Traffic(n_params * (3 * item_bytes + 4 * state_bytes), _STEP_KERNELS + _TENSOR_KERNELS * n_tensors)

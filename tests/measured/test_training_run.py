@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -200,6 +202,17 @@ def test_a_killed_rank_ends_the_run_and_nothing_is_lost(
     assert losses(broken) == losses(whole)
     assert losses(broken, 1) == losses(whole, 1)
     assert [record.step for record in read_records(broken.folder, 0)] == list(range(40))
+
+
+def test_a_rank_that_dies_with_its_result_written_is_done(tmp_path: Path) -> None:
+    """Leaving the group, gloo may abort a rank as another one hangs up: nothing of the run is lost by that."""
+    file = tmp_path / "rank0.json"
+    process = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"], stderr=subprocess.DEVNULL)
+    process.wait()
+    dead = ranks.Rank(number=0, process=process, stderr=tmp_path / "rank0.stderr", result=file)
+    assert dead.code() == -signal.SIGABRT
+    file.write_text("{}")
+    assert dead.code() == 0
 
 
 def test_being_told_to_stop_saves_what_is_done(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ class OpEfficiency(Frozen):
     """What software reaches on one kind of operation: a share of the data sheet, or a rate of its own.
 
     ``traffic`` is how many times the software moves each byte of the demand (temporaries, staging copies);
-    ``calls`` how many framework calls one operation takes on the host. ``special`` counts, per element of the demand,
+    ``calls`` how many framework calls one operation takes on the host, ``calls_per_layer`` how many more for each layer
+    of a model, where one operation is for all of them. ``special`` counts, per element of the demand,
     what takes a core longer than moving it: exponentials, logarithms, complex products.
     """
 
@@ -46,6 +47,7 @@ class OpEfficiency(Frozen):
     per_item_s: Seconds = Field(default=0.0, ge=0)
     traffic: float = Field(default=1.0, gt=0)
     calls: int = Field(default=1, ge=0)
+    calls_per_layer: int = Field(default=0, ge=0)
     special: float = Field(default=0.0, ge=0)
     on: Literal["host", "accelerator"] | None = None  # where the software runs it, if not where the plan says
 

@@ -263,7 +263,8 @@ class Software:
         if found is None:
             return Demand(name=name, kind="stream", shape=(n_bytes, n_kernels), dtype=c.dtype)
         special = found.special * n_bytes / c.item_bytes
-        shape = (n_bytes * found.traffic, n_kernels * found.calls, special)
+        layers = c.n_layers / c.pipeline
+        shape = (n_bytes * found.traffic, n_kernels * found.calls + layers * found.calls_per_layer, special)
         return Demand(name=name, kind="stream", shape=shape, dtype=c.dtype)
 
 

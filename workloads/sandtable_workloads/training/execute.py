@@ -16,7 +16,7 @@ from sandtable.spec import Machine
 from sandtable.workload import Execution, ExecutionContext
 from sandtable_workloads.training import ranks
 from sandtable_workloads.training.data import TokenFile, prepare_tokens
-from sandtable_workloads.training.job import Job, Record, read_records, shape_of
+from sandtable_workloads.training.job import Job, Record, read_records, result_path, shape_of
 from sandtable_workloads.training.parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
@@ -160,7 +160,7 @@ def execution_of(job: Job, planned: Mapping[str, float]) -> Execution:
     """Return what the ranks of a finished job recorded; ``planned`` are the plan's bytes by kind."""
     n_ranks = job.parameters.devices
     by_step = list(zip(*(read_records(job.folder, rank) for rank in range(n_ranks)), strict=True))
-    summaries = [json.loads((job.folder / f"rank{rank}.json").read_text()) for rank in range(n_ranks)]
+    summaries = [json.loads(result_path(job.folder, rank).read_text()) for rank in range(n_ranks)]
     resident = max(summary["resident_bytes"] - summary["resident_before_bytes"] for summary in summaries)
     return Execution(
         steps=[step_result(job, records) for records in by_step],

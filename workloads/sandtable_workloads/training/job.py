@@ -110,6 +110,11 @@ def records_path(folder: Path, rank: int) -> Path:
     return folder / f"rank{rank}.jsonl"
 
 
+def result_path(folder: Path, rank: int) -> Path:
+    """Return where a rank writes what it knows when all its steps are done."""
+    return folder / f"rank{rank}.json"
+
+
 def append_record(folder: Path, rank: int, record: Record) -> None:
     """Append one record and hand it to the operating system."""
     with records_path(folder, rank).open("a", encoding="utf-8") as file:

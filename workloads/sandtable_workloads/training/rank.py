@@ -23,7 +23,15 @@ from sandtable.errors import SandtableError
 from sandtable_workloads.training import checkpoint, shard
 from sandtable_workloads.training.data import Batches, TokenFile
 from sandtable_workloads.training.device import Device, device_of
-from sandtable_workloads.training.job import RENDEZVOUS, Job, Record, append_record, keep_records, write_whole
+from sandtable_workloads.training.job import (
+    RENDEZVOUS,
+    Job,
+    Record,
+    append_record,
+    keep_records,
+    result_path,
+    write_whole,
+)
 from sandtable_workloads.training.model import Decoder
 
 STOPPED = 75  # exit code of a rank that stopped because it was asked to (EX_TEMPFAIL)
@@ -206,7 +214,7 @@ def train(job: Job, rank: int, n_ranks: int) -> int:
         if not trainer.run():
             return STOPPED
         found = summary(trainer) | {"resident_before_bytes": resident_before, "finished_s": time.time()}
-        write_whole(job.folder / f"rank{rank}.json", json.dumps(found).encode())
+        write_whole(result_path(job.folder, rank), json.dumps(found).encode())
         trainer.barrier()
     finally:
         shard.leave()

@@ -18,7 +18,7 @@ from typing import IO
 
 from sandtable.errors import DoesNotFit, MeasureError, NoDevice, SandtableError
 from sandtable_kernels.torch_pool import environment
-from sandtable_workloads.training.job import RENDEZVOUS, Job
+from sandtable_workloads.training.job import RENDEZVOUS, Job, result_path
 
 POLL_S = 0.05
 # from being told to stop until being ended: the longest step that may still finish
@@ -31,11 +31,20 @@ _ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe
 
 @dataclass(slots=True, kw_only=True)
 class Rank:
-    """One running rank and where its words go."""
+    """One running rank, where its words go, and the file that it writes when all steps are done."""
 
     number: int
     process: subprocess.Popen[bytes]
     stderr: Path
+    result: Path
+
+    def code(self) -> int | None:
+        """Return its exit code, None while it runs; 0 if it ended with its result written.
+
+        With that, only leaving the group is left, where gloo aborts a rank now and then as another one hangs up.
+        """
+        code = self.process.poll()
+        return 0 if code is not None and self.result.is_file() else code
 
     def last_words(self) -> str:
         """Return the last line that it wrote to stderr."""
@@ -59,6 +68,8 @@ def run(job: Job, progress: Callable[[str], None] = lambda _: None) -> None:
     """
     n_ranks = job.parameters.devices
     (job.folder / RENDEZVOUS).unlink(missing_ok=True)
+    for number in range(n_ranks):
+        result_path(job.folder, number).unlink(missing_ok=True)
     file = job.save()
     with ExitStack() as stack:
         ranks = [_start(job, file, number, n_ranks, stack) for number in range(n_ranks)]
@@ -83,12 +94,12 @@ def _start(job: Job, file: Path, number: int, n_ranks: int, stack: ExitStack) ->
         env=environment(job.n_threads),
         start_new_session=True,
     )
-    return Rank(number=number, process=process, stderr=path)
+    return Rank(number=number, process=process, stderr=path, result=result_path(job.folder, number))
 
 
 def _watch(ranks: Sequence[Rank], job: Job, progress: Callable[[str], None]) -> None:
     while True:
-        codes = [rank.process.poll() for rank in ranks]
+        codes = [rank.code() for rank in ranks]
         if any(code not in (None, 0) for code in codes):
             time.sleep(2 * POLL_S)  # the others notice within moments; who was first is easier to tell then
             raise _failure(ranks, job)
@@ -112,7 +123,7 @@ def _stop(ranks: Sequence[Rank], patience_s: float) -> None:
 
 
 def _failure(ranks: Sequence[Rank], job: Job) -> SandtableError:
-    dead = [rank for rank in ranks if rank.process.poll() not in (None, 0)]
+    dead = [rank for rank in ranks if rank.code() not in (None, 0)]
     first = min(dead, key=_suspicion)
     words = first.last_words()
     for kind in (NoDevice, DoesNotFit):

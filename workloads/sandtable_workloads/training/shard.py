@@ -2,15 +2,16 @@
 
 ``ddp`` and ``zero_1`` are PyTorch's DistributedDataParallel (with ZeroRedundancyOptimizer), ``fsdp_*`` its
 ``fully_shard``, one unit per layer. Waiting is timed where it happens: a bucket's reduction after the last gradient
-is there, a gather or scatter that blocks, the exchange after a sharded optimiser's step. Imported only where a run
-executes.
+is there, a gather or scatter that blocks with the copies around it, the exchange after a sharded optimiser's step.
+Imported only where a run executes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,40 @@ from torch import nn
 from sandtable_workloads.training.device import Device
 from sandtable_workloads.training.parameters import SlmTraining
 
+# what a unit of fully_shard does around its collectives (torch.distributed.fsdp._fully_shard, FSDPParamGroup)
+SHARDED_CALLS = ("unshard", "wait_for_unshard", "reshard", "post_backward")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "mixed_bfloat16": torch.float32}
 
 
 class Waiting:
-    """Adds up the seconds in which this rank stood waiting for others."""
+    """Adds up the seconds in which this rank stood waiting for others, or copied what they send to each other."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.seconds = 0.0
         self.last_bucket: float | None = None
+        self.depth = 0
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Time a call that blocks."""
-        start = self.device.now()
-        yield
-        self.seconds += self.device.now() - start
+        """Time a call that blocks; of nested ones the outer one counts."""
+        start, self.depth = self.device.now(), self.depth + 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            if not self.depth:
+                self.seconds += self.device.now() - start
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a call that is timed."""
+
+        @wraps(call)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.timed():
+                return call(*args, **kwargs)
+
+        return timed
 
     def take(self) -> float:
         """Return the seconds so far, and start anew."""
@@ -172,45 +190,21 @@ class FullyShard(Plain):
             fully_shard(block, reshard_after_forward=again, mp_policy=policy)
         # embedding and head stay gathered: they are needed again as soon as backward begins
         fully_shard(model, reshard_after_forward=False, mp_policy=policy)
-        for unit in [*model.blocks, model]:
-            unit.set_custom_all_gather(_timed_gather(self.waiting))
-            unit.set_custom_reduce_scatter(_timed_scatter(self.waiting))
+        if self.waiting.device.backend == "gloo":
+            for unit in [*model.blocks, model]:
+                self._time(unit)
         return model
+
+    def _time(self, unit: Any) -> None:
+        """Time what a unit does to gather weights and to scatter gradients: all of it blocks, with gloo."""
+        group = unit._get_fsdp_state()._fsdp_param_group
+        for name in SHARDED_CALLS if group is not None else ():
+            setattr(group, name, self.waiting.around(getattr(group, name)))
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Reduce over the ranks on the last micro-batch only."""
         self.module.set_requires_gradient_sync(last)
         loss.backward()
-
-
-def _timed_gather(waiting: Waiting) -> Any:
-    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
-
-    class TimedAllGather(DefaultAllGather):
-        """All-gather whose blocking time is counted."""
-
-        def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, async_op: bool = False) -> Any:
-            if waiting.device.backend != "gloo":
-                return super().__call__(output_tensor, input_tensor, group, async_op)
-            with waiting.timed():
-                return super().__call__(output_tensor, input_tensor, group, async_op)
-
-    return TimedAllGather()
-
-
-def _timed_scatter(waiting: Waiting) -> Any:
-    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
-
-    class TimedReduceScatter(DefaultReduceScatter):
-        """Reduce-scatter whose blocking time is counted."""
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            if waiting.device.backend != "gloo":
-                return super().__call__(*args, **kwargs)
-            with waiting.timed():
-                return super().__call__(*args, **kwargs)
-
-    return TimedReduceScatter()
 
 
 SCHEMES: dict[str, type[Plain]] = {
