@@ -308,3 +308,11 @@ def test_a_type_that_software_multiplies_in_a_way_of_its_own_has_constants_of_it
     assert own_calls.seconds > 5 * same_calls.seconds
     other = dataclasses.replace(product, dtype="fp8")
     assert apart.time(other).seconds == CostModel(machine).time(other).seconds
+
+
+def test_the_host_issues_the_products_of_experts_one_by_one() -> None:
+    machine = library.load_machine("dgx_h100", {"stack": "megatron_te"})
+    costs = CostModel(machine)
+    one, many = (costs.issue_s("gemm", (64.0, 4096.0, 4096.0, batch, 0.0)) for batch in (1.0, 16.0))
+    assert one > 0
+    assert many == pytest.approx(16 * one)

@@ -189,14 +189,20 @@ class CostModel:
         return constants.residual_low_frac, constants.residual_high_frac
 
     def issue_s(self, kind: str, shape: Sequence[float | FloatArray]) -> Any:
-        """Return the time that the host takes to issue an operator, where that goes on beside the device's work."""
+        """Return the time that the host takes to issue an operator, where that goes on beside the device's work.
+
+        Products of a batch, as those of experts are, are calls of their own.
+        """
         stack = self.machine.stack
         if stack is None or not stack.datasheet.overlaps_host or RESOURCE_OF_KIND[kind] == "network":
             return 0.0
         efficiency = stack.datasheet.efficiency.get(kind)
         calls: Any = 1 if efficiency is None else efficiency.calls
+        columns = OPERATOR_COLUMNS.get(kind, ())
         if kind == "stream":
-            calls = shape[OPERATOR_COLUMNS["stream"].index("n_kernels")]
+            calls = shape[columns.index("n_kernels")]
+        elif "batch" in columns and kind == "gemm":
+            calls = calls * shape[columns.index("batch")]
         return calls * stack.datasheet.host_call_s
 
     def _constants(self, law: OperatorLaw, op: Op) -> operators.Resolved:
