@@ -13,7 +13,7 @@ from sandtable.errors import DoesNotFit
 from sandtable.model.operations import CostModel
 from sandtable.plan import Plan
 from sandtable.results import Metric, Prediction, TraceRow, statistic_function
-from sandtable.spec import Frozen, Machine
+from sandtable.spec import Component, Frozen, Machine, Memory, Processor, Storage
 from sandtable.workload import STATISTICS, Samples, Scenario, Workload, collect
 
 
@@ -51,10 +51,10 @@ def predict(
         metrics=metrics,
         breakdown=breakdown,
         memory=dict(plan.memory_bytes),
-        warnings=tuple(plan.notes) + warnings_of(machine),
+        warnings=tuple(plan.notes) + warnings_of(plan, machine),
         by_op={name: float(seconds) for name, seconds in sorted(result.by_op.items(), key=lambda item: -item[1])},
         binding_resource=max(breakdown, key=lambda key: breakdown[key]) if breakdown else "",
-        guesses=tuple(machine.all_guesses()),
+        guesses=tuple(guesses_of(plan, machine)),
     )
     return prediction, result.trace, result
 
@@ -115,15 +115,53 @@ def mean_breakdown(result: Run, plan: Plan) -> dict[str, float]:
     return {account: value for account, value in means.items() if value > 0}
 
 
-def warnings_of(machine: Machine) -> tuple[str, ...]:
-    """Say what makes predictions on this machine less certain."""
+def used_parts(plan: Plan, machine: Machine) -> list[Component]:
+    """Return the parts of a machine whose numbers a plan's times rest on."""
+    ops = {
+        (op.resource, op.on, op.shape[1] > op.shape[2] if op.resource == "network" else False)
+        for op, _ in plan.ops()
+    }
+    resources = {resource for resource, _, _ in ops}
+    places = {on for resource, on, _ in ops if resource in ("compute", "memory")}
+    accelerator = machine.accelerator
+    found: list[Component | None] = []
+    if "host" in places or not places:
+        found += [machine.processor, machine.memory]
+    if "storage" in resources:
+        found.append(machine.storage)
+    if accelerator is not None:
+        found += [accelerator.processor, accelerator.memory] if "accelerator" in places else []
+        found.append(accelerator.link if "link" in resources else None)
+    if "network" in resources:
+        found.append(machine.process_link if accelerator is None else accelerator.peer_link or accelerator.link)
+        found.append(machine.network if any(crosses for _, _, crosses in ops) else None)
+    return [part for part in (*found, machine.stack) if part is not None]
+
+
+def guesses_of(plan: Plan, machine: Machine) -> list[str]:
+    """Return ``part: path`` of every guessed number that a plan's metrics rest on, prices and power included.
+
+    Shares of a data sheet and the software's own spread stand in where no law reads an operation's shape.
+    """
+    by_share = any(not op.shape and op.resource != "storage" for op, _ in plan.ops())
+    paths = [(part.name, path) for part in (machine, *used_parts(plan, machine)) for path in part.guesses()]
+    unused = () if by_share else ("datasheet.efficiency.default", "datasheet.residual")
+    return [f"{name}: {path}" for name, path in paths if not path.startswith(unused)]
+
+
+def warnings_of(plan: Plan, machine: Machine) -> tuple[str, ...]:
+    """Say what makes predictions of this plan on this machine less certain."""
     warnings = []
+    # constants of an accelerator's operators are its processor's, and say what its memory gives
+    of_accelerator = None if machine.accelerator is None else machine.accelerator.memory
     uncalibrated = [
-        part.name for part in (machine.processor, machine.memory, machine.storage) if part.fitted is None
+        part.name
+        for part in used_parts(plan, machine)
+        if isinstance(part, Processor | Memory | Storage) and part.fitted is None and part is not of_accelerator
     ]
     if uncalibrated:
         warnings.append(f"not calibrated, data sheet only: {', '.join(uncalibrated)}; intervals are wide")
-    guesses = machine.all_guesses()
+    guesses = guesses_of(plan, machine)
     if guesses:
         shown = "; ".join(guesses[:3]) + ("; …" if len(guesses) > 3 else "")
         warnings.append(f"{len(guesses)} numbers of this machine are guesses ({shown})")

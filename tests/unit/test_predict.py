@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from sandtable import predict, units
+from sandtable import predict, scenarios, units
 from sandtable.engine.run import Options, StepResult
 from sandtable.errors import DoesNotFit
 from sandtable.plan import Op, Phase, Plan, Step, sequential_read
@@ -186,3 +186,15 @@ def test_measured_steps_are_their_own_interval(machine: Machine) -> None:
     plan = MadeUp().plan(Nothing(), machine, 0)
     samples = collect([step("decode", 1.0), step("decode", 2.0)], plan)["latency_s"]
     assert samples.low == samples.value == samples.high == [1.0, 2.0]
+
+
+def test_only_what_a_plan_uses_makes_it_less_certain() -> None:
+    """Training on accelerators rests neither on the host's storage and memory, nor on shares of a data sheet."""
+    case = scenarios.load("slm_100m_a100")
+    found, _, _ = predict.predict(case.scenario, case.workload, case.parameters, case.machine)
+    said = " ".join((*found.warnings, *found.guesses))
+    assert "not calibrated" not in said
+    assert "nvidia_a100_sxm: datasheet.clock" in found.guesses
+    for part in (case.machine.processor, case.machine.memory, case.machine.storage):
+        assert part.name not in said
+    assert "efficiency.default" not in said

@@ -280,11 +280,20 @@ def test_no_native_aio_falls_back_to_threads(
 # --- interruption ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process that a shell started in the background ignores interrupts: here they end what goes on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def read_forever(opened: FlashReader, offsets: np.ndarray, size: int, addresses: np.ndarray) -> None:
     while True:
         opened.read_batch(offsets, size, addresses)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_interrupt_leaves_nothing_in_flight(

@@ -144,30 +144,34 @@ class Component(Frozen):
         return self
 
     def guesses(self) -> list[str]:
-        """Return the dotted paths of the numbers whose source is a guess."""
-        return [path for path in number_paths(self) if str(source_of(self, path)).startswith(GUESS)]
+        """Return the dotted paths of the numbers whose source is a guess; what a file leaves out claims nothing."""
+        return [path for path in number_paths(self, stated=True) if str(source_of(self, path)).startswith(GUESS)]
 
 
-def number_paths(component: Component) -> Iterator[str]:
-    """Yield the dotted YAML path of every number in the datasheet, fitted, power and price sections."""
+def number_paths(component: Component, *, stated: bool = False) -> Iterator[str]:
+    """Yield the dotted YAML path of every number in the datasheet, fitted, power and price sections.
+
+    With ``stated``, of those only that the file gives, not of defaults.
+    """
     for section in ("datasheet", "fitted", "variants", "power", "price"):
         value = getattr(component, section, None)
         if value is not None:
-            yield from _walk(value, section)
+            yield from _walk(value, section, stated)
 
 
-def _walk(value: Any, path: str) -> Iterator[str]:
+def _walk(value: Any, path: str, stated: bool) -> Iterator[str]:
     if isinstance(value, Evidence | Estimate):
         yield path
     elif isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
-            yield from _walk(getattr(value, name), f"{path}.{field.alias or name}")
+            if not stated or name in value.model_fields_set:
+                yield from _walk(getattr(value, name), f"{path}.{field.alias or name}", stated)
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _walk(item, f"{path}.{key}")
+            yield from _walk(item, f"{path}.{key}", stated)
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
-            yield from _walk(item, f"{path}.{index}")
+            yield from _walk(item, f"{path}.{index}", stated)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield path
 
