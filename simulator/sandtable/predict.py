@@ -11,7 +11,7 @@ from sandtable import cost, library, units
 from sandtable.engine.run import Options, Run, run
 from sandtable.errors import DoesNotFit
 from sandtable.model.operations import CostModel
-from sandtable.plan import Plan
+from sandtable.plan import Op, Plan
 from sandtable.results import Metric, Prediction, TraceRow, statistic_function
 from sandtable.spec import Component, Frozen, Machine, Memory, Processor, Storage
 from sandtable.workload import STATISTICS, Samples, Scenario, Workload, collect
@@ -115,11 +115,20 @@ def mean_breakdown(result: Run, plan: Plan) -> dict[str, float]:
     return {account: value for account, value in means.items() if value > 0}
 
 
+def different_ops(plan: Plan) -> list[Op]:
+    """Return the ops that a plan consists of, those of equal sequences once."""
+    found: dict[int, Op] = {}
+    for step in (step for phase in plan.phases for step in phase.steps):
+        for op in step.ops:
+            found.setdefault(id(op.parts) if op.parts else id(op), op)
+    return [leaf for op in found.values() for leaf, _ in op.leaves()]
+
+
 def used_parts(plan: Plan, machine: Machine) -> list[Component]:
     """Return the parts of a machine whose numbers a plan's times rest on."""
     ops = {
         (op.resource, op.on, op.shape[1] > op.shape[2] if op.resource == "network" else False)
-        for op, _ in plan.ops()
+        for op in different_ops(plan)
     }
     resources = {resource for resource, _, _ in ops}
     places = {on for resource, on, _ in ops if resource in ("compute", "memory")}
@@ -143,7 +152,7 @@ def guesses_of(plan: Plan, machine: Machine) -> list[str]:
 
     Shares of a data sheet and the software's own spread stand in where no law reads an operation's shape.
     """
-    by_share = any(not op.shape and op.resource != "storage" for op, _ in plan.ops())
+    by_share = any(not op.shape and op.resource != "storage" and op.kind != "startup" for op in different_ops(plan))
     paths = [(part.name, path) for part in (machine, *used_parts(plan, machine)) for path in part.guesses()]
     unused = () if by_share else ("datasheet.efficiency.default", "datasheet.residual")
     return [f"{name}: {path}" for name, path in paths if not path.startswith(unused)]

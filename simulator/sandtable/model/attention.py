@@ -44,9 +44,10 @@ CACHE_REACH = 1.15
 # (FlashAttention-2, section 4.1, A100)
 BACKWARD_RATE = 63 / 73
 # guess: clocks of one unit that a batched product spends on each score it writes or reads, beside moving it. Read off
-# reported times of PyTorch's batched attention: 0.2 to 0.3 on A100, H100 SXM and PCIe and A5000, with 64 and 128
-# columns (lucidrains/flash-cosine-sim-attention issue 4, Dao-AILab/flash-attention pulls 1075 and 2688,
-# gpu-mode/ring-attention issue 10). CPUs: read off this law's fits to vector units that move 16 elements a clock
+# reported times of PyTorch's batched attention with 64 and 128 columns: 0.2 to 0.3 on A100, H100 SXM and H100 PCIe, 0.1
+# to 0.3 on an A5000, 0.1 backward and 0.45 forward on a B200 (lucidrains/flash-cosine-sim-attention issue 4,
+# Dao-AILab/flash-attention pulls 1075 and 2688 and issue 1589, gpu-mode/ring-attention issue 10). CPUs: the order that
+# two cores of a server show
 CLOCKS_PER_SCORE = {"gpu": 0.25, "soc_gpu": 0.25, "cpu": 1.5}
 # kept activations never get narrower than this, whatever type a kernel multiplies in
 ACTIVATION_BYTES = 2.0
