@@ -36,6 +36,7 @@ class Source:
         machines: From the row's GPU to a machine of the library.
         parameters: Of ``slm_training``, where the row is silent.
         choices: Parameters of which the source took the best, with what it chose from.
+        stated: What words of the row mean in this source: from a parameter to the values that replace others.
         flops: How the source counts the FLOP/s it prints, see `_flops_per_token`.
         tokens: Of a whole run, for rows that state its GPU-hours only.
     """
@@ -44,6 +45,7 @@ class Source:
     machines: Mapping[str, str]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    stated: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
     flops: str = "model"
     tokens: float | None = None
 
@@ -157,7 +159,10 @@ SOURCES: dict[str, Source] = {
             "grad_accumulation": 4,
             "sharding": "zero_1",
             "reduce_dtype": "bfloat16",
+            "optimizer_dtype": "float32",
         },
+        # its weights and gradients are bfloat16, without copies that are wider
+        stated={"precision": {"mixed_bfloat16": "bfloat16"}},
     ),
     "dlperf-2021": Source(
         stack="megatron_lm",
@@ -294,6 +299,8 @@ def run_of(row: Row) -> Run | Skipped:
     if machine is None or machine not in library.device_files("machine"):
         return Skipped("no machine with this accelerator")
     base = dict(source.parameters) | _stated(row)
+    for name, meanings in source.stated.items():
+        base[name] = meanings.get(base.get(name), base.get(name))
     candidates = []
     for values in itertools.product(*source.choices.values()):
         chosen = base | dict(zip(source.choices, values, strict=True))
