@@ -65,45 +65,52 @@ class ScoreTraffic:
     saved: float
 
 
-def vanilla_traffic(item_bytes: float, *, fused: bool = False, dropout: bool = False) -> ScoreTraffic:
+def vanilla_traffic(
+    item_bytes: float, *, fused: bool = False, dropout: bool = False, widens: bool = False
+) -> ScoreTraffic:
     """Count the passes over the scores of attention that writes them out, operation by operation.
 
-    Eager attention of Hugging Face Transformers, with ``w`` bytes per element (2 for bfloat16) and a softmax in
-    float32, 4 bytes:
+    Eager attention of Hugging Face Transformers, with ``w`` bytes per element (2 for bfloat16, float16) and a softmax
+    in float32, 4 bytes. PyTorch's softmax ``widens`` float16 by itself on GPUs; other narrow types are converted before
+    it, and back after its gradient (aten/src/ATen/native/SoftMax.cpp):
 
-    ====================================  ===============================================  ============
-    forward                               bytes                                            w = 2, w = 4
-    ====================================  ===============================================  ============
-    scores = q k'                         write w                                          2, 4
-    scores / sqrt(E)                      read w, write w                                  4, 8
-    scores + mask                         read w, write w (the mask is shared by heads)    4, 8
-    softmax, dtype float32                read w, write 4                                  6, 8
-    to the element type                   read 4, write w; nothing if w = 4                6, 0
-    output = p v                          read w                                           2, 4
-    together                                                                               24, 32
-    ------------------------------------  -----------------------------------------------  ------------
+    ====================================  ============================================  ========  ========  ===========
+    forward                               bytes                                         bfloat16  float16   float32
+    ====================================  ============================================  ========  ========  ===========
+    scores = q k'                         write w                                       2         2         4
+    scores / sqrt(E)                      read w, write w                               4         4         8
+    scores + mask                         read w, write w (the mask is shared)          4         4         8
+    to float32                            read w, write 4; nothing if w = 4             6         0         0
+    softmax                               read 4 (or w), write 4                        8         6         8
+    to the element type                   read 4, write w; nothing if w = 4             6         6         0
+    output = p v                          read w                                        2         2         4
+    together                                                                            32        24        32
+    ------------------------------------  --------------------------------------------  --------  --------  -----------
     backward
-    dv = p' dout                          read w                                           2, 4
-    dp = dout v'                          write w                                          2, 4
-    to float32                            read w, write 4; nothing if w = 4                6, 0
-    softmax                               read p and dp in float32, write w                10, 12
-    mask                                  nothing                                          0, 0
-    / sqrt(E)                             read w, write w                                  4, 8
-    dq = ds k and dk = ds' q              read w each                                      4, 8
-    together                                                                               28, 36
-    ====================================  ===============================================  ============
+    dv = p' dout                          read w                                        2         2         4
+    dp = dout v'                          write w                                       2         2         4
+    to float32                            read w, write 4; nothing if w = 4             6         6         0
+    softmax                               read p and dp in float32, write 4 (or w)      12        10        12
+    to the element type                   read 4, write w; nothing if w = 4             6         0         0
+    mask                                  nothing                                       0         0         0
+    / sqrt(E)                             read w, write w                               4         4         8
+    dq = ds k and dk = ds' q              read w each                                   4         4         8
+    together                                                                            36        28        36
+    ====================================  ============================================  ========  ========  ===========
 
     ``fused``: scale, mask and softmax are one kernel that keeps the element type (Megatron-LM; arXiv 2205.05198,
     section 4.1), 2 w forward and 3 w backward. ``dropout`` reads and writes the scores once more each way, with a byte
     of mask. Kept for the backward pass: the softmax, its copy in the element type, the mask and what it leaves.
     """
     w, wide = item_bytes, 4.0
-    cast = 0.0 if fused or w >= wide else w + wide
+    narrow = not fused and w < wide
+    cast = w + wide if narrow else 0.0
+    apart = 2 * wide if narrow and not widens else 0.0
     softmax, softmax_backward = (2 * w, 3 * w) if fused else (5 * w + wide + cast, 2 * wide + 3 * w + cast)
     dropped = 2 * w + 1 if dropout else 0.0
     return ScoreTraffic(
-        forward=2 * w + softmax + dropped,
-        backward=4 * w + softmax_backward + dropped,
+        forward=2 * w + softmax + apart + dropped,
+        backward=4 * w + softmax_backward + apart + dropped,
         saved=(w if fused else max(w, wide) + (w if cast else 0.0)) + (w + 1 if dropout else 0.0),
     )
 
@@ -140,7 +147,9 @@ class AttentionLaw(OperatorLaw):
         stepping = _steps_s(sheet, constants, c, dtype)
         reading = sweeps * _cached(_kv_bytes(c), sheet) / bandwidth
         per_query = _cached(sweeps * _query_bytes(c, width) + _append_bytes(c, width), sheet) / bandwidth
-        spilled = (1 - c["flash"]) * (_cached(_score_bytes(c, width), sheet) / bandwidth + _scores_s(c, sheet))
+        spilled = (1 - c["flash"]) * (
+            _cached(_score_bytes(c, sheet, dtype), sheet) / bandwidth + _scores_s(c, sheet)
+        )
         begun = sweeps * constants["item_s"] * _tiles_of_a_unit(c, sheet.n_units)
         launches = sweeps * constants["launch_s"]
         return np.asarray(launches + begun + np.hypot(stepping, reading) + per_query + spilled)
@@ -219,12 +228,13 @@ def _scores(c: Columns) -> FloatArray:
     return np.asarray(c["batch"] * c["n_heads"] * c["query_tokens"] * c["kv_tokens"])
 
 
-def _score_bytes(c: Columns, width: float) -> FloatArray:
+def _score_bytes(c: Columns, sheet: Sheet, dtype: str) -> FloatArray:
     """Return the traffic of scores through memory; see `vanilla_traffic`."""
+    width, widens = max(ACTIVATION_BYTES, DTYPE_BYTES[dtype]), dtype == "float16" and sheet.family != "cpu"
     backward = (c["passes"] - 1) / (BACKWARD_PASSES - 1)
     each: FloatArray = np.zeros(c["passes"].shape)
     for fused, dropout in ((False, False), (False, True), (True, False), (True, True)):
-        count = vanilla_traffic(width, fused=fused, dropout=dropout)
+        count = vanilla_traffic(width, fused=fused, dropout=dropout, widens=widens)
         chosen = ((c["fused_softmax"] > 0) == fused) & ((c["dropout"] > 0) == dropout)
         each = np.where(chosen, count.forward + backward * (count.backward - count.forward), each)
     return _scores(c) * each
