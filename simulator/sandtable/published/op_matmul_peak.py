@@ -8,11 +8,9 @@ from typing import ClassVar
 
 from sandtable.model.operator_fit import OperatorPoint
 from sandtable.model.operators import Resolved
-from sandtable.published import systems
-from sandtable.published.base import MalformedRow, Outcome, Row, Scored, Skipped
-from sandtable.published.operators import OperatorAdapter, Timed
+from sandtable.published.base import Outcome, Row, Scored, Skipped
+from sandtable.published.operators import OperatorAdapter, Timed, product_at_rate
 
-SOFTWARE = "cublas"
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8", "fp8_e4m3": "fp8", "int8": "int8"}
 
 
@@ -27,30 +25,15 @@ class OpMatmulPeak(OperatorAdapter):
 
     def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""
-        system = systems.find(row.text("accelerator"))
-        if isinstance(system, Skipped):
-            return system
-        dtype = DTYPES.get(row.text("dtype"))
-        if dtype is None:
-            return Skipped("element type not modelled")
-        tflops = row.number("measured_peak_tflops")
-        sizes = [row.number(f"best_{name}") for name in "mnk"]
-        if tflops is None or None in sizes:
-            return Skipped("no rate or no shape")
-        m, n, k = (float(size or 0) for size in sizes)
-        if not tflops > 0 or min(m, n, k) < 1:
-            raise MalformedRow("sizes and rates are positive")
-        point = OperatorPoint(
-            device=system.processor,
-            software=SOFTWARE,
-            op="gemm",
-            dtype=dtype,
-            shape=(m, n, k, 1.0),
-            seconds=2 * m * n * k / (1e12 * tflops),
-            label=f"{row.text('accelerator')} {row.text('dtype')} {m:.0f}x{n:.0f}x{k:.0f}",
-            beside=system.memory,
+        found = product_at_rate(
+            row,
+            system=row.text("accelerator"),
+            dtype=DTYPES.get(row.text("dtype")),
+            sizes=[row.number(f"best_{name}") for name in "mnk"],
+            tflops=row.number("measured_peak_tflops"),
+            timed="measured_peak_tflops",
         )
-        return [Timed(metric="measured_peak_tflops", point=point, row_id=f"line {row.line}", group="best rate")]
+        return found if isinstance(found, Skipped) else [found]
 
     def constants(self, point: OperatorPoint) -> Resolved:
         """Return the library's constants; the tensors are narrow already, so that none has to be quantised."""

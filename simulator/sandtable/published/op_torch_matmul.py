@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from sandtable.model.operator_fit import OperatorPoint
-from sandtable.published import systems
-from sandtable.published.base import MalformedRow, Row, Skipped
-from sandtable.published.operators import OperatorAdapter, Timed
+from sandtable.published.base import Row, Skipped
+from sandtable.published.operators import OperatorAdapter, Timed, product_at_rate
 
 _DTYPES = ("bfloat16", "float16")
 
@@ -30,24 +28,13 @@ class OpTorchMatmul(OperatorAdapter):
 
     def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""
-        system = systems.find(row.text("system"))
-        if isinstance(system, Skipped):
-            return system
-        dtype, rate = row.text("dtype"), row.number("tflops_per_s")
-        sizes = [row.number(name) for name in "mnk"]
-        if dtype not in _DTYPES or rate is None or None in sizes:
-            return Skipped("no rate, no shape, or an element type not modelled")
-        m, n, k = (float(size or 0) for size in sizes)
-        if not rate > 0 or min(m, n, k) < 1:
-            raise MalformedRow("sizes and rates are positive")
-        point = OperatorPoint(
-            device=system.processor,
-            software="cublas",
-            op="gemm",
-            dtype=dtype,
-            shape=(m, n, k, 1.0),
-            seconds=2 * m * n * k / (1e12 * rate),
-            label=f"{row.text('system')} {dtype} {m:.0f}x{n:.0f}x{k:.0f}",
-            beside=system.memory,
+        dtype = row.text("dtype")
+        found = product_at_rate(
+            row,
+            system=row.text("system"),
+            dtype=dtype if dtype in _DTYPES else None,
+            sizes=[row.number(name) for name in "mnk"],
+            tflops=row.number("tflops_per_s"),
+            timed="latency_ms",
         )
-        return [Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=row.text("system"))]
+        return found if isinstance(found, Skipped) else [found]

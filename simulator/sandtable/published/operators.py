@@ -7,7 +7,7 @@ held out, the same figures are predicted with constants that were fitted without
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +19,9 @@ from sandtable.model.operator_fit import OperatorPoint, held_out_seconds
 from sandtable.model.operators import Resolved, law_of, resolve
 from sandtable.published import systems
 from sandtable.published.base import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
+
+# the vendor's library of matrix products
+LIBRARY = "cublas"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,45 @@ def framework_latency(
         beside=system.memory,
     )
     return Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=group)
+
+
+def product_at_rate(
+    row: Row, *, system: str, dtype: str | None, sizes: Sequence[float | None], tflops: float | None, timed: str
+) -> Timed | Skipped:
+    """Return one product of the vendor's library whose rate is reported, as the time that it takes.
+
+    Args:
+        row: Where it stands.
+        system: The file's name of the accelerator.
+        dtype: Of the operands; None where no law knows it.
+        sizes: m, n and k.
+        tflops: The rate in TFLOP/s.
+        timed: The metric; the group is the accelerator.
+
+    Raises:
+        MalformedRow: sizes or rate are not positive.
+    """
+    found = systems.find(system)
+    if isinstance(found, Skipped):
+        return found
+    if dtype is None:
+        return Skipped("element type not modelled")
+    if tflops is None or None in sizes:
+        return Skipped("no rate or no shape")
+    m, n, k = (float(size or 0) for size in sizes)
+    if not tflops > 0 or min(m, n, k) < 1:
+        raise MalformedRow("sizes and rates are positive")
+    point = OperatorPoint(
+        device=found.processor,
+        software=LIBRARY,
+        op="gemm",
+        dtype=dtype,
+        shape=(m, n, k, 1.0),
+        seconds=2 * m * n * k / (1e12 * tflops),
+        label=f"{system} {row.text('dtype')} {m:.0f}x{n:.0f}x{k:.0f}",
+        beside=found.memory,
+    )
+    return Timed(metric=timed, point=point, row_id=f"line {row.line}", group=system)
 
 
 class OperatorAdapter(Adapter):
