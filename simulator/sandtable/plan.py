@@ -171,6 +171,11 @@ class Op:
         """Traffic of one execution, both ways, in bytes."""
         return self.bytes_read + self.bytes_written
 
+    @property
+    def crosses(self) -> bool:
+        """Whether it is a collective over more ranks than one machine has."""
+        return self.kind in COLLECTIVES and self.shape[1] > self.shape[2]
+
     def leaves(self) -> Iterator[tuple[Op, int]]:
         """Yield the ops that this one consists of, itself if it is no sequence, with how often each is executed."""
         if not self.parts:
@@ -281,6 +286,14 @@ class Plan:
                 for op in step.ops:
                     for leaf, times in op.leaves():
                         yield leaf, times * step.repeat
+
+    def different_ops(self) -> list[Op]:
+        """Return the ops that the plan consists of, those of equal sequences once."""
+        found: dict[int, Op] = {}
+        for step in (step for phase in self.phases for step in phase.steps):
+            for op in step.ops:
+                found.setdefault(id(op.parts) if op.parts else id(op), op)
+        return [leaf for op in found.values() for leaf, _ in op.leaves()]
 
     def totals(self) -> dict[str, float]:
         """Return total flops, bytes read from storage, storage requests and memory traffic."""

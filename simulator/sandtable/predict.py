@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,9 @@ def predict(
     breakdown = mean_breakdown(result, plan)
     metrics |= cost.metrics(machine, metrics, breakdown, plan.work_unit)
     metrics |= workload.derived(parameters, machine, metrics)
+    ops = plan.different_ops()
+    parts = used_parts(ops, machine)
+    guesses = guesses_of(ops, parts, machine)
     prediction = Prediction(
         scenario=scenario_record(scenario, parameters),
         machine=machine.name,
@@ -51,10 +54,10 @@ def predict(
         metrics=metrics,
         breakdown=breakdown,
         memory=dict(plan.memory_bytes),
-        warnings=tuple(plan.notes) + warnings_of(plan, machine),
+        warnings=tuple(plan.notes) + warnings_of(parts, guesses, machine),
         by_op={name: float(seconds) for name, seconds in sorted(result.by_op.items(), key=lambda item: -item[1])},
         binding_resource=max(breakdown, key=lambda key: breakdown[key]) if breakdown else "",
-        guesses=tuple(guesses_of(plan, machine)),
+        guesses=tuple(guesses),
     )
     return prediction, result.trace, result
 
@@ -115,23 +118,10 @@ def mean_breakdown(result: Run, plan: Plan) -> dict[str, float]:
     return {account: value for account, value in means.items() if value > 0}
 
 
-def different_ops(plan: Plan) -> list[Op]:
-    """Return the ops that a plan consists of, those of equal sequences once."""
-    found: dict[int, Op] = {}
-    for step in (step for phase in plan.phases for step in phase.steps):
-        for op in step.ops:
-            found.setdefault(id(op.parts) if op.parts else id(op), op)
-    return [leaf for op in found.values() for leaf, _ in op.leaves()]
-
-
-def used_parts(plan: Plan, machine: Machine) -> list[Component]:
-    """Return the parts of a machine whose numbers a plan's times rest on."""
-    ops = {
-        (op.resource, op.on, op.shape[1] > op.shape[2] if op.resource == "network" else False)
-        for op in different_ops(plan)
-    }
-    resources = {resource for resource, _, _ in ops}
-    places = {on for resource, on, _ in ops if resource in ("compute", "memory")}
+def used_parts(ops: Sequence[Op], machine: Machine) -> list[Component]:
+    """Return the parts of a machine whose numbers the times of these ops rest on."""
+    resources = {op.resource for op in ops}
+    places = {op.on for op in ops if op.resource in ("compute", "memory")}
     accelerator = machine.accelerator
     found: list[Component | None] = []
     if "host" in places or not places:
@@ -142,35 +132,34 @@ def used_parts(plan: Plan, machine: Machine) -> list[Component]:
         found += [accelerator.processor, accelerator.memory] if "accelerator" in places else []
         found.append(accelerator.link if "link" in resources else None)
     if "network" in resources:
-        found.append(machine.process_link if accelerator is None else accelerator.peer_link or accelerator.link)
-        found.append(machine.network if any(crosses for _, _, crosses in ops) else None)
+        found.append(machine.group_link)
+        found.append(machine.network if any(op.crosses for op in ops) else None)
     return [part for part in (*found, machine.stack) if part is not None]
 
 
-def guesses_of(plan: Plan, machine: Machine) -> list[str]:
-    """Return ``part: path`` of every guessed number that a plan's metrics rest on, prices and power included.
+def guesses_of(ops: Sequence[Op], parts: Sequence[Component], machine: Machine) -> list[str]:
+    """Return ``part: path`` of every guessed number that the metrics of these ops rest on, prices and power included.
 
     Shares of a data sheet and the software's own spread stand in where no law reads an operation's shape.
     """
-    by_share = any(not op.shape and op.resource != "storage" and op.kind != "startup" for op in different_ops(plan))
-    paths = [(part.name, path) for part in (machine, *used_parts(plan, machine)) for path in part.guesses()]
+    by_share = any(not op.shape and op.resource != "storage" and op.kind != "startup" for op in ops)
+    paths = [(part.name, path) for part in (machine, *parts) for path in part.guesses()]
     unused = () if by_share else ("datasheet.efficiency.default", "datasheet.residual")
     return [f"{name}: {path}" for name, path in paths if not path.startswith(unused)]
 
 
-def warnings_of(plan: Plan, machine: Machine) -> tuple[str, ...]:
-    """Say what makes predictions of this plan on this machine less certain."""
+def warnings_of(parts: Sequence[Component], guesses: Sequence[str], machine: Machine) -> tuple[str, ...]:
+    """Say what makes predictions that rest on these parts and guesses less certain."""
     warnings = []
     # constants of an accelerator's operators are its processor's, and say what its memory gives
     of_accelerator = None if machine.accelerator is None else machine.accelerator.memory
     uncalibrated = [
         part.name
-        for part in used_parts(plan, machine)
+        for part in parts
         if isinstance(part, Processor | Memory | Storage) and part.fitted is None and part is not of_accelerator
     ]
     if uncalibrated:
         warnings.append(f"not calibrated, data sheet only: {', '.join(uncalibrated)}; intervals are wide")
-    guesses = guesses_of(plan, machine)
     if guesses:
         shown = "; ".join(guesses[:3]) + ("; …" if len(guesses) > 3 else "")
         warnings.append(f"{len(guesses)} numbers of this machine are guesses ({shown})")

@@ -97,8 +97,8 @@ def test_copies_are_as_many_as_the_stopwatch_allows(watch: Calls) -> None:
     assert torch_cases.copies({"copies": 24}, 1 << 20) == torch_cases.LEAST_COPIES
 
 
-@pytest.mark.parametrize("flash", [True, False])
-def test_attention_by_flash_and_by_scores_is_the_same(flash: bool, watch: Calls) -> None:
+def kept(watch: Calls) -> list[Any]:
+    """Return the list that the first output of every timed call is put into."""
     outputs = []
 
     def keep(work: Any) -> Any:
@@ -107,6 +107,12 @@ def test_attention_by_flash_and_by_scores_is_the_same(flash: bool, watch: Calls)
         return found, 1.0
 
     watch.span = keep  # type: ignore[method-assign]
+    return outputs
+
+
+@pytest.mark.parametrize("flash", [True, False])
+def test_attention_by_flash_and_by_scores_is_the_same(flash: bool, watch: Calls) -> None:
+    outputs = kept(watch)
     cuda_cases.CASES["attention"](attention(flash=flash))()
     q = torch_cases.filled(2, 16, 4, 32, dtype="float32").transpose(1, 2)
     scores = (q @ q.transpose(-2, -1) * 32**-0.5).masked_fill(torch.ones(16, 16).triu(1).bool(), -torch.inf)
@@ -114,14 +120,7 @@ def test_attention_by_flash_and_by_scores_is_the_same(flash: bool, watch: Calls)
 
 
 def test_narrow_products_are_right(watch: Calls) -> None:
-    outputs = []
-
-    def keep(work: Any) -> Any:
-        found = work()
-        outputs.append(found[0][0])
-        return found, 1.0
-
-    watch.span = keep  # type: ignore[method-assign]
+    outputs = kept(watch)
     cuda_cases.narrow_gemm({**SMALL, "dtype": "fp8", "pass": "forward"})()
     x, w = torch_cases.filled(32, 64, dtype="float32"), torch_cases.filled(48, 64, dtype="float32")
     error = (outputs[0].float() - x @ w.T).norm() / (x @ w.T).norm()

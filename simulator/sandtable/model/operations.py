@@ -198,16 +198,15 @@ class CostModel:
             return 0.0
         efficiency = stack.datasheet.efficiency.get(kind)
         calls: Any = 1 if efficiency is None else efficiency.calls
-        columns = OPERATOR_COLUMNS.get(kind, ())
         if kind == "stream":
-            calls = shape[columns.index("n_kernels")]
-        elif "batch" in columns and kind == "gemm":
-            calls = calls * shape[columns.index("batch")]
+            calls = shape[OPERATOR_COLUMNS[kind].index("n_kernels")]
+        elif kind == "gemm":
+            calls = calls * shape[OPERATOR_COLUMNS[kind].index("batch")]
         return calls * stack.datasheet.host_call_s
 
     def _constants(self, law: OperatorLaw, op: Op) -> operators.Resolved:
         if op.resource == "network":
-            device: Link | Processor = self._link_sheet(op, crosses=op.shape[1] > op.shape[2])[0]
+            device: Link | Processor = self._link_sheet(op, crosses=op.crosses)[0]
         else:
             device = self._place(op)[0]
         software = self._software(law, op)
@@ -235,7 +234,7 @@ class CostModel:
 
     def _link_sheet(self, op: Op, *, crosses: bool) -> tuple[Link, LinkSheet]:
         accelerator = self.machine.accelerator
-        within = self.machine.process_link if accelerator is None else accelerator.peer_link or accelerator.link
+        within = self.machine.group_link
         if within is None:
             raise PlanError(
                 f"{self.machine.name!r} names no link between processes: calibrate it with 'sandtable calibrate "

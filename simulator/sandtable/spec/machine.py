@@ -38,6 +38,13 @@ class Machine(Component):
     price: Price | None = None
     environment: dict[str, str] = Field(default_factory=dict)
 
+    @property
+    def group_link(self) -> Link | None:
+        """The link between the devices of one machine, or the processes of its host, that work together."""
+        if self.accelerator is None:
+            return self.process_link
+        return self.accelerator.peer_link or self.accelerator.link
+
     def components(self) -> list[Component]:
         """Return the parts, host first."""
         parts: list[Component] = [self.processor, self.memory, self.storage]

@@ -335,7 +335,7 @@ def ffn_products(c: Configuration, kind: LayerKind) -> list[Demand]:
     down = gemm("ffn down", c, t, c.d_model, neurons / c.tensor)
     if not kind.experts:
         return [up, down]
-    router = gemm("router", c, t / _split(c), c.n_experts, c.d_model, narrow=False)
+    router = gemm("router", c, t / norm_split(c), c.n_experts, c.d_model, narrow=False)
     return [router, *([up, down] if np.any(np.asarray(neurons) > 0) else [])]
 
 
@@ -382,15 +382,15 @@ def _routing(c: Configuration, software: Software) -> Demand:
     return software.stream("routing", 4 * c.tokens * c.top_k * c.d_model * c.item_bytes, c, 2.0)
 
 
-def _split(c: Configuration) -> Number:
+def norm_split(c: Configuration) -> Number:
     """Return over how many devices norms and residuals are split."""
     return 1 + c.sequence_parallel * (c.tensor - 1)
 
 
 def forward_streams(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
     """Return one layer's element-wise work in the forward pass."""
-    b, wide = c.item_bytes, c.tokens * c.d_model / _split(c)
-    used = _neurons_used(c, kind)
+    b, wide = c.item_bytes, c.tokens * c.d_model / norm_split(c)
+    used = neurons_used(c, kind)
     found = [
         software.stream("norm", c.norms * 2 * wide * b, c, c.norms),
         software.stream("residual", 2 * 3 * wide * b, c, 2.0),
@@ -404,8 +404,8 @@ def forward_streams(c: Configuration, kind: LayerKind, software: Software) -> li
 
 def backward_streams(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
     """Return one layer's element-wise work in the backward pass: each reads its inputs and the gradient again."""
-    b, wide = c.item_bytes, c.tokens * c.d_model / _split(c)
-    used = _neurons_used(c, kind)
+    b, wide = c.item_bytes, c.tokens * c.d_model / norm_split(c)
+    used = neurons_used(c, kind)
     found = [
         software.stream("norm backward", c.norms * 3 * wide * b, c, c.norms),
         software.stream("residual backward", 2 * 3 * wide * b, c, 2.0),
@@ -422,7 +422,8 @@ def backward_streams(c: Configuration, kind: LayerKind, software: Software) -> l
     return found
 
 
-def _neurons_used(c: Configuration, kind: LayerKind) -> Number:
+def neurons_used(c: Configuration, kind: LayerKind) -> Number:
+    """Return the neurons that a token meets in a layer's FFN or its experts."""
     return c.expert_neurons * c.top_k + c.shared_neurons if kind.experts else c.n_neurons
 
 

@@ -23,6 +23,8 @@ from sandtable_workloads.training.demand import (
     Configuration,
     LayerKind,
     Number,
+    neurons_used,
+    norm_split,
     stage_params,
 )
 from sandtable_workloads.training.parameters import SlmTraining
@@ -233,15 +235,10 @@ def _unsharded(p: SlmTraining, c: Configuration, n: Held, place: Place) -> tuple
 
 def layer_activations(c: Configuration, kind: LayerKind, saved: Saved) -> tuple[Number, Number]:
     """Return what one layer keeps of a micro-batch: bytes without the scores of attention, and those of the scores."""
-    outside = c.tokens * c.d_model * (c.norms * (saved.norm + c.item_bytes) + 2 * saved.dropout) / _split(c)
+    outside = c.tokens * c.d_model * (c.norms * (saved.norm + c.item_bytes) + 2 * saved.dropout) / norm_split(c)
     inner = c.tokens * (_attention_kept(c, saved) + _ffn_kept(c, kind)) / c.tensor
     scores = 0.0 if c.flash else c.batch * c.n_heads * c.sequence * c.sequence / c.context / c.tensor
     return outside + inner, scores * saved.score
-
-
-def _split(c: Configuration) -> Number:
-    """Return over how many devices norms and residuals are split."""
-    return 1 + c.sequence_parallel * (c.tensor - 1)
 
 
 def _attention_kept(c: Configuration, saved: Saved) -> Number:
@@ -258,24 +255,19 @@ def _attention_kept(c: Configuration, saved: Saved) -> Number:
     return kept
 
 
-def _neurons(c: Configuration, kind: LayerKind) -> Number:
-    """Return the neurons that a token meets in a layer's FFN or its experts."""
-    return c.expert_neurons * c.top_k + c.shared_neurons if kind.experts else c.n_neurons
-
-
 def _ffn_kept(c: Configuration, kind: LayerKind) -> Number:
     """Return the bytes that an FFN keeps of a token, before tensor parallelism.
 
     A gate keeps its input and output, the value beside it and their product; without one, input and output. Experts
     keep a routed copy of the token for each that it goes to.
     """
-    kept = _neurons(c, kind) * np.where(np.asarray(c.n_vectors) == 3, 4.0, 2.0) * c.item_bytes
+    kept = neurons_used(c, kind) * np.where(np.asarray(c.n_vectors) == 3, 4.0, 2.0) * c.item_bytes
     return kept + (c.top_k * c.d_model * c.item_bytes * c.tensor if kind.experts else 0.0)
 
 
 def _ffn_gradients(c: Configuration, kind: LayerKind) -> Number:
     """Return the gradients that are there at once while a layer's FFN is passed backward: of its products' outputs."""
-    return c.tokens * _neurons(c, kind) * (c.n_vectors - 1) * c.item_bytes / c.tensor
+    return c.tokens * neurons_used(c, kind) * (c.n_vectors - 1) * c.item_bytes / c.tensor
 
 
 def activations(c: Configuration, saved: Saved, place: Place) -> dict[str, Number]:
@@ -286,7 +278,7 @@ def activations(c: Configuration, saved: Saved, place: Place) -> dict[str, Numbe
     second layer is, the first one is, and the last one of an even number has gone before another is computed again.
     """
     level = np.asarray(c.recompute)
-    entry = c.tokens * c.d_model * c.item_bytes / _split(c)
+    entry = c.tokens * c.d_model * c.item_bytes / norm_split(c)
     second, odd = level == CHECKPOINTING["alternate"], np.asarray(place.layers) % 2
     share_of_seconds = EVERY_SECOND * (1 + odd / np.maximum(place.layers, 1))
     again = 1.0 * (level == CHECKPOINTING["full"]) + share_of_seconds * second
