@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from sandtable import library
-from sandtable.spec import (
+from sandtable.hardware import (
     Estimate,
     Evidence,
     Machine,
@@ -24,6 +23,7 @@ from sandtable.spec import (
     Storage,
     StorageDatasheet,
     StorageFit,
+    library,
 )
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.errors import missing_extra
-from sandtable_kernels.buffers import aligned_empty
-from sandtable_kernels.dtypes import encode, storage_dtype
+from sandtable_kernels.files.buffers import aligned_empty
+from sandtable_kernels.files.dtypes import encode, storage_dtype
 
 Array = np.ndarray[Any, Any]
 F32 = npt.NDArray[np.float32]
@@ -34,13 +34,13 @@ POOL_LIMIT_BYTES = 600_000_000
 
 @lru_cache(maxsize=8)
 def compiled(module: str) -> Any:
-    """Import a module of compiled loops, such as "fastlinear".
+    """Import a module of compiled loops, such as "linear_loops".
 
     Raises:
         NoDevice: numba is not installed.
     """
     try:
-        return importlib.import_module(f"sandtable_kernels.{module}")
+        return importlib.import_module(f"sandtable_kernels.compiled.{module}")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] in ("numba", "llvmlite"):
             raise missing_extra("numba", "run") from error

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable.plan import KernelContext
-from sandtable_kernels.buffers import aligned_empty
-from sandtable_kernels.cache import NeuronCache, WindowIndex
-from sandtable_kernels.dtypes import itemsize
-from sandtable_kernels.ffn import SparseFfn, sparse_ffn
-from sandtable_kernels.gemv import gemv
-from sandtable_kernels.memory_ops import CacheUpdate, Copy, MemoryRead
+from sandtable.demand.kernel import KernelContext
+from sandtable_kernels.files.buffers import aligned_empty
+from sandtable_kernels.files.dtypes import itemsize
+from sandtable_kernels.neurons.neuron_cache import NeuronCache, WindowIndex
+from sandtable_kernels.neurons.traces import SyntheticTrace
+from sandtable_kernels.operations.ffn import SparseFfn, sparse_ffn
+from sandtable_kernels.operations.gemv import gemv
+from sandtable_kernels.operations.memory_moves import CacheUpdate, Copy, MemoryRead
 from sandtable_kernels.support import cold_weights, compiled, seeded
-from sandtable_kernels.traces import SyntheticTrace
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("SANDTABLE_BENCH") != "1", reason="a benchmark: set SANDTABLE_BENCH=1"
@@ -81,7 +81,7 @@ class Pool:
         self.weights[:] = one
         self.words = self.weights.reshape(-1).view(np.int64)
         self.place = 0
-        self.fast = compiled("fastmemory")
+        self.fast = compiled("memory_loops")
 
     def next(self) -> np.ndarray:
         self.place = (self.place + 1) % len(self.weights)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable_kernels import buffers
-from sandtable_kernels.reader import FlashReader
-from sandtable_kernels.storage_reads import ensure_file, fio_curve
+from sandtable_kernels.files import buffers
+from sandtable_kernels.files.reader import FlashReader
+from sandtable_kernels.operations.storage_reads import ensure_file, fio_curve
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("SANDTABLE_BENCH") != "1", reason="set SANDTABLE_BENCH=1 or run make bench"),

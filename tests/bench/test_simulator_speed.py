@@ -7,10 +7,11 @@ import os
 import pytest
 import simpy
 
-from sandtable import library, predict, scenarios
 from sandtable.engine.resources import StorageServer
-from sandtable.model.storage import law_of
-from sandtable.spec import Storage
+from sandtable.hardware import Storage, library
+from sandtable.model.laws.storage_law import law_of
+from sandtable.run import predict
+from sandtable.workload import scenarios
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("SANDTABLE_BENCH") != "1", reason="set SANDTABLE_BENCH=1 or run make bench"

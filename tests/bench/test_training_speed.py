@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable import measure
-from sandtable_workloads.training import ranks
-from sandtable_workloads.training.data import prepare_tokens
-from sandtable_workloads.training.job import Job, read_records
-from sandtable_workloads.training.parameters import SlmTraining
+from sandtable.run import measure
+from sandtable_workloads.training.executed import launcher
+from sandtable_workloads.training.executed.job import Job, read_records
+from sandtable_workloads.training.executed.tokens import prepare_tokens
+from sandtable_workloads.training.training_parameters import SlmTraining
 
 pytestmark = pytest.mark.skipif("SANDTABLE_BENCH" not in os.environ, reason="set SANDTABLE_BENCH=1 to measure")
 pytest.importorskip("torch", reason="training needs PyTorch")
@@ -29,7 +29,7 @@ SETTINGS = {"sequence_tokens": 128, "micro_batch": 8, "precision": "float32", "l
 PLAIN = """
 import json, sys, time
 import numpy as np, torch
-from sandtable_workloads.training.model import Decoder
+from sandtable_workloads.training.executed.decoder import Decoder
 from sandtable_workloads.transformer.presets import shape_named
 name, tokens, batch, length, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 data = np.memmap(tokens, dtype=np.uint16, mode="r")
@@ -63,7 +63,7 @@ def executed(folder: Path, model: str, tokens: Path, n_tokens: int) -> float:
         n_threads=measure.threads(),
         profile_memory=False,
     )
-    ranks.run(job)
+    launcher.run(job)
     return float(np.median([record.total_s for record in read_records(folder, 0)][WARM_UP:]))
 
 

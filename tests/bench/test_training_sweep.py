@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from sandtable import library
-from sandtable.workload import Goal
-from sandtable_workloads.training import workload
-from sandtable_workloads.training.parameters import SlmTraining
+from sandtable.hardware import library
+from sandtable.workload.seam import Goal
+from sandtable_workloads.training import slm_training
+from sandtable_workloads.training.training_parameters import SlmTraining
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("SANDTABLE_BENCH") != "1", reason="set SANDTABLE_BENCH=1 or run make bench"
@@ -40,9 +40,9 @@ def test_configurations_per_second() -> None:
         )
         for batch, devices, sharding, checkpointing, accumulation in grid  # type: ignore[assignment]
     ] * 3
-    workload.estimate(runs[:8], machine)
+    slm_training.estimate(runs[:8], machine)
     start = time.process_time()
-    found = workload.estimate(runs, machine)
+    found = slm_training.estimate(runs, machine)
     rate = len(found) / (time.process_time() - start)
     print(f"\n{len(runs)} configurations: {rate:.0f} per second of one core (target {TARGET_PER_S:.0f})")
     assert rate > TARGET_PER_S
@@ -52,7 +52,7 @@ def test_searched_configurations_per_second() -> None:
     """The whole search: what can be laid out, memory, time and dollars of each configuration."""
     machine = library.load_machine("aws_p5_48xlarge", {"stack": "huggingface_pytorch_2_3"})
     run = SlmTraining(model="slm_1b", micro_batch=32, devices=64)
-    searched = workload.SlmTrainingWorkload()
+    searched = slm_training.SlmTrainingWorkload()
     searched.choices(run, [machine], Goal(most_devices=8))
     start = time.process_time()
     found = searched.choices(run, [machine], Goal(most_devices=1024))

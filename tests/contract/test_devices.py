@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sandtable import library, spec
+from sandtable import hardware
+from sandtable.hardware import library
 
 # the library's own files; a calibration that lies in the current folder is not one of them
 FILES = {name: path for name, path in library.device_files().items() if name != library.THIS_MACHINE}
@@ -16,12 +17,12 @@ PRICES = library.device_files("prices")
 README = library.root() / "devices" / "README.md"
 
 
-def load(name: str) -> spec.Component:
+def load(name: str) -> hardware.Component:
     return library.load_file(FILES[name])
 
 
 @pytest.fixture(params=sorted(FILES))
-def device(request: pytest.FixtureRequest) -> spec.Component:
+def device(request: pytest.FixtureRequest) -> hardware.Component:
     return load(request.param)
 
 
@@ -34,17 +35,17 @@ def test_names_are_unique_in_the_whole_library() -> None:
     assert len(names) == len(set(names))
 
 
-def test_it_loads_and_is_named_as_its_file(device: spec.Component) -> None:
+def test_it_loads_and_is_named_as_its_file(device: hardware.Component) -> None:
     path = FILES[device.name]
     assert path.stem == device.name
-    assert path.parent.name == spec.FOLDERS[device.kind]  # type: ignore[attr-defined]
+    assert path.parent.name == hardware.FOLDERS[device.kind]  # type: ignore[attr-defined]
 
 
-def test_sources_are_complete_and_not_stale(device: spec.Component) -> None:
-    paths = list(spec.number_paths(device))
+def test_sources_are_complete_and_not_stale(device: hardware.Component) -> None:
+    paths = list(hardware.number_paths(device))
     for path in paths:
-        assert spec.source_of(device, path), path
-    measured = isinstance(device, spec.Storage) and bool(device.measurements)
+        assert hardware.source_of(device, path), path
+    measured = isinstance(device, hardware.Storage) and bool(device.measurements)
     assert ("measurements" in device.sources) == measured
     texts = {
         f"datasheet.{field.alias or name}"
@@ -57,12 +58,12 @@ def test_sources_are_complete_and_not_stale(device: spec.Component) -> None:
         assert used or source == "measurements", f"{source} has a source but no number"
 
 
-def test_nothing_local_is_named(device: spec.Component) -> None:
+def test_nothing_local_is_named(device: hardware.Component) -> None:
     text = FILES[device.name].read_text()
     assert not re.search(r"/work/|/home/|/tmp/|localhost|\.csv \(shared\)|shared/reference", text)
 
 
-def test_writing_and_reading_back_changes_nothing(device: spec.Component, tmp_path: Path) -> None:
+def test_writing_and_reading_back_changes_nothing(device: hardware.Component, tmp_path: Path) -> None:
     path = tmp_path / f"{device.name}.yaml"
     library.save_component(device, path)
     assert library.load_file(path) == device
@@ -75,7 +76,7 @@ def rates(parts: list[Any]) -> list[float]:
 @pytest.mark.parametrize("name", sorted(MACHINES))
 def test_a_machine_is_complete_and_its_roofline_sane(name: str) -> None:
     machine = load(name)
-    assert isinstance(machine, spec.Machine)
+    assert isinstance(machine, hardware.Machine)
     pairs = [(machine.processor, machine.memory)]
     if machine.accelerator is not None:
         pairs.append((machine.accelerator.processor, machine.accelerator.memory))
@@ -96,9 +97,9 @@ def test_a_machine_is_complete_and_its_roofline_sane(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(library.device_files("processor")))
 def test_narrower_numbers_are_never_slower(name: str) -> None:
     processor = load(name)
-    assert isinstance(processor, spec.Processor)
+    assert isinstance(processor, hardware.Processor)
     peak = processor.datasheet.peak_flops_per_s
-    order: list[spec.DType] = ["float32", "tf32", "bfloat16", "fp8", "fp4"]
+    order: list[hardware.DType] = ["float32", "tf32", "bfloat16", "fp8", "fp4"]
     known = [peak[dtype] for dtype in order if dtype in peak]
     assert known == sorted(known)
     assert peak.get("int8", 1e99) >= peak["float32"]
@@ -107,7 +108,7 @@ def test_narrower_numbers_are_never_slower(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(library.device_files("storage")))
 def test_a_storage_device_is_sane(name: str) -> None:
     storage = load(name)
-    assert isinstance(storage, spec.Storage)
+    assert isinstance(storage, hardware.Storage)
     sheet = storage.datasheet
     assert 1e9 < sheet.capacity_bytes < 1e15
     assert 1e8 < sheet.sequential_read_bytes_per_s < 1e11
@@ -122,7 +123,7 @@ def test_a_storage_device_is_sane(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(library.device_files("storage")))
 def test_a_bigger_offer_is_never_slower(name: str) -> None:
     storage = load(name)
-    assert isinstance(storage, spec.Storage)
+    assert isinstance(storage, hardware.Storage)
     offers = [storage.select(variant).datasheet for variant in storage.variants]
     for small in offers:
         for big in offers:
@@ -136,7 +137,7 @@ def test_a_bigger_offer_is_never_slower(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(PRICES))
 def test_a_price_list_is_dated_and_consistent(name: str) -> None:
     prices = load(name)
-    assert isinstance(prices, spec.PriceList)
+    assert isinstance(prices, hardware.PriceList)
     assert prices.price
     seen = set()
     for row in prices.price:
@@ -157,18 +158,18 @@ def test_price_lists_are_a_selection() -> None:
 
 
 TABLES = {
-    "every file": spec.Component,
-    "storage: datasheet": spec.StorageDatasheet,
-    "storage: variants": spec.StorageVariant,
-    "storage: measurements": spec.StoragePoint,
-    "memory: datasheet": spec.MemoryDatasheet,
-    "processor: datasheet": spec.ProcessorDatasheet,
-    "link: datasheet": spec.LinkDatasheet,
-    "stack: datasheet": spec.StackDatasheet,
-    "power": spec.Power,
-    "price": spec.Price,
-    "prices: price": spec.PriceRow,
-    "accelerator": spec.Accelerator,
+    "every file": hardware.Component,
+    "storage: datasheet": hardware.StorageDatasheet,
+    "storage: variants": hardware.StorageVariant,
+    "storage: measurements": hardware.StoragePoint,
+    "memory: datasheet": hardware.MemoryDatasheet,
+    "processor: datasheet": hardware.ProcessorDatasheet,
+    "link: datasheet": hardware.LinkDatasheet,
+    "stack: datasheet": hardware.StackDatasheet,
+    "power": hardware.Power,
+    "price": hardware.Price,
+    "prices: price": hardware.PriceRow,
+    "accelerator": hardware.Accelerator,
 }
 
 
@@ -182,8 +183,8 @@ def test_the_readme_lists_exactly_the_fields(heading: str) -> None:
 
 
 def test_the_readme_lists_the_parts_of_a_machine() -> None:
-    common = {field.alias or name for name, field in spec.Component.model_fields.items()} | {"kind"}
-    fields = {field.alias or name: field.is_required() for name, field in spec.Machine.model_fields.items()}
+    common = {field.alias or name for name, field in hardware.Component.model_fields.items()} | {"kind"}
+    fields = {field.alias or name: field.is_required() for name, field in hardware.Machine.model_fields.items()}
     assert listed_under("machine") == {name: needed for name, needed in fields.items() if name not in common}
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import sandtable_kernels
-from sandtable.plan import RESOURCE_OF_KIND, Dims, Kernel, KernelContext
-from sandtable_kernels.dtypes import itemsize
+from sandtable.demand.kernel import Dims, Kernel, KernelContext, kernels
+from sandtable.demand.op import RESOURCE_OF_KIND
+from sandtable_kernels.files.dtypes import itemsize
 
 PARTS = (None, "storage", "memory", "compute", "training", "link", "gpu")
 # what is timed on a GPU is of every resource, and runs there or is a call that the host makes
@@ -34,18 +31,7 @@ COMPULSORY: dict[str, Callable[[Dims], float]] = {
 
 
 def found_kernels() -> list[Kernel]:
-    kernels = []
-    for info in pkgutil.iter_modules(sandtable_kernels.__path__, "sandtable_kernels."):
-        try:
-            module = importlib.import_module(info.name)
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] not in ("numba", "llvmlite", "torch"):
-                raise
-            continue  # compiled loops, without numba: only the fast path needs them
-        for _, item in inspect.getmembers(module, inspect.isclass):
-            if issubclass(item, Kernel) and not inspect.isabstract(item) and item.__module__ == info.name:
-                kernels.append(item())
-    return kernels
+    return list(kernels().values())
 
 
 KERNELS = found_kernels()

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from sandtable import discover, library, testing
-from sandtable.engine.run import StepResult
+from sandtable import contracts
+from sandtable.demand.op import Op, random_read
+from sandtable.demand.plan import Phase, Plan, Step
+from sandtable.engine.plan_process import StepResult
 from sandtable.errors import PlanError
-from sandtable.plan import Op, Phase, Plan, Step, random_read
-from sandtable.spec import Machine
-from sandtable.workload import Execution, ExecutionContext
+from sandtable.hardware import Machine, library
+from sandtable.workload.seam import Execution, ExecutionContext, workloads
 
-WORKLOADS = discover.workloads()
+WORKLOADS = workloads()
 every_workload = pytest.mark.parametrize("name", sorted(WORKLOADS))
 needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="running for real needs numba")
 
@@ -32,7 +33,7 @@ def test_there_are_workloads() -> None:
 
 @every_workload
 def test_it_plans_and_predicts(name: str, machine: Machine) -> None:
-    checked = testing.check_workload(WORKLOADS[name], machine)
+    checked = contracts.check_workload(WORKLOADS[name], machine)
     assert checked.execution is None
     assert checked.predicted.total_s > 0
 
@@ -45,7 +46,7 @@ def test_it_executes_what_it_planned(name: str, machine: Machine, folder: Path) 
         # what PyTorch keeps for the backward pass is the stack's to say, as a calibrated machine names it
         machine = machine.model_copy(update={"stack": library.load_component("stack", "pytorch_cpu")})
     context = ExecutionContext(folder=folder, n_threads=2)
-    checked = testing.check_workload(WORKLOADS[name], machine, context)
+    checked = contracts.check_workload(WORKLOADS[name], machine, context)
     assert checked.execution is not None
     assert len(checked.execution.steps) == len(checked.predicted.steps) > 0
 
@@ -55,7 +56,7 @@ def test_it_executes_what_it_planned(name: str, machine: Machine, folder: Path) 
 def test_every_rung_keeps_the_contract(rung: str, machine: Machine, folder: Path) -> None:
     context = ExecutionContext(folder=folder, n_threads=2)
     changes: dict[str, Any] = {"rung": rung, "stream_chunk": "3 MiB"}
-    testing.check_workload(WORKLOADS["flash_inference"], machine, context, changes=changes)
+    contracts.check_workload(WORKLOADS["flash_inference"], machine, context, changes=changes)
 
 
 # --- the contract itself must be able to fail --------------------------------------------------------------
@@ -75,7 +76,7 @@ def plan_of(*ops: Op, **changes: Any) -> Plan:
 
 
 def test_a_good_plan_passes() -> None:
-    testing.check_plan(plan_of(READ, READ))
+    contracts.check_plan(plan_of(READ, READ))
 
 
 @pytest.mark.parametrize(
@@ -91,18 +92,18 @@ def test_a_good_plan_passes() -> None:
 )
 def test_a_bad_op_is_found(op: Op, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
-        testing.check_plan(plan_of(op))
+        contracts.check_plan(plan_of(op))
 
 
 def test_a_cycle_is_found() -> None:
     with pytest.raises(PlanError, match="does not come before"):
-        testing.check_plan(plan_of(dataclasses.replace(READ, after=(0,))))
+        contracts.check_plan(plan_of(dataclasses.replace(READ, after=(0,))))
 
 
 def test_a_main_phase_without_steps_is_found() -> None:
     empty = plan_of(phases=(Phase(name="decode", steps=()),))
     with pytest.raises(AssertionError, match="no steps"):
-        testing.check_plan(empty)
+        contracts.check_plan(empty)
 
 
 def step(**changes: Any) -> StepResult:
@@ -122,7 +123,7 @@ def execution(*steps: StepResult, memory: dict[str, float] | None = None) -> Exe
 
 def test_an_execution_may_count_more_than_the_plan() -> None:
     more = step(counters={"bytes_read": 8192.0, "n_requests": 2.0, "overhead_s": 0.1})
-    testing.check_execution(plan_of(READ), [step()], execution(more))
+    contracts.check_execution(plan_of(READ), [step()], execution(more))
 
 
 @pytest.mark.parametrize(
@@ -141,4 +142,4 @@ def test_an_execution_may_count_more_than_the_plan() -> None:
 )
 def test_an_execution_that_differs_is_found(found: Execution, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
-        testing.check_execution(plan_of(READ), [step()], found)
+        contracts.check_execution(plan_of(READ), [step()], found)

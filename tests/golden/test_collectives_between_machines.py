@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import pytest
 
-from sandtable import library
-from sandtable.model.collective import CollectiveLaw
+from sandtable.hardware import Link, library
+from sandtable.model.fitted_constants import resolve
 from sandtable.model.law import LinkSheet
-from sandtable.model.operators import resolve
+from sandtable.model.laws.collective_law import CollectiveLaw
 from sandtable.published import systems
-from sandtable.spec import Link
 
 LAW = CollectiveLaw()
 GIB = 2.0**30

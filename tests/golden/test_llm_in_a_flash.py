@@ -7,38 +7,39 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from sandtable import predict, scenarios
-from sandtable.published import framework
-from sandtable.published.base import Scored
+from sandtable.published import scoring
+from sandtable.published.adapter import Scored
 from sandtable.results import Prediction
+from sandtable.run import predict
+from sandtable.workload import scenarios
 
 RUNGS = ("naive", "hybrid", "predictor", "window", "bundling")
 
 
 @pytest.fixture(scope="module")
-def report() -> framework.PublishedReport:
-    return framework.run(None, only="llm_in_a_flash")
+def report() -> scoring.PublishedReport:
+    return scoring.run(None, only="llm_in_a_flash")
 
 
-def cells(report: framework.PublishedReport) -> list[Scored]:
+def cells(report: scoring.PublishedReport) -> list[Scored]:
     return [point for score in report.datasets for point in score.points]
 
 
-def test_every_cell_is_within_fifteen_percent(report: framework.PublishedReport) -> None:
+def test_every_cell_is_within_fifteen_percent(report: scoring.PublishedReport) -> None:
     assert {point.label: point.error_frac for point in cells(report) if abs(point.error_frac) > 0.15} == {}
 
 
-def test_the_median_error_is_within_eight_percent(report: framework.PublishedReport) -> None:
+def test_the_median_error_is_within_eight_percent(report: scoring.PublishedReport) -> None:
     errors = [abs(point.error_frac) for point in cells(report)]
     assert len(errors) >= 18
     assert np.median(errors) < 0.08
 
 
-def test_most_cells_are_inside_their_interval(report: framework.PublishedReport) -> None:
+def test_most_cells_are_inside_their_interval(report: scoring.PublishedReport) -> None:
     assert np.mean([point.covered for point in cells(report)]) >= 0.85
 
 
-def test_rows_are_scored_or_skipped_for_a_reason(report: framework.PublishedReport) -> None:
+def test_rows_are_scored_or_skipped_for_a_reason(report: scoring.PublishedReport) -> None:
     assert [score.metric for score in report.datasets] == [
         "io_s.mean",
         "memory_s.mean",
@@ -52,7 +53,7 @@ def test_rows_are_scored_or_skipped_for_a_reason(report: framework.PublishedRepo
         assert score.skipped["speculative decoding is not modelled"] == 1
 
 
-def test_an_anchor_is_not_scored(report: framework.PublishedReport) -> None:
+def test_an_anchor_is_not_scored(report: scoring.PublishedReport) -> None:
     compute = next(score for score in report.datasets if score.metric == "compute_s.mean")
     assert compute.skipped["an anchor: a device file is made from this cell"] == 3
     labels = {point.label for point in compute.points}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sandtable.testing import run_command
+from sandtable.contracts import run_command
 
 FOLDER = Path(__file__).parent / "predictions"
 UPDATE = os.environ.get("SANDTABLE_UPDATE_GOLDEN") == "1"

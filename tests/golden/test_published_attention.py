@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable.model.operator_fit import OperatorPoint, Predictor, fit_constants
-from sandtable.published import framework
-from sandtable.published.op_attention import OpAttention
-from sandtable.published.op_infersim import OpInfersim
-from sandtable.published.operators import constants_of, kind_of, seconds_of, sheets_of
+from sandtable.calibration.fit.operator_fit import OperatorPoint, Predictor, fit_constants
+from sandtable.published import scoring
+from sandtable.published.operator_rows import constants_of, kind_of, seconds_of, sheets_of
+from sandtable.published.operators.op_attention import OpAttention
+from sandtable.published.operators.op_infersim import OpInfersim
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(reference_folder: Path) -> Path:
 
 
 def test_in_sample_and_held_out(folder: Path) -> None:
-    (score,) = framework.run(folder, "op_attention").datasets
+    (score,) = scoring.run(folder, "op_attention").datasets
     data = score.to_json()
     assert data["scored"] == data["rows"]
     assert data["median_abs_error_frac"] < 0.10
@@ -58,7 +58,7 @@ def test_export_variants_latent_and_sparse(folder: Path) -> None:
 
 
 def test_training_forward_and_backward() -> None:
-    (score,) = framework.run(only="op_flash_attention").datasets
+    (score,) = scoring.run(only="op_flash_attention").datasets
     data = score.to_json()
     assert data["scored"] == data["rows"]
     assert data["median_abs_error_frac"] < 0.11

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable.model.operator_fit import Predictor, fit_constants
-from sandtable.published import framework
-from sandtable.published.base import Skipped
-from sandtable.published.op_comm import OpComm
-from sandtable.published.operators import constants_of, kind_of, sheets_of
+from sandtable.calibration.fit.operator_fit import Predictor, fit_constants
+from sandtable.published import scoring
+from sandtable.published.adapter import Skipped
+from sandtable.published.operator_rows import constants_of, kind_of, sheets_of
+from sandtable.published.operators.op_comm import OpComm
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(reference_folder: Path) -> Path:
 
 
 def test_in_sample_and_held_out(folder: Path) -> None:
-    (score,) = framework.run(folder, "op_comm").datasets
+    (score,) = scoring.run(folder, "op_comm").datasets
     data = score.to_json()
     assert data["scored"] >= 0.98 * data["rows"]
     assert set(score.skipped) <= {"network between machines not stated"}

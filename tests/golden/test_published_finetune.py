@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sandtable.published import framework
-from sandtable.published.base import Row
+from sandtable.published import scoring
+from sandtable.published.adapter import Row
 from sandtable.published.finetune_litgpt import ANCHORS, FinetuneLitgpt, does_not_fit, log_spread, padded_tokens
 
 
@@ -28,7 +28,7 @@ def folder(reference_folder: Path) -> Path:
     [("memory_bytes", 25, 0.03, 0.08), ("iteration_s", 17, 0.2, 0.3), ("decode_tokens_per_s", 6, 0.2, 0.4)],
 )
 def test_errors(adapter: FinetuneLitgpt, folder: Path, metric: str, least: int, median: float, p90: float) -> None:
-    score = next(score for score in framework.score(adapter, folder) if score.metric == metric).to_json()
+    score = next(score for score in scoring.score(adapter, folder) if score.metric == metric).to_json()
     assert score["scored"] >= least
     assert score["median_abs_error_frac"] < median
     assert score["p90_abs_error_frac"] < p90
@@ -44,7 +44,7 @@ def test_verdicts_on_memory(adapter: FinetuneLitgpt, folder: Path) -> None:
 
 
 def test_anchors_come_true_and_are_not_scored(adapter: FinetuneLitgpt, folder: Path) -> None:
-    scores = {score.metric: score for score in framework.score(adapter, folder)}
+    scores = {score.metric: score for score in scoring.score(adapter, folder)}
     for metric in ANCHORS.values():
         assert scores[metric].skipped["an anchor: the stack is made from this cell"] == 1
 

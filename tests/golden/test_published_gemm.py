@@ -11,19 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable import library
-from sandtable.published import framework
-from sandtable.spec import Stack
+from sandtable.hardware import Stack, library
+from sandtable.published import scoring
 
 LINEAR = ("attn_pre_proj_ms", "attn_post_proj_ms", "mlp_up_proj_ms", "mlp_down_proj_ms")
 
 
 @lru_cache(maxsize=8)
-def scores_of(folder: Path, name: str) -> dict[str, framework.DatasetScore]:
-    return {score.metric: score for score in framework.run(folder, name).datasets}
+def scores_of(folder: Path, name: str) -> dict[str, scoring.DatasetScore]:
+    return {score.metric: score for score in scoring.run(folder, name).datasets}
 
 
-def scores(folder: Path, name: str) -> dict[str, framework.DatasetScore]:
+def scores(folder: Path, name: str) -> dict[str, scoring.DatasetScore]:
     if not (folder / f"{name}.csv").is_file():
         pytest.skip(f"{name}.csv is not among the published measurements here")
     return scores_of(folder, name)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable.model.operator_fit import Predictor, fit_constants
-from sandtable.published import framework
-from sandtable.published.op_moe import OpMoe
-from sandtable.published.operators import kind_of, sheets_of
+from sandtable.calibration.fit.operator_fit import Predictor, fit_constants
+from sandtable.published import scoring
+from sandtable.published.operator_rows import kind_of, sheets_of
+from sandtable.published.operators.op_moe import OpMoe
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(reference_folder: Path) -> Path:
 
 
 def test_in_sample_and_held_out(folder: Path) -> None:
-    (score,) = framework.run(folder, "op_moe").datasets
+    (score,) = scoring.run(folder, "op_moe").datasets
     data = score.to_json()
     assert data["scored"] >= 0.92 * data["rows"]
     assert set(score.skipped) <= {"routing is not what its label says"}

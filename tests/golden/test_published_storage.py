@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from sandtable.published import framework
+from sandtable.published import scoring
 
 
 @pytest.fixture
-def scores(reference_folder: Path) -> dict[str, framework.DatasetScore]:
+def scores(reference_folder: Path) -> dict[str, scoring.DatasetScore]:
     if not (reference_folder / "storage_measured.csv").is_file():
         pytest.skip("storage_measured.csv is not among the published measurements here")
-    report = framework.run(reference_folder, "storage_measured")
+    report = scoring.run(reference_folder, "storage_measured")
     return {score.metric: score for score in report.datasets}
 
 
@@ -19,7 +19,7 @@ def scores(reference_folder: Path) -> dict[str, framework.DatasetScore]:
     ("metric", "least", "median", "p90"), [("read_iops", 75, 0.02, 0.09), ("read_mb_per_s", 78, 0.02, 0.13)]
 )
 def test_in_sample(
-    scores: dict[str, framework.DatasetScore], metric: str, least: int, median: float, p90: float
+    scores: dict[str, scoring.DatasetScore], metric: str, least: int, median: float, p90: float
 ) -> None:
     data = scores[metric].to_json()
     assert data["scored"] >= least
@@ -30,14 +30,14 @@ def test_in_sample(
 
 
 @pytest.mark.parametrize(("metric", "median", "p90"), [("read_iops", 0.03, 0.15), ("read_mb_per_s", 0.03, 0.25)])
-def test_held_out(scores: dict[str, framework.DatasetScore], metric: str, median: float, p90: float) -> None:
-    held_out = framework.error_summary(scores[metric].held_out)
+def test_held_out(scores: dict[str, scoring.DatasetScore], metric: str, median: float, p90: float) -> None:
+    held_out = scoring.error_summary(scores[metric].held_out)
     assert len(scores[metric].held_out) > 50
     assert (held_out["median_abs_error_frac"] or 1) < median
     assert (held_out["p90_abs_error_frac"] or 1) < p90
 
 
-def test_no_row_is_malformed_and_few_lack_a_device(scores: dict[str, framework.DatasetScore]) -> None:
+def test_no_row_is_malformed_and_few_lack_a_device(scores: dict[str, scoring.DatasetScore]) -> None:
     for score in scores.values():
         assert not score.malformed_lines
         assert score.skipped.get("no device file", 0) <= 3

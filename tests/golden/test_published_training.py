@@ -8,22 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable.published import framework
-from sandtable.published.base import Scored
+from sandtable.published import scoring
+from sandtable.published.adapter import Scored
 
 
 @pytest.fixture
-def score(reference_folder: Path) -> framework.DatasetScore:
+def score(reference_folder: Path) -> scoring.DatasetScore:
     if not (reference_folder / "training_throughput.csv").is_file():
         pytest.skip("training_throughput.csv is not among the published measurements here")
-    return framework.run(reference_folder, "training_throughput").datasets[0]
+    return scoring.run(reference_folder, "training_throughput").datasets[0]
 
 
 def errors(points: Sequence[Scored]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return np.abs([point.error_frac for point in points])
 
 
-def test_most_rows_are_scored(score: framework.DatasetScore) -> None:
+def test_most_rows_are_scored(score: scoring.DatasetScore) -> None:
     assert score.scored >= 0.8 * score.rows
     assert score.scored + sum(score.skipped.values()) == score.rows
     assert not score.malformed_lines
@@ -41,12 +41,12 @@ def test_most_rows_are_scored(score: framework.DatasetScore) -> None:
         ("dlperf-2021", 4, 0.35, 0.60),
     ],
 )
-def test_groups(score: framework.DatasetScore, group: str, least: int, median: float, p90: float) -> None:
+def test_groups(score: scoring.DatasetScore, group: str, least: int, median: float, p90: float) -> None:
     found = errors([point for point in score.points if point.group == group])
     assert len(found) >= least
     assert np.median(found) < median
     assert np.percentile(found, 90) < p90
 
 
-def test_what_device_files_are_made_from_is_not_scored(score: framework.DatasetScore) -> None:
+def test_what_device_files_are_made_from_is_not_scored(score: scoring.DatasetScore) -> None:
     assert score.skipped["an anchor: a number in the library is made from this row"] == 2

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sandtable.published import framework
+from sandtable.published import scoring
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ from sandtable.published import framework
 def test_each_figure_is_met_to_two_percent(reference_folder: Path, metric: str, scored: int) -> None:
     if not (reference_folder / "training_memory_megatron.csv").is_file():
         pytest.skip("training_memory_megatron.csv is not among the published measurements here")
-    report = framework.run(reference_folder, "training_memory_megatron")
+    report = scoring.run(reference_folder, "training_memory_megatron")
     points = {score.metric: score.points for score in report.datasets}[metric]
     assert len(points) >= scored
     assert max(abs(point.error_frac) for point in points) < 0.02

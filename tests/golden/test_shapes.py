@@ -9,8 +9,8 @@ import pytest
 
 from sandtable import units
 from sandtable.errors import UnknownName
-from sandtable_workloads.flash.demand import replay
-from sandtable_workloads.flash.parameters import FlashInference, Sizes
+from sandtable_workloads.flash.flash_parameters import FlashInference, Sizes
+from sandtable_workloads.flash.token_demand import replay
 from sandtable_workloads.transformer.presets import shape_named
 from sandtable_workloads.transformer.shapes import ModelShape
 

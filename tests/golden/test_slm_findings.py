@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sandtable import library
+from sandtable.hardware import library
 from sandtable.report import lines
-from sandtable.workload import Finding
-from sandtable_workloads.training import findings
-from sandtable_workloads.training.workload import estimate, memories
+from sandtable.workload.seam import Finding
+from sandtable_workloads.training.choices import findings
+from sandtable_workloads.training.slm_training import estimate, memories
 
 
 @lru_cache(maxsize=1)

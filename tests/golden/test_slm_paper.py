@@ -7,14 +7,14 @@ from functools import lru_cache
 
 import pytest
 
-from sandtable.published import framework
-from sandtable.published.framework import DatasetScore
+from sandtable.published import scoring
+from sandtable.published.scoring import DatasetScore
 from sandtable.published.slm_paper import ANCHOR, BY_FIGURE, OOM_AGREED, OOM_MISSED, OOM_WRONG, RANK
 
 
 @lru_cache(maxsize=1)
 def scores() -> dict[str, DatasetScore]:
-    return {score.metric: score for score in framework.run(only="slm_paper").datasets}
+    return {score.metric: score for score in scoring.run(only="slm_paper").datasets}
 
 
 def median(figure: str) -> float:

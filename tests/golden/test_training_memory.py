@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from sandtable import library
+from sandtable.hardware import Machine, library
 from sandtable.published import training_throughput
 from sandtable.published.training_throughput import TrainingThroughput
-from sandtable.spec import Machine
-from sandtable_workloads.training.memory import Verdict
-from sandtable_workloads.training.parameters import SlmTraining
-from sandtable_workloads.training.workload import SlmTrainingWorkload
+from sandtable_workloads.training.slm_training import SlmTrainingWorkload
+from sandtable_workloads.training.training_memory import Verdict
+from sandtable_workloads.training.training_parameters import SlmTraining
 
 WORKLOAD = SlmTrainingWorkload()
 # GPU of the paper -> the cloud machine that has eight of them

@@ -10,15 +10,17 @@ import pytest
 pytest.importorskip("numba", reason="real kernels need the `run` extra")
 pytest.importorskip("scipy", reason="fitting needs the `run` extra")
 
-from sandtable import calibrate, calibrating, library
-from sandtable.calibrate import Settings
+from sandtable.calibration import this_host
+from sandtable.calibration.this_host import Settings
+from sandtable.cli import calibrate_command
+from sandtable.hardware import library
 
 pytestmark = [pytest.mark.measured, pytest.mark.slow]
 
 
 def test_a_short_calibration_of_this_machine(tmp_path: Path) -> None:
     settings = Settings(folder=tmp_path, quick=True, file_bytes=256 << 20, passes=1, budget_s=2.0)
-    result = calibrate.calibrate(settings)
+    result = this_host.calibrate(settings)
     storage = result.machine.storage.fitted
     assert storage is not None
     # a disk: between one read per millisecond and memory speed
@@ -35,8 +37,8 @@ def test_a_short_calibration_of_this_machine(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not installed")
 def test_the_storage_curve_beside_fio(tmp_path: Path) -> None:
     settings = Settings(folder=tmp_path, quick=True, file_bytes=256 << 20, passes=1, budget_s=2.0)
-    result = calibrate.calibrate(settings)
-    table = calibrating.cross_check_table(result, settings)
+    result = this_host.calibrate(settings)
+    table = calibrate_command.cross_check_table(result, settings)
     ratios = [float(row[4]) for row in table.rows]
     assert len(ratios) > 6
     # the same device read by two programs; a factor of three is a broken reader, not noise

@@ -7,24 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sandtable import discover, measure, testing, units
-from sandtable.engine.run import Run, StepResult, run
-from sandtable.model.operations import CostModel
+from sandtable import contracts, units
+from sandtable.engine.plan_process import Run, StepResult, run
+from sandtable.hardware import Machine
+from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement
-from sandtable.spec import Machine
-from sandtable.workload import Execution, ExecutionContext, Scenario
+from sandtable.run import measure
+from sandtable.workload.seam import Execution, ExecutionContext, Scenario, workload_named
 
 pytest.importorskip("numba", reason="running for real needs numba")
 
-from sandtable_kernels.ffn import dense_ffn_masked_reference
-from sandtable_kernels.reader import ReadStats
-from sandtable_kernels.store import NeuronStore
-from sandtable_workloads.flash import demand
-from sandtable_workloads.flash.demand import plan_of
-from sandtable_workloads.flash.parameters import FlashInference
+from sandtable_kernels.files.reader import ReadStats
+from sandtable_kernels.files.store import NeuronStore
+from sandtable_kernels.operations.ffn import dense_ffn_masked_reference
+from sandtable_workloads.flash import token_demand
+from sandtable_workloads.flash.flash_parameters import FlashInference
+from sandtable_workloads.flash.neuron_traces import trace_of
 from sandtable_workloads.flash.runner import FlashModel, SparseDecoder, norm
 from sandtable_workloads.flash.small import SCALE, SmallWeights
-from sandtable_workloads.flash.traces import trace_of
+from sandtable_workloads.flash.token_demand import plan_of
 
 pytestmark = pytest.mark.measured
 
@@ -56,7 +57,7 @@ def execute(machine: Machine, folder: Path, **changes: Any) -> tuple[Run, Execut
 
 
 def _execute(machine: Machine, folder: Path, **changes: Any) -> tuple[Run, Execution]:
-    chosen, workload = parameters(**changes), discover.workload("flash_inference")
+    chosen, workload = parameters(**changes), workload_named("flash_inference")
     context = ExecutionContext(folder=folder, n_threads=2)
     workload.prepare(chosen, machine, 1, context)
     return run(workload.plan(chosen, machine, 1), CostModel(machine)), workload.execute(chosen, machine, 1, context)
@@ -251,14 +252,14 @@ def test_the_plan_knows_what_is_held(rung: str, machine: Machine, folder: Path) 
 def test_an_array_that_is_not_planned_is_found(
     kind: str, sentence: str, machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = demand.sparse_memory
+    whole = token_demand.sparse_memory
 
     def forgetful(*args: Any) -> dict[str, float]:
         return {name: size for name, size in whole(*args).items() if name != kind}
 
-    monkeypatch.setattr(demand, "sparse_memory", forgetful)
+    monkeypatch.setattr(token_demand, "sparse_memory", forgetful)
     with pytest.raises(AssertionError, match=sentence):
-        testing.check_execution(
+        contracts.check_execution(
             plan_of(parameters(), machine, 1),
             run(plan_of(parameters(), machine, 1), CostModel(machine)).steps,
             execute(machine, folder, rung="bundling")[1],
@@ -274,16 +275,16 @@ def test_an_array_that_grew_is_found(machine: Machine, folder: Path, monkeypatch
         self.keys, self.values = (np.concatenate([half, half], axis=1) for half in (self.keys, self.values))
 
     monkeypatch.setattr(FlashModel, "__init__", generous)
-    workload = discover.workload("flash_inference")
+    workload = workload_named("flash_inference")
     with pytest.raises(AssertionError, match="keys and values is planned at"):
-        testing.check_workload(workload, machine, ExecutionContext(folder=folder, n_threads=2))
+        contracts.check_workload(workload, machine, ExecutionContext(folder=folder, n_threads=2))
 
 
 def test_the_process_grows_by_what_is_counted(machine: Machine, folder: Path) -> None:
     if measure.start_peak() is None:
         pytest.skip("this system does not tell a process its peak memory")
     scenario = Scenario(name="mini", title="Mini", workload="flash_inference", repeats=1)
-    workload, context = discover.workload("flash_inference"), ExecutionContext(folder=folder, n_threads=2)
+    workload, context = workload_named("flash_inference"), ExecutionContext(folder=folder, n_threads=2)
     chosen = parameters(dtype="float32")
     workload.prepare(chosen, machine, 1, context)
     measure.execute(scenario, workload, chosen, machine, context)  # compiles
@@ -325,7 +326,7 @@ def test_the_same_seed_decodes_the_same_tokens(folder: Path) -> None:
 
 def test_a_measurement_reports_its_own_quality(machine: Machine, folder: Path) -> None:
     scenario = Scenario(name="mini", title="Mini", workload="flash_inference", repeats=2)
-    workload = discover.workload("flash_inference")
+    workload = workload_named("flash_inference")
     context = ExecutionContext(folder=folder, n_threads=2)
     measurement, trace = measure.measure(scenario, workload, parameters(), machine, context)
     assert isinstance(measurement, Measurement)

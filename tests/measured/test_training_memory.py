@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sandtable import library
-from sandtable.workload import ExecutionContext
-from sandtable_workloads.training.parameters import SlmTraining
-from sandtable_workloads.training.workload import SlmTrainingWorkload
+from sandtable.hardware import library
+from sandtable.workload.seam import ExecutionContext
+from sandtable_workloads.training.slm_training import SlmTrainingWorkload
+from sandtable_workloads.training.training_parameters import SlmTraining
 
 pytest.importorskip("torch", reason="training needs PyTorch")
 

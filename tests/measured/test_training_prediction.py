@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable import calibrate, discover, predict
-from sandtable.spec import Machine
-from sandtable.workload import ExecutionContext, Scenario
+from sandtable.calibration import this_host
+from sandtable.hardware import Machine
+from sandtable.run import predict
+from sandtable.workload.seam import ExecutionContext, Scenario, workload_named
 
 pytest.importorskip("numba", reason="calibrating needs numba")
 pytest.importorskip("torch", reason="training needs PyTorch")
@@ -30,12 +31,12 @@ PARAMETERS = {
 
 
 def test_a_calibrated_machine_foresees_a_training_step(tmp_path: Path, machine: Machine) -> None:
-    settings = calibrate.Settings(
+    settings = this_host.Settings(
         folder=tmp_path / "calibration", quick=True, only=("training",), operator_budget_s=12.0
     )
-    calibrated = calibrate.calibrate(settings, base=machine).machine
+    calibrated = this_host.calibrate(settings, base=machine).machine
     assert calibrated.stack is not None
-    workload = discover.workload("slm_training")
+    workload = workload_named("slm_training")
     parameters = workload.parameters.model_validate(PARAMETERS)
     scenario = Scenario(name="t", title="T", workload="slm_training", parameters=PARAMETERS)
     prediction, _, _ = predict.predict(scenario, workload, parameters, calibrated)

@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 
 from sandtable.errors import ConfigError, MeasureError, NoDevice
-from sandtable.library import load_machine
-from sandtable.workload import ExecutionContext
+from sandtable.hardware.library import load_machine
+from sandtable.workload.seam import ExecutionContext
 
 pytest.importorskip("torch", reason="training needs PyTorch")
 
 import torch
 
-from sandtable_workloads.training import checkpoint, execute, rank, ranks
-from sandtable_workloads.training.data import prepare_tokens
-from sandtable_workloads.training.device import allocations, highest_sum
-from sandtable_workloads.training.job import Job, Record, append_record, read_records, shape_of
-from sandtable_workloads.training.model import Decoder
-from sandtable_workloads.training.parameters import SlmTraining
+from sandtable_workloads.training.executed import checkpoint, launcher, run_job, worker
+from sandtable_workloads.training.executed.decoder import Decoder
+from sandtable_workloads.training.executed.device import allocations, highest_sum
+from sandtable_workloads.training.executed.job import Job, Record, append_record, read_records, shape_of
+from sandtable_workloads.training.executed.tokens import prepare_tokens
+from sandtable_workloads.training.training_parameters import SlmTraining
 
 pytestmark = pytest.mark.measured
 
@@ -67,7 +67,7 @@ def trained_here(todo: Job) -> Job:
     """Train on one rank, inside this process."""
     before = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     try:
-        assert rank.train(todo, 0, 1) == 0
+        assert worker.train(todo, 0, 1) == 0
     finally:
         torch.set_num_threads(before[0])
         signal.signal(signal.SIGTERM, before[1])
@@ -155,7 +155,7 @@ def test_half_types_train_as_well(tmp_path: Path, precision: str) -> None:
 def test_two_ranks_learn_what_one_learns(tmp_path: Path, sharding: str) -> None:
     alone = losses(trained_here(job(tmp_path, micro_batch=4)))
     shared = job(tmp_path, micro_batch=2, devices=2, sharding=sharding)
-    ranks.run(shared)
+    launcher.run(shared)
     both = [losses(shared, number) for number in range(2)]
     np.testing.assert_allclose(np.mean(both, axis=0), alone, rtol=1e-4)
     waiting = [record.communication_s for record in read_records(shared.folder, 0)]
@@ -186,19 +186,19 @@ def test_a_killed_rank_ends_the_run_and_nothing_is_lost(
 ) -> None:
     options: dict[str, Any] = {"devices": 2, "sharding": sharding, "steps": 40, "warmup_steps": 0}
     whole = job(tmp_path, **options)
-    ranks.run(whole)
+    launcher.run(whole)
     broken = job(tmp_path, checkpoint_steps=3, **options)
-    started: list[ranks.Rank] = []
-    start = ranks._start
-    monkeypatch.setattr(ranks, "_start", lambda *given: started.append(start(*given)) or started[-1])
+    started: list[launcher.Rank] = []
+    start = launcher._start
+    monkeypatch.setattr(launcher, "_start", lambda *given: started.append(start(*given)) or started[-1])
     killer = when_recorded(broken.folder, 8, lambda: os.kill(started[1].process.pid, signal.SIGKILL))
     with pytest.raises(MeasureError, match=r"rank 1 of 2 was ended by SIGKILL.*resumes"):
-        ranks.run(broken)
+        launcher.run(broken)
     killer.join()
     assert all(one.process.poll() is not None for one in started)
     n_saved = checkpoint.latest(broken.folder)
     assert 6 <= n_saved < 40
-    ranks.run(broken)
+    launcher.run(broken)
     assert losses(broken) == losses(whole)
     assert losses(broken, 1) == losses(whole, 1)
     assert [record.step for record in read_records(broken.folder, 0)] == list(range(40))
@@ -209,7 +209,7 @@ def test_a_rank_that_dies_with_its_result_written_is_done(tmp_path: Path) -> Non
     file = tmp_path / "rank0.json"
     process = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"], stderr=subprocess.DEVNULL)
     process.wait()
-    dead = ranks.Rank(number=0, process=process, stderr=tmp_path / "rank0.stderr", result=file)
+    dead = launcher.Rank(number=0, process=process, stderr=tmp_path / "rank0.stderr", result=file)
     assert dead.code() == -signal.SIGABRT
     file.write_text("{}")
     assert dead.code() == 0
@@ -218,17 +218,17 @@ def test_a_rank_that_dies_with_its_result_written_is_done(tmp_path: Path) -> Non
 def test_being_told_to_stop_saves_what_is_done(tmp_path: Path) -> None:
     whole = losses(trained_here(job(tmp_path)))
     stopped = job(tmp_path)
-    step = rank.Trainer.step
+    step = worker.Trainer.step
 
-    def stop_after_three(self: rank.Trainer, number: int) -> Record:
+    def stop_after_three(self: worker.Trainer, number: int) -> Record:
         if number == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, number)
 
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank.Trainer, "step", stop_after_three)
-        assert rank.train(stopped, 0, 1) == rank.STOPPED
+        patch.setattr(worker.Trainer, "step", stop_after_three)
+        assert worker.train(stopped, 0, 1) == worker.STOPPED
     signal.signal(signal.SIGTERM, handler)
     assert checkpoint.latest(stopped.folder) == 3
     assert losses(trained_here(stopped)) == whole
@@ -238,7 +238,7 @@ def test_being_told_to_stop_saves_what_is_done(tmp_path: Path) -> None:
 def test_the_store_may_be_named_from_here(in_tmp: Path, devices: int) -> None:
     Path("stores").mkdir()
     todo = job(Path("stores"), devices=devices, micro_batch=2, sharding="ddp", steps=2)
-    ranks.run(todo)
+    launcher.run(todo)
     assert len(losses(todo)) == todo.parameters.steps + todo.parameters.warmup_steps
 
 
@@ -246,7 +246,7 @@ def test_a_rank_that_fails_gives_its_last_words(tmp_path: Path) -> None:
     todo = job(tmp_path)
     todo.tokens[0].unlink()
     with pytest.raises(MeasureError, match=r"rank 0 of 1 left with exit code 1: FileNotFoundError"):
-        ranks.run(todo)
+        launcher.run(todo)
 
 
 def test_a_gpu_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
@@ -254,11 +254,11 @@ def test_a_gpu_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         pytest.skip("this machine has a GPU")
     context = ExecutionContext(folder=tmp_path, n_threads=2)
     with pytest.raises(NoDevice, match=r"no CUDA GPU that\s+PyTorch sees") as raised:
-        execute.prepare(SlmTraining(**SMALL), load_machine("aws_p4d_24xlarge"), 1, context)
+        run_job.prepare(SlmTraining(**SMALL), load_machine("aws_p4d_24xlarge"), 1, context)
     assert raised.value.exit_code == 4
     todo = job(tmp_path)
     with pytest.raises(NoDevice, match="PyTorch sees 0"):
-        ranks.run(Job(**{name: getattr(todo, name) for name in Job.__dataclass_fields__} | {"device": "cuda"}))
+        launcher.run(Job(**{name: getattr(todo, name) for name in Job.__dataclass_fields__} | {"device": "cuda"}))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_a_gpu_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
 )
 def test_what_is_only_simulated_is_said(changes: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigError, match=f"parameters.{name}"):
-        execute.check_executable(SlmTraining(**(SMALL | changes)))
+        run_job.check_executable(SlmTraining(**(SMALL | changes)))
 
 
 # --- what is reported --------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_an_execution_reports_its_steps(tmp_path: Path) -> None:
     context = ExecutionContext(folder=tmp_path, n_threads=2)
     parameters = SlmTraining(**SMALL)
     machine = load_machine("laptop_pcie4")
-    execution = execute.run_training(parameters, machine, 1, context)
+    execution = run_job.run_training(parameters, machine, 1, context)
     assert [step.phase for step in execution.steps] == ["warmup"] + ["train"] * 8
     for step in execution.steps:
         parts = sum(step.counters[name] for name in ("forward_s", "backward_s", "optimizer_s"))
@@ -295,10 +295,10 @@ def test_an_execution_reports_its_steps(tmp_path: Path) -> None:
 def test_memory_takes_the_plans_kinds() -> None:
     summary = {"weights_bytes": 10.0, "optimizer_bytes": 20.0, "buffers_bytes": 0.0, "peak_bytes": 90.0}
     planned = {"weights": 11.0, "optimizer": 22.0, "gradients": 10.0, "activations": 20.0}
-    found = execute.memory_of([summary, summary | {"peak_bytes": 50.0}], planned)
+    found = run_job.memory_of([summary, summary | {"peak_bytes": 50.0}], planned)
     assert list(found) == list(planned)
     assert found == {"weights": 10.0, "optimizer": 20.0, "gradients": 20.0, "activations": 40.0}
-    buckets = execute.memory_of([summary | {"buffers_bytes": 12.0}], planned)
+    buckets = run_job.memory_of([summary | {"buffers_bytes": 12.0}], planned)
     assert buckets == {"weights": 10.0, "optimizer": 20.0, "gradients": 12.0, "activations": 48.0}
 
 

@@ -10,9 +10,9 @@ import itertools
 import numpy as np
 import pytest
 
-from sandtable_kernels.cache import WindowIndex
-from sandtable_kernels.sparsity import FALCON_LAYER_10
-from sandtable_kernels.traces import RecordedTrace, SyntheticTrace, aggregate, fit_population
+from sandtable_kernels.neurons.neuron_cache import WindowIndex
+from sandtable_kernels.neurons.sparsity import FALCON_LAYER_10
+from sandtable_kernels.neurons.traces import RecordedTrace, SyntheticTrace, aggregate, fit_population
 
 FALCON_GROWTH = {k: share / FALCON_LAYER_10[1] for k, share in FALCON_LAYER_10.items()}
 TOLERANCE = 0.05
@@ -100,7 +100,7 @@ def test_fits_reach_the_power_law_for_all_published_shares(share, alpha):
 
 @pytest.mark.parametrize(("sigma", "rho"), [(0.5, 0.2), (2.0, 0.5), (3.0, 0.05)])
 def test_a_known_population_is_recovered(sigma, rho):
-    from sandtable_kernels.traces import _popularities
+    from sandtable_kernels.neurons.traces import _popularities
 
     k = np.array([1, 2, 3, 4, 6, 8, 12, 20])
     truth = aggregate(_popularities(0.1, sigma, 512), rho, k)

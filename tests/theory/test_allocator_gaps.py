@@ -1,6 +1,7 @@
 """A step of Hugging Face's Llama, allocation by allocation, through the rules of PyTorch's caching allocator.
 
-Two things follow that `sandtable_workloads.training.memory` takes as given: the highest sum of tensors, against its
+Two things follow that `sandtable_workloads.training.training_memory` takes as given: the highest sum of tensors,
+against its
 formulas, and how much more the allocator needs, against the share that a stack file states. Rules: PyTorch 2.3,
 c10/cuda/CUDACachingAllocator.cpp, default settings. Order of operations: Transformers 4.40, modeling_llama.py, pure
 bfloat16, and what autograd runs for it; one GPU, one stream.
@@ -15,9 +16,9 @@ from functools import partial
 
 import pytest
 
-from sandtable import library
-from sandtable_workloads.training.parameters import SlmTraining
-from sandtable_workloads.training.workload import SlmTrainingWorkload, shape_of
+from sandtable.hardware import library
+from sandtable_workloads.training.slm_training import SlmTrainingWorkload, shape_of
+from sandtable_workloads.training.training_parameters import SlmTraining
 
 MIB = 1 << 20
 SMALL, ROUND, SEGMENT, LARGE_SEGMENT = MIB, 512, 2 * MIB, 20 * MIB

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable.model.attention import (
+from sandtable.demand.op import OPERATOR_COLUMNS
+from sandtable.model.law import Sheet
+from sandtable.model.laws.attention_law import (
     BACKWARD_RATE,
     CACHE_SPEEDUP,
     CLOCKS_PER_SCORE,
@@ -19,8 +21,6 @@ from sandtable.model.attention import (
     AttentionLaw,
     vanilla_traffic,
 )
-from sandtable.model.law import Sheet
-from sandtable.plan import OPERATOR_COLUMNS
 
 LAW = AttentionLaw()
 SHEET = Sheet(

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable import library
-from sandtable.model.collective import CollectiveLaw
+from sandtable.demand.op import COLLECTIVES
+from sandtable.hardware import Link, library
 from sandtable.model.law import LinkSheet
-from sandtable.plan import COLLECTIVES
-from sandtable.spec import Link
+from sandtable.model.laws.collective_law import CollectiveLaw
 
 LAW = CollectiveLaw()
 TYPICAL = LAW.typical()

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandtable import discover, units
-from sandtable.engine.run import Options, Run, run
-from sandtable.model.operations import CostModel
-from sandtable.plan import Op, Phase, Plan, Step, random_read, sequential_read
-from sandtable.spec import Machine
+from sandtable import units
+from sandtable.demand.op import Op, random_read, sequential_read
+from sandtable.demand.plan import Phase, Plan, Step
+from sandtable.engine.plan_process import Options, Run, run
+from sandtable.hardware import Machine
+from sandtable.model.cost_model import CostModel
+from sandtable.workload.seam import workload_named
 
 # the fixture is a machine that nothing changes
 same_machine = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -123,7 +125,7 @@ def test_intervals_hold_and_timelines_do_not_overlap(machine: Machine, plan: Pla
 
 
 def token(machine: Machine, **changes: Any) -> Plan:
-    workload = discover.workload("flash_inference")
+    workload = workload_named("flash_inference")
     values = {"geometry": "opt_6_7b_1l", "tokens": 2, "cold_tokens": 4, "prompt_tokens": 2, "window": 3}
     parameters = workload.parameters.model_validate(values | changes, context=units.AT_EDGE)
     return workload.plan(parameters, machine, 1)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable.model import gemm
-from sandtable.model.gemm import GemmLaw
+from sandtable.hardware import DTYPE_BYTES
 from sandtable.model.law import Sheet
-from sandtable.spec import DTYPE_BYTES
+from sandtable.model.laws import gemm_law
+from sandtable.model.laws.gemm_law import GemmLaw
 
 LAW = GemmLaw()
 # every constant where it changes nothing, so that closed forms hold
@@ -46,7 +46,7 @@ def seconds(
 
 def test_a_large_product_takes_its_arithmetic_over_the_rate() -> None:
     m = n = k = 25_600.0  # 100 x 200 tiles of 256 x 128: whole waves
-    edge = 1 + gemm.EDGE * (1 / 256 + 1 / 128)
+    edge = 1 + gemm_law.EDGE * (1 / 256 + 1 / 128)
     assert seconds(m, n, k) == pytest.approx(2 * m * n * k / 800e12 * edge, rel=0.01)
     assert seconds(m, n, k, rate_frac=0.5) == pytest.approx(2 * seconds(m, n, k), rel=0.01)
 
@@ -106,7 +106,7 @@ def test_quantising_sweeps_the_activations() -> None:
 
 @pytest.mark.parametrize("dtype", ["fp8", "fp8_block", "fp4", "mxfp4"])
 def test_without_its_arithmetic_a_narrow_type_only_saves_weight_bytes(dtype: str) -> None:
-    assert gemm.format_of(OLDER, dtype).passes == 0
+    assert gemm_law.format_of(OLDER, dtype).passes == 0
     wide = seconds(8192, 8192, 8192, sheet=OLDER)
     assert seconds(8192, 8192, 8192, sheet=OLDER, dtype=dtype) == pytest.approx(wide, rel=0.05)
     few = seconds(1, 16_384, 16_384, sheet=OLDER)
@@ -143,9 +143,9 @@ def test_a_faster_device_is_never_slower(m: float, n: float, k: float, dtype: st
 
 @given(SIZES, SIZES, SIZES, st.sampled_from(DTYPES))
 def test_no_product_beats_the_roofline(m: float, n: float, k: float, dtype: str) -> None:
-    form = gemm.format_of(SHEET, dtype)
+    form = gemm_law.format_of(SHEET, dtype)
     computing = 2 * m * n * k / SHEET.peak(dtype)
-    streaming = (form.weight * n * k + form.activation * m * k + gemm.output_bytes(dtype) * m * n) / 3e12
+    streaming = (form.weight * n * k + form.activation * m * k + gemm_law.output_bytes(dtype) * m * n) / 3e12
     assert seconds(m, n, k, dtype=dtype) >= max(computing, streaming)
 
 

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandtable import predict
-from sandtable.engine.run import StepResult, run
-from sandtable.model.operations import CostModel
-from sandtable.plan import Op, Phase, Plan, Step, sequential_read
-from sandtable.spec import Machine
-from sandtable.workload import STATISTICS, collect
+from sandtable.demand.op import Op, sequential_read
+from sandtable.demand.plan import Phase, Plan, Step
+from sandtable.engine.plan_process import StepResult, run
+from sandtable.hardware import Machine
+from sandtable.model.cost_model import CostModel
+from sandtable.run import predict
+from sandtable.workload.seam import STATISTICS, collect
 
 same_machine = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 BYTES = 1e8  # the test machine's compute and memory laws are equal: 10 us + bytes / 10 GB/s, 0.9 to 1.1
@@ -121,7 +122,7 @@ def test_drift_never_narrows_and_a_sum_is_never_wider_than_its_parts(
 
 def test_the_data_sheet_is_one_law(machine: Machine) -> None:
     """What is not fitted follows one guess of what software reaches: there nothing cancels."""
-    from sandtable import library
+    from sandtable.hardware import library
 
     laptop = library.load_machine("laptop_pcie4")
     one, both = (width(simulate(laptop, *ops)) for ops in ((GEMV,), (GEMV, COPY, ATTEND)))

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable.model.gemm import EDGE
 from sandtable.model.law import Sheet
-from sandtable.model.moe import MoeLaw, _Batch
+from sandtable.model.laws.experts_law import MoeLaw, _Batch
+from sandtable.model.laws.gemm_law import EDGE
 
 LAW = MoeLaw()
 SHEET = Sheet(

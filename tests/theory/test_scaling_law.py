@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandtable.errors import CalibrationError, ConfigError, UnknownName
-from sandtable_workloads.training import loss
+from sandtable_workloads.training.choices import scaling_law
 from sandtable_workloads.transformer.presets import shape_named
 
 RECORDED = Path(__file__).parents[1] / "golden" / "slm_local_losses.json"
@@ -24,17 +24,17 @@ amounts = st.floats(1e8, 1e13)
 
 def test_published_values() -> None:
     # arXiv 2203.15556: Chinchilla (70B, 1.4T) and Gopher (280B, 300B) by equation 10
-    law = loss.law_named("chinchilla")
+    law = scaling_law.law_named("chinchilla")
     assert law.loss(70e9, 1.4e12) == pytest.approx(1.69 + 406.4 / 70e9**0.34 + 410.7 / 1.4e12**0.28)
     assert law.loss(70e9, 1.4e12) < law.loss(280e9, 300e9)
     # arXiv 2001.08361: with unlimited data the joint law is (N_c / N)^alpha_n
-    kaplan = loss.law_named("kaplan")
+    kaplan = scaling_law.law_named("kaplan")
     assert kaplan.loss(1e9, 1e30) == pytest.approx((6.4e13 / 1e9) ** 0.076, rel=1e-6)
 
 
 def test_the_replication_spreads_compute_evenly_over_parameters_and_tokens() -> None:
     # arXiv 2404.10102: about 20 tokens per parameter at Chinchilla's compute, and an exponent near one half
-    law = loss.law_named("chinchilla_replication")
+    law = scaling_law.law_named("chinchilla_replication")
     compute = 6 * 70e9 * 1.4e12
     n = np.geomspace(1e9, 1e12, 4000)
     best = n[int(np.argmin([law.loss(float(x), compute / 6 / float(x)) for x in n]))]
@@ -44,7 +44,7 @@ def test_the_replication_spreads_compute_evenly_over_parameters_and_tokens() -> 
 @every_law
 @given(n=sizes, d=amounts)
 def test_more_of_either_lowers_the_loss_towards_the_floor(name: str, n: float, d: float) -> None:
-    law = loss.law_named(name)
+    law = scaling_law.law_named(name)
     assert law.loss(n, d) > law.loss(n, 2 * d) > law.floor(n)
     assert law.loss(n, d) > law.loss(2 * n, d)
     assert law.floor(n) > law.floor(2 * n)
@@ -53,7 +53,7 @@ def test_more_of_either_lowers_the_loss_towards_the_floor(name: str, n: float, d
 @every_law
 @given(n=sizes, d=amounts)
 def test_the_gain_is_the_slope_and_tokens_invert_the_loss(name: str, n: float, d: float) -> None:
-    law = loss.law_named(name)
+    law = scaling_law.law_named(name)
     step = 1e-4 * d
     slope = (law.loss(n, d - step) - law.loss(n, d + step)) / (2 * step)
     assert law.gain_per_token(n, d) == pytest.approx(slope, rel=1e-3)
@@ -63,20 +63,20 @@ def test_the_gain_is_the_slope_and_tokens_invert_the_loss(name: str, n: float, d
 
 @every_law
 def test_a_loss_out_of_reach_is_refused(name: str) -> None:
-    law = loss.law_named(name)
+    law = scaling_law.law_named(name)
     with pytest.raises(ConfigError, match="out of reach"):
         law.tokens_for(1e9, law.floor(1e9))
 
 
 def test_kaplan_counts_no_embeddings() -> None:
     shape = shape_named("slm_1b")
-    assert loss.law_named("chinchilla").params_of(shape) == shape.n_params
-    assert loss.law_named("kaplan").params_of(shape) == shape.n_params - 2 * 32000 * 1920
+    assert scaling_law.law_named("chinchilla").params_of(shape) == shape.n_params
+    assert scaling_law.law_named("kaplan").params_of(shape) == shape.n_params - 2 * 32000 * 1920
 
 
 def test_money() -> None:
-    law = loss.law_named("chinchilla")
-    bought = loss.Bought(law=law, n_params=1e9, tokens_per_usd=3e7)
+    law = scaling_law.law_named("chinchilla")
+    bought = scaling_law.Bought(law=law, n_params=1e9, tokens_per_usd=3e7)
     usd = bought.usd_to_reach(2.6)
     assert bought.loss_after(usd) == pytest.approx(2.6)
     # equation 1 of arXiv 2410.19456: the next dollar takes off loss per token times tokens per dollar
@@ -85,24 +85,24 @@ def test_money() -> None:
 
 
 def test_laws_of_ones_own(tmp_path: Path) -> None:
-    law = loss.law_named("kaplan")
-    loss.save(law, tmp_path / "own.yaml")
-    assert loss.law_named(str(tmp_path / "own.yaml")) == law
+    law = scaling_law.law_named("kaplan")
+    scaling_law.save(law, tmp_path / "own.yaml")
+    assert scaling_law.law_named(str(tmp_path / "own.yaml")) == law
     (tmp_path / "bad.yaml").write_text("form: additive\ne: -1\na: 1\nb: 1\nalpha: 1\nbeta: 1\nsource: made up\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml: e: "):
-        loss.law_named(str(tmp_path / "bad.yaml"))
+        scaling_law.law_named(str(tmp_path / "bad.yaml"))
     with pytest.raises(UnknownName, match="chinchilla"):
-        loss.law_named("chinchila")
+        scaling_law.law_named("chinchila")
 
 
 # --- fits ---------------------------------------------------------------------------------------------------
 
 
-def made(n_sizes: int, noise: float) -> list[loss.LossPoint]:
-    law = loss.law_named("chinchilla")
+def made(n_sizes: int, noise: float) -> list[scaling_law.LossPoint]:
+    law = scaling_law.law_named("chinchilla")
     rng = np.random.default_rng(3)
     return [
-        loss.LossPoint(float(n), float(d), law.loss(n, d) * math.exp(noise * rng.standard_normal()))
+        scaling_law.LossPoint(float(n), float(d), law.loss(n, d) * math.exp(noise * rng.standard_normal()))
         for n in np.geomspace(5e7, 5e9, n_sizes)
         for d in np.geomspace(1e9, 3e11, 8)
     ]
@@ -110,8 +110,8 @@ def made(n_sizes: int, noise: float) -> list[loss.LossPoint]:
 
 def test_a_fit_finds_the_law_that_made_the_points() -> None:
     pytest.importorskip("scipy")
-    found = loss.fit(made(6, noise=0.002))
-    true = loss.law_named("chinchilla")
+    found = scaling_law.fit(made(6, noise=0.002))
+    true = scaling_law.law_named("chinchilla")
     assert found.rms_log_error < 0.003
     assert found.n_points == 48
     # beyond the points too: five times the parameters, three times the tokens
@@ -120,33 +120,35 @@ def test_a_fit_finds_the_law_that_made_the_points() -> None:
 
 def test_one_size_leaves_out_the_term_of_parameters() -> None:
     pytest.importorskip("scipy")
-    found = loss.fit(made(1, noise=0.001))
+    found = scaling_law.fit(made(1, noise=0.001))
     assert found.law.a == 0
-    assert found.law.e == pytest.approx(loss.law_named("chinchilla").floor(5e7), rel=0.03)
+    assert found.law.e == pytest.approx(scaling_law.law_named("chinchilla").floor(5e7), rel=0.03)
 
 
 def test_one_wild_point_moves_a_fit_little() -> None:
     pytest.importorskip("scipy")
     points = made(4, noise=0.001)
-    wild = [*points[1:], loss.LossPoint(points[0].n_params, points[0].tokens, 3 * points[0].loss)]
-    assert loss.fit(wild).law.loss(1e9, 2e10) == pytest.approx(loss.fit(points).law.loss(1e9, 2e10), rel=0.01)
+    wild = [*points[1:], scaling_law.LossPoint(points[0].n_params, points[0].tokens, 3 * points[0].loss)]
+    assert scaling_law.fit(wild).law.loss(1e9, 2e10) == pytest.approx(
+        scaling_law.fit(points).law.loss(1e9, 2e10), rel=0.01
+    )
 
 
-@pytest.mark.parametrize("bad", [[], [loss.LossPoint(1e6, 1e6, float("nan"))] * 9])
-def test_too_little_to_fit_is_said(bad: list[loss.LossPoint]) -> None:
+@pytest.mark.parametrize("bad", [[], [scaling_law.LossPoint(1e6, 1e6, float("nan"))] * 9])
+def test_too_little_to_fit_is_said(bad: list[scaling_law.LossPoint]) -> None:
     pytest.importorskip("scipy")
     with pytest.raises(CalibrationError, match="needs at least"):
-        loss.fit(bad)
+        scaling_law.fit(bad)
 
 
 def test_a_loss_curve_becomes_points_that_keep_its_mean() -> None:
     losses = [3.0 + 5.0 * (100 * step) ** -0.4 for step in range(1, 401)]
-    points = loss.points_of_run(losses, n_params=1e6, tokens_per_step=100)
+    points = scaling_law.points_of_run(losses, n_params=1e6, tokens_per_step=100)
     assert len(points) <= 24
     assert [p.tokens for p in points] == sorted(p.tokens for p in points)
     assert points[0].loss == pytest.approx(losses[0])
     assert all(p.loss == pytest.approx(3.0 + 5.0 * p.tokens**-0.4, rel=2e-3) for p in points)
-    late = loss.points_of_run(losses[200:], n_params=1e6, tokens_per_step=100, first_step=201)
+    late = scaling_law.points_of_run(losses[200:], n_params=1e6, tokens_per_step=100, first_step=201)
     assert late[0].tokens > 200 * 100
 
 
@@ -155,12 +157,12 @@ def test_real_losses_are_continued(index: int) -> None:
     """Fit to steps 14 to 93 of a recorded run; the last twenty of its 153 are then foretold."""
     pytest.importorskip("scipy")
     run = json.loads(RECORDED.read_text())["runs"][index]
-    early = loss.points_of_run(
+    early = scaling_law.points_of_run(
         run["losses"][10:90],
         n_params=1e6,
         tokens_per_step=run["tokens_per_step"],
         first_step=run["first_step"] + 10,
     )
-    law = loss.fit(early).law
+    law = scaling_law.fit(early).law
     late = float(np.mean(run["losses"][-20:]))
     assert law.loss(1e6, run["tokens_per_step"] * (run["first_step"] + 140)) == pytest.approx(late, rel=0.05)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from sandtable.engine.clock import seconds
 from sandtable.engine.resources import StorageServer
-from sandtable.model import storage as model
-from sandtable.model.storage import StorageLaw
+from sandtable.model.laws import storage_law as model
+from sandtable.model.laws.storage_law import StorageLaw
 
 
 def law(**changes: float) -> StorageLaw:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sandtable.errors import PlanError
 from sandtable.model.law import Sheet
-from sandtable.model.stream import CACHE_SPEEDUP, OVERLAP, RESIDENT_BLOCKS, StreamLaw
+from sandtable.model.laws.memory_bound import CACHE_SPEEDUP, OVERLAP, RESIDENT_BLOCKS, StreamLaw
 
 LAW = StreamLaw()
 SHEET = Sheet(

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandtable import library
 from sandtable.errors import ConfigError, DoesNotFit
-from sandtable_workloads.training import memory
-from sandtable_workloads.training.demand import SHARDING, optimizer_bytes
-from sandtable_workloads.training.execute import check_executable
-from sandtable_workloads.training.parameters import SlmTraining
-from sandtable_workloads.training.plan import layers_at
+from sandtable.hardware import library
+from sandtable_workloads.training import training_memory
+from sandtable_workloads.training.executed.run_job import check_executable
 from sandtable_workloads.training.schedule import tasks_of
-from sandtable_workloads.training.workload import SlmTrainingWorkload, configuration, memory_of
+from sandtable_workloads.training.slm_training import SlmTrainingWorkload, configuration, memory_of
+from sandtable_workloads.training.step_demand import SHARDING, optimizer_bytes
+from sandtable_workloads.training.training_parameters import SlmTraining
+from sandtable_workloads.training.training_plan import layers_at
 
 WORKLOAD = SlmTrainingWorkload()
 DGX = library.load_machine("dgx_a100_80gb", {"stack": "megatron_lm"})
@@ -175,7 +175,7 @@ def test_more_layers_need_more(batch: int) -> None:
     totals = [
         sum(
             float(size)
-            for size in memory.memory_of_configuration(
+            for size in training_memory.memory_of_configuration(
                 run(), replace(c, n_layers=layers), DGX.stack, on_accelerator=True
             ).values()
         )
@@ -218,13 +218,15 @@ def test_micro_batches_in_flight_are_those_of_the_schedule(stages: int, chunks: 
         for task in tasks_of(stage, stages, micro, chunks):
             kept += 1 if task.forward else -1
             most = max(most, kept)
-        assert memory.in_flight(c, float(stage)) == pytest.approx(most / chunks)
+        assert training_memory.in_flight(c, float(stage)) == pytest.approx(most / chunks)
 
 
 @pytest.mark.parametrize(("stages", "chunks"), [(2, 1), (3, 1), (5, 1), (7, 1), (4, 2)])
 def test_a_stage_holds_the_layers_that_the_plan_gives_it(stages: int, chunks: int) -> None:
     p = run(pipeline_parallel=stages, virtual_stages=chunks, devices=8 * stages, grad_accumulation=stages)
-    first, longest, last = (float(np.asarray(place.layers)) for place in memory.places(configuration(p, DGX)))
+    first, longest, last = (
+        float(np.asarray(place.layers)) for place in training_memory.places(configuration(p, DGX))
+    )
     sizes = [
         sum(
             end - begin
@@ -280,7 +282,7 @@ def test_the_advice_fits(checkpointing: str) -> None:
         {"model": "slm_2b", "attention": "vanilla", "micro_batch": 64, "devices": 8, "checkpointing": checkpointing}
     )
     assert not WORKLOAD.verdict(p, DGX).fits
-    advice = memory.what_fits(p, DGX, lambda q: memory_of(q, DGX))
+    advice = training_memory.what_fits(p, DGX, lambda q: memory_of(q, DGX))
     assert any("micro_batch" in sentence for sentence in advice)
     for sentence in advice:
         changes = dict(part.split() for part in sentence.split(" with "))
@@ -288,6 +290,6 @@ def test_the_advice_fits(checkpointing: str) -> None:
 
 
 def test_the_verdict_names_the_kind_that_passes_the_limit() -> None:
-    judged = memory.verdict({"weights": 4.0, "optimizer": 4.0, "activations": 8.0}, has_bytes=10.0)
+    judged = training_memory.verdict({"weights": 4.0, "optimizer": 4.0, "activations": 8.0}, has_bytes=10.0)
     assert (judged.fits, judged.breaks, judged.largest) == (False, "activations", "activations")
-    assert memory.verdict({"weights": 4.0}, has_bytes=10.0).breaks is None
+    assert training_memory.verdict({"weights": 4.0}, has_bytes=10.0).breaks is None

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from sandtable import discover, library
-from sandtable.engine.run import run
-from sandtable.model.operations import CostModel
-from sandtable.spec import Machine
+from sandtable.engine.plan_process import run
+from sandtable.hardware import Machine, library
+from sandtable.model.cost_model import CostModel
+from sandtable.workload.seam import workload_named
 
-WORKLOAD: Any = discover.workload("slm_training")
+WORKLOAD: Any = workload_named("slm_training")
 
 
 def machine(stack: str = "huggingface_pytorch_2_3") -> Machine:

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandtable import library
-from sandtable.engine.run import StepResult, run
-from sandtable.model.operations import CostModel
-from sandtable.spec import Machine
-from sandtable_workloads.training import workload
-from sandtable_workloads.training.parameters import SlmTraining
-from sandtable_workloads.training.plan import layers_at, plan_of
+from sandtable.engine.plan_process import StepResult, run
+from sandtable.hardware import Machine, library
+from sandtable.model.cost_model import CostModel
+from sandtable_workloads.training import slm_training
+from sandtable_workloads.training.training_parameters import SlmTraining
+from sandtable_workloads.training.training_plan import layers_at, plan_of
 
 SMALL: dict[str, Any] = {
     "model": "slm_1b",
@@ -40,13 +39,13 @@ def machine_named(name: str = "aws_p4d_24xlarge", stack: str = "torchtitan") -> 
 
 
 def played(parameters: SlmTraining, machine: Machine) -> StepResult:
-    shape = workload.shape_of(parameters)
-    plan = plan_of(parameters, workload.configuration(parameters, machine), shape, machine, {})
+    shape = slm_training.shape_of(parameters)
+    plan = plan_of(parameters, slm_training.configuration(parameters, machine), shape, machine, {})
     return run(plan, CostModel(machine)).steps[-1]
 
 
 def closed(parameters: SlmTraining, machine: Machine) -> dict[str, float]:
-    return workload.estimate([parameters], machine)[0]
+    return slm_training.estimate([parameters], machine)[0]
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "zero_1", "fsdp_grad_op", "fsdp_full"])
@@ -162,7 +161,7 @@ def test_many_at_once_equal_one_by_one() -> None:
         for sharding in ("ddp", "fsdp_full")
         for attention in ("flash", "vanilla")
     ]
-    together = workload.estimate(runs, machine_named())
+    together = slm_training.estimate(runs, machine_named())
     for parameters, found in zip(runs, together, strict=True):
         assert found["step_s"] == pytest.approx(closed(parameters, machine_named())["step_s"], rel=1e-12)
 

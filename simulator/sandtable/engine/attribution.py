@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from sandtable.demand.op import Op
 from sandtable.engine.clock import seconds
-from sandtable.plan import Op
 
 
 class Interval(NamedTuple):

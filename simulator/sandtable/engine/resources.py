@@ -8,8 +8,8 @@ from typing import Any
 import simpy
 
 from sandtable.engine.clock import ticks
-from sandtable.model import storage as storage_model
-from sandtable.model.storage import StorageLaw
+from sandtable.model.laws import storage_law as storage_model
+from sandtable.model.laws.storage_law import StorageLaw
 
 Process = Generator[simpy.Event, Any, None]
 
@@ -17,7 +17,8 @@ Process = Generator[simpy.Event, Any, None]
 class StorageServer:
     """A storage device shared by whoever reads from it, one event per request.
 
-    The service law is that of `sandtable.model.storage`: the first completion of a batch comes after the fill time,
+    The service law is that of `sandtable.model.laws.storage_law`: the first completion of a batch comes after the
+    fill time,
     and completions follow each other at the interval that the law gives for the number of requests then in flight,
     whoever sent them. Requests of a batch are sent as earlier ones complete, ``concurrency`` in flight.
     """

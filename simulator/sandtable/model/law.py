@@ -1,7 +1,7 @@
 """What a law of an operator is: a data sheet, a few fitted constants and a demand in; seconds out.
 
 Laws are pure and work on NumPy arrays: each column of a demand is a number or an array, and one call answers for all
-of them. An operator that a law knows is described by the columns of `sandtable.plan.OPERATOR_COLUMNS`.
+of them. An operator that a law knows is described by the columns of `sandtable.demand.plan.OPERATOR_COLUMNS`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from sandtable.demand.op import COLUMN_DEFAULTS, OPERATOR_COLUMNS
 from sandtable.errors import PlanError
-from sandtable.plan import COLUMN_DEFAULTS, OPERATOR_COLUMNS
-from sandtable.spec import DTYPE_ARITHMETIC, DTYPE_BYTES, Link, Memory, OperatorFit, Processor
+from sandtable.hardware import DTYPE_ARITHMETIC, DTYPE_BYTES, Link, Memory, OperatorFit, Processor
 
 FloatArray = npt.NDArray[np.float64]
 Columns = Mapping[str, FloatArray]
@@ -94,7 +94,8 @@ class LinkSheet:
     """The data sheets of the links between the ranks of a group: within a machine, and between machines.
 
     Bandwidths are per device and one way; ``between_bytes_per_s`` is infinite where a group stays in one machine.
-    ``peer_bytes_per_s`` bounds what one pair has. See `sandtable.spec.LinkDatasheet` for ``shared`` and ``reduces``.
+    ``peer_bytes_per_s`` bounds what one pair has. See `sandtable.hardware.LinkDatasheet` for ``shared`` and
+    ``reduces``.
     """
 
     within_bytes_per_s: float

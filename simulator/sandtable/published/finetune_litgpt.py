@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sandtable import discover, library, units
+from sandtable import units
 from sandtable.errors import ConfigError, PlanError
-from sandtable.published.base import Adapter, Outcome, Row, Scored, Skipped
-from sandtable.spec import Machine
+from sandtable.hardware import Machine, library
+from sandtable.published.adapter import Adapter, Outcome, Row, Scored, Skipped
+from sandtable.workload.seam import workload_named
 
 MEMORY, ITERATION, DECODE = "memory_bytes", "iteration_s", "decode_tokens_per_s"
 STACK = "litgpt"
@@ -176,7 +177,7 @@ def _parameters(values: dict[str, Any], tokens: int) -> Any:
 
 @lru_cache(maxsize=1)
 def _workload() -> Any:
-    return discover.workload("slm_training")
+    return workload_named("slm_training")
 
 
 @lru_cache(maxsize=8)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-from sandtable.published.base import Adapter, Outcome, Row, Scored, Skipped
+from sandtable.published.adapter import Adapter, Outcome, Row, Scored, Skipped
 from sandtable.results import Prediction
 
 # column of the file -> metric of the prediction
@@ -65,7 +65,8 @@ class LlmInAFlash(Adapter):
 
 @lru_cache(maxsize=32)
 def _prediction(scenario: str, rung: str) -> Prediction:
-    from sandtable import predict, scenarios
+    from sandtable.run import predict
+    from sandtable.workload import scenarios
 
     settings = [f"parameters.rung={rung}", "parameters.tokens=24", "parameters.prompt_tokens=128"]
     case = scenarios.load(scenario, settings=settings)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sandtable.errors import missing_extra
-from sandtable.published.framework import PublishedReport
+from sandtable.published.scoring import PublishedReport
 from sandtable.table import Table
 
 BANDS_FRAC = (0.25, 0.10)

@@ -32,9 +32,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sandtable import discover, library, units
-from sandtable.published.base import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
-from sandtable.spec import Machine
+from sandtable import units
+from sandtable.hardware import Machine, library
+from sandtable.published.adapter import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
+from sandtable.workload.seam import workload_named
 
 STACK = "huggingface_pytorch_2_3"
 DATA = Path(__file__).parent / "data"
@@ -232,7 +233,7 @@ def grid(model: str, attention: str, gpu: str) -> tuple[Point, ...]:
     """
     if model not in PRESETS or attention not in ATTENTION:
         raise MalformedRow(f"model {model!r} with {attention!r} attention is not in the paper")
-    workload: Any = discover.workload("slm_training")
+    workload: Any = workload_named("slm_training")
     machine = _machine(gpu)
     combinations = list(itertools.product(COUNTS, BATCHES, SCHEMES))
     candidates = [_parameters(workload, model, attention, *combination) for combination in combinations]

@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sandtable import library
+from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.errors import ConfigError
+from sandtable.hardware import Component, Link, Memory, Processor, Stack, library
 from sandtable.model.law import LinkSheet, Sheet
-from sandtable.model.operator_fit import OperatorPoint
-from sandtable.published.base import Skipped
-from sandtable.spec import Component, Link, Memory, Processor, Stack
+from sandtable.published.adapter import Skipped
 
 NO_DEVICE = Skipped("no device file")
 AnySheet = Sheet | LinkSheet

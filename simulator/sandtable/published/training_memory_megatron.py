@@ -9,9 +9,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from sandtable import discover, library
-from sandtable.published.base import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
-from sandtable.spec import Machine
+from sandtable.hardware import Machine, library
+from sandtable.published.adapter import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
+from sandtable.workload.seam import workload_named
 
 WORKLOAD, MACHINE, STACK = "slm_training", "dgx_a100_80gb", "megatron_lm"
 GIB = float(1 << 30)
@@ -100,7 +100,7 @@ def _whole(row: Row, column: str) -> int:
 
 
 def _held(parameters: dict[str, Any]) -> dict[str, float]:
-    workload: Any = discover.workload(WORKLOAD)
+    workload: Any = workload_named(WORKLOAD)
     found: dict[str, float] = workload.layer_memory(workload.parameters.model_validate(parameters), _machine())
     return found
 

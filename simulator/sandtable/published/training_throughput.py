@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from sandtable import discover, library, units
+from sandtable import units
 from sandtable.errors import ConfigError, DoesNotFit, PlanError
-from sandtable.published.base import Adapter, Outcome, Row, Scored, Skipped
-from sandtable.spec import Frozen, Machine
-from sandtable.workload import Workload
+from sandtable.hardware import Frozen, Machine, library
+from sandtable.published.adapter import Adapter, Outcome, Row, Scored, Skipped
+from sandtable.workload.seam import Workload, workload_named
 
 WORKLOAD = "slm_training"
 TOKENS, STEP = "tokens_per_s_per_device", "step_s"
@@ -440,7 +440,7 @@ def _megatron_flops_per_token(parameters: Any) -> float:
 
 @lru_cache(maxsize=1)
 def _workload() -> Any:
-    return discover.workload(WORKLOAD)
+    return workload_named(WORKLOAD)
 
 
 @lru_cache(maxsize=64)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import sandtable
-from sandtable import compare, library
 from sandtable.errors import ConfigError, SandtableError, missing_extra
-from sandtable.report import plots, tables
+from sandtable.hardware import GUESS, Component, Machine, library
+from sandtable.report import plots, rendering
 from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Result
-from sandtable.spec import GUESS, Component, Machine
-from sandtable.store import RunFolder
+from sandtable.run import compare
+from sandtable.run.run_folder import RunFolder
 from sandtable.table import Table
 
 TEMPLATE = "report.html.j2"
@@ -172,8 +172,8 @@ def _verdict(runs: Sequence[Run], compared: Sequence[ComparedMetric]) -> list[Bl
     blocks = []
     if comparison is not None:
         css = {"pass": "pass", "fail": "fail"}.get(comparison.verdict, "soft")
-        blocks.append(Block(kind="verdict", css=css, text=tables.verdict_sentence(comparison)))
-        blocks.append(Block(kind="text", text=tables.summary_sentence(comparison)))
+        blocks.append(Block(kind="verdict", css=css, text=rendering.verdict_sentence(comparison)))
+        blocks.append(Block(kind="text", text=rendering.summary_sentence(comparison)))
     else:
         kinds = sorted({result.kind for run in runs for result in run.results})
         blocks.append(Block(kind="text", text=f"A {' and a '.join(kinds)}; nothing to compare it with."))
@@ -197,7 +197,7 @@ def _comparison(compared: Sequence[ComparedMetric]) -> list[Block]:
     if not compared:
         return []
     judged = compare.judge(compared)
-    blocks = [Block(kind="table", view=view_of(tables.comparison_table(judged, worst_first=True)))]
+    blocks = [Block(kind="table", view=view_of(rendering.comparison_table(judged, worst_first=True)))]
     scatter = plots.scatter_data(compared)
     if scatter.rows:
         blocks.append(_plot(plots.scatter_figure(scatter)))
@@ -211,8 +211,8 @@ def _results(runs: Sequence[Run]) -> list[Block]:
     for run in runs:
         for result in run.results:
             title = f"{run.scenario}: {result.kind} on {result.machine}"
-            blocks.append(Block(kind="fold", text=title, view=view_of(tables.metrics_table(result))))
-            blocks += [Block(kind="text", text=line.strip()) for line in tables.result_notes(result)]
+            blocks.append(Block(kind="fold", text=title, view=view_of(rendering.metrics_table(result))))
+            blocks += [Block(kind="text", text=line.strip()) for line in rendering.result_notes(result)]
     return blocks
 
 
@@ -230,7 +230,7 @@ def _time(runs: Sequence[Run]) -> list[Block]:
 
 
 def _machine(runs: Sequence[Run]) -> list[Block]:
-    from sandtable.listing import device_table
+    from sandtable.report.listing import device_table
 
     blocks = []
     shown: set[str] = set()
@@ -317,8 +317,8 @@ def _command(run: Run) -> str:
 
 def view_of(table: Table) -> dict[str, Any]:
     """Return a table as the template shows it: headings with units, cells as text, guesses marked."""
-    heads, rows = tables.visible(table)
-    right = tables.numeric_columns(table)
+    heads, rows = rendering.visible(table)
+    right = rendering.numeric_columns(table)
     numbers = [name in right for name, _ in heads]
     return {
         "title": table.title,

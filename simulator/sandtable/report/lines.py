@@ -15,7 +15,7 @@ from sandtable.errors import missing_extra
 from sandtable.report.plots import COLOURS
 from sandtable.table import Table
 from sandtable.units import format_si
-from sandtable.workload import Finding
+from sandtable.workload.seam import Finding
 
 MARKERS = "osD^vP*X"
 MOST_COLUMNS = 3

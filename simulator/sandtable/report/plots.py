@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from sandtable.errors import missing_extra
-from sandtable.model import storage as storage_model
+from sandtable.hardware import Storage
+from sandtable.model.laws import storage_law as storage_model
 from sandtable.results import ComparedMetric, Measurement, Prediction, Result
-from sandtable.spec import Storage
 from sandtable.table import Table
 
 PREDICTED, MEASURED, BAND = "#0072B2", "#D55E00", "rgba(120,120,120,0.15)"

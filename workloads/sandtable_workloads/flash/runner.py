@@ -16,27 +16,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sandtable.engine.run import StepResult
+from sandtable.engine.plan_process import StepResult
 from sandtable.results import TraceRow
-from sandtable.workload import Execution
-from sandtable_kernels.attention import attend
-from sandtable_kernels.buffers import address, aligned_empty
-from sandtable_kernels.cache import NeuronCache, WindowIndex
-from sandtable_kernels.dtypes import decode, storage_dtype
-from sandtable_kernels.elementwise import NormWeights, add_norm, norm
-from sandtable_kernels.ffn import sparse_ffn
-from sandtable_kernels.ffn_batch import dense_ffn_batch
-from sandtable_kernels.gemm import gemm
-from sandtable_kernels.gemv import gemv
-from sandtable_kernels.predictor import LowRankPredictor
-from sandtable_kernels.reader import FlashReader
-from sandtable_kernels.store import Blob, NeuronStore
-from sandtable_kernels.weights import fill
-from sandtable_workloads.flash.demand import LayerDemand, hit_frac, n_tokens, replay, streamed_neurons
-from sandtable_workloads.flash.files import Segment, WeightMap, open_files
-from sandtable_workloads.flash.parameters import FlashInference, Sizes
+from sandtable.workload.seam import Execution
+from sandtable_kernels.files.buffers import address, aligned_empty
+from sandtable_kernels.files.dtypes import decode, storage_dtype
+from sandtable_kernels.files.reader import FlashReader
+from sandtable_kernels.files.store import Blob, NeuronStore
+from sandtable_kernels.files.weights import fill
+from sandtable_kernels.neurons.neuron_cache import NeuronCache, WindowIndex
+from sandtable_kernels.operations.attention import attend
+from sandtable_kernels.operations.elementwise import NormWeights, add_norm, norm
+from sandtable_kernels.operations.ffn import sparse_ffn
+from sandtable_kernels.operations.ffn_batch import dense_ffn_batch
+from sandtable_kernels.operations.gemm import gemm
+from sandtable_kernels.operations.gemv import gemv
+from sandtable_kernels.operations.predictor import LowRankPredictor
+from sandtable_workloads.flash.flash_parameters import FlashInference, Sizes
+from sandtable_workloads.flash.model_files import Segment, WeightMap, open_files
+from sandtable_workloads.flash.neuron_traces import predictor_ranks, trace_of
 from sandtable_workloads.flash.small import SmallWeights
-from sandtable_workloads.flash.traces import predictor_ranks, trace_of
+from sandtable_workloads.flash.token_demand import LayerDemand, hit_frac, n_tokens, replay, streamed_neurons
 from sandtable_workloads.transformer.shapes import ModelShape
 
 F32 = npt.NDArray[np.float32]

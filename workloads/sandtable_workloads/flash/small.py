@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sandtable_kernels.buffers import aligned_empty
-from sandtable_kernels.elementwise import NormWeights
-from sandtable_kernels.weights import fill
+from sandtable_kernels.files.buffers import aligned_empty
+from sandtable_kernels.files.weights import fill
+from sandtable_kernels.operations.elementwise import NormWeights
 from sandtable_workloads.transformer.shapes import ModelShape
 
 F32 = npt.NDArray[np.float32]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sandtable.errors import PlanError
-from sandtable.spec import Machine
-from sandtable_workloads.training.parameters import SlmTraining
+from sandtable.hardware import Machine
+from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
 # of the racks that behave as one machine, a run may use a part

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 
 from sandtable import units
+from sandtable.hardware import Machine
 from sandtable.results import Metric, point
-from sandtable.spec import Machine
-from sandtable_workloads.training.demand import COMPUTE_DTYPE
+from sandtable_workloads.training.choices.scaling_law import TOKENS_PER_PARAMETER, law_named
 from sandtable_workloads.training.layout import devices_per_machine
-from sandtable_workloads.training.loss import TOKENS_PER_PARAMETER, law_named
-from sandtable_workloads.training.parameters import SlmTraining
+from sandtable_workloads.training.step_demand import COMPUTE_DTYPE
+from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
 SECONDS_PER_HOUR = 3600.0

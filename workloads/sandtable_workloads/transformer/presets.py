@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sandtable import library
 from sandtable.errors import ConfigError, UnknownName
+from sandtable.hardware import library
 from sandtable_workloads.transformer.hf_config import from_hf_config
 from sandtable_workloads.transformer.shapes import ModelShape
 

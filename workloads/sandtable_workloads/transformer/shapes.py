@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sandtable.spec import DTYPE_BYTES, Frozen
+from sandtable.hardware import DTYPE_BYTES, Frozen
 
 Activation = Literal["relu", "relu2", "silu", "gelu"]
 Norm = Literal["rms", "layer", "layer_no_bias"]

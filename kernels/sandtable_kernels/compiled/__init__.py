@@ -1,0 +1,1 @@
+"""What numba compiles. Importing these modules needs numba, so looking for kernels leaves them alone."""

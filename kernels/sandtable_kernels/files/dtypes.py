@@ -1,0 +1,82 @@
+"""Element types of weights: how float32, bfloat16 and float16 are stored, and how to get from one to the other.
+
+NumPy has no bfloat16 and computes slowly in float16, so both are stored as their bits in ``uint16`` and widened to
+float32 where they are used. The functions here are the plain NumPy reference; compiled code uses
+`sandtable_kernels.compiled.conversions`, which needs numba (`fast_decoder` gives its function for a type).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from sandtable.errors import UnknownName, missing_extra
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+DTYPES: Final[tuple[str, ...]] = get_args(DtypeName)
+
+
+def storage_dtype(name: str) -> np.dtype[Any]:
+    """Return the NumPy type that elements are stored as: float32, or uint16 for the 16-bit types.
+
+    Raises:
+        UnknownName: not one of `DTYPES`.
+    """
+    if name not in DTYPES:
+        raise UnknownName("weight type", name, DTYPES)
+    return np.dtype(np.float32 if name == "float32" else np.uint16)
+
+
+def itemsize(name: str) -> int:
+    """Return the bytes of one stored element."""
+    return storage_dtype(name).itemsize
+
+
+def encode(values: npt.NDArray[np.float32], name: str) -> np.ndarray[Any, Any]:
+    """Round float32 ``values`` to nearest even in type ``name``; same shape, dtype `storage_dtype(name)`."""
+    storage_dtype(name)
+    wide = np.ascontiguousarray(values, dtype=np.float32)
+    if name == "float32":
+        return wide
+    if name == "float16":
+        with np.errstate(over="ignore"):  # beyond 65504 it is infinity, as in hardware
+            return wide.astype(np.float16).view(np.uint16)
+    bits = wide.view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
+        np.uint16
+    )
+    # the carry of rounding would turn some NaNs into infinity or zero
+    quiet = (bits >> np.uint32(16)).astype(np.uint16) | np.uint16(0x40)
+    return np.where(np.isnan(wide), quiet, rounded)
+
+
+def decode(stored: np.ndarray[Any, Any], name: str) -> npt.NDArray[np.float32]:
+    """Widen stored elements to float32, exactly; same shape."""
+    kind = storage_dtype(name)
+    bits = np.ascontiguousarray(stored).view(kind)
+    if name == "float32":
+        return bits
+    if name == "float16":
+        return bits.view(np.float16).astype(np.float32)
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def fast_decoder(name: str) -> Any:
+    """Return the compiled ``element -> float32`` that inlines into numba loops; the identity for float32.
+
+    Raises:
+        NoDevice: numba is not installed.
+        UnknownName: not one of `DTYPES`.
+    """
+    storage_dtype(name)
+    try:
+        from sandtable_kernels.compiled import conversions
+    except ImportError as error:
+        raise missing_extra("numba", "run") from error
+    return {
+        "float32": conversions.f32_to_f32,
+        "bfloat16": conversions.bf16_to_f32,
+        "float16": conversions.f16_to_f32,
+    }[name]

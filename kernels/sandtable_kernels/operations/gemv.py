@@ -1,0 +1,107 @@
+"""A matrix times a vector: what one decode step does with every resident weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
+import numpy as np
+
+from sandtable.demand.kernel import Dims, Kernel, KernelContext
+from sandtable.demand.op import Op
+from sandtable.errors import ConfigError
+from sandtable_kernels.files.dtypes import DTYPES, decode, itemsize
+from sandtable_kernels.support import F32, Array, cold_weights, compiled, cycling, seeded, seeded_weights
+
+
+def gemv(
+    weights: Array,
+    x: F32,
+    *,
+    dtype: str = "float32",
+    out: F32 | None = None,
+    n_threads: int | None = None,
+) -> F32:
+    """Return ``weights @ x``, float32 [m], summed in float32.
+
+    Args:
+        weights: Stored weights [m, k].
+        x: Input, float32 [k].
+        dtype: Element type of ``weights``.
+        out: Where to write, float32 [m].
+        n_threads: Threads to use; None is all.
+
+    Raises:
+        ConfigError: shapes that do not match.
+        NoDevice: numba is not installed.
+    """
+    if weights.shape[1:] != x.shape:
+        raise ConfigError(f"a matrix of shape {weights.shape} cannot multiply a vector of shape {x.shape}")
+    fast = compiled("linear_loops")
+    result = np.empty(len(weights), np.float32) if out is None else out
+    fast.gemv(fast.typed(weights, dtype), x, result, compiled("memory_loops").use_threads(n_threads))
+    return result
+
+
+def gemv_reference(weights: Array, x: F32, *, dtype: str = "float32") -> F32:
+    """Compute what `gemv` does, plainly in NumPy, summing in float64."""
+    result: F32 = (decode(weights, dtype).astype(np.float64) @ x).astype(np.float32)
+    return result
+
+
+class Gemv(Kernel):
+    """``[m, k] @ [k]``; dims m, k, dtype (of the weights)."""
+
+    name: ClassVar[str] = "gemv"
+    calibrates: ClassVar[str | None] = "compute"
+
+    def grid(self, *, quick: bool) -> Sequence[Dims]:
+        """From a matrix so small that the call itself is the cost, to those of a 7B model and its predictor."""
+        sizes = [(64, 512), (2048, 2048), (4096, 4096), (16384, 128)]
+        if not quick:
+            sizes += [(256, 4096), (1024, 1024), (12288, 4096), (16384, 1024)]
+        return [{"m": m, "k": k, "dtype": dtype} for m, k in sizes for dtype in DTYPES]
+
+    def probe(self) -> Dims | None:
+        """One large matrix."""
+        return {"m": 4096, "k": 4096, "dtype": "float16"}
+
+    def cost(self, dims: Dims) -> Op:
+        """Weights are read once; the input and output vectors count too."""
+        m, k = dims["m"], dims["k"]
+        return Op(
+            name="gemv",
+            kind="gemv",
+            account="compute",
+            dtype=dims["dtype"],
+            flops=2 * m * k,
+            bytes_read=m * k * itemsize(dims["dtype"]) + 4 * k,
+            bytes_written=4 * m,
+            n_items=m,
+        )
+
+    def prepare(self, dims: Dims, context: KernelContext) -> AbstractContextManager[Callable[[], None]]:
+        """Cycle through cold matrices."""
+        pool = cold_weights((dims["m"], dims["k"]), dims["dtype"], context.seed)
+        x, out = seeded((dims["k"],), context.seed + 1), np.empty(dims["m"], np.float32)
+        dtype, n_threads = dims["dtype"], context.n_threads
+        return cycling(pool, lambda weights: gemv(weights, x, dtype=dtype, out=out, n_threads=n_threads))
+
+    def example(self) -> Dims:
+        """A matrix whose sides are multiples of neither four rows nor a block."""
+        return {"m": 131, "k": 333, "dtype": "float16"}
+
+    def run(self, dims: Dims, context: KernelContext) -> Array:
+        """Return the product of the fast path, float32 [m]."""
+        weights, x = self._problem(dims, context)
+        return gemv(weights, x, dtype=dims["dtype"], n_threads=context.n_threads)
+
+    def reference(self, dims: Dims, context: KernelContext) -> Array:
+        """Return the product computed in NumPy, float32 [m]."""
+        weights, x = self._problem(dims, context)
+        return gemv_reference(weights, x, dtype=dims["dtype"])
+
+    def _problem(self, dims: Dims, context: KernelContext) -> tuple[Array, F32]:
+        weights = seeded_weights((dims["m"], dims["k"]), dims["dtype"], context.seed)
+        return weights, seeded((dims["k"],), context.seed + 1)

@@ -1,0 +1,366 @@
+"""Fit the laws of `sandtable.model` to measurements: least squares on log residuals, intervals by bootstrap.
+
+Times span decades, so linear residuals would fit only the slow points. Every fit reports its error on points that
+were held out (five folds), and the 90 % interval of a prediction is taken from those held-out residuals together
+with the spread of repeats.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sandtable.errors import CalibrationError, missing_extra
+from sandtable.hardware import Estimate, Evidence, OpFit, StorageFit
+from sandtable.model.laws import storage_law as storage_model
+from sandtable.model.laws.storage_law import ReadPoint, StorageLaw
+
+FloatArray = npt.NDArray[np.float64]
+Residuals = Callable[[FloatArray, npt.NDArray[np.intp]], FloatArray]
+N_BOOTSTRAP = 40
+# refits start at the solution and only have to show how far it moves
+ROUGH = 1e-4
+N_FOLDS = 5
+# no law of this kind is trusted to better than this, however well a few points lie on it
+FLOOR = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One parameter of a law: fitted as its logarithm between bounds."""
+
+    name: str
+    start: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Fitted parameters, their bootstrap draws, and log(predicted / measured) in sample and held out."""
+
+    values: FloatArray
+    draws: FloatArray
+    residuals: FloatArray
+    held_out: FloatArray
+    weights: FloatArray | None = None
+
+    @property
+    def miss(self) -> float:
+        """Root mean square of the log error, on held-out points where there are any."""
+        outside = self.held_out if len(self.held_out) else self.residuals
+        return float(np.sqrt(np.mean(outside**2)))
+
+    def estimate(self, index: int) -> Estimate[float]:
+        """Return one parameter with its 90 % bootstrap interval."""
+        value = float(self.values[index])
+        low, high = np.percentile(self.draws[:, index], [5, 95]) if len(self.draws) else (value, value)
+        return Estimate[float](value=value, low=min(float(low), value), high=max(float(high), value))
+
+
+def fit_parameters(parameters: Sequence[Parameter], residuals: Residuals, n_points: int, seed: int = 0) -> Fit:
+    """Fit ``parameters`` so that ``residuals(values, indices)``, log(predicted / measured), is small.
+
+    Raises:
+        CalibrationError: fewer points than parameters.
+    """
+    if n_points < len(parameters):
+        raise CalibrationError(f"{n_points} measured points cannot fit {len(parameters)} parameters: measure more")
+    rng = np.random.default_rng(seed)
+    everything = np.arange(n_points)
+    start = np.log([p.start for p in parameters])
+    values = _solve(parameters, residuals, everything, start)
+    held_out = np.full(n_points, np.nan)
+    order = rng.permutation(n_points)
+    # five folds; with few points, each on its own, as long as the rest still determines the law
+    n_folds = N_FOLDS if n_points >= 2 * N_FOLDS else n_points
+    if n_points - -(-n_points // n_folds) >= len(parameters):
+        for fold in range(n_folds):
+            outside = order[fold::n_folds]
+            inside = np.setdiff1d(everything, outside)
+            held_out[outside] = residuals(np.exp(_solve(parameters, residuals, inside, values, ROUGH)), outside)
+    draws = [
+        np.exp(_solve(parameters, residuals, rng.integers(0, n_points, n_points), values, ROUGH))
+        for _ in range(N_BOOTSTRAP if n_points > len(parameters) else 0)
+    ]
+    return Fit(
+        values=np.exp(values),
+        draws=np.array(draws),
+        residuals=residuals(np.exp(values), everything),
+        held_out=held_out[~np.isnan(held_out)],
+    )
+
+
+def _solve(
+    parameters: Sequence[Parameter],
+    residuals: Residuals,
+    indices: npt.NDArray[np.intp],
+    start: FloatArray,
+    tolerance: float = 1e-8,
+) -> FloatArray:
+    try:
+        from scipy.optimize import least_squares
+    except ImportError:
+        raise missing_extra("scipy", "run") from None
+    low, high = np.log([p.low for p in parameters]), np.log([p.high for p in parameters])
+    solution = least_squares(
+        lambda logs: residuals(np.exp(logs), indices),
+        np.clip(start, low + 1e-9, high - 1e-9),
+        bounds=(low, high),
+        loss="soft_l1",
+        f_scale=0.1,
+        ftol=tolerance,
+        xtol=tolerance,
+    )
+    return np.asarray(solution.x, dtype=np.float64)
+
+
+def weight_of(seconds: float | FloatArray) -> float | FloatArray:
+    """Return how much a point counts for intervals: one from a millisecond on, less below.
+
+    The relative error of a call of microseconds is the scheduler's, and such calls carry no step's time.
+    """
+    return np.clip(np.asarray(seconds) / 1e-3, 0.02, 1.0)
+
+
+def weighted_percentile(values: FloatArray, weights: FloatArray, percent: float) -> float:
+    """Return the percentile of values that count by ``weights``."""
+    order = np.argsort(values)
+    share = np.cumsum(weights[order])
+    position = (share - 0.5 * weights[order]) / share[-1]
+    return float(np.interp(percent / 100, position, values[order]))
+
+
+def student_95(degrees: int) -> float:
+    """Return the 95th percentile of Student's t with that many degrees of freedom."""
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise missing_extra("scipy", "run") from None
+    return float(t.ppf(0.95, degrees))
+
+
+def evidence(
+    fit: Fit,
+    *,
+    method: str,
+    n_samples: int,
+    repeat_spread_frac: float | None = None,
+    drift_frac: float | None = None,
+    date: dt.date | None = None,
+) -> Evidence:
+    """Describe a fit: errors in sample and held out, and the interval that predictions from it get.
+
+    The interval joins two independent sources of error, in squares: what the law misses on points that it has not
+    seen, and how far the machine wanders between now and then. The latter is ``drift_frac``; where it is not known,
+    all of the repeats' spread stands in for it, although most of that comes and goes within seconds.
+    """
+    outside = fit.held_out if len(fit.held_out) else fit.residuals
+    weights = np.ones(len(outside)) if fit.weights is None or len(fit.weights) != len(outside) else fit.weights
+    low, high = (weighted_percentile(outside, weights, percent) for percent in (5, 95))
+    spread = np.log1p((repeat_spread_frac if drift_frac is None else drift_frac) or 0.0)
+    low, high = -np.hypot(min(low, -FLOOR), spread), np.hypot(max(high, FLOOR), spread)
+    errors = np.abs(np.expm1(fit.residuals))
+    return Evidence(
+        date=date or dt.date.today(),
+        n_points=len(fit.residuals),
+        n_samples=n_samples,
+        method=method,
+        median_abs_error_frac=float(np.median(errors)),
+        p90_abs_error_frac=float(np.percentile(errors, 90)),
+        held_out_median_abs_error_frac=(
+            float(np.median(np.abs(np.expm1(fit.held_out)))) if len(fit.held_out) else None
+        ),
+        residual_low_frac=float(np.exp(low)),
+        residual_high_frac=float(np.exp(high)),
+        repeat_spread_frac=repeat_spread_frac,
+        drift_frac=drift_frac,
+    )
+
+
+# --- storage -----------------------------------------------------------------------------------------------
+
+_STORAGE_PARAMETERS = (
+    Parameter(name="first_byte_s", start=1e-4, low=2e-6, high=2e-2),
+    Parameter(name="lane_bytes_per_s", start=1e9, low=2e7, high=3e10),
+    Parameter(name="requests_per_s", start=2e5, low=5e2, high=2e7),
+    Parameter(name="bandwidth_bytes_per_s", start=3e9, low=2e7, high=1e11),
+    Parameter(name="knee", start=2.5, low=1.0, high=6.0),
+    Parameter(name="blend", start=1.5, low=1.0, high=6.0),
+)
+_DRAIN = Parameter(name="drain", start=0.5, low=0.02, high=20.0)
+
+
+def fit_storage(
+    points: Sequence[ReadPoint],
+    *,
+    sequential_bytes_per_s: Estimate[float],
+    method: str,
+    n_samples: int | None = None,
+    sequential: Evidence | None = None,
+    repeat_spread_frac: float | None = None,
+    drift_frac: float | None = None,
+    cold_factor: Estimate[float] | None = None,
+    date: dt.date | None = None,
+) -> StorageFit:
+    """Fit the storage law to timed batches of random reads.
+
+    The drain is fitted only when batches of different length were timed at the same chunk and concurrency; a curve
+    of sustained rates cannot show it.
+    """
+    if not points:
+        raise CalibrationError("no random reads were measured")
+    has_drain = len({(p.chunk_bytes, p.concurrency, p.n_requests) for p in points}) > len(
+        {(p.chunk_bytes, p.concurrency) for p in points}
+    )
+    parameters = _storage_start(points) + ((_DRAIN,) if has_drain else ())
+    measured = np.log([p.seconds for p in points])
+
+    def residuals(values: FloatArray, indices: npt.NDArray[np.intp]) -> FloatArray:
+        law = storage_law(values, sequential_bytes_per_s.value)
+        predicted = storage_model.predict_points(law, [points[i] for i in indices])
+        return np.asarray(np.log(predicted) - measured[indices], dtype=np.float64)
+
+    fit = fit_parameters(parameters, residuals, len(points))
+    names = [parameter.name for parameter in parameters]
+    estimates = {name: fit.estimate(index) for index, name in enumerate(names)}
+    extra = {} if cold_factor is None else {"cold_factor": cold_factor}
+    return StorageFit(
+        **estimates,
+        **extra,
+        sequential_bytes_per_s=sequential_bytes_per_s,
+        random_evidence=evidence(
+            fit,
+            method=method,
+            n_samples=n_samples or len(points),
+            repeat_spread_frac=repeat_spread_frac,
+            drift_frac=drift_frac,
+            date=date,
+        ),
+        sequential_evidence=sequential,
+    )
+
+
+def _storage_start(points: Sequence[ReadPoint]) -> tuple[Parameter, ...]:
+    """Start from what the points show: the fastest rate, the most requests, the quickest single read."""
+    bandwidth = max(p.n_requests * p.chunk_bytes / p.seconds for p in points)
+    requests = max(p.n_requests / p.seconds for p in points)
+    latency = min(p.seconds * min(p.concurrency, p.n_requests) / p.n_requests for p in points)
+    starts = {"bandwidth_bytes_per_s": bandwidth, "requests_per_s": requests, "first_byte_s": 0.7 * latency}
+    return tuple(replace(p, start=starts.get(p.name, p.start)) for p in _STORAGE_PARAMETERS)
+
+
+def storage_law(values: FloatArray, sequential_bytes_per_s: float) -> StorageLaw:
+    """Build a law from fitted values, in the order of the storage parameters (the drain may be missing)."""
+    names = [p.name for p in (*_STORAGE_PARAMETERS, _DRAIN)]
+    fields = dict(zip(names, (float(v) for v in values), strict=False))
+    return StorageLaw(
+        **({"drain": 0.0} | fields),
+        sequential_bytes_per_s=sequential_bytes_per_s,
+        residual_low_frac=1.0,
+        residual_high_frac=1.0,
+        sequential_low_frac=1.0,
+        sequential_high_frac=1.0,
+    )
+
+
+# --- operations --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpPoint:
+    """One timed operation: its demand and its time in seconds."""
+
+    n_items: int
+    n_bytes: float
+    flops: float
+    seconds: float
+
+
+def fit_op(
+    points: Sequence[OpPoint],
+    *,
+    method: str,
+    n_samples: int | None = None,
+    repeat_spread_frac: float | None = None,
+    drift_frac: float | None = None,
+    bound_by: str = "bandwidth",
+) -> OpFit:
+    """Fit ``t = overhead + items * per_item + max(bytes / bandwidth, flops / rate)`` to timed operations.
+
+    For a roofline, adding the two terms is tried as well, and the form that misses held-out points less is kept.
+
+    Args:
+        points: What was measured.
+        method: How, for the evidence.
+        n_samples: Timings behind the points.
+        repeat_spread_frac: How far repeats of a point lie apart.
+        drift_frac: How far the machine as a whole wanders.
+        bound_by: "bandwidth" for streaming ops, "rate" for arithmetic, "both" for a roofline.
+    """
+    columns = _OpColumns(*(np.array([getattr(p, name) for p in points], dtype=float) for name in _OP_COLUMNS))
+    parameters = _op_parameters(columns, bound_by)
+    forms = (False, True) if bound_by == "both" else (False,)
+    fits = {
+        serial: fit_parameters(parameters, columns.residuals(parameters, serial), len(points)) for serial in forms
+    }
+    serial = min(fits, key=lambda form: fits[form].miss)
+    fit = replace(fits[serial], weights=np.asarray(weight_of(columns.seconds), dtype=np.float64))
+    estimates = {parameter.name: fit.estimate(index) for index, parameter in enumerate(parameters)}
+    return OpFit(
+        **estimates,  # pyright: ignore[reportArgumentType]
+        serial=serial,
+        evidence=evidence(
+            fit,
+            method=method,
+            n_samples=n_samples or len(points),
+            repeat_spread_frac=repeat_spread_frac,
+            drift_frac=drift_frac,
+        ),
+    )
+
+
+_OP_COLUMNS = ("n_items", "n_bytes", "flops", "seconds")
+
+
+@dataclass(frozen=True)
+class _OpColumns:
+    """Timed operations as arrays of equal length."""
+
+    items: FloatArray
+    n_bytes: FloatArray
+    flops: FloatArray
+    seconds: FloatArray
+
+    def residuals(self, parameters: Sequence[Parameter], serial: bool) -> Residuals:
+        """Return log(predicted / measured) as a function of the parameters' values and the points."""
+        names = [parameter.name for parameter in parameters]
+
+        def residuals(values: FloatArray, indices: npt.NDArray[np.intp]) -> FloatArray:
+            by_name = dict(zip(names, values, strict=True))
+            streaming = self.n_bytes[indices] / by_name.get("bandwidth_bytes_per_s", np.inf)
+            computing = self.flops[indices] / by_name.get("rate_flops_per_s", np.inf)
+            work = streaming + computing if serial else np.maximum(streaming, computing)
+            predicted = by_name["overhead_s"] + self.items[indices] * by_name.get("per_item_s", 0.0) + work
+            return np.asarray(np.log(predicted) - np.log(self.seconds[indices]), dtype=np.float64)
+
+        return residuals
+
+
+def _op_parameters(columns: _OpColumns, bound_by: str) -> list[Parameter]:
+    """Start from what the points show: half the quickest call, the best rates."""
+    seconds = columns.seconds
+    parameters = [Parameter(name="overhead_s", start=max(1e-7, 0.5 * seconds.min()), low=1e-8, high=1e-1)]
+    if len(set(columns.items)) > 1 and bound_by == "bandwidth" and len(seconds) > 3:
+        parameters.append(Parameter(name="per_item_s", start=1e-8, low=1e-11, high=1e-3))
+    if bound_by in ("bandwidth", "both"):
+        start = float(np.max(columns.n_bytes / seconds))
+        parameters.append(Parameter(name="bandwidth_bytes_per_s", start=start, low=1e7, high=1e14))
+    if bound_by in ("rate", "both"):
+        start = float(np.max(columns.flops / seconds))
+        parameters.append(Parameter(name="rate_flops_per_s", start=start, low=1e7, high=1e17))
+    return parameters

@@ -1,0 +1,304 @@
+"""Contracts of devices, kernels and workloads, to be called from the tests of whoever writes one.
+
+Each check raises an `AssertionError` with one sentence about the first promise that is not kept::
+
+    from sandtable.contracts import check_device, check_kernel, check_workload
+
+    def test_my_drive() -> None:
+        check_device(Path("devices/my_drive.yaml"))
+
+    def test_my_workload(tmp_path: Path) -> None:
+        context = ExecutionContext(folder=tmp_path, n_threads=2)
+        check_workload(MyWorkload(), library.load_machine("laptop_pcie4"), context)
+
+`run_command` calls the command line inside the process, and catches what it prints and leaves with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from sandtable import hardware, units
+from sandtable.demand.kernel import Dims, Kernel, KernelContext
+from sandtable.demand.op import RESOURCE_OF_KIND, Op
+from sandtable.demand.plan import Plan
+from sandtable.engine.plan_process import ACCOUNTS, Run, StepResult, run
+from sandtable.hardware import Component, Frozen, Machine, library
+from sandtable.model.cost_model import CostModel
+from sandtable.run import predict
+from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload, collect
+
+PARTS = (None, "storage", "memory", "compute", "training", "link", "gpu")
+# which resource's law the timings of a part fit, where it is not called the same
+RESOURCE_OF_PART = {"training": "compute", "link": "network"}
+# counters that a plan and an execution must agree on, step by step
+EXACT_COUNTERS = ("bytes_read", "n_requests")
+# float32 sums in another order, relative to the largest element
+KERNEL_TOLERANCE_FRAC = 1e-5
+
+
+def _require(condition: object, sentence: str) -> None:
+    if not condition:
+        raise AssertionError(sentence)
+
+
+# --- devices -----------------------------------------------------------------------------------------------
+
+
+def check_device(path: Path, *, allow_guesses: bool = True) -> Component:
+    """Check a device file: it loads, is named as its file, sources every number, and survives being written.
+
+    Returns the device, for further checks.
+    """
+    component = library.load_file(path)
+    _require(component.name == path.stem, f"{path}: its name is {component.name!r}, its file {path.stem!r}")
+    _require(component.title.strip(), f"{path}: the title is empty")
+    numbers = list(hardware.number_paths(component))
+    _require(numbers or isinstance(component, hardware.Machine), f"{path}: it states no number")
+    for number in numbers:
+        _require(str(hardware.source_of(component, number)).strip(), f"{path}: the source of {number} is empty")
+    for source in component.sources:
+        used = any(number == source or number.startswith(f"{source}.") for number in numbers)
+        used = used or _holds_text(component, source)
+        _require(used, f"{path}: {source} has a source but no value")
+    _require(allow_guesses or not component.guesses(), f"{path}: guessed: {', '.join(component.guesses())}")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        library.save_component(component, copy)
+        _require(library.load_file(copy) == component, f"{path}: writing and reading it back changes it")
+    return component
+
+
+def _holds_text(component: Component, dotted: str) -> bool:
+    node: Any = component
+    for part in dotted.split("."):
+        fields = getattr(type(node), "model_fields", {})
+        name = next((name for name, field in fields.items() if part in (name, field.alias)), None)
+        if name is None:
+            return False
+        node = getattr(node, name)
+    return bool(node)
+
+
+# --- kernels -----------------------------------------------------------------------------------------------
+
+
+def check_kernel(kernel: Kernel, context: KernelContext) -> None:
+    """Check a kernel: counted cost, a fast path equal to its reference, repeatable by seed, and a grid to calibrate on.
+
+    Raises:
+        NoDevice: the fast path needs a package that is not installed.
+    """
+    name = kernel.name
+    _require(kernel.calibrates in PARTS, f"{name} calibrates {kernel.calibrates!r}, which is none of {PARTS}")
+    for quick in (True, False):
+        points = [tuple(sorted(dims.items())) for dims in kernel.grid(quick=quick)]
+        _require(points, f"{name} has no grid with quick={quick}")
+        _require(len(points) == len(set(points)), f"{name} has a point twice in its grid with quick={quick}")
+    for dims in (kernel.example(), *kernel.grid(quick=True)):
+        _check_cost(kernel, dims)
+    example = kernel.example()
+    result, wanted = kernel.run(example, context), kernel.reference(example, context)
+    _require(result.size > 0, f"{name} returns nothing")
+    _require(result.shape == wanted.shape, f"{name} returns shape {result.shape}, its reference {wanted.shape}")
+    _require(_close(result, wanted), f"{name} differs from its reference")
+    _require(np.array_equal(result, kernel.run(example, context)), f"{name} gives another result the second time")
+    with kernel.prepare(example, context) as call:
+        for _ in range(2):
+            call()
+
+
+def _check_cost(kernel: Kernel, dims: Dims) -> None:
+    op = kernel.cost(dims)
+    check_op(op)
+    _require(op.bytes_moved > 0, f"{kernel.name} moves no bytes at {dict(dims)}")
+    if kernel.calibrates is not None:
+        _require(
+            op.resource == RESOURCE_OF_PART.get(kernel.calibrates, kernel.calibrates),
+            f"{kernel.name} calibrates {kernel.calibrates}, but its cost falls on {op.resource}",
+        )
+    for key, value in dims.items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            larger = kernel.cost({**dims, key: 2 * value})
+            grows = larger.bytes_moved >= op.bytes_moved and larger.flops >= op.flops
+            _require(grows, f"{kernel.name} costs less with twice the {key} of {dict(dims)}")
+
+
+def _close(result: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> bool:
+    if result.dtype.kind in "iub":
+        return bool(np.array_equal(result, wanted))
+    error = np.abs(result.astype(np.float64) - wanted.astype(np.float64)).max()
+    return bool(error <= KERNEL_TOLERANCE_FRAC * np.abs(wanted).max())
+
+
+# --- plans and workloads -----------------------------------------------------------------------------------
+
+
+def check_op(op: Op) -> None:
+    """Check that an op names a known kind and account, and that its counts are possible."""
+    _require(op.kind in RESOURCE_OF_KIND, f"op {op.name!r} is of unknown kind {op.kind!r}")
+    _require(op.account in ACCOUNTS, f"op {op.name!r} is booked to {op.account!r}, which is none of {ACCOUNTS}")
+    for count in ("flops", "bytes_read", "bytes_written", "n_items", "n_chunks", "chunk_bytes"):
+        value = getattr(op, count)
+        _require(np.isfinite(value) and value >= 0, f"op {op.name!r} has {count} {value}")
+    _require(op.repeat >= 1 and op.concurrency >= 1, f"op {op.name!r} needs repeat and concurrency of at least 1")
+    if op.kind == "random_read":
+        _require(
+            op.bytes_read == op.n_chunks * op.chunk_bytes,
+            f"op {op.name!r} reads {op.bytes_read} bytes in {op.n_chunks} chunks of {op.chunk_bytes}",
+        )
+
+
+def check_plan(plan: Plan) -> None:
+    """Check a plan: known ops, no op that waits for a later one, steps to report, resident bytes that can be.
+
+    Raises:
+        PlanError: an op that waits for one that does not come before it.
+    """
+    names = [phase.name for phase in plan.phases]
+    _require(len(names) == len(set(names)), f"{plan.workload}: two phases of one name in {names}")
+    _require(plan.phase(plan.main_phase).n_steps >= 1, f"{plan.workload}: phase {plan.main_phase!r} has no steps")
+    for phase in plan.phases:
+        for step in phase.steps:
+            _require(step.repeat >= 1, f"{plan.workload}: step {step.name!r} repeats {step.repeat} times")
+            list(step.dependencies())
+            for op in step.ops:
+                check_op(op)
+    for kind, size in plan.memory_bytes.items():
+        _require(np.isfinite(size) and size >= 0, f"{plan.workload}: {kind} takes {size} bytes of memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedWorkload:
+    """What `check_workload` did, for further checks; ``execution`` is None when it only planned."""
+
+    parameters: Frozen
+    plan: Plan
+    predicted: Run
+    execution: Execution | None
+
+
+def check_workload(
+    workload: Workload[Any],
+    machine: Machine,
+    context: ExecutionContext | None = None,
+    *,
+    changes: dict[str, Any] | None = None,
+    seed: int = 1,
+) -> CheckedWorkload:
+    """Check a workload at its example parameters: planned, predicted and, with a ``context``, executed for real.
+
+    Prediction and execution must report the same phases and steps, the same metrics, exactly the same bytes and
+    requests in every step, and the same kinds of memory.
+
+    Args:
+        workload: The workload.
+        machine: Any machine that its example fits on.
+        context: Where to execute; None checks the plan and the prediction only.
+        changes: Put over the example parameters.
+        seed: Given to both.
+    """
+    values = workload.example() | (changes or {})
+    parameters = workload.parameters.model_validate(values, context=units.AT_EDGE)
+    plan = workload.plan(parameters, machine, seed)
+    _require(plan.workload == workload.name, f"{workload.name} plans for {plan.workload!r}")
+    check_plan(plan)
+    _require(plan == workload.plan(parameters, machine, seed), f"{workload.name} plans anew with the same seed")
+    predicted = run(plan, CostModel(machine))
+    scenario = Scenario(name="contract", title="Contract", workload=workload.name, parameters=values, seed=seed)
+    prediction, _, _ = predict.predict(scenario, workload, parameters, machine)
+    for name, metric in prediction.metrics.items():
+        ordered = metric.low <= metric.value <= metric.high
+        _require(ordered, f"{workload.name}: {name} lies outside its interval: {metric}")
+        _require(metric.unit == units.unit_of(name), f"{workload.name}: {name} is in {metric.unit}")
+    execution = None
+    if context is not None:
+        workload.prepare(parameters, machine, seed, context)
+        execution = workload.execute(parameters, machine, seed, context)
+        check_execution(plan, predicted.steps, execution, memory_tolerance_frac=workload.memory_tolerance_frac)
+    return CheckedWorkload(parameters=parameters, plan=plan, predicted=predicted, execution=execution)
+
+
+def check_execution(
+    plan: Plan,
+    predicted: Sequence[StepResult],
+    execution: Execution,
+    *,
+    memory_tolerance_frac: float = Workload.memory_tolerance_frac,
+) -> None:
+    """Check that an execution reports what its plan announced."""
+    name, executed = plan.workload, execution.steps
+    announced, reported = ([(step.phase, step.name) for step in steps] for steps in (predicted, executed))
+    _require(announced == reported, f"{name}: steps {_first_difference(announced, reported)} differ")
+    for index, (plan_step, step) in enumerate(zip(predicted, executed, strict=True)):
+        for counter in EXACT_COUNTERS:
+            planned, counted = plan_step.counters[counter], step.counters[counter]
+            where = f"{name}: step {index} ({step.phase}, {step.name})"
+            _require(planned == counted, f"{where} plans {counter} {planned:.0f} and counts {counted:.0f}")
+        _require(step.total_s > 0, f"{name}: step {index} took no time")
+        booked = sum(step.by_account.values())
+        _require(booked <= step.total_s * 1.001, f"{name}: step {index} books more time than it took")
+    names, found = set(collect(predicted, plan)), set(collect(executed, plan))
+    _require(names <= found, f"{name}: predicted but not measured: {', '.join(sorted(names - found))}")
+    # a run may count more than a plan can know, such as its own overhead; it may not time more
+    extra = found - names - {counter for step in executed for counter in step.counters}
+    _require(not extra, f"{name}: measured but not predicted: {', '.join(sorted(extra))}")
+    kinds, held = set(plan.memory_bytes), set(execution.memory_bytes)
+    _require(kinds == held, f"{name}: kinds of memory differ: {', '.join(sorted(kinds ^ held))}")
+    for kind, size in plan.memory_bytes.items():
+        near = abs(execution.memory_bytes[kind] - size) <= memory_tolerance_frac * size
+        _require(
+            near, f"{name}: {kind} is planned at {size:.0f} bytes and takes {execution.memory_bytes[kind]:.0f}"
+        )
+
+
+def _first_difference(a: Sequence[object], b: Sequence[object]) -> str:
+    index = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return (
+        f"{a[index : index + 1]} (planned, {len(a)} in all) and {b[index : index + 1]} (executed, {len(b)} in all)"
+    )
+
+
+# --- the command line --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a command left: its exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The last line on stderr: the sentence of an error."""
+        return self.err.rstrip().rpartition("\n")[2]
+
+
+def run_command(*arguments: str) -> Ran:
+    """Run ``sandtable`` with these arguments inside this process."""
+    from sandtable.cli import app
+
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with (
+        mock.patch.object(sys, "argv", ["sandtable", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            app.main()
+        except SystemExit as left:
+            code = left.code
+    return Ran(0 if code is None else int(code), out.getvalue(), err.getvalue())

@@ -1,0 +1,81 @@
+"""The seam by which a real operation states its demand, runs, and shows what is right."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sandtable import plugins
+from sandtable.demand.op import Op
+
+Dims = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelContext:
+    """Where a kernel may work: a folder for files of its own, a seed, and how many threads it may use."""
+
+    folder: Path
+    seed: int = 0
+    n_threads: int = 1
+    file_bytes: int = 1 << 30
+
+
+class Kernel(ABC):
+    """One real operation: what it costs, what it does, and what is right.
+
+    ``name`` is unique. ``calibrates`` names the part of the machine whose law its timings fit: storage, memory,
+    compute, training or link; None keeps it out of calibration. ``software`` is whose operator it times, where its
+    demand has a shape that an operator's law reads. ``once`` is for kernels that need a fresh file for every point:
+    they are measured in the first pass only.
+    """
+
+    name: ClassVar[str]
+    calibrates: ClassVar[str | None] = None
+    once: ClassVar[bool] = False
+    software: ClassVar[str | None] = None
+
+    @abstractmethod
+    def grid(self, *, quick: bool) -> Sequence[Dims]:
+        """Return the points at which calibration measures this kernel."""
+
+    def probe(self) -> Dims | None:
+        """Return dims for a short re-probe of the machine (under half a second), or None if this kernel has none."""
+        return None
+
+    def timings(self, dims: Dims, context: KernelContext, *, repeats: int, budget_s: float) -> list[float] | None:
+        """Time this kernel in processes of its own and return seconds per call; None lets the caller time `prepare`."""
+        return None
+
+    @abstractmethod
+    def cost(self, dims: Dims) -> Op:
+        """Return the demand of one call."""
+
+    @abstractmethod
+    def prepare(self, dims: Dims, context: KernelContext) -> AbstractContextManager[Callable[[], None]]:
+        """Set up buffers and files, and give the call that is timed; clean up on exit."""
+
+    @abstractmethod
+    def example(self) -> Dims:
+        """Return small dims at which `run` and `reference` can be compared."""
+
+    @abstractmethod
+    def run(self, dims: Dims, context: KernelContext) -> np.ndarray[Any, Any]:
+        """Execute the fast path once on seeded data and return its result."""
+
+    @abstractmethod
+    def reference(self, dims: Dims, context: KernelContext) -> np.ndarray[Any, Any]:
+        """Compute the same result plainly in NumPy."""
+
+
+@lru_cache(maxsize=1)
+def kernels() -> dict[str, Kernel]:
+    """Return every kernel of every installed package by name."""
+    return {name: kind() for name, kind in plugins.classes(Kernel).items()}  # type: ignore[type-abstract]

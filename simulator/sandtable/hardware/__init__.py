@@ -1,0 +1,128 @@
+"""What hardware is: frozen pydantic models of components, machines and clusters, with a source per number.
+
+A YAML key is the field's name without its unit suffix, because the value carries the unit: ``capacity: 1 TB`` is
+`StorageDatasheet.capacity_bytes`. Every number in ``datasheet``, ``fitted``, ``power`` and ``price`` needs an entry
+in ``sources`` for itself or for something above it; ``guess`` is a legal source and is shown wherever it is used.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from sandtable.hardware.component import (
+    DTYPE_ARITHMETIC,
+    DTYPE_BYTES,
+    GUESS,
+    Component,
+    DType,
+    Estimate,
+    Evidence,
+    Frozen,
+    Power,
+    Price,
+    number_paths,
+    source_of,
+)
+from sandtable.hardware.fits import (
+    MOST_CONSTANTS,
+    AttentionFit,
+    CollectiveFit,
+    GemmFit,
+    MoeFit,
+    OperatorFit,
+    OperatorFits,
+    StreamFit,
+)
+from sandtable.hardware.machine import Accelerator, Machine, PriceList, PriceRow
+from sandtable.hardware.processor import (
+    Link,
+    LinkDatasheet,
+    LinkFit,
+    Memory,
+    MemoryDatasheet,
+    MemoryFit,
+    OpEfficiency,
+    OpFit,
+    Processor,
+    ProcessorDatasheet,
+    ProcessorFit,
+    Stack,
+    StackDatasheet,
+    StackFit,
+    TransferFit,
+)
+from sandtable.hardware.storage import Storage, StorageDatasheet, StorageFit, StoragePoint, StorageVariant
+
+AnyComponent = Annotated[
+    Storage | Memory | Processor | Link | Stack | Machine | PriceList, Field(discriminator="kind")
+]
+KINDS: dict[str, type[Component]] = {
+    "storage": Storage,
+    "memory": Memory,
+    "processor": Processor,
+    "link": Link,
+    "stack": Stack,
+    "machine": Machine,
+    "prices": PriceList,
+}
+FOLDERS = {
+    "storage": "storage",
+    "memory": "memory",
+    "processor": "processors",
+    "link": "links",
+    "stack": "stacks",
+    "machine": "machines",
+    "prices": "prices",
+}
+
+__all__ = [
+    "DTYPE_ARITHMETIC",
+    "DTYPE_BYTES",
+    "FOLDERS",
+    "GUESS",
+    "KINDS",
+    "MOST_CONSTANTS",
+    "Accelerator",
+    "AnyComponent",
+    "AttentionFit",
+    "CollectiveFit",
+    "Component",
+    "DType",
+    "Estimate",
+    "Evidence",
+    "Frozen",
+    "GemmFit",
+    "Link",
+    "LinkDatasheet",
+    "LinkFit",
+    "Machine",
+    "Memory",
+    "MemoryDatasheet",
+    "MemoryFit",
+    "MoeFit",
+    "OpEfficiency",
+    "OpFit",
+    "OperatorFit",
+    "OperatorFits",
+    "Power",
+    "Price",
+    "PriceList",
+    "PriceRow",
+    "Processor",
+    "ProcessorDatasheet",
+    "ProcessorFit",
+    "Stack",
+    "StackDatasheet",
+    "StackFit",
+    "Storage",
+    "StorageDatasheet",
+    "StorageFit",
+    "StoragePoint",
+    "StorageVariant",
+    "StreamFit",
+    "TransferFit",
+    "number_paths",
+    "source_of",
+]

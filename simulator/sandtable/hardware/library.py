@@ -1,0 +1,433 @@
+"""Find and load YAML by name or path: devices, machines, price lists, scenarios.
+
+Errors carry the file and the line. YAML is read as version 1.2 by ruamel: duplicate keys are refused, ``989e12``
+is a number, ``no`` is text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError
+
+from sandtable import hardware, units
+from sandtable.errors import ConfigError, UnknownName, did_you_mean
+from sandtable.hardware import Component
+
+SEARCH_PATH_VARIABLE = "SANDTABLE_PATH"
+THIS_MACHINE = "this_machine"
+# where a machine names other files: dotted path -> kind
+_REFERENCES = {
+    "processor": "processor",
+    "memory": "memory",
+    "storage": "storage",
+    "stack": "stack",
+    "accelerator.processor": "processor",
+    "accelerator.memory": "memory",
+    "accelerator.link": "link",
+    "accelerator.peer_link": "link",
+    "network": "link",
+    "process_link": "link",
+    "storage.like": "storage",
+    "processor.like": "processor",
+    "accelerator.processor.like": "processor",
+}
+# kinds of devices that may name another one of their kind in ``like``
+_HAS_LIKE = ("storage", "processor")
+# the device whose shape stands in for what a storage data sheet leaves open
+GENERIC_STORAGE = "generic_flash"
+# the software assumed where a machine names none
+GENERIC_STACK = "generic"
+
+C = TypeVar("C", bound=Component)
+M = TypeVar("M", bound=BaseModel)
+
+
+# --- YAML --------------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: Path) -> CommentedMap:
+    """Read one YAML mapping, keeping line numbers.
+
+    Raises:
+        ConfigError: no such file, not YAML, a duplicate key, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError("no such file", file=str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", file=str(path)) from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, file: str) -> CommentedMap:
+    """Parse YAML text that came from ``file``; see `read_yaml`."""
+    try:
+        data = YAML(typ="rt").load(text)
+    except DuplicateKeyError as error:
+        line = None if error.problem_mark is None else error.problem_mark.line + 1
+        key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "a key"
+        raise ConfigError(f"duplicate key {key!r}: keep one of them", file=file, line=line) from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = None if mark is None else mark.line + 1
+        raise ConfigError(f"not valid YAML: {error.problem or error.context}", file=file, line=line) from None
+    if not isinstance(data, CommentedMap):
+        raise ConfigError("a mapping of keys to values is needed", file=file, line=1)
+    return data
+
+
+def line_of(data: Any, location: Iterable[str | int]) -> int | None:
+    """Return the 1-based line of the deepest part of ``location`` that stands in ``data``."""
+    line: int | None = None
+    node = data
+    for key in location:
+        if isinstance(node, CommentedMap) and key in node:
+            if key not in (node.lc.data or {}):  # put in while loading, so it stands on no line
+                break
+            line = node.lc.key(key)[0] + 1
+        elif isinstance(node, CommentedSeq) and isinstance(key, int) and key < len(node):
+            line = node.lc.item(key)[0] + 1
+        else:
+            break
+        node = node[key]
+    return line
+
+
+def validate(model: type[M], data: Any, file: str) -> M:
+    """Validate ``data``, read from ``file``, as ``model``; the first fault becomes a `ConfigError`."""
+    try:
+        return model.model_validate(plain(data), context=units.AT_EDGE)
+    except ValidationError as error:
+        raise config_error(error, data, file, model) from None
+
+
+def plain(data: Any) -> Any:
+    """Strip ruamel's wrappers, so that pydantic sees dicts, lists and scalars."""
+    if isinstance(data, Mapping):
+        return {str(key): plain(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [plain(item) for item in data]
+    if isinstance(data, bool) or data is None:
+        return data
+    for scalar in (int, float, str):
+        if isinstance(data, scalar):
+            return scalar(data)
+    return data
+
+
+def config_error(error: ValidationError, data: Any, file: str, model: type[BaseModel]) -> ConfigError:
+    """Turn pydantic's faults into one sentence about the most telling of them: unknown fields first."""
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
+    location = [part for part in fault["loc"] if not _is_tag(part, data)]
+    path = ".".join(str(part) for part in location)
+    if fault["type"] == "extra_forbidden":
+        known = _known_fields(model, location[:-1])
+        message = f"unknown field{did_you_mean(str(location[-1]), known)}"
+    elif fault["type"] == "missing":
+        message = "this field is missing"
+    else:
+        message = fault["msg"].removeprefix("Value error, ")
+    line = line_of(data, location)
+    return ConfigError(f"{path}: {message}" if path else message, file=file, line=line)
+
+
+def _is_tag(part: object, data: Any) -> bool:
+    return isinstance(part, str) and part in hardware.KINDS and isinstance(data, Mapping) and part not in data
+
+
+def _known_fields(model: type[BaseModel], location: list[Any]) -> list[str]:
+    """Return the YAML names of the fields of the model at ``location`` below ``model``."""
+    current: Any = model
+    for part in location:
+        field = next((f for name, f in current.model_fields.items() if part in (name, f.alias)), None)
+        nested = None if field is None else _nested_model(field.annotation)
+        if nested is None:
+            return []
+        current = nested
+    return [field.alias or name for name, field in current.model_fields.items()]
+
+
+def _nested_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        nested = _nested_model(argument)
+        if nested is not None:
+            return nested
+    return None
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Write plain data as YAML text, keys in the given order."""
+    writer = YAML()
+    writer.width = 110
+    writer.indent(mapping=2, sequence=4, offset=2)
+    stream = io.StringIO()
+    writer.dump(dict(data), stream)
+    return stream.getvalue()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file beside its final name and rename it, so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+# --- finding -----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def root() -> Path:
+    """Return the folder that holds ``devices/`` and ``scenarios/``: the checkout, or the installed library."""
+    checkout = Path(__file__).resolve().parents[3]
+    if (checkout / "pyproject.toml").is_file() and (checkout / "devices").is_dir():
+        return checkout
+    return Path(__file__).resolve().parents[2] / "sandtable_library"
+
+
+def device_folders() -> list[Path]:
+    """Return the device folders in order of precedence: ``SANDTABLE_PATH``, then the shipped library."""
+    extra = [Path(p) for p in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if p]
+    return [*extra, root() / "devices"]
+
+
+def scenario_folders() -> list[Path]:
+    """Return the scenario folders in order of precedence."""
+    extra = [Path(p) for p in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if p]
+    shipped = root() / "workloads" / "scenarios"
+    return [*extra, shipped if shipped.is_dir() else root() / "scenarios"]
+
+
+def device_files(kind: str | None = None) -> dict[str, Path]:
+    """Return name -> path of the library's device files, of one kind or of all."""
+    folders = {hardware.FOLDERS[kind]} if kind is not None else set(hardware.FOLDERS.values())
+    found: dict[str, Path] = {}
+    for base in device_folders():
+        for folder in sorted(folders):
+            for path in sorted((base / folder).glob("*.yaml")):
+                found.setdefault(path.stem, path)
+        for path in sorted(base.glob("*.yaml")) if base != root() / "devices" else ():
+            found.setdefault(path.stem, path)
+    if kind in (None, "machine") and Path(f"{THIS_MACHINE}.yaml").is_file():
+        found.setdefault(THIS_MACHINE, Path(f"{THIS_MACHINE}.yaml"))
+    return found
+
+
+def scenario_files() -> dict[str, Path]:
+    """Return name -> path of the ready-made scenarios."""
+    found: dict[str, Path] = {}
+    for folder in scenario_folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find_file(kind: str, name: str, files: Mapping[str, Path]) -> Path:
+    """Resolve ``name`` as a path if it looks like one, else as a name among ``files``.
+
+    Raises:
+        UnknownName: with the nearest names.
+    """
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError("no such file", file=name)
+        return path
+    if name not in files:
+        if name == THIS_MACHINE:
+            raise ConfigError(
+                f"there is no {THIS_MACHINE}.yaml here yet: run 'sandtable calibrate --quick' first, "
+                "or choose a machine with --machine (see 'sandtable list machines')"
+            )
+        raise UnknownName(kind, name, files)
+    return files[name]
+
+
+def load_component(kind: str, name: str) -> Component:
+    """Load the device ``name`` (a library name or a path, ``@variant`` appended), which must be of ``kind``."""
+    base, _, variant = name.partition("@")
+    component = load_file(find_file(kind, base, device_files(kind)), kind)
+    if not variant:
+        return component
+    variants = component.variants if isinstance(component, hardware.Storage) else {}
+    if variant not in variants:
+        raise UnknownName(f"variant of {base}", variant, variants)
+    assert isinstance(component, hardware.Storage)
+    return component.select(variant)
+
+
+def load_file(path: Path, kind: str | None = None, overrides: Mapping[str, Any] | None = None) -> Component:
+    """Load one device file, resolving the names of other devices in it; see `load_machine` for ``overrides``.
+
+    Raises:
+        ConfigError: with file and line; also when the file is of another kind than ``kind``.
+    """
+    data = read_yaml(path)
+    actual = data.get("kind")
+    if actual not in hardware.KINDS:
+        line = line_of(data, ["kind"])
+        message = "'kind' is missing" if actual is None else f"unknown kind {actual!r}"
+        raise ConfigError(f"{message}{did_you_mean(str(actual), hardware.KINDS)}", file=str(path), line=line)
+    if kind is not None and actual != kind:
+        raise ConfigError(
+            f"this is a {actual}, but a {kind} is needed", file=str(path), line=line_of(data, ["kind"])
+        )
+    if path.stem != data.get("name") and path.parent.name in hardware.FOLDERS.values():
+        line = line_of(data, ["name"])
+        raise ConfigError(f"name must equal the file's name: write 'name: {path.stem}'", file=str(path), line=line)
+    for dotted, value in (overrides or {}).items():
+        set_path(data, dotted, value)
+        data.setdefault("sources", {}).setdefault(dotted, "set by the user")
+    _resolve(data, path)
+    return validate(hardware.KINDS[str(actual)], data, str(path))
+
+
+def _is_fitted(part: Any) -> bool:
+    """Whether a part that stands in the machine's own file was calibrated: then its software is in the laws."""
+    return isinstance(part, Mapping) and part.get("fitted") is not None
+
+
+def _resolve(data: CommentedMap, path: Path) -> None:
+    """Replace each name of another device by the content of its file."""
+    if data.get("kind") == "storage" and "fitted" not in data and data.get("name") != GENERIC_STORAGE:
+        data.setdefault("like", GENERIC_STORAGE)
+    if data.get("kind") == "machine" and not _is_fitted(data.get("processor")):
+        data.setdefault("stack", GENERIC_STACK)
+    own = {"like": str(data.get("kind"))} if data.get("kind") in _HAS_LIKE else {}
+    for dotted, kind in (_REFERENCES | own).items():
+        *parents, key = dotted.split(".")
+        node: Any = data
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and isinstance(node.get(key), str):
+            try:
+                node[key] = load_component(kind, str(node[key]))  # type: ignore[index]
+            except UnknownName as error:
+                line = line_of(data, [*parents, key])
+                raise ConfigError(str(error), file=str(path), line=line) from None
+
+
+def load_machine(name: str, overrides: Mapping[str, Any] | None = None) -> hardware.Machine:
+    """Load a machine by library name or path; ``this_machine`` is the calibrated one in the current folder.
+
+    ``overrides`` replaces values by dotted path before validation: ``{"storage": "samsung_990_pro"}`` puts in
+    another drive, ``{"price.hour": "2 USD/h"}`` another price.
+    """
+    path = find_file("machine", name, device_files("machine"))
+    machine = load_file(path, "machine", overrides or {})
+    assert isinstance(machine, hardware.Machine)
+    return machine.model_copy(update={"stack": None if machine.stack is None else _with_pooled(machine.stack)})
+
+
+def price_rows(provider: str, instance: str | None) -> tuple[hardware.PriceRow, ...]:
+    """Return the rows of a provider's price list about one kind of machine; none where there is no such list."""
+    files = device_files("prices")
+    if provider not in files:
+        return ()
+    prices = load_file(files[provider], "prices")
+    assert isinstance(prices, hardware.PriceList)
+    return tuple(row for row in prices.price if row.instance == instance)
+
+
+def _with_pooled(stack: hardware.Stack) -> hardware.Stack:
+    """Return a stack with the constants that the files of the software it names were given; its own stay."""
+    own = hardware.OperatorFits() if stack.fitted is None else stack.fitted.operators
+    tables: dict[str, dict[str, Any]] = {kind: dict(own.of(kind)) for kind in type(own).model_fields}
+    files = device_files("stack")
+    for software in set(stack.software.values()) & files.keys() - {stack.name}:
+        other = load_file(files[software], "stack")
+        assert isinstance(other, hardware.Stack)
+        theirs = hardware.OperatorFits() if other.fitted is None else other.fitted.operators
+        tables = {kind: dict(theirs.of(kind)) | fits for kind, fits in tables.items()}
+    if not any(tables.values()):
+        return stack
+    pooled = hardware.StackFit(operators=own.model_copy(update=tables))
+    sources = {"fitted": "constants of the software that the stack names, from its file"} | stack.sources
+    return stack.model_copy(update={"fitted": pooled, "sources": sources})
+
+
+def set_path(data: Any, dotted: str, value: Any) -> None:
+    """Put ``value`` at a dotted path of nested mappings, making those that are missing.
+
+    Raises:
+        ConfigError: the path leads through something that is not a mapping.
+    """
+    *parents, key = dotted.split(".")
+    node = data
+    for depth, parent in enumerate(parents):
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not hasattr(node, "setdefault"):
+            raise ConfigError(
+                f"--set {dotted}: {'.'.join(parents[: depth + 1])} is not a section with keys of its own"
+            )
+    node[key] = value
+
+
+def digest(model: BaseModel) -> str:
+    """Return a short hash of a model's content, to tell whether two results used the same device."""
+    return hashlib.sha256(model.model_dump_json().encode()).hexdigest()[:12]
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+def to_yaml_data(model: BaseModel) -> dict[str, Any]:
+    """Return a model as the mapping its YAML file holds: aliases as keys, quantities as strings with units.
+
+    Estimates whose three values coincide are written as one scalar; fields at their default are left out.
+    """
+    data: dict[str, Any] = {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        is_default = not field.is_required() and value == field.get_default(call_default_factory=True)
+        if value is None or (is_default and name != "schema_version"):
+            continue
+        # a device's stand-in is a reference, not a part
+        data[field.alias or name] = value.name if name == "like" else _yaml_value(value, units.quantity_of(name))
+    return data
+
+
+def _yaml_value(value: Any, quantity: str | None) -> Any:
+    if isinstance(value, hardware.Estimate):
+        parts = {key: _yaml_value(getattr(value, key), quantity) for key in ("value", "low", "high")}
+        return parts["value"] if value.low == value.high else parts
+    if isinstance(value, BaseModel):
+        return to_yaml_data(value)
+    if isinstance(value, dict):
+        return {str(key): _yaml_value(item, quantity) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_yaml_value(item, quantity) for item in value]
+    if isinstance(value, float) and quantity is not None:
+        return units.write(value, quantity)
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return value
+
+
+def save_component(component: Component, path: Path) -> None:
+    """Write a device file atomically, in the form that `load_file` reads."""
+    write_atomically(path, dump_yaml(to_yaml_data(component)))

@@ -1,0 +1,82 @@
+"""Machines made of components, and price lists."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from sandtable.hardware.component import Component, Frozen, Power, Price, as_date
+from sandtable.hardware.processor import Link, Memory, Processor, Stack
+from sandtable.hardware.storage import Storage
+from sandtable.units import Bytes, UsdPerHour
+
+
+class Accelerator(Frozen):
+    """One or more equal accelerators, each with its own memory, behind a host link."""
+
+    processor: Processor
+    memory: Memory
+    link: Link
+    n: int = Field(default=1, ge=1)
+    peer_link: Link | None = None
+
+
+class Machine(Component):
+    """Components wired together, with a price and a power model."""
+
+    kind: Literal["machine"]
+    processor: Processor
+    memory: Memory
+    storage: Storage
+    accelerator: Accelerator | None = None
+    process_link: Link | None = None  # between processes on the host, as collectives of CPU ranks use it
+    network: Link | None = None  # joins equal machines, where work takes more than one
+    stack: Stack | None = None
+    power: Power | None = None
+    price: Price | None = None
+    environment: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def group_link(self) -> Link | None:
+        """The link between the devices of one machine, or the processes of its host, that work together."""
+        if self.accelerator is None:
+            return self.process_link
+        return self.accelerator.peer_link or self.accelerator.link
+
+    def components(self) -> list[Component]:
+        """Return the parts, host first."""
+        parts: list[Component] = [self.processor, self.memory, self.storage]
+        if self.accelerator is not None:
+            parts += [self.accelerator.processor, self.accelerator.memory, self.accelerator.link]
+            if self.accelerator.peer_link is not None:
+                parts.append(self.accelerator.peer_link)
+        parts += [link for link in (self.process_link, self.network) if link is not None]
+        return parts if self.stack is None else [*parts, self.stack]
+
+    def all_guesses(self) -> list[str]:
+        """Return ``part: path`` of every guessed number in the machine and its parts."""
+        return [f"{part.name}: {path}" for part in (self, *self.components()) for path in part.guesses()]
+
+
+class PriceRow(Frozen):
+    """One line of a price list."""
+
+    provider: str
+    instance: str
+    accelerator: str | None = None
+    n_accelerators: Annotated[int, Field(default=0, ge=0, alias="accelerators")] = 0
+    vcpus: int | None = None
+    memory_bytes: Bytes | None = None
+    region: str | None = None
+    on_demand_usd_per_h: UsdPerHour | None = None
+    spot_usd_per_h: UsdPerHour | None = None
+    as_of: Annotated[dt.date, BeforeValidator(as_date)]
+
+
+class PriceList(Component):
+    """Prices of one provider."""
+
+    kind: Literal["prices"]
+    price: tuple[PriceRow, ...]

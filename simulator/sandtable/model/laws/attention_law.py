@@ -1,0 +1,255 @@
+"""Attention over a cache or over itself: scores on chip (flash) or through memory (vanilla).
+
+A fused kernel gives each unit (streaming multiprocessor, core) tiles of 128 queries of one head, and each tile walks
+over the keys it may see, 128 at a time. A step over one such pair of tiles multiplies twice and takes one exponential
+per score; the two overlap in part. A few queries, as in decoding, make smaller tiles: the query heads of one key head
+share a tile, and the keys are split over the units that would idle (Dao et al., "Flash-Decoding for long-context
+inference", 2023).
+
+    seconds = launch + tiles begun + |steps of a unit, steps of the longest tile, keys and values read|
+              + queries, outputs and cache appended
+
+where |a, b| is the root of the sum of squares: the larger one where they differ, and a little more where they are
+alike. Keys and values that fit in the last-level cache are read from there, since timed kernels run again and again on
+the same tensors, and a model's next kernel finds what the last one left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from sandtable.demand.op import BACKWARD_PASSES
+from sandtable.hardware import DTYPE_BYTES, AttentionFit, OperatorFit
+from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
+
+# queries of a tile, and keys of a step (FlashAttention-2, section 3.3: 64 or 128 by 64 or 128)
+TILE = 128
+# rows of a tile when there are at most `TILE` queries
+SMALL_TILE = 32
+# guess: parts of one sequence's keys that units walk over side by side, at most; read off the published decode times
+# of one long sequence with one key head (kernels themselves allow 32 to 128)
+MOST_SPLITS = 16.0
+# exponentials that one unit finishes per clock where the device file does not say. GPUs: 16 per streaming
+# multiprocessor (CUDA C++ programming guide, arithmetic instructions; FlashAttention-3, section 3.1: 3.9e12 1/s on an
+# H100). CPUs: guess, a polynomial of about fifteen vector instructions on sixteen lanes, two in a clock.
+EXPONENTIALS_PER_CLOCK = {"gpu": 16.0, "soc_gpu": 16.0, "cpu": 2.0}
+# guess: the last-level cache's bandwidth over the memory's (H200 2, RTX PRO 6000 2.4, B200 1.4, read off published
+# decode times of tensors that fit), and how far beyond the cache's size some of a tensor still hits
+CACHE_SPEEDUP = 2.2
+CACHE_REACH = 1.15
+# the backward pass of a fused kernel runs at 63 % of the peak rate where the forward pass reaches 73 %
+# (FlashAttention-2, section 4.1, A100)
+BACKWARD_RATE = 63 / 73
+# guess: clocks of one unit that a batched product spends on each score it writes or reads, beside moving it. Read off
+# reported times of PyTorch's batched attention with 64 and 128 columns: 0.2 to 0.3 on A100, H100 SXM and H100 PCIe, 0.1
+# to 0.3 on an A5000, 0.1 backward and 0.45 forward on a B200 (lucidrains/flash-cosine-sim-attention issue 4,
+# Dao-AILab/flash-attention pulls 1075 and 2688 and issue 1589, gpu-mode/ring-attention issue 10). CPUs: the order that
+# two cores of a server show
+CLOCKS_PER_SCORE = {"gpu": 0.25, "soc_gpu": 0.25, "cpu": 1.5}
+# kept activations never get narrower than this, whatever type a kernel multiplies in
+ACTIVATION_BYTES = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTraffic:
+    """Bytes moved per element of the score matrix [batch, heads, queries, keys] by attention that writes it out.
+
+    ``saved`` is what the forward pass keeps of it for the backward pass.
+    """
+
+    forward: float
+    backward: float
+    saved: float
+
+
+def vanilla_traffic(
+    item_bytes: float, *, fused: bool = False, dropout: bool = False, widens: bool = False
+) -> ScoreTraffic:
+    """Count the passes over the scores of attention that writes them out, operation by operation.
+
+    Eager attention of Hugging Face Transformers, with ``w`` bytes per element (2 for bfloat16, float16) and a softmax
+    in float32, 4 bytes. PyTorch's softmax ``widens`` float16 by itself on GPUs; other narrow types are converted before
+    it, and back after its gradient (aten/src/ATen/native/SoftMax.cpp):
+
+    ====================================  ============================================  ========  ========  ===========
+    forward                               bytes                                         bfloat16  float16   float32
+    ====================================  ============================================  ========  ========  ===========
+    scores = q k'                         write w                                       2         2         4
+    scores / sqrt(E)                      read w, write w                               4         4         8
+    scores + mask                         read w, write w (the mask is shared)          4         4         8
+    to float32                            read w, write 4; nothing if w = 4             6         0         0
+    softmax                               read 4 (or w), write 4                        8         6         8
+    to the element type                   read 4, write w; nothing if w = 4             6         6         0
+    output = p v                          read w                                        2         2         4
+    together                                                                            32        24        32
+    ------------------------------------  --------------------------------------------  --------  --------  -----------
+    backward
+    dv = p' dout                          read w                                        2         2         4
+    dp = dout v'                          write w                                       2         2         4
+    to float32                            read w, write 4; nothing if w = 4             6         6         0
+    softmax                               read p and dp in float32, write 4 (or w)      12        10        12
+    to the element type                   read 4, write w; nothing if w = 4             6         0         0
+    mask                                  nothing                                       0         0         0
+    / sqrt(E)                             read w, write w                               4         4         8
+    dq = ds k and dk = ds' q              read w each                                   4         4         8
+    together                                                                            36        28        36
+    ====================================  ============================================  ========  ========  ===========
+
+    ``fused``: scale, mask and softmax are one kernel that keeps the element type (Megatron-LM; arXiv 2205.05198,
+    section 4.1), 2 w forward and 3 w backward. ``dropout`` reads and writes the scores once more each way, with a byte
+    of mask. Kept for the backward pass: the softmax, its copy in the element type, the mask and what it leaves.
+    """
+    w, wide = item_bytes, 4.0
+    narrow = not fused and w < wide
+    cast = w + wide if narrow else 0.0
+    apart = 2 * wide if narrow and not widens else 0.0
+    softmax, softmax_backward = (2 * w, 3 * w) if fused else (5 * w + wide + cast, 2 * wide + 3 * w + cast)
+    dropped = 2 * w + 1 if dropout else 0.0
+    return ScoreTraffic(
+        forward=2 * w + softmax + apart + dropped,
+        backward=4 * w + softmax_backward + apart + dropped,
+        saved=(w if fused else max(w, wide) + (w if cast else 0.0)) + (w + 1 if dropout else 0.0),
+    )
+
+
+class AttentionLaw(OperatorLaw):
+    """Steps of tiles over the units, reads of keys and values, and what is done once per query.
+
+    ``rate_frac`` is the share of the peak rate that products reach between exponentials; ``item_s`` the time to begin
+    and to end a tile of 128 queries. ``narrow_gain`` is how much faster products with keys and values narrower than
+    the queries are (fp8 cache, bfloat16 queries): 2 where the kernel narrows the queries, below 1 where it widens keys.
+    """
+
+    kind: ClassVar[str] = "attention"
+    fit: ClassVar[type[OperatorFit]] = AttentionFit
+    # decode times alone say little of prefill, and the other way round: what they leave open stays with the siblings
+    prior: ClassVar[float] = 1.0
+    constants: ClassVar[tuple[Constant, ...]] = (
+        Constant(name="rate_frac", typical=0.67, low=0.02, high=1.0),
+        Constant(name="bandwidth_frac", typical=0.93, low=0.02, high=1.0),
+        Constant(name="launch_s", typical=11e-6, low=1e-7, high=1e-3),
+        Constant(name="item_s", typical=2e-6, low=1e-8, high=1e-4),
+        Constant(name="narrow_gain", typical=1.2, low=0.1, high=2.5),
+    )
+
+    def seconds(
+        self, sheet: Sheet | LinkSheet, constants: Constants, columns: Columns, *, dtype: str, op: str
+    ) -> FloatArray:
+        """See `OperatorLaw.seconds`."""
+        assert isinstance(sheet, Sheet)
+        c, bandwidth = columns, constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s
+        width = max(ACTIVATION_BYTES, DTYPE_BYTES[dtype])
+        # half of the way to 2: keys, values and their gradients; queries, outputs and theirs
+        sweeps = 1 + (c["passes"] - 1) / (BACKWARD_PASSES - 1)
+        stepping = _steps_s(sheet, constants, c, dtype)
+        reading = sweeps * _cached(_kv_bytes(c), sheet) / bandwidth
+        per_query = _cached(sweeps * _query_bytes(c, width) + _append_bytes(c, width), sheet) / bandwidth
+        spilled = (1 - c["flash"]) * (
+            _cached(_score_bytes(c, sheet, dtype), sheet) / bandwidth + _scores_s(c, sheet)
+        )
+        begun = sweeps * constants["item_s"] * _tiles_of_a_unit(c, sheet.n_units)
+        launches = sweeps * constants["launch_s"]
+        return np.asarray(launches + begun + np.hypot(stepping, reading) + per_query + spilled)
+
+
+def _steps_s(sheet: Sheet, constants: Constants, c: Columns, dtype: str) -> FloatArray:
+    """Return the time of the steps over pairs of tiles: those of a unit, joined with those of the longest tile."""
+    few = c["query_tokens"] <= TILE
+    tiles_of_head = np.ceil(c["query_tokens"] / TILE)
+    shared_rows = c["query_tokens"] * c["n_heads"] / c["n_kv_heads"]
+    tiles = c["batch"] * np.where(
+        few, c["n_kv_heads"] * np.ceil(shared_rows / SMALL_TILE), c["n_heads"] * tiles_of_head
+    )
+    longest = np.maximum(1.0, c["kv_tokens"] / TILE)
+    # the queries are the last tokens: those of the first tile see all keys but those of the tiles after it. Attention
+    # that writes its scores out computes what the mask hides, too
+    hidden = c["causal"] * c["flash"] * np.minimum(tiles_of_head - 1, longest) / 2
+    mean = np.maximum(1.0, longest - hidden)
+    splits = np.where(few, np.clip(sheet.n_units / tiles, 1.0, np.minimum(MOST_SPLITS, longest)), 1.0)
+    step = np.where(few, SMALL_TILE / TILE, 1.0) * _step_s(sheet, constants, c, dtype)
+    even, alone = tiles * mean / sheet.n_units, longest / splits
+    # split evenly over the units, the longest walk is no longer than the others
+    return np.asarray(step * np.where(few, np.maximum(even, alone), np.hypot(even, alone)))
+
+
+def _step_s(sheet: Sheet, constants: Constants, c: Columns, dtype: str) -> FloatArray:
+    """Return the time of one unit for one pair of whole tiles: its products, joined with its exponentials."""
+    flops = 2 * TILE**2 * (c["head_dim"] + c["value_dim"])
+    gain = np.where(c["kv_item_bytes"] < DTYPE_BYTES[dtype], constants["narrow_gain"], 1.0)
+    rate = constants["rate_frac"] * sheet.peak(dtype) / sheet.n_units * gain
+    backward = np.clip((c["passes"] - 1) / (BACKWARD_PASSES - 1), 0.0, 1.0)
+    slower = np.where(c["flash"] > 0, 1 + (1 / BACKWARD_RATE - 1) * backward, 1.0)
+    # scores that were written out are not made again: four products instead of two
+    products = np.where(c["flash"] > 0, c["passes"] * slower, 1 + (c["passes"] - 1) / (BACKWARD_PASSES - 1))
+    return np.asarray(np.hypot(products * flops / rate, TILE**2 / _exponentials_per_s(sheet)))
+
+
+def _exponentials_per_s(sheet: Sheet) -> float:
+    """Return the exponentials that one unit finishes in a second; infinite where its clock is unknown."""
+    per_clock = sheet.exponentials_per_clock or EXPONENTIALS_PER_CLOCK[sheet.family]
+    return float("inf") if sheet.clock_hz is None else per_clock * sheet.clock_hz
+
+
+def _tiles_of_a_unit(c: Columns, n_units: int) -> FloatArray:
+    """Return how many tiles' worth of queries a unit begins; a lone tile with few queries counts in part."""
+    of_head = c["query_tokens"] / TILE
+    return np.maximum(np.minimum(1.0, of_head), c["batch"] * c["n_heads"] * of_head / n_units)
+
+
+def _kv_bytes(c: Columns) -> FloatArray:
+    """Return the bytes of all keys and values, each read once.
+
+    One shared head whose values are narrower than its keys is a latent: its values are the first part of its keys
+    (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+    """
+    latent = (c["n_kv_heads"] == 1) & (c["value_dim"] < c["head_dim"])
+    row = c["head_dim"] + np.where(latent, 0.0, c["value_dim"])
+    return np.asarray(c["batch"] * c["n_kv_heads"] * c["kv_tokens"] * row * c["kv_item_bytes"])
+
+
+def _query_bytes(c: Columns, width: float) -> FloatArray:
+    """Return the bytes of queries read and outputs written."""
+    return np.asarray(c["batch"] * c["n_heads"] * c["query_tokens"] * (c["head_dim"] + c["value_dim"]) * width)
+
+
+def _append_bytes(c: Columns, width: float) -> FloatArray:
+    """Return the traffic of turning new queries and keys by their position, and of copying keys and values to a cache.
+
+    Each is read and written once; nothing where ``cached`` is 0.
+    """
+    heads = (c["n_heads"] + 2 * c["n_kv_heads"]) * c["head_dim"] + c["n_kv_heads"] * c["value_dim"]
+    return np.asarray(c["cached"] * 2 * c["batch"] * c["query_tokens"] * heads * width)
+
+
+def _scores(c: Columns) -> FloatArray:
+    return np.asarray(c["batch"] * c["n_heads"] * c["query_tokens"] * c["kv_tokens"])
+
+
+def _score_bytes(c: Columns, sheet: Sheet, dtype: str) -> FloatArray:
+    """Return the traffic of scores through memory; see `vanilla_traffic`."""
+    width, widens = max(ACTIVATION_BYTES, DTYPE_BYTES[dtype]), dtype == "float16" and sheet.family != "cpu"
+    backward = (c["passes"] - 1) / (BACKWARD_PASSES - 1)
+    each: FloatArray = np.zeros(c["passes"].shape)
+    for fused, dropout in ((False, False), (False, True), (True, False), (True, True)):
+        count = vanilla_traffic(width, fused=fused, dropout=dropout, widens=widens)
+        chosen = ((c["fused_softmax"] > 0) == fused) & ((c["dropout"] > 0) == dropout)
+        each = np.where(chosen, count.forward + backward * (count.backward - count.forward), each)
+    return _scores(c) * each
+
+
+def _scores_s(c: Columns, sheet: Sheet) -> FloatArray:
+    """Return what products spend on scores beside arithmetic and traffic: two products forward, four backward."""
+    products = 2 + 2 * (c["passes"] - 1) / (BACKWARD_PASSES - 1)
+    clocks = CLOCKS_PER_SCORE[sheet.family] * products * _scores(c)
+    return np.asarray(clocks / (sheet.n_units * sheet.clock_hz) if sheet.clock_hz else np.zeros_like(products))
+
+
+def _cached(n_bytes: FloatArray, sheet: Sheet) -> FloatArray:
+    """Return the bytes that would take as long from memory alone, when what fits in the last-level cache is there."""
+    if not sheet.cache_bytes:
+        return n_bytes
+    hits = np.clip((CACHE_REACH - n_bytes / sheet.cache_bytes) / (CACHE_REACH - 1), 0.0, 1.0)
+    return np.asarray(n_bytes * (1 - hits * (1 - 1 / CACHE_SPEEDUP)))

@@ -1,0 +1,218 @@
+"""Collectives over a group of devices: rings, trees, reduction in the switch, and direct reads of peers.
+
+The law takes the quickest of the algorithms that a library has, as such libraries do by a model of their own
+(NVIDIA/nccl src/graph/tuning.cc), and never looks at which library it is: constants say what it reaches.
+
+``n_bytes`` of a demand is the whole buffer S: what every rank holds before an all-reduce or a reduce-scatter, or after
+an all-gather; what every rank sends to all ranks together, itself included, in an all-to-all; the message of a
+send/recv. Of ``n_ranks`` ranks n, ``ranks_per_machine`` g of this group sit in one machine, so that n / g machines
+take part. Groups that work at the same time through one machine's adapters each have their ranks' share of them: the
+bandwidth of a link between machines is per device (see `LinkSheet`), and this group's g devices bring g shares.
+
+Within a machine, with h one hop and R the rate that one rank reaches:
+
+- ring: all-reduce takes 2 (n - 1) steps and moves 2 (n - 1) / n S past each rank, reduce-scatter and all-gather half
+  of both. Small messages use a protocol with a flag beside every word (half the rate, one hop a step), large ones
+  send whole chunks (full rate, several hops a step).
+- reduction in the switch, where it can: S (1 + 1/n) past each rank, whatever n.
+- direct: every rank reads its peers. One shot reads (n - 1) S at one barrier, two shots 2 (n - 1) / n S at two.
+- all-to-all and send/recv: messages to all peers at once; small ones are bound by one window a hop and peer.
+
+Between machines, rings pass the same bytes through the g adapters of a machine together, and a step from machine to
+machine takes that link's latency on top of the software's; a tree does an all-reduce in steps logarithmic in the
+number of machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sandtable.hardware import CollectiveFit, OperatorFit
+from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
+
+# how often a ring passes the buffer on, in units of (n - 1) / n, and how many times n - 1 steps it takes
+_TURNS = {"all_reduce": 2.0, "reduce_scatter": 1.0, "all_gather": 1.0}
+# data beside flags of the same size: NCCL's LL protocol; it counts on half of that again between machines
+_FLAGGED_RATE_FRAC, _FLAGGED_ACROSS_FRAC = 0.5, 0.25
+# hops that a step with whole chunks takes, and that filling the pipeline takes once, within a machine and between
+# machines; NCCL's own table has 4 to 7, and 4 to 10
+_CHUNK_HOPS, _CHUNK_HOPS_ACROSS = 4.0, 10.0
+# the same within machines while others are waited for, in latencies of the link
+_CHUNK_LATENCIES = 2.0
+# a barrier over all ranks and the reads behind it
+_DIRECT_HOPS = 5.0
+# setting up a reduction in the switch, and how well it fills the link against a ring (NCCL: 0.85 Hopper, 0.74 later)
+_SWITCH_HOPS, _SWITCH_RATE_FRAC = 24.0, 0.8
+# a message to one peer: with flags, and with whole chunks after a handshake
+_MESSAGE_HOPS, _HANDSHAKE_HOPS = 2.0, 10.0
+# what one peer is sent per hop in the protocol with flags: a slot of NCCL's LL buffers
+_WINDOW_BYTES = 8192.0
+# how much better than a switch's link of many lanes an adapter is filled, and at most: 192 of 200 GB/s by eight HDR
+# adapters (NVIDIA/nccl#812), 380 of 400 by eight NDR ones (NVIDIA/nccl-tests#309), 30 of 50 by EFA of p4d (nccl#527)
+_ADAPTER_GAIN, _ADAPTER_MOST = 1.25, 0.96
+# ranks that a machine's links are rated for, and how peers that share hubs of the host slow each other down
+_RATED_RANKS = 8.0
+_SHARING_POWER = 1 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The group of each demand, and what its links give: rates per rank in bytes/s, latencies in seconds.
+
+    ``inside`` and ``across`` are the hop within a machine and between machines, ``chunk_inside`` and ``chunk_across``
+    the same with whole chunks.
+    """
+
+    n_bytes: FloatArray
+    n: FloatArray
+    local: FloatArray
+    machines: FloatArray
+    inside_rate: FloatArray
+    across_rate: float
+    launch: float
+    inside: FloatArray
+    across: float
+    chunk_inside: FloatArray
+    chunk_across: float
+
+    @classmethod
+    def of(cls, sheet: LinkSheet, constants: Constants, columns: Columns) -> _Group:
+        n, local = columns["n_ranks"], np.minimum(columns["n_ranks"], columns["ranks_per_machine"])
+        hop, crosses = constants["hop_s"], n > local
+        return cls(
+            n_bytes=columns["n_bytes"],
+            n=n,
+            local=local,
+            machines=np.ceil(n / local),
+            inside_rate=_inside_rate(sheet, constants, local),
+            across_rate=min(_ADAPTER_GAIN * constants["bandwidth_frac"], _ADAPTER_MOST) * sheet.between_bytes_per_s,
+            launch=constants["launch_s"],
+            # constants of a group that crosses machines are those of the link between them
+            inside=np.where(crosses, sheet.within_latency_s, hop),
+            across=hop + sheet.between_latency_s,
+            chunk_inside=np.where(crosses, _CHUNK_LATENCIES * sheet.within_latency_s, _CHUNK_HOPS * hop),
+            chunk_across=_CHUNK_HOPS_ACROSS * hop + sheet.between_latency_s,
+        )
+
+    @property
+    def crosses(self) -> npt.NDArray[np.bool_]:
+        """Whether it takes more than one machine."""
+        return np.asarray(self.machines > 1)
+
+    @property
+    def flagged(self) -> FloatArray:
+        """Share of the full rate with flags beside the data."""
+        return np.where(self.crosses, _FLAGGED_ACROSS_FRAC, _FLAGGED_RATE_FRAC)
+
+    @property
+    def fill(self) -> FloatArray:
+        """Time until the first chunk is under way."""
+        return np.where(self.crosses, self.chunk_across, self.chunk_inside)
+
+    def moving(self, inside_bytes: FloatArray, across_bytes: FloatArray) -> FloatArray:
+        """Return the time that bytes past one rank and through a machine's adapters need at full rate."""
+        across = np.where(self.crosses, across_bytes / (self.local * self.across_rate), 0.0)
+        return np.asarray(np.maximum(inside_bytes / self.inside_rate, across))
+
+
+def _inside_rate(sheet: LinkSheet, constants: Constants, local: FloatArray) -> FloatArray:
+    """Return the rate per rank within a machine.
+
+    It is between that of a pair, which is ``pair_frac`` of the whole, and the rated one, by the logarithm of the
+    number of ranks: few peers do not fill a switch's link.
+    """
+    missing = np.log2(_RATED_RANKS / np.clip(local, 2, _RATED_RANKS)) / np.log2(_RATED_RANKS / 2)
+    rate = constants["bandwidth_frac"] * sheet.within_bytes_per_s * constants["pair_frac"] ** missing
+    if sheet.shared:
+        rate = rate * (2 / np.clip(local, 2, _RATED_RANKS)) ** _SHARING_POWER
+    peers = np.maximum(local - 1, 1)
+    rate = np.minimum(rate, constants["bandwidth_frac"] * sheet.peer_bytes_per_s * peers)
+    # one rank in a machine sends nothing inside it
+    return np.asarray(np.where(local > 1, rate, np.inf))
+
+
+class CollectiveLaw(OperatorLaw):
+    """``t = launch + steps * hop + bytes past a rank / rate``, the least over the algorithms; see the module."""
+
+    kind: ClassVar[str] = "collective"
+    fit: ClassVar[type[OperatorFit]] = CollectiveFit
+    constants: ClassVar[tuple[Constant, ...]] = (
+        Constant(name="bandwidth_frac", typical=0.72, low=0.02, high=1.0),
+        Constant(name="pair_frac", typical=0.85, low=0.2, high=5.0),
+        Constant(name="launch_s", typical=6e-6, low=1e-7, high=1e-2),
+        Constant(name="hop_s", typical=1e-6, low=1e-8, high=1e-2),
+        # the limits that serving frameworks set are about 8 MiB, below or including it
+        Constant(name="direct_bytes", typical=1.0, low=0.5, high=2.0**40, starts=(6 * 2.0**20, 12 * 2.0**20)),
+    )
+
+    def seconds(
+        self, sheet: Sheet | LinkSheet, constants: Constants, columns: Columns, *, dtype: str, op: str
+    ) -> FloatArray:
+        """See `OperatorLaw.seconds`."""
+        assert isinstance(sheet, LinkSheet)
+        group = _Group.of(sheet, constants, columns)
+        busy = _messages(group, op) if op not in _TURNS else _ring(group, _TURNS[op])
+        if op == "all_reduce":
+            busy = np.minimum(busy, _tree(group))
+            if sheet.reduces:
+                busy = np.minimum(busy, _in_switch(group, constants, sheet))
+            busy = np.minimum(busy, _direct(group, constants, sheet))
+        return np.asarray(np.where(group.n > 1, busy, 0.0))
+
+
+def _ring(group: _Group, turns: float) -> FloatArray:
+    n, machines = group.n, group.machines
+    across_steps = turns * (machines - 1)
+    inside_steps = turns * (n - 1) - across_steps
+    moving = group.moving(*[turns * group.n_bytes * (n - 1) / n] * 2)
+    flags = inside_steps * group.inside + across_steps * group.across + moving / group.flagged
+    chunks = inside_steps * group.chunk_inside + across_steps * group.chunk_across + group.fill + moving
+    return group.launch + np.minimum(flags, chunks)
+
+
+def _tree(group: _Group) -> FloatArray:
+    """Up to a root and down again; two machines exchange the buffer once, more of them pass it up and down."""
+    depth = np.log2(np.maximum(group.machines, 1))
+    chain = 2 * (group.local - 1)
+    passed = np.where(group.machines > 2, 2.0, 1.0) * group.n_bytes
+    moving = group.moving(2 * group.n_bytes * (group.n - 1) / group.n, passed)
+    flags = chain * group.inside + 2 * depth * group.across + moving / group.flagged
+    chunks = chain * group.chunk_inside + 2 * depth * group.chunk_across + group.fill + moving
+    return np.where(group.crosses, group.launch + np.minimum(flags, chunks), np.inf)
+
+
+def _in_switch(group: _Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
+    rate = _SWITCH_RATE_FRAC * constants["bandwidth_frac"] * sheet.within_bytes_per_s
+    busy = group.launch + _SWITCH_HOPS * group.inside + group.n_bytes * (1 + 1 / group.n) / rate
+    return np.where((group.n > 2) & ~group.crosses, busy, np.inf)
+
+
+def _direct(group: _Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
+    """Kernels that read their peers' memory; the host's launch hides what the device needs, or the other way round."""
+    n, n_bytes, hops = group.n, group.n_bytes, _DIRECT_HOPS * group.inside
+    one = hops + (n - 1) * n_bytes / group.inside_rate
+    two = 2 * hops + 2 * (n - 1) / n * n_bytes / group.inside_rate
+    served = (n_bytes <= constants["direct_bytes"]) & (n <= (2 if sheet.shared else _RATED_RANKS))
+    busy = np.maximum(group.launch, np.minimum(one, two))
+    return np.where(served & ~group.crosses, busy, np.inf)
+
+
+def _messages(group: _Group, op: str) -> FloatArray:
+    """All-to-all and send/recv: one message to each peer, all at once."""
+    n, n_bytes = group.n, group.n_bytes
+    if op == "all_to_all":
+        each = n_bytes / n
+        # a machine's ranks send to those outside it through their adapters together
+        moving = group.moving(each * (n - 1), group.local * each * (n - group.local))
+    else:
+        each = n_bytes
+        moving = group.moving(each, group.local * each)
+    hop = np.where(group.crosses, group.across, group.inside)
+    handshake = np.where(group.crosses, group.chunk_across, _HANDSHAKE_HOPS * group.inside)
+    windows = np.maximum(each / _WINDOW_BYTES * group.inside, moving / group.flagged)
+    flags = _MESSAGE_HOPS * hop + windows
+    return group.launch + np.minimum(flags, handshake + moving)

@@ -1,0 +1,182 @@
+"""Mixture of experts: products grouped by the experts that a batch of tokens is sent to.
+
+Each of ``n_tokens`` tokens goes to ``top_k`` of ``n_experts`` experts, gated blocks of three matrices
+``d_model x n_neurons``. The tokens are those of all ranks that share the experts (``expert_parallel`` of them hold
+n_experts / expert_parallel each); the answer is the time of the busiest of these ranks, without moving tokens between
+them. ``tensor_parallel`` ranks split the neurons of each expert.
+
+Popularity follows a power law: the loads of experts are spread like x^-skew between 1 and 0.8 n_tokens, or between
+0.01 and 2 where fewer tokens are routed than there are experts; that is how ai-dynamo/aiconfigurator draws them
+(collector, power_law_logits_v3). Zero is an even load. An expert that fewer than one token is sent to on average is
+touched that often.
+
+What takes time: reading the weights of the experts touched; arithmetic, where each expert's rows fill up whole tiles;
+moving the routed activations through memory between the kernels, for rows of other ranks' experts too where the
+software keeps them; launching the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import ClassVar
+
+import numpy as np
+
+from sandtable.hardware import MoeFit, OperatorFit
+from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
+from sandtable.model.laws.gemm_law import CLOCKS_PER_DEPTH, DEPTH, EDGE, OVERLAP, WIDE_BYTES, Format, format_of
+
+# rows of tiles that grouped kernels choose from, and their columns
+_TILE_ROWS = (16.0, 32.0, 64.0, 128.0)
+_TILE_COLUMNS = 128.0
+# ends of the power law of loads: of plenty of tokens, as a share of them, and of few
+_PLENTY_SHARE, _FEW = 0.8, (0.01, 2.0)
+# units with a tile draw up to this many times their even share of the bandwidth: a third of them fills it
+_DRAW = 3.0
+# sums over 128 of depth are scaled by hand, outside of the units for matrix products
+_RATE_FRAC = {"fp8_block": 0.5}
+# kernels for these types keep rows of other ranks' experts in their buffers; those for narrower ones leave them out
+_KEEPS_IDLE_ROWS = frozenset({"float32", "tf32", "bfloat16", "float16", "fp8_block"})
+# experts of like load are counted together, in this many groups; what counts as an exponent of one
+_N_GROUPS, _TINY = 32, 1e-6
+
+
+class MoeLaw(OperatorLaw):
+    """``t = launch + (arithmetic^p + weights^p)^(1/p) + activations / bandwidth``."""
+
+    kind: ClassVar[str] = "moe"
+    loss: ClassVar[str] = "soft_l1"
+    fit: ClassVar[type[OperatorFit]] = MoeFit
+    constants: ClassVar[tuple[Constant, ...]] = (
+        Constant(name="rate_frac", typical=0.6, low=0.02, high=1.5),
+        Constant(name="bandwidth_frac", typical=0.8, low=0.02, high=1.2),
+        Constant(name="launch_s", typical=2.5e-5, low=1e-7, high=1e-3),
+        Constant(name="passes", typical=1.0, low=0.05, high=10.0),
+        Constant(name="idle_passes", typical=0.5, low=0.01, high=10.0),
+    )
+
+    def seconds(
+        self, sheet: Sheet | LinkSheet, constants: Constants, columns: Columns, *, dtype: str, op: str
+    ) -> FloatArray:
+        """See `OperatorLaw.seconds`."""
+        assert isinstance(sheet, Sheet)
+        batch = _Batch.of(columns)
+        form = format_of(sheet, dtype)
+        bandwidth = constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s
+        rate = _RATE_FRAC.get(dtype, 1.0) * constants["rate_frac"] * sheet.peak(dtype)
+        tiles = {rows: batch.tiles(rows) for rows in _TILE_ROWS}
+        working = sum(_product_s(sheet, tiles, n, k, rate / sheet.n_units) for n, k in batch.products())
+        streaming = sum(
+            form.weight * batch.touched * n * k / (bandwidth * _drawn(sheet, batch, n)) for n, k in batch.products()
+        )
+        idle_rows = batch.idle_rows if dtype in _KEEPS_IDLE_ROWS else 0.0
+        rows = constants["passes"] * batch.rows + constants["idle_passes"] * idle_rows
+        moving = rows * _activation_bytes(batch, form) / bandwidth
+        longer, shorter = np.maximum(working, streaming), np.minimum(working, streaming)
+        busy = longer * (1 + (shorter / longer) ** OVERLAP) ** (1 / OVERLAP)
+        return np.asarray(constants["launch_s"] + busy + moving, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What the busiest rank has to do.
+
+    ``loads`` are tokens per expert, one row for each demand; an entry stands for ``alike`` experts.
+    """
+
+    loads: FloatArray
+    alike: FloatArray
+    touched: FloatArray
+    rows: FloatArray
+    idle_rows: FloatArray
+    d_model: FloatArray
+    neurons: FloatArray
+
+    @classmethod
+    def of(cls, columns: Columns) -> _Batch:
+        c = columns
+        local = np.maximum(np.round(c["n_experts"] / c["expert_parallel"]), 1)
+        loads = _loads(c, local)
+        alike = local / np.minimum(local, _N_GROUPS)
+        rows = alike * loads.sum(axis=1)
+        return cls(
+            loads=loads,
+            alike=alike,
+            # the busiest rank serves one expert at least
+            touched=np.maximum(alike * np.minimum(loads, 1).sum(axis=1), 1),
+            rows=rows,
+            idle_rows=np.maximum(c["n_tokens"] * c["top_k"] - rows, 0),
+            d_model=c["d_model"],
+            neurons=c["n_neurons"] / c["tensor_parallel"],
+        )
+
+    def products(self) -> tuple[tuple[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]:
+        """Return columns and depth of the two products: into the gated neurons, and back."""
+        return (2 * self.neurons, self.d_model), (self.d_model, self.neurons)
+
+    def tiles(self, tile_rows: float) -> FloatArray:
+        """Return how many tiles high the experts' rows are together."""
+        whole = np.minimum(self.loads, 1) * np.ceil(np.maximum(self.loads, 1) / tile_rows)
+        return np.asarray(np.maximum(self.alike * whole.sum(axis=1), 1))
+
+
+def _product_s(
+    sheet: Sheet, tiles_high: Mapping[float, FloatArray], n: FloatArray, k: FloatArray, unit_flops_per_s: float
+) -> FloatArray:
+    """Return the arithmetic of one grouped product, at the tile height that suits it best.
+
+    ``tiles_high`` says for each height of tiles how many of them the experts' rows fill.
+    """
+    depth = np.ceil(k / DEPTH) * DEPTH
+    slowest = CLOCKS_PER_DEPTH * depth / sheet.clock_hz if sheet.clock_hz else 0.0
+    best: FloatArray = np.full(len(n), np.inf)
+    for tile_rows, high in tiles_high.items():
+        tiles = high * np.ceil(n / _TILE_COLUMNS)
+        area = tile_rows * _TILE_COLUMNS + EDGE * (tile_rows + _TILE_COLUMNS)
+        one = np.maximum(2 * depth * area / unit_flops_per_s, slowest)
+        best = np.minimum(best, np.maximum(tiles / sheet.n_units, 1) * one)
+    return best
+
+
+def _drawn(sheet: Sheet, batch: _Batch, n: FloatArray) -> FloatArray:
+    """Return the share of the bandwidth that the units can draw which have a tile to work on."""
+    return np.minimum(1.0, _DRAW * batch.touched * np.ceil(n / _TILE_COLUMNS) / sheet.n_units)
+
+
+def _activation_bytes(batch: _Batch, form: Format) -> FloatArray:
+    """Return the bytes moved per routed row: in, gated neurons out and in, neurons out and in, out, and summed up."""
+    inputs = form.activation * (batch.d_model + batch.neurons)
+    return inputs + WIDE_BYTES * (2 * batch.d_model + 5 * batch.neurons)
+
+
+def _loads(c: Columns, local: FloatArray) -> FloatArray:
+    """Return tokens per expert of the busiest rank, at evenly spaced quantiles of their distribution."""
+    n, routed, skew = c["n_tokens"][:, None], c["n_tokens"] * c["top_k"], c["skew"][:, None]
+    plenty = (routed > c["n_experts"])[:, None]
+    low, high = np.where(plenty, 1.0, _FEW[0]), np.where(plenty, np.maximum(_PLENTY_SHARE * n, 1.0), _FEW[1])
+    groups = np.minimum(local, _N_GROUPS)[:, None]
+    index = np.arange(int(groups.max()))
+    spread = _quantile((index + 0.5) / groups, low, high, skew) * (index < groups)
+    # the busiest of the ranks has more than its share, by how far sums of so many experts scatter
+    sample = _quantile((np.arange(_N_GROUPS) + 0.5) / _N_GROUPS, low, high, skew)
+    scatter = sample.std(axis=1) / sample.mean(axis=1) / np.sqrt(local)
+    rows = routed / c["expert_parallel"] * (1 + _expected_most(c["expert_parallel"]) * scatter)
+    mean = spread.sum(axis=1) / groups[:, 0]
+    # a token goes to an expert once
+    return np.asarray(np.minimum(spread * (rows / local / mean)[:, None], n))
+
+
+def _quantile(share: FloatArray, low: FloatArray, high: FloatArray, skew: FloatArray) -> FloatArray:
+    """Return what ``share`` of values lie below, if their density is as x^-skew between ``low`` and ``high``."""
+    power = np.where(np.abs(1 - skew) < _TINY, _TINY, 1 - skew)
+    drawn = (low**power + np.minimum(share, 1) * (high**power - low**power)) ** (1 / power)
+    return np.asarray(np.where(skew > 0, drawn, 1.0))
+
+
+def _expected_most(count: FloatArray) -> FloatArray:
+    """Return the largest of ``count`` normal values, in standard deviations (Blom's approximation)."""
+    counts, where = np.unique(count, return_inverse=True)
+    most = [NormalDist().inv_cdf((c - 0.375) / (c + 0.25)) if c > 1 else 0.0 for c in counts]
+    return np.array(most)[where.reshape(count.shape)]

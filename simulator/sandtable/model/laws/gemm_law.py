@@ -1,0 +1,176 @@
+"""Matrix products on a device that spreads tiles over many units.
+
+A product is cut into tiles; units work on whole tiles, so the last wave of tiles may leave units idle (tile and wave
+quantisation). Software picks among tile sizes, and may split the depth of a product with few tiles among several
+units. Beside the arithmetic, the operands stream through memory. See NVIDIA, "Matrix Multiplication Background User's
+Guide", for tiles, waves and their quantisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from sandtable.hardware import DTYPE_BYTES, GemmFit, OperatorFit
+from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
+
+# tiles of the output that libraries ship kernels for: rows, columns
+TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (256, 64), (128, 64), (64, 128), (64, 64))
+# those for a handful of rows, as in decoding
+THIN_TILES = ((16, 64), (16, 128), (32, 64), (32, 128))
+SPLITS = (1, 2, 3, 4)
+# depth that one step of a kernel's main loop takes
+DEPTH = 64
+# extra time of an edge element of a tile: a tile of a x b computes for a b + EDGE (a + b) elements, since its
+# operands have to be fetched once per tile
+EDGE = 4.0
+# share of the peak lost with each halving of the element, as a power: narrow types draw more power per second, and
+# the clock gives way
+NARROWING = 0.1
+# guess: clocks that one element of depth takes at least, however small the tile: a matrix instruction takes 16 of them
+# and hands its sums to the next one after 18 to 33 clocks (Luo et al., arXiv 2402.13499, latency of mma)
+CLOCKS_PER_DEPTH = 1.5
+# arithmetic and streaming overlap, but not fully near the ridge: a p-norm of the two instead of their maximum
+OVERLAP = 3.0
+# joining the parts of a split product, in launches
+JOIN = 1.0
+# bytes in which rows must start for the quickest kernels; rows that start at odd elements are loaded one by one, and
+# between the products instead of beside them: what the loads allow one multiprocessor per clock, in 16-bit FLOP
+# (pytorch/pytorch issue 181718, RTX 4090: 111 TFLOP/s for odd sizes where even ones reach 156, so loads alone would
+# allow 387; Netflix Technology Blog, "Scaling LLM Post-Training at Netflix", 2026: some sizes of the vocabulary triple
+# the time of the head)
+ALIGNED_BYTES = 16.0
+ODD_FLOPS_PER_CLOCK = 1200.0
+# what one multiprocessor reaches per clock without asynchronous copies of aligned tiles, in 16-bit FLOP: 63 % of a
+# Hopper's 4096 (Luo et al., arXiv 2402.13499, mma against wgmma); older devices have no more than that anyway
+PLAIN_FLOPS_PER_CLOCK = 2576.0
+# partial sums are kept in float32, written once and read once
+PARTIAL_BYTES = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a product with quantised weights runs where the device multiplies in that type.
+
+    ``weight`` and ``activation`` are bytes per element as multiplied. Activations arrive in 16 bits; making them
+    narrow takes ``passes`` over them, in each of which ``pass_bytes`` per element move.
+    """
+
+    weight: float
+    activation: float
+    passes: float
+    pass_bytes: float = 0.0
+    least_tile: int = 1
+
+
+FORMATS: dict[str, Format] = {
+    # one scale for a whole tensor: it is found in one pass over the activations and applied in another
+    "fp8": Format(weight=1, activation=1, passes=2, pass_bytes=3),
+    "fp8_block": Format(weight=1, activation=1, passes=1, pass_bytes=3),
+    # block-scaled products work on 128 x 128 and larger; a scale of one byte for every 16 (fp4) or 32 (mxfp4)
+    "fp4": Format(weight=0.5625, activation=0.5625, passes=1, pass_bytes=2.5625, least_tile=128),
+    "mxfp4": Format(weight=0.53125, activation=0.53125, passes=1, pass_bytes=2.53125, least_tile=128),
+    # activations were quantised by the operator before; a second kernel applies the scales
+    "int8": Format(weight=1, activation=1, passes=1),
+    # weights are widened on their way into the units
+    "int8_weight_only": Format(weight=1, activation=2, passes=1),
+    "int4_weight_only": Format(weight=0.5, activation=2, passes=1),
+}
+WIDE_BYTES = 2.0
+
+
+class GemmLaw(OperatorLaw):
+    """``t = launch + min over tiles of (arithmetic^p + streaming^p)^(1/p)``, and passes that quantise before it."""
+
+    kind: ClassVar[str] = "gemm"
+    loss: ClassVar[str] = "cauchy"
+    # weighed on element types left out of the fit of a device, which siblings help to predict
+    prior: ClassVar[float] = 0.1
+    fit: ClassVar[type[OperatorFit]] = GemmFit
+    constants: ClassVar[tuple[Constant, ...]] = (
+        Constant(name="rate_frac", typical=0.85, low=0.05, high=1.2),
+        Constant(name="bandwidth_frac", typical=0.8, low=0.05, high=1.2),
+        Constant(name="launch_s", typical=3e-6, low=1e-7, high=1e-3),
+        Constant(name="tile_s", typical=1e-6, low=1e-8, high=1e-4),
+        Constant(name="quantise_passes", typical=1.2, low=0.01, high=20.0),
+    )
+
+    def seconds(
+        self, sheet: Sheet | LinkSheet, constants: Constants, columns: Columns, *, dtype: str, op: str
+    ) -> FloatArray:
+        """See `OperatorLaw.seconds`."""
+        assert isinstance(sheet, Sheet)
+        m, n, k, batch = (columns[name] for name in ("m", "n", "k", "batch"))
+        form = format_of(sheet, dtype)
+        bandwidth = constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s
+        moved = batch * (form.weight * n * k + form.activation * m * k + output_bytes(dtype) * m * n)
+        choices = _choices(form, split=dtype not in FORMATS)
+        rows, cols, parts = (axis[:, None] for axis in choices.T)
+        tiles = np.ceil(m / rows) * np.ceil(n / cols) * batch * parts
+        depth = np.ceil(k / parts / DEPTH) * DEPTH
+        unit_flops_per_s = _rate(sheet, constants, dtype, form) / sheet.n_units
+        reached = unit_flops_per_s * _alignment(sheet, dtype, n, k)
+        working = 2 * depth * (rows * cols + EDGE * (rows + cols)) / reached
+        slowest = CLOCKS_PER_DEPTH * depth / sheet.clock_hz if sheet.clock_hz else 0.0
+        computing = np.ceil(tiles / sheet.n_units) * (np.maximum(working, slowest) + constants["tile_s"])
+        split = parts > 1
+        streaming = (moved + split * PARTIAL_BYTES * m * n * batch) / bandwidth
+        times = _overlapped(computing, streaming) + split * JOIN * constants["launch_s"]
+        passes = constants["quantise_passes"] * form.passes * (1 - columns["narrowed"])
+        quantising = passes * (constants["launch_s"] + form.pass_bytes * m * k * batch / bandwidth)
+        return np.asarray(constants["launch_s"] + times.min(axis=0) + quantising, dtype=np.float64)
+
+
+def format_of(sheet: Sheet, dtype: str) -> Format:
+    """Return how a type's product runs on this device: narrow weights are widened where it lacks their arithmetic."""
+    form = FORMATS.get(dtype)
+    if form is None:
+        return Format(weight=DTYPE_BYTES[dtype], activation=DTYPE_BYTES[dtype], passes=0)
+    if form.activation < DTYPE_BYTES[sheet.arithmetic(dtype)]:
+        return Format(weight=form.weight, activation=WIDE_BYTES, passes=0)
+    return form
+
+
+def output_bytes(dtype: str) -> float:
+    """Return the bytes of one element of the result: as wide as the inputs, 16 bits for quantised products."""
+    return WIDE_BYTES if dtype in FORMATS else DTYPE_BYTES[dtype]
+
+
+def _alignment(sheet: Sheet, dtype: str, n: FloatArray, k: FloatArray) -> FloatArray:
+    """Return the share of the rate that is left where rows of operands do not start at whole 16 bytes.
+
+    Tables and kernels for tensor units take aligned rows; others are loaded in smaller pieces, and on devices whose
+    full rate needs asynchronous copies of tiles, with the instructions of older ones.
+    """
+    item = DTYPE_BYTES[dtype]
+    if sheet.family != "gpu" or dtype in FORMATS or item != WIDE_BYTES or not sheet.clock_hz:
+        return np.ones_like(n)
+    aligned = (n * item % ALIGNED_BYTES == 0) & (k * item % ALIGNED_BYTES == 0)
+    odd = (n % 2 == 1) | (k % 2 == 1)
+    full = sheet.peak(dtype) / (sheet.n_units * sheet.clock_hz)
+    plain = min(1.0, PLAIN_FLOPS_PER_CLOCK / full)
+    one_by_one = 1 / (1 / plain + full / ODD_FLOPS_PER_CLOCK)
+    return np.where(aligned, 1.0, np.where(odd, one_by_one, plain))
+
+
+def _rate(sheet: Sheet, constants: Constants, dtype: str, form: Format) -> float:
+    """Return the arithmetic rate of the whole device in FLOP/s."""
+    narrow: float = min(1.0, form.activation / WIDE_BYTES) ** NARROWING
+    return constants["rate_frac"] * sheet.peak(dtype) * narrow
+
+
+def _choices(form: Format, *, split: bool) -> FloatArray:
+    """Return what software chooses from: rows and columns of a tile, and parts that the depth is split into.
+
+    Only vendors' libraries, which serve the plain types, split the depth.
+    """
+    tiles = [tile for tile in TILES + THIN_TILES if min(tile) >= form.least_tile]
+    return np.array([(*tile, parts) for tile in tiles for parts in (SPLITS if split else SPLITS[:1])], dtype=float)
+
+
+def _overlapped(one: FloatArray, other: FloatArray) -> FloatArray:
+    """Return the p-norm of two times, without overflow."""
+    longer, shorter = np.maximum(one, other), np.minimum(one, other)
+    return np.asarray(longer * (1 + (shorter / longer) ** OVERLAP) ** (1 / OVERLAP))

@@ -1,0 +1,237 @@
+"""Adapters of timed operators: each figure of a row is one operator on one device under one software.
+
+Such a row may inform constants of a device file (``sandtable calibrate --from-data``), and is then scored in sample;
+held out, the same figures are predicted with constants that were fitted without their fold.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from sandtable.calibration.fit.operator_fit import OperatorPoint, held_out_seconds
+from sandtable.errors import PlanError
+from sandtable.model.fitted_constants import Resolved, law_of, resolve
+from sandtable.model.law import OperatorLaw
+from sandtable.published import systems
+from sandtable.published.adapter import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
+
+# the vendor's library of matrix products
+LIBRARY = "cublas"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """One figure of one row: its operator with the time measured, and how a report names it."""
+
+    metric: str
+    point: OperatorPoint
+    row_id: str
+    group: str
+
+
+def framework_latency(
+    row: Row, system: systems.System, *, op: str, dtype: str, shape: tuple[float, ...], label: str, group: str
+) -> Timed:
+    """Return the ``latency_ms`` of one operator that a serving framework ran on one processor.
+
+    Raises:
+        MalformedRow: the time is not positive.
+    """
+    latency_ms = row.number("latency_ms") or 0.0
+    if not latency_ms > 0:
+        raise MalformedRow("a time is positive")
+    point = OperatorPoint(
+        device=system.processor,
+        software=row.text("framework"),
+        op=op,
+        dtype=dtype,
+        shape=shape,
+        seconds=1e-3 * latency_ms,
+        label=label,
+        beside=system.memory,
+    )
+    return Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=group)
+
+
+def product_at_rate(
+    row: Row, *, system: str, dtype: str | None, sizes: Sequence[float | None], tflops: float | None, timed: str
+) -> Timed | Skipped:
+    """Return one product of the vendor's library whose rate is reported, as the time that it takes.
+
+    Args:
+        row: Where it stands.
+        system: The file's name of the accelerator.
+        dtype: Of the operands; None where no law knows it.
+        sizes: m, n and k.
+        tflops: The rate in TFLOP/s.
+        timed: The metric; the group is the accelerator.
+
+    Raises:
+        MalformedRow: sizes or rate are not positive.
+    """
+    found = systems.find(system)
+    if isinstance(found, Skipped):
+        return found
+    if dtype is None:
+        return Skipped("element type not modelled")
+    if tflops is None or None in sizes:
+        return Skipped("no rate or no shape")
+    m, n, k = (float(size or 0) for size in sizes)
+    if not tflops > 0 or min(m, n, k) < 1:
+        raise MalformedRow("sizes and rates are positive")
+    point = OperatorPoint(
+        device=found.processor,
+        software=LIBRARY,
+        op="gemm",
+        dtype=dtype,
+        shape=(m, n, k, 1.0),
+        seconds=2 * m * n * k / (1e12 * tflops),
+        label=f"{system} {row.text('dtype')} {m:.0f}x{n:.0f}x{k:.0f}",
+        beside=found.memory,
+    )
+    return Timed(metric=timed, point=point, row_id=f"line {row.line}", group=system)
+
+
+class OperatorAdapter(Adapter):
+    """An adapter whose figures are operators. Subclasses translate a row; all else is here.
+
+    ``unit`` is that of all figures, ``unit_s`` how many seconds it has. ``source`` names the public data, for the
+    device files fitted to it. ``fits`` tells whether the figures may inform constants.
+    """
+
+    unit: ClassVar[str] = "ms"
+    unit_s: ClassVar[float] = 1e-3
+    source: ClassVar[str]
+    fits: ClassVar[bool] = True
+
+    @abstractmethod
+    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+        """Translate one row: for each figure its operator, or why there is none.
+
+        Raises:
+            MalformedRow: the row cannot be read.
+        """
+
+    def predict(self, row: Row) -> Outcome:
+        """Predict each figure with the constants of the device, else of its siblings under that software."""
+        found = self.timed(row)
+        if isinstance(found, Skipped):
+            return found
+        return [item if isinstance(item, Skipped) else self._scored(item) for item in found]
+
+    def _scored(self, item: Timed) -> Scored | Skipped:
+        point = item.point
+        constants = self.constants(point)
+        try:
+            seconds = seconds_of(point, constants.values)
+        except PlanError as error:
+            return Skipped(f"no law: {error}", item.metric)
+        low, high = constants.residual_high_frac, constants.residual_low_frac
+        return self._score(item, seconds, seconds / low, seconds / high)
+
+    def constants(self, point: OperatorPoint) -> Resolved:
+        """Return the constants that a point is predicted with: see `constants_of`."""
+        return constants_of(point)
+
+    def _score(self, item: Timed, seconds: float, low: float, high: float) -> Scored:
+        return Scored(
+            row_id=item.row_id,
+            metric=item.metric,
+            unit=self.unit,
+            predicted=seconds / self.unit_s,
+            low=low / self.unit_s,
+            high=high / self.unit_s,
+            measured=item.point.seconds / self.unit_s,
+            label=item.point.label,
+            group=item.group,
+        )
+
+    def operator_points(self, rows: Iterable[Row]) -> Iterator[OperatorPoint]:
+        """Return the timed operators that constants may be fitted to."""
+        if self.fits:
+            yield from (item.point for item in self._all(rows))
+
+    def _all(self, rows: Iterable[Row]) -> Iterator[Timed]:
+        for row in rows:
+            try:
+                found = self.timed(row)
+            except MalformedRow:
+                continue
+            if not isinstance(found, Skipped):
+                yield from (item for item in found if isinstance(item, Timed))
+
+    def held_out(self, rows: Iterable[Row]) -> list[Scored]:
+        """Predict each figure with constants fitted to the other four fifths of its device's and software's."""
+        if not self.fits:
+            return []
+        groups: dict[tuple[str, str, str], list[Timed]] = {}
+        for item in self._all(rows):
+            groups.setdefault(group_of(item.point), []).append(item)
+        scored: list[Scored] = []
+        for items in groups.values():
+            law = kind_of(items[0].point)
+            points = [item.point for item in items]
+            if len(points) <= len(law.constants) or constants_of(points[0]).origin != "device":
+                continue
+            siblings = siblings_of(points[0])
+            seconds = held_out_seconds(law, points, sheets_of(points), siblings)
+            low, high = _interval(seconds / np.array([point.seconds for point in points]))
+            for item, value in zip(items, seconds, strict=True):
+                if not np.isnan(value):
+                    scored.append(self._score(item, float(value), float(value / high), float(value / low)))
+        return scored
+
+
+def _interval(ratios: np.typing.NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 5th and 95th percentile of predicted over measured, 1 and 1 where nothing was predicted."""
+    known = ratios[~np.isnan(ratios)]
+    low, high = np.percentile(known, [5, 95]) if len(known) else (1.0, 1.0)
+    return float(low), float(high)
+
+
+def kind_of(point: OperatorPoint) -> OperatorLaw:
+    """Return the law of a point's operator.
+
+    Raises:
+        PlanError: no law serves it.
+    """
+    law = law_of(point.op)
+    if law is None:
+        raise PlanError(f"no law serves {point.op!r}")
+    return law
+
+
+def constants_of(point: OperatorPoint) -> Resolved:
+    """Return the constants that the library holds for a point: its device's, else those of siblings, else typical."""
+    device = systems.device_named(point.device)
+    return resolve(kind_of(point), device, point.software, systems.stack_of(point.software))
+
+
+def siblings_of(point: OperatorPoint) -> Mapping[str, float] | None:
+    """Return the constants pooled for a point's software, None if there are none."""
+    stack = systems.stack_of(point.software)
+    fits = {} if stack is None or stack.fitted is None else stack.fitted.operators.of(kind_of(point).kind)
+    fit = fits.get(point.software)
+    return None if fit is None else fit.values()
+
+
+def group_of(point: OperatorPoint) -> tuple[str, str, str]:
+    """Return what shares constants: device, software and kind."""
+    return point.device, point.software, kind_of(point).kind
+
+
+def sheets_of(points: Iterable[OperatorPoint]) -> dict[str, systems.AnySheet]:
+    """Return the data sheets that points need, by `OperatorPoint.place`."""
+    return {point.place: systems.sheet_of(point) for point in points}
+
+
+def seconds_of(point: OperatorPoint, constants: Mapping[str, float]) -> float:
+    """Predict one point with given constants."""
+    law = kind_of(point)
+    columns = law.columns(point.shape)
+    return float(law.seconds(systems.sheet_of(point), constants, columns, dtype=point.dtype, op=point.op)[0])

@@ -1,0 +1,1 @@
+"""Adapters of published operator timings. Those of a whole workload lie beside the workload."""

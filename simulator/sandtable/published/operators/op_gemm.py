@@ -1,0 +1,71 @@
+"""Times of matrix products in the kernels of serving frameworks, by device, framework and element type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import ClassVar
+
+from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.published import systems
+from sandtable.published.adapter import MalformedRow, Row, Skipped
+from sandtable.published.operator_rows import OperatorAdapter, Timed, framework_latency
+
+# the source's names of element types -> ours; "sq" is SmoothQuant: int8 weights and int8 activations
+DTYPES = {
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "fp8": "fp8",
+    "fp8_ootb": "fp8",
+    # scales that are known before are applied in one pass, as block scales are
+    "fp8_static": "fp8_block",
+    "fp8_block": "fp8_block",
+    "nvfp4": "fp4",
+    "mxfp4": "mxfp4",
+    "int8_wo": "int8_weight_only",
+    "int4_wo": "int4_weight_only",
+    "w4a16_mxfp4": "int4_weight_only",
+    "sq": "int8",
+}
+# what a framework does in calls of its own, which keep the host busy for longer than the device, has constants of its
+# own: vLLM 0.24 on a B200 takes 156 to 190 us for any product with block scales that the device finishes in less
+OWN_CALLS = {("vllm", "fp8_block"): "vllm_fp8_block"}
+# frameworks leave products of these types to the vendor's library
+LIBRARY_DTYPES = ("bfloat16", "float16")
+
+
+class OpGemm(OperatorAdapter):
+    """One product per row: ``y[m, n] = x[m, k] w[k, n]``."""
+
+    name: ClassVar[str] = "op_gemm"
+    title: ClassVar[str] = "Matrix products of serving frameworks"
+    metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
+    source: ClassVar[str] = "ai-dynamo/aiconfigurator systems/data/*/gemm @095f58a51c4c"
+
+    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+        """See `OperatorAdapter.timed`."""
+        system = systems.find(row.text("system"))
+        if isinstance(system, Skipped):
+            return system
+        dtype = DTYPES.get(row.text("dtype"))
+        if dtype is None:
+            return Skipped("element type not modelled")
+        latency, sizes = row.number("latency_ms"), [row.number(name) for name in "mnk"]
+        if latency is None or None in sizes:
+            return Skipped("no time or no shape")
+        shape = (*(float(size or 0) for size in sizes), 1.0)
+        if min(shape) < 1:
+            raise MalformedRow("sizes are positive")
+        sizes_text = "x".join(f"{size:.0f}" for size in shape[:3])
+        label = f"{row.text('system')} {row.text('framework')} {row.text('dtype')} {sizes_text}"
+        group = row.text("system")
+        timed = framework_latency(row, system, op="gemm", dtype=dtype, shape=shape, label=label, group=group)
+        software = OWN_CALLS.get((row.text("framework"), row.text("dtype")), timed.point.software)
+        return [replace(timed, point=replace(timed.point, software=software))]
+
+    def operator_points(self, rows: Iterable[Row]) -> Iterator[OperatorPoint]:
+        """Return the products, those in 16 bits on NVIDIA devices also under the library that all frameworks call."""
+        for point in super().operator_points(rows):
+            yield point
+            if point.dtype in LIBRARY_DTYPES and point.device.startswith("nvidia_"):
+                yield replace(point, software="cublas")

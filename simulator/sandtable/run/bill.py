@@ -1,0 +1,55 @@
+"""Money and energy of a piece of work on a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sandtable.hardware import Machine
+from sandtable.results import Cost, Metric
+
+SECONDS_PER_HOUR = 3600.0
+
+
+def cost_of(machine: Machine, *, seconds: float, busy_s: float, n_units: float, work_unit: str) -> Cost:
+    """Return what ``n_units`` of work cost that keep the machine for ``seconds``, ``busy_s`` of them computing.
+
+    Power is idle power throughout, and the rest of the maximum in proportion to how busy the processor is.
+    """
+    usd_per_h = 0.0 if machine.price is None else machine.price.usd_per_h
+    idle = peak = 0.0
+    if machine.power is not None:
+        idle, peak = machine.power.idle_w, machine.power.max_w
+    idle_j, busy_j = idle * seconds, (peak - idle) * min(busy_s, seconds)
+    usd = usd_per_h * seconds / SECONDS_PER_HOUR
+    return Cost(
+        usd_per_h=usd_per_h,
+        usd=usd,
+        energy_j=idle_j + busy_j,
+        work_unit=work_unit,
+        usd_per_unit=usd / n_units,
+        breakdown={"machine_usd": usd, "idle_j": idle_j, "busy_j": busy_j},
+    )
+
+
+def metrics(
+    machine: Machine, predicted: Mapping[str, Metric], breakdown: Mapping[str, float], work_unit: str
+) -> dict[str, Metric]:
+    """Return ``usd_per_h``, ``usd_per_mtok`` and ``energy_j`` per unit of work, where price and power are known."""
+    latency = predicted.get("latency_s.mean") or predicted["latency_s"]
+    busy = breakdown.get("compute", 0.0) + breakdown.get("memory", 0.0)
+    ends = {}
+    for end in ("value", "low", "high"):
+        seconds = float(getattr(latency, end))
+        ends[end] = cost_of(
+            machine, seconds=seconds, busy_s=busy * seconds / latency.value, n_units=1, work_unit=work_unit
+        )
+    found: dict[str, Metric] = {}
+    if machine.price is not None:
+        price = machine.price.usd_per_h
+        found["usd_per_h"] = Metric(value=price, low=price, high=price, unit="USD/h")
+        if work_unit == "token":
+            parts = {end: 1e6 * cost.usd_per_unit for end, cost in ends.items()}
+            found["usd_per_mtok"] = Metric(unit="USD/Mtok", **parts)
+    if machine.power is not None:
+        found["energy_j"] = Metric(unit="J", **{end: cost.energy_j for end, cost in ends.items()})
+    return found

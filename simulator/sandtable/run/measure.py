@@ -1,0 +1,296 @@
+"""Run a scenario for real and keep what it showed: samples, environment, spread of repeats, drift of the machine."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sandtable import units
+from sandtable.demand.kernel import Kernel, KernelContext, kernels
+from sandtable.demand.plan import Plan
+from sandtable.errors import NoDevice
+from sandtable.hardware import Frozen, Machine, library
+from sandtable.model.cost_model import CostModel
+from sandtable.results import Measurement, Metric, TraceRow, distribution, measured_metric, point
+from sandtable.run import predict
+from sandtable.workload.seam import STATISTICS, Execution, ExecutionContext, Scenario, Workload, collect
+
+LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable")
+# repeats that lie further apart than this cannot support a comparison at the level of ten percent
+UNSTABLE_SPREAD_FRAC = 0.25
+PROBE_DRIFT_FRAC = 0.25
+# memory that a process may take beyond what it holds on purpose: code compiled for it, results of single calls
+UNCOUNTED_FRAC = 0.10
+UNCOUNTED_BYTES = 128 << 20
+PROBE_FOLDER = "probe"
+STREAM_BYTES = 96 << 20  # three times a large last-level cache
+PROBE_FILE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """Executions of one scenario, and the machine's probe ratio (measured / predicted time) before each."""
+
+    executions: Sequence[Execution]
+    probes: Sequence[float]
+
+
+def threads() -> int:
+    """Return how many threads kernels may use: the CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure(
+    scenario: Scenario,
+    workload: Workload[Any],
+    parameters: Frozen,
+    machine: Machine,
+    context: ExecutionContext,
+) -> tuple[Measurement, list[TraceRow]]:
+    """Execute ``scenario`` ``repeats`` times, probing the machine before each, and reduce to metrics."""
+    plan = workload.plan(parameters, machine, scenario.seed)
+    workload.prepare(parameters, machine, scenario.seed, context)
+    executions, probes = [], []
+    for index in range(scenario.repeats):
+        context.progress(f"{scenario.name}: run {index + 1} of {scenario.repeats}")
+        probes.append(probe(machine, context))
+        executions.append(execute(scenario, workload, parameters, machine, context))
+    repeats = Repeats(executions=executions, probes=probes)
+    measurement = measurement_of(scenario, parameters, machine, plan, repeats, workload)
+    return measurement, list(executions[-1].trace)
+
+
+def execute(
+    scenario: Scenario, workload: Workload[Any], parameters: Frozen, machine: Machine, context: ExecutionContext
+) -> Execution:
+    """Execute ``scenario`` once, and watch how far the process grows, unless the workload did so itself."""
+    before = start_peak()
+    execution = workload.execute(parameters, machine, scenario.seed, context)
+    peak = _status_bytes("VmHWM")
+    if execution.process_bytes is not None or before is None or peak is None:
+        return execution
+    return replace(execution, process_bytes=max(0.0, peak - before))
+
+
+def measurement_of(
+    scenario: Scenario,
+    parameters: Frozen,
+    machine: Machine,
+    plan: Plan,
+    repeats: Repeats,
+    workload: Workload[Any] | None = None,
+) -> Measurement:
+    """Reduce the executions of one scenario to a measurement."""
+    steps = [step for execution in repeats.executions for step in execution.steps]
+    metrics: dict[str, Metric] = {}
+    for name, samples in collect(steps, plan).items():
+        if len(samples.value) == 1:
+            metrics[name] = measured_metric(name, samples.value)
+        else:
+            metrics |= distribution(name, samples.value, STATISTICS)
+    memory = dict(repeats.executions[-1].memory_bytes)
+    metrics["peak_memory_bytes"] = point(sum(memory.values()), "bytes")
+    grown = max((e.process_bytes for e in repeats.executions if e.process_bytes is not None), default=None)
+    if grown is not None:
+        metrics["process_memory_bytes"] = point(grown, "bytes")
+    metrics |= predict.rates(metrics, plan.work_unit)
+    if workload is not None:
+        metrics |= workload.derived(parameters, machine, metrics)
+    spread = _spread([_mean_latency(execution, plan) for execution in repeats.executions])
+    probe_ratio = float(np.median(repeats.probes)) if repeats.probes else None
+    accounts = [execution_means(execution, plan) for execution in repeats.executions]
+    return Measurement(
+        scenario=predict.scenario_record(scenario, parameters),
+        machine=machine.name,
+        machine_digest=library.digest(machine),
+        metrics=metrics,
+        breakdown={key: float(np.mean([a.get(key, 0.0) for a in accounts])) for key in accounts[0]},
+        memory=memory,
+        warnings=tuple(sorted({note for execution in repeats.executions for note in execution.validity})),
+        environment=environment(),
+        validity=(*_validity(spread, probe_ratio), *_uncounted(sum(memory.values()), grown)),
+        repeat_spread_frac=spread,
+        probe_ratio=probe_ratio,
+    )
+
+
+def execution_means(execution: Execution, plan: Plan) -> dict[str, float]:
+    """Return the mean seconds per step of the main phase of one execution, by account."""
+    steps = [step for step in execution.steps if step.phase == plan.main_phase]
+    accounts = {account for step in steps for account in step.by_account}
+    means = {key: float(np.mean([step.by_account.get(key, 0.0) for step in steps])) for key in sorted(accounts)}
+    return {key: value for key, value in means.items() if value > 0}
+
+
+def _mean_latency(execution: Execution, plan: Plan) -> float:
+    return float(np.mean([step.total_s for step in execution.steps if step.phase == plan.main_phase]))
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return max(values) / min(values) - 1 if len(values) > 1 and min(values) > 0 else None
+
+
+def _validity(spread: float | None, probe_ratio: float | None) -> tuple[str, ...]:
+    notes = []
+    if spread is not None and spread > UNSTABLE_SPREAD_FRAC:
+        notes.append(
+            f"repeats lie {100 * spread:.0f} % apart: close other programs, or raise 'repeats', before trusting this"
+        )
+    if probe_ratio is not None and abs(np.log(probe_ratio)) > np.log1p(PROBE_DRIFT_FRAC):
+        notes.append(f"the machine's own probe took {probe_ratio:.2f} times what calibration says: calibrate again")
+    return tuple(notes)
+
+
+def _uncounted(counted: float, grown: float | None) -> tuple[str, ...]:
+    if grown is None or grown <= counted * (1 + UNCOUNTED_FRAC) + UNCOUNTED_BYTES:
+        return ()
+    sizes = (units.format_bytes(size) for size in (grown, counted))
+    return (
+        "the process grew by {} and the run counted {}: it holds memory that it does not report".format(*sizes),
+    )
+
+
+# --- memory of the process ---------------------------------------------------------------------------------
+
+
+def start_peak() -> int | None:
+    """Forget the highest resident set so far; return the present one in bytes, None where the system cannot tell.
+
+    Linux only: writing 5 to clear_refs resets the peak that status shows as VmHWM (proc_pid_clear_refs(5)).
+    """
+    gc.collect()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int | None:
+    path = Path("/proc/self/status")
+    found = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(), re.MULTILINE) if path.is_file() else None
+    return None if found is None else int(found[1]) << 10
+
+
+# --- probing and timing ------------------------------------------------------------------------------------
+
+
+def probe(machine: Machine, context: ExecutionContext) -> float:
+    """Time the kernels that offer a probe, and return measured over predicted time (geometric mean)."""
+    costs = CostModel(machine)
+    ratios = []
+    for kernel in kernels().values():
+        dims = kernel.probe()
+        if dims is None:
+            continue
+        kernel_context = KernelContext(
+            folder=context.folder / PROBE_FOLDER, n_threads=context.n_threads, file_bytes=PROBE_FILE_BYTES
+        )
+        kernel_context.folder.mkdir(exist_ok=True)
+        seconds = time_kernel(kernel, dims, kernel_context, repeats=20, budget_s=0.2)
+        ratios.append(float(np.median(seconds)) / costs.time(kernel.cost(dims)).seconds)
+    return float(np.exp(np.mean(np.log(ratios)))) if ratios else 1.0
+
+
+def time_kernel(
+    kernel: Kernel,
+    dims: Mapping[str, Any],
+    context: KernelContext,
+    *,
+    repeats: int,
+    budget_s: float = float("inf"),
+    before: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Time up to ``repeats`` calls, at least one, stopping when ``budget_s`` is spent. `prepare` warms up.
+
+    ``before`` runs ahead of each call and is not timed; see `stream_through`.
+    """
+    samples: list[float] = []
+    with kernel.prepare(dims, context) as call:
+        begin = clock()
+        while len(samples) < repeats and (not samples or clock() - begin < budget_s):
+            if before is not None:
+                before()
+            start = clock()
+            call()
+            samples.append(clock() - start)
+    return samples
+
+
+def stream_through(n_bytes: int = STREAM_BYTES) -> Callable[[], object]:
+    """Return a call that pulls ``n_bytes`` through the caches.
+
+    In a real step every operation follows one that did: code, page tables and data are cold, and a small call takes
+    several times what it takes back to back.
+    """
+    memory = np.ones(n_bytes // 8)
+    return memory.sum
+
+
+# --- environment -------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    """Describe what a measurement was taken on: CPU, cores, memory, kernel, libraries, load."""
+    found = {
+        "cpu": cpu_model(),
+        "cpus": str(threads()),
+        "memory": f"{total_memory_bytes() / 2**30:.1f} GiB",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_1min": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "",
+    }
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_model() -> str:
+    """Return the CPU's own name for itself."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Hardware", "Processor"):
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def total_memory_bytes() -> int:
+    """Return the memory of the machine (or of its control group, if that is less), in bytes."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file():
+        text = limit.read_text().strip()
+        if text.isdigit():
+            return min(total, int(text))
+    return total
+
+
+def execution_context(folder: Path, progress: Callable[[str], None] | None = None) -> ExecutionContext:
+    """Return a context that works in ``folder``.
+
+    Raises:
+        NoDevice: the packages that real runs need are not installed.
+    """
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        raise NoDevice("running for real needs the package 'numba': pip install 'sandtable[run]'") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    context = ExecutionContext(folder=folder, n_threads=threads())
+    return context if progress is None else replace(context, progress=progress)

@@ -1,0 +1,106 @@
+"""Run folders: what a run leaves on disk, each file written beside its name and renamed."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sandtable.errors import ConfigError
+from sandtable.hardware import Machine, library
+from sandtable.results import Comparison, Measurement, Prediction
+from sandtable.workload.seam import Scenario
+
+RUNS = Path("runs")
+M = TypeVar("M", bound=BaseModel)
+
+
+class RunFolder:
+    """One run's folder: prediction.json, measurement.json, comparison.json, scenario.yaml, machine.yaml, traces."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, name: str, base: Path | None = None) -> RunFolder:
+        """Make a new folder ``<base>/<time>-<name>``, never one that exists."""
+        base = base or RUNS
+        stamp = dt.datetime.now().strftime("%Y-%m-%dT%H%M%S")
+        for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+            path = base / f"{stamp}-{name}{suffix}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise ConfigError(f"cannot make the run folder: {error}", file=str(path)) from None
+            return cls(path)
+        raise ConfigError("cannot find a free name for the run folder", file=str(base))
+
+    def save(self, item: BaseModel, name: str | None = None) -> Path:
+        """Write one record under its own file name, and return the path."""
+        names = {Prediction: "prediction", Measurement: "measurement", Comparison: "comparison"}
+        path = self.path / f"{name or names[type(item)]}.json"
+        library.write_atomically(path, item.model_dump_json(by_alias=True, indent=1))
+        return path
+
+    def save_inputs(self, scenario: Scenario, machine: Machine) -> None:
+        """Write the scenario and the machine as they were used."""
+        library.write_atomically(
+            self.path / "scenario.yaml", library.dump_yaml(scenario.model_dump(mode="json", by_alias=True))
+        )
+        library.save_component(machine, self.path / "machine.yaml")
+
+    def load(self, model: type[M], name: str) -> M | None:
+        """Read one record back; None when the run has none.
+
+        Raises:
+            ConfigError: a file that is not such a record.
+        """
+        path = self.path / f"{name}.json"
+        if not path.is_file():
+            return None
+        try:
+            return model.model_validate_json(path.read_text())
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(str(part) for part in fault["loc"])
+            raise ConfigError(f"not a {name} record: {where}: {fault['msg']}", file=str(path)) from None
+
+    def prediction(self) -> Prediction | None:
+        """Return the prediction, if there is one."""
+        return self.load(Prediction, "prediction")
+
+    def measurement(self) -> Measurement | None:
+        """Return the measurement, if there is one."""
+        return self.load(Measurement, "measurement")
+
+    def comparison(self) -> Comparison | None:
+        """Return the comparison, if there is one."""
+        return self.load(Comparison, "comparison")
+
+
+def open_run(name: str) -> RunFolder:
+    """Open a run folder by path, by name under ``runs/``, or ``latest``.
+
+    Raises:
+        ConfigError: no such run.
+    """
+    runs = list_runs()
+    if name == "latest" and runs:
+        return runs[-1]
+    for path in (Path(name), RUNS / name):
+        if path.is_dir():
+            return RunFolder(path)
+    known = ", ".join(run.path.name for run in runs[-3:]) or "none yet"
+    raise ConfigError(f"no run named {name!r} (latest: {known})")
+
+
+def list_runs(base: Path | None = None) -> list[RunFolder]:
+    """Return the run folders, oldest first."""
+    folder = base or RUNS
+    if not folder.is_dir():
+        return []
+    return [RunFolder(path) for path in sorted(folder.iterdir()) if path.is_dir()]

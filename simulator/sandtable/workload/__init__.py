@@ -1,0 +1,1 @@
+"""The seam of a workload, and the scenarios that name one."""

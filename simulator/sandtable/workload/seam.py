@@ -1,0 +1,284 @@
+"""The seam of a workload: typed parameters, a plan, and an execution that reports the same steps.
+
+Prediction and measurement both end as a list of `StepResult`; `collect` turns either into metrics, so that the two
+carry the same names by construction.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from pydantic import Field
+
+from sandtable import plugins, units
+from sandtable.demand.plan import Plan
+from sandtable.engine.plan_process import StepResult
+from sandtable.errors import ConfigError, PlanError, UnknownName
+from sandtable.hardware import Frozen, Machine
+from sandtable.results import Metric, TraceRow
+from sandtable.table import Table
+
+P = TypeVar("P", bound=Frozen)
+STATISTICS = ("mean", "p50", "p95")
+STORAGE_COUNTERS = ("bytes_read", "n_requests")
+
+
+class Scenario(Frozen):
+    """Everything needed to reproduce a result: workload, parameters, machine, seed, thresholds."""
+
+    schema_version: int = Field(default=1, alias="schema", ge=1, le=1)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    title: str
+    workload: str
+    machine: str = "this_machine"
+    stack: str | None = None  # software in place of the machine's own
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    seed: int = Field(default=1, ge=0)
+    repeats: int = Field(default=3, ge=1)
+    thresholds: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionContext:
+    """Where a real run may put files, how many threads it has, and how it reports progress."""
+
+    folder: Path
+    n_threads: int
+    progress: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """What a real run showed: steps in order, resident bytes, a timeline, and what makes it less trustworthy.
+
+    ``memory_bytes`` is counted by the run itself, by kind: the sizes of what it holds, not those of its plan.
+    ``process_bytes`` is how far the process grew meanwhile, by the operating system's account; `measure` fills it in.
+    """
+
+    steps: Sequence[StepResult]
+    memory_bytes: Mapping[str, float] = field(default_factory=dict)
+    process_bytes: float | None = None
+    trace: Sequence[TraceRow] = ()
+    validity: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What a search for configurations is for.
+
+    ``until`` is what the work must reach, in names that the workload knows, such as tokens or a loss; empty for what
+    its parameters say. ``most_devices`` bounds the search. Machines are paid for whole, as most are rented, unless
+    ``parts`` says that a part of one costs that part.
+    """
+
+    until: Mapping[str, float] = field(default_factory=dict)
+    most_devices: int = 64
+    parts: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One configuration that reaches a goal: what was chosen, how long it takes, what it costs.
+
+    ``settings`` are parameters that differ among choices, ``facts`` metrics worth showing beside.
+    """
+
+    machine: str
+    settings: Mapping[str, Any]
+    seconds: float
+    low_s: float
+    high_s: float
+    usd: float
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """All configurations that reach a goal, and how many were dropped for which reason.
+
+    ``goal`` says in words what is reached, ``nearest`` which of those that do not fit comes nearest to it.
+    """
+
+    goal: str
+    considered: int
+    dropped: Mapping[str, int]
+    choices: Sequence[Choice]
+    nearest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a paper found, predicted: the data of a figure, and whether the prediction shows the same.
+
+    ``data`` has the columns panel, series, x and y; one figure has a panel each and a line per series. ``mark`` is a
+    level to draw across.
+    """
+
+    name: str
+    claim: str
+    holds: bool
+    evidence: str
+    data: Table
+    x: str
+    y: str
+    log_y: bool = True
+    mark: float | None = None
+
+
+class Workload(ABC, Generic[P]):
+    """One kind of work: what it demands, and how it is really done."""
+
+    name: ClassVar[str]
+    parameters: ClassVar[type[Frozen]]
+    # how far the bytes that a run holds may lie from the plan's, kind by kind; more where they are not just counted
+    memory_tolerance_frac: ClassVar[float] = 0.01
+
+    @abstractmethod
+    def plan(self, parameters: P, machine: Machine, seed: int) -> Plan:
+        """Return the demand of the workload on a machine of that size.
+
+        Raises:
+            DoesNotFit: the memory or disk of the machine is too small.
+        """
+
+    @abstractmethod
+    def execute(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
+        """Do the work for real, once, and report the same phases and steps as the plan."""
+
+    @abstractmethod
+    def example(self) -> dict[str, Any]:
+        """Return parameters small enough for a test to plan and execute in seconds."""
+
+    def derived(self, parameters: P, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
+        """Return metrics that follow from others by counting, predicted or measured alike; they replace equal names."""
+        return {}
+
+    def estimate(self, parameters: Sequence[P], machine: Machine) -> list[dict[str, float]]:
+        """Return metrics of many configurations at once by a closed form, where a workload has one.
+
+        Raises:
+            PlanError: this workload has none.
+        """
+        raise PlanError(f"{self.name} has no closed form for many configurations: predict them one by one")
+
+    def choices(self, parameters: P, machines: Sequence[Machine], goal: Goal) -> Choices:
+        """Return the configurations of ``parameters`` that reach a goal on any of the machines.
+
+        Raises:
+            ConfigError: this workload has no such search, or does not know the goal.
+        """
+        raise ConfigError(f"{self.name} has no search over its configurations: compare two with whatif")
+
+    def findings(self) -> Sequence[Finding]:
+        """Return what the paper behind this workload found, predicted from device files.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        raise ConfigError(f"{self.name} has no findings of a paper to show")
+
+    def prepare(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> None:
+        """Make what every repeat of `execute` needs, such as files on disk; not timed."""
+
+    def resolve(self, parameters: P, context: ExecutionContext) -> tuple[P, list[str]]:
+        """Adapt parameters to what the machine at hand has, such as free disk, and say what was changed."""
+        return parameters, []
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Samples of one metric over the steps, with those of the interval's ends where they are predicted."""
+
+    value: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def collect(steps: Sequence[StepResult], plan: Plan) -> dict[str, Samples]:
+    """Return samples by metric name: the main phase's times and counters, then the other phases' latency.
+
+    Main phase: ``latency_s``, ``<account>_s`` for each account in use, and every counter (those of storage only where
+    the plan reads from it). Any other phase ``x``:
+    ``x_s``, the sum of its steps. ``ttft_s`` is everything before the second unit of work.
+    """
+    main = [step for step in steps if step.phase == plan.main_phase]
+    samples = {"latency_s": _samples(main, "total")}
+    if plan.unit_metric is not None:
+        samples[plan.unit_metric] = samples["latency_s"]
+    for account in main[0].by_account if main else ():
+        if any(step.by_account.get(account, 0.0) > 0 for step in main):
+            samples[f"{account}_s"] = _samples(main, account)
+    silent = set() if plan.totals()["storage_requests"] else set(STORAGE_COUNTERS)
+    for counter in main[0].counters if main else ():
+        values = [step.counters.get(counter, 0.0) for step in main]
+        if counter not in silent or any(values):
+            timed = counter.endswith("_s")
+            samples[counter] = _part_samples(main, values) if timed else Samples(values, values, values)
+    for phase in plan.phases:
+        others = [step for step in steps if step.phase == phase.name]
+        if phase.name != plan.main_phase and others:
+            samples[f"{phase.name}_s"] = _mean_samples(others)
+    if "prefill_s" in samples:
+        first = next((step for step in steps if step.phase != "prefill"), None)
+        if first is not None:
+            samples["ttft_s"] = _added(samples["prefill_s"], _samples([first], "total"))
+    return samples
+
+
+def _samples(steps: Sequence[StepResult], account: str) -> Samples:
+    def value(step: StepResult) -> float:
+        return step.total_s if account == "total" else step.by_account.get(account, 0.0)
+
+    values = [value(step) for step in steps]
+    low = [step.low.get(account, value(step)) for step in steps]
+    high = [step.high.get(account, value(step)) for step in steps]
+    return Samples(values, low, high)
+
+
+def _part_samples(steps: Sequence[StepResult], values: list[float]) -> Samples:
+    """Return samples of a part of each step, which is as uncertain as the step: the same ops, the same laws."""
+
+    def end(ends: Sequence[dict[str, float]]) -> list[float]:
+        totals = [step.total_s for step in steps]
+        ratios = [table.get("total", t) / t if t else 1.0 for table, t in zip(ends, totals, strict=True)]
+        return [value * ratio for value, ratio in zip(values, ratios, strict=True)]
+
+    return Samples(values, end([step.low for step in steps]), end([step.high for step in steps]))
+
+
+def _mean_samples(steps: Sequence[StepResult]) -> Samples:
+    samples = _samples(steps, "total")
+    return Samples(*([float(np.mean(part))] for part in (samples.value, samples.low, samples.high)))
+
+
+def _added(a: Samples, b: Samples) -> Samples:
+    return Samples([a.value[0] + b.value[0]], [a.low[0] + b.low[0]], [a.high[0] + b.high[0]])
+
+
+def metric_unit(name: str) -> str:
+    """Return the unit of a metric name with or without a statistic."""
+    return units.unit_of(name)
+
+
+@lru_cache(maxsize=1)
+def workloads() -> dict[str, Workload[Any]]:
+    """Return every workload of every installed package by name."""
+    return {name: kind() for name, kind in plugins.classes(Workload).items()}  # type: ignore[type-abstract]
+
+
+def workload_named(name: str) -> Workload[Any]:
+    """Return the workload of that name.
+
+    Raises:
+        UnknownName: with the nearest names.
+    """
+    known = workloads()
+    if name not in known:
+        raise UnknownName("workload", name, known)
+    return known[name]

@@ -1,0 +1,115 @@
+"""Fits of operator laws to timed operators: constants are recovered, intervals hold, outliers and gaps do no harm."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sandtable.calibration.fit import operator_fit
+from sandtable.calibration.fit.operator_fit import OperatorPoint, fit_constants, fit_operator, held_out_seconds
+from sandtable.errors import CalibrationError
+from sandtable.model.fitted_constants import LAWS
+from sandtable.model.law import Sheet
+
+LAW = LAWS["gemm"]
+TRUE = {"rate_frac": 0.7, "bandwidth_frac": 0.9, "launch_s": 4e-6, "tile_s": 2e-6, "quantise_passes": 1.5}
+SHEET = Sheet(
+    name="made_up",
+    n_units=108,
+    peak_flops_per_s={"bfloat16": 312e12, "fp8": 624e12},
+    bandwidth_bytes_per_s=2e12,
+    cache_bytes=40e6,
+    clock_hz=1.4e9,
+)
+SHEETS = {"made_up": SHEET}
+
+
+def points(dtypes: tuple[str, ...] = ("bfloat16", "fp8"), noise: float = 0.03, n: int = 80) -> list[OperatorPoint]:
+    rng = np.random.default_rng(1)
+    found = []
+    for index in range(n):
+        shape = (float(2 ** rng.integers(0, 14)), *(float(64 * rng.integers(8, 200)) for _ in "nk"), 1.0)
+        dtype = dtypes[index % len(dtypes)]
+        exact = LAW.seconds(SHEET, TRUE, LAW.columns(shape), dtype=dtype, op="gemm")[0]
+        seconds = float(exact * np.exp(rng.normal(0, noise)))
+        found.append(
+            OperatorPoint(device="made_up", software="lib", op="gemm", dtype=dtype, shape=shape, seconds=seconds)
+        )
+    return found
+
+
+def test_constants_are_recovered_with_intervals_that_hold_them() -> None:
+    fit = fit_operator(LAW, points(), SHEETS, method="made up", date=dt.date(2026, 1, 2))
+    values = fit.values()
+    for name in ("rate_frac", "bandwidth_frac", "launch_s", "quantise_passes"):
+        assert values[name] == pytest.approx(TRUE[name], rel=0.1), name
+        estimate = getattr(fit, name)
+        assert estimate.low < estimate.value < estimate.high
+        assert estimate.low * 0.97 < TRUE[name] < estimate.high * 1.03, name
+    evidence = fit.evidence
+    assert evidence.n_points == 80
+    assert evidence.date == dt.date(2026, 1, 2)
+    assert evidence.median_abs_error_frac < 0.05
+    assert (evidence.held_out_median_abs_error_frac or 1) < 0.05
+    assert evidence.residual_low_frac < 1 < evidence.residual_high_frac
+
+
+def test_points_that_follow_no_law_do_not_spoil_the_others() -> None:
+    """A fifth of the points take a hundred times as long, as where the host could not issue them faster."""
+    timed = points(noise=0.0)
+    spoilt = [replace(point, seconds=100 * point.seconds) if i % 5 == 0 else point for i, point in enumerate(timed)]
+    constants = fit_constants(LAW, spoilt, SHEETS)
+    residuals = operator_fit.Predictor(LAW, timed, SHEETS).residuals(constants)
+    assert np.median(np.abs(residuals)) < 0.05
+
+
+def test_what_the_points_do_not_tell_stays_with_the_siblings() -> None:
+    """Nothing is quantised in 16 bits, so such points cannot say what quantising takes."""
+    plain = points(("bfloat16",))
+    siblings = {**TRUE, "quantise_passes": 3.3}
+    fit = fit_operator(LAW, plain, SHEETS, method="made up", towards=siblings)
+    assert fit.values()["quantise_passes"] == pytest.approx(3.3, rel=0.01)
+    alone = fit_operator(LAW, plain, SHEETS, method="made up")
+    assert alone.values()["quantise_passes"] == pytest.approx(LAW.typical()["quantise_passes"], rel=0.01)
+
+
+def test_held_out_points_are_predicted_without_themselves() -> None:
+    timed = points(noise=0.03)
+    timed[7] = replace(timed[7], seconds=50 * timed[7].seconds)
+    predicted = held_out_seconds(LAW, timed, SHEETS)
+    ratios = predicted / np.array([point.seconds for point in timed])
+    assert not np.isnan(ratios).any()
+    assert ratios[7] < 0.1
+    assert np.median(np.abs(np.delete(ratios, 7) - 1)) < 0.06
+
+
+def test_fewer_points_than_constants_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="4 measured points cannot fit the 5 constants of gemm"):
+        fit_constants(LAW, points(n=4), SHEETS)
+
+
+def test_several_devices_share_constants() -> None:
+    """The same constants on another data sheet: pooling finds them again."""
+    other = replace(SHEET, name="larger", n_units=132, bandwidth_bytes_per_s=3.3e12)
+    sheets = {**SHEETS, "larger": other}
+    moved = []
+    for point in points():
+        columns = LAW.columns(point.shape)
+        exact = LAW.seconds(other, TRUE, columns, dtype=point.dtype, op="gemm")[0]
+        moved.append(replace(point, device="larger", seconds=float(exact)))
+    constants = fit_constants(LAW, [*points(), *moved], sheets)
+    assert constants["rate_frac"] == pytest.approx(0.7, rel=0.05)
+    assert constants["bandwidth_frac"] == pytest.approx(0.9, rel=0.05)
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_a_law_and_its_fit_name_the_same_constants(law: operator_fit.OperatorLaw) -> None:
+    names = {constant.name for constant in law.constants}
+    assert names == set(law.fit.model_fields) - {"evidence"}
+    assert len(names) <= 5
+    for constant in law.constants:
+        assert constant.low < constant.typical < constant.high
+    assert law.loss in operator_fit._LOSSES

@@ -1,0 +1,166 @@
+"""From timed operators to constants: what made the times is found again, on all cores and on a share of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sandtable.calibration import machine_fit, this_host
+from sandtable.calibration.machine_fit import Timed
+from sandtable.cli import calibrate_command
+from sandtable.demand.kernel import Dims, KernelContext
+from sandtable.demand.op import Op
+from sandtable.errors import ConfigError
+from sandtable.hardware import Machine, library
+from sandtable.model.cost_model import CostModel
+from sandtable.model.fitted_constants import SHARED, law_of
+from sandtable.model.law import LinkSheet, Sheet
+from sandtable_kernels.pytorch.torch_operators import (
+    TorchAttention,
+    TorchCollective,
+    TorchGemm,
+    TorchKernel,
+    TorchStream,
+)
+
+FACTORS = {"launch_s": 1.7, "bandwidth_frac": 0.8, "rate_frac": 0.7, "special_s": 3.0}
+
+
+def made_up(kernel: TorchKernel, machine: Machine) -> list[Timed]:
+    """Time a kernel's grid by its law, with constants away from the typical ones."""
+    found = []
+    for dims in kernel.grid(quick=False):
+        op = kernel.cost(dims)
+        law = law_of(op.kind)
+        assert law is not None
+        sheet: Sheet | LinkSheet = Sheet.of(machine.processor, machine.memory).share(op.sharing)
+        if op.resource == "network":
+            sheet = LinkSheet(1e9, 0.0)
+        constants = {name: value * FACTORS.get(name, 1.0) for name, value in law.typical().items()}
+        seconds = float(law.seconds(sheet, constants, law.columns(op.shape), dtype=op.dtype, op=op.kind)[0])
+        assert kernel.software is not None
+        found.append(Timed(software=kernel.software, op=op, seconds=seconds, n_samples=3))
+    return found
+
+
+@pytest.mark.parametrize("kernel", [TorchGemm(), TorchAttention(), TorchStream()], ids=lambda kernel: kernel.name)
+def test_operators_are_found_again(kernel: TorchKernel, machine: Machine) -> None:
+    timed = made_up(kernel, machine)
+    fitted = machine_fit.fitted(machine, timed, "made up")
+    costs = CostModel(fitted)
+    errors = [costs.time(item.op).seconds / item.seconds - 1 for item in timed]
+    assert np.median(np.abs(errors)) < 0.05
+    assert fitted.stack is not None
+    assert fitted.stack.name == "pytorch_cpu"
+    fits = fitted.processor.fitted
+    assert fits is not None
+    names = set(fits.operators.of(law_of(timed[0].op.kind).kind))  # type: ignore[union-attr]
+    assert {"pytorch_cpu", "pytorch_cpu" + SHARED} <= names
+
+
+def test_attention_that_writes_its_scores_has_constants_of_its_own(machine: Machine) -> None:
+    fitted = machine_fit.fitted(machine, made_up(TorchAttention(), machine), "made up")
+    assert fitted.processor.fitted is not None
+    assert "pytorch_cpu_vanilla" in fitted.processor.fitted.operators.attention
+
+
+def test_collectives_make_a_link(machine: Machine) -> None:
+    timed = made_up(TorchCollective(), machine)
+    assert machine.process_link is None
+    fitted = machine_fit.fitted(machine, timed, "made up")
+    assert fitted.process_link is not None
+    assert fitted.stack is not None
+    assert fitted.stack.name == "pytorch_cpu"
+    costs = CostModel(fitted)
+    errors = [costs.time(item.op).seconds / item.seconds - 1 for item in timed]
+    assert np.median(np.abs(errors)) < 0.1
+    assert fitted.processor == machine.processor
+
+
+def test_a_peak_is_at_least_the_best_product_of_all_processes(machine: Machine) -> None:
+    op = Op(name="p", kind="gemm", account="compute", flops=1e9, shape=(10, 10, 10, 1), sharing=2)
+    timed = [Timed(software="pytorch_cpu", op=op, seconds=1e-3, n_samples=1)]
+    processor = machine_fit.with_peaks(machine.processor, timed)
+    assert processor.datasheet.peak_flops_per_s["float32"] == 2e12
+    assert machine_fit.with_peaks(processor, [timed[0]]) == processor
+
+
+def test_other_constants_stay(machine: Machine) -> None:
+    once = machine_fit.fitted(machine, made_up(TorchGemm(), machine), "made up")
+    twice = machine_fit.fitted(once, made_up(TorchStream(), machine), "made up")
+    assert once.processor.fitted is not None
+    assert twice.processor.fitted is not None
+    assert twice.processor.fitted.operators.gemm == once.processor.fitted.operators.gemm
+    assert twice.processor.fitted.ops == machine.processor.fitted.ops  # type: ignore[union-attr]
+
+
+def test_half_a_device_takes_twice_as_long_on_large_work(machine: Machine) -> None:
+    costs = CostModel(machine)
+    whole = Op(name="s", kind="stream", account="compute", shape=(1e9, 1.0))
+    half = Op(name="s", kind="stream", account="compute", shape=(1e9, 1.0), sharing=2)
+    machine_s, shared_s = costs.time(whole).seconds, costs.time(half).seconds
+    assert shared_s == pytest.approx(2 * machine_s, rel=0.01)
+
+
+# --- which parts are measured --------------------------------------------------------------------------------
+
+
+def parts(only: str | None, *, quick: bool) -> tuple[tuple[str, ...], list[str]]:
+    said: list[str] = []
+    return calibrate_command._parts(only, quick, said.append), said
+
+
+def test_a_full_calibration_includes_training_where_pytorch_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate_command.importlib.util, "find_spec", lambda name: object())
+    assert parts(None, quick=False) == (("storage", "memory", "compute", "training", "link"), [])
+    assert parts(None, quick=True) == (("storage", "memory", "compute"), [])
+
+
+def test_without_pytorch_training_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate_command.importlib.util, "find_spec", lambda name: None)
+    found, said = parts(None, quick=False)
+    assert found == ("storage", "memory", "compute")
+    assert said == ["torch is not installed: training, link are left out"]
+
+
+def test_parts_can_be_named() -> None:
+    assert parts("training, link", quick=True)[0] == ("training", "link")
+
+
+def test_training_alone_needs_a_machine_to_put_it_into(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="earlier full calibration"):
+        this_host.calibrate(this_host.Settings(folder=tmp_path, only=("training",)))
+
+
+def test_operators_have_a_round_of_their_own(tmp_path: Path) -> None:
+    settings = this_host.Settings(folder=tmp_path, only=("storage", "link"), operator_budget_s=7.0)
+    own = this_host.operator_settings(settings)
+    assert (own.only, own.budget_s, own.passes) == (("link",), 7.0, this_host.OPERATOR_PASSES)
+
+
+class Pretend(TorchCollective):
+    """Times that need no process."""
+
+    def timings(self, dims: Dims, context: KernelContext, *, repeats: int, budget_s: float) -> list[float]:
+        return [1e-4 + dims["n_bytes"] / 1e9] * 3
+
+
+def test_a_kernel_that_times_itself_ends_in_the_machine_file(
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(this_host, "kernels", lambda: {"pretend": Pretend()})
+    found = this_host.calibrate(this_host.Settings(folder=tmp_path, only=("link",)), base=machine)
+    assert found.machine.process_link is not None
+    assert found.machine.process_link.fitted is not None
+    fit = found.machine.process_link.fitted.operators.collective["gloo"]
+    assert fit.evidence.n_points == len(Pretend().grid(quick=False))
+    assert fit.evidence.median_abs_error_frac < 0.1
+    path = tmp_path / "machine.yaml"
+    library.save_component(found.machine, path)
+    read = library.load_machine(str(path)).process_link
+    assert read is not None
+    # files keep six digits
+    rate = found.machine.process_link.datasheet.bandwidth_bytes_per_s
+    assert read.datasheet.bandwidth_bytes_per_s == pytest.approx(rate, rel=1e-5)

@@ -1,0 +1,1 @@
+"""Training a part of the weights beside frozen ones."""

@@ -1,0 +1,73 @@
+"""The workload `flash_inference`: plan and execution of "LLM in a flash" from one description."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any, ClassVar
+
+from sandtable.demand.plan import Plan
+from sandtable.errors import DoesNotFit
+from sandtable.hardware import Frozen, Machine
+from sandtable.run.measure import total_memory_bytes
+from sandtable.units import format_bytes
+from sandtable.workload.seam import Execution, ExecutionContext, Workload
+from sandtable_workloads.flash import model_files
+from sandtable_workloads.flash.flash_parameters import FlashInference
+from sandtable_workloads.flash.runner import run_flash
+from sandtable_workloads.flash.token_demand import plan_of
+
+
+class FlashInferenceWorkload(Workload[FlashInference]):
+    """Decode with feed-forward weights in flash, on five rungs from reading everything to bundled neurons."""
+
+    name: ClassVar[str] = "flash_inference"
+    parameters: ClassVar[type[Frozen]] = FlashInference
+
+    def plan(self, parameters: FlashInference, machine: Machine, seed: int) -> Plan:
+        """Return prefill, cold tokens and decode; see `sandtable_workloads.flash.token_demand`."""
+        return plan_of(parameters, machine, seed)
+
+    def resolve(self, parameters: FlashInference, context: ExecutionContext) -> tuple[FlashInference, list[str]]:
+        """Take fewer layers when the disk has less than twice the store's size free, and say so.
+
+        Raises:
+            DoesNotFit: not even one layer fits.
+        """
+        free = shutil.disk_usage(context.folder).free
+        if model_files.missing_bytes(parameters, context.folder) * 2 <= free:
+            return parameters, []
+        for n_layers in range(parameters.shape.n_layers - 1, 0, -1):
+            smaller = parameters.model_copy(update={"geometry": parameters.shape.with_layers(n_layers).name})
+            if model_files.missing_bytes(smaller, context.folder) * 2 <= free:
+                needed = format_bytes(model_files.disk_bytes(parameters))
+                note = (
+                    f"scaled down to {n_layers} of {parameters.shape.n_layers} layers: the store needs {needed} "
+                    f"and {context.folder} has {format_bytes(free)} free"
+                )
+                return smaller, [note]
+        one = parameters.model_copy(update={"geometry": parameters.shape.with_layers(1).name})
+        raise DoesNotFit(
+            f"{context.folder} has {format_bytes(free)} free; one layer of {parameters.geometry} needs twice "
+            f"{format_bytes(model_files.disk_bytes(one))}: choose another folder with --store"
+        )
+
+    def prepare(self, parameters: FlashInference, machine: Machine, seed: int, context: ExecutionContext) -> None:
+        """Write the model's files, unless they are there already, and check that the rest fits into memory."""
+        needed, has = sum(self.plan(parameters, machine, seed).memory_bytes.values()), total_memory_bytes()
+        if needed > 0.9 * has:
+            raise DoesNotFit(
+                f"{parameters.geometry} on rung {parameters.rung} keeps {format_bytes(needed)} in memory and this "
+                f"machine has {format_bytes(has)}: take fewer layers (such as {parameters.geometry}_8l), "
+                "or set memory_budget"
+            )
+        model_files.open_files(parameters, context.folder, context.progress)
+
+    def execute(
+        self, parameters: FlashInference, machine: Machine, seed: int, context: ExecutionContext
+    ) -> Execution:
+        """Read, compute and time the prompt and every token, once."""
+        return run_flash(parameters, seed, context.folder, context.n_threads)
+
+    def example(self) -> dict[str, Any]:
+        """Return a model of 60 million parameters and a handful of tokens."""
+        return {"geometry": "opt_mini", "tokens": 3, "cold_tokens": 2, "prompt_tokens": 3, "concurrency": 8}

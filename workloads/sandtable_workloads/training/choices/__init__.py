@@ -1,0 +1,1 @@
+"""Which training to choose: search, scaling laws, and a paper's findings."""

@@ -1,0 +1,342 @@
+"""The time of a training step in closed form, for many configurations at once.
+
+The engine plays a step op by op (`sandtable_workloads.training.training_plan`); here the same parts, costed by the
+same laws,
+are put together by formulas, so that a sweep asks for thousands of configurations in one call. A theory test holds
+the two together.
+
+Letters: f, b one layer forward and backward, g, r its all-gather and its reduction, L layers, p stages,
+m micro-batches, v chunks of a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sandtable.demand.op import COLUMN_DEFAULTS, OPERATOR_COLUMNS, Op
+from sandtable.model.cost_model import CostModel
+from sandtable.model.law import FloatArray
+from sandtable_workloads.training.step_demand import Configuration, Demand, Number, Software
+from sandtable_workloads.training.step_parts import FULL, GRAD_OP, StepParts, parts_of
+
+LAWS_OF_COLLECTIVES = "collective"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """Seconds of a step, one entry per configuration; ``communication`` is what computing does not hide.
+
+    ``compute`` and ``communication`` and ``idle`` add up to ``step``, and so do forward, backward and optimiser.
+    ``low`` to ``high`` is the 90 % interval of ``step``.
+    """
+
+    step: FloatArray
+    forward: FloatArray
+    backward: FloatArray
+    optimizer: FloatArray
+    compute: FloatArray
+    communication: FloatArray
+    idle: FloatArray
+    low: FloatArray
+    high: FloatArray
+
+
+class Timer:
+    """Costs lists of demands on a machine: one law call per kind of operator and element type."""
+
+    def __init__(self, costs: CostModel, n: int, sharing: int = 1) -> None:
+        self.costs = costs
+        self.sharing = sharing
+        self.n = n
+        self.on = "host" if costs.machine.accelerator is None else "accelerator"
+        # by law: predicted over measured at the ends of its interval, and seconds in each list of demands
+        self.spreads: dict[str, tuple[float, float]] = {}
+        self.by_law: dict[str, list[FloatArray]] = {}
+
+    def seconds(self, lists: Iterable[Sequence[Demand]]) -> list[FloatArray]:
+        """Return the seconds of each list of demands, its collectives included."""
+        lists = list(lists)
+        found = [np.zeros(self.n) for _ in lists]
+        groups: dict[tuple[str, str], list[tuple[int, Demand]]] = {}
+        for index, demands in enumerate(lists):
+            for demand in demands:
+                groups.setdefault((demand.kind, demand.dtype), []).append((index, demand))
+        for (kind, dtype), members in groups.items():
+            seconds = self._group(kind, dtype, [demand for _, demand in members])
+            of_law = self.by_law.setdefault(kind, [np.zeros(self.n) for _ in lists])
+            for (index, demand), alone in zip(members, seconds, strict=True):
+                row = alone if demand.behind is None else self._exposed(alone, demand.behind)
+                found[index] += row * demand.times
+                of_law[index] += row * demand.times
+        return found
+
+    def _exposed(self, seconds: FloatArray, behind: Demand) -> FloatArray:
+        """Return what is left of a collective that another demand hides."""
+        hides = self._group(behind.kind, behind.dtype, [behind])[0] * behind.times
+        return np.asarray(np.maximum(0.0, seconds - hides))
+
+    def _group(self, kind: str, dtype: str, demands: Sequence[Demand]) -> FloatArray:
+        names = OPERATOR_COLUMNS.get(kind) or OPERATOR_COLUMNS[LAWS_OF_COLLECTIVES]
+        shapes = [(*d.shape, *(COLUMN_DEFAULTS[name] for name in names[len(d.shape) :])) for d in demands]
+        columns = {
+            name: np.concatenate([np.broadcast_to(np.asarray(shape[i], np.float64), (self.n,)) for shape in shapes])
+            for i, name in enumerate(names)
+        }
+        first = tuple(float(column[0]) for column in columns.values())
+        op = Op(
+            name="",
+            kind=kind,
+            account="",
+            shape=first,
+            dtype=dtype,
+            on=self.on,  # type: ignore[arg-type]
+            sharing=self.sharing,
+            sustained=True,
+        )
+        self.spreads[kind] = self.costs.spread(op)
+        return self.costs.seconds(op, columns).reshape(len(demands), self.n)
+
+    def issue(self, demands: Sequence[Demand]) -> FloatArray:
+        """Return the host's time to issue a list of demands."""
+        total = np.zeros(self.n)
+        for demand in demands:
+            total = total + self.costs.issue_s(demand.kind, demand.shape) * demand.times
+        return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """The parts of `StepParts` in seconds; ``layer_*`` are means over a model's layers.
+
+    ``compute_share_*`` is what is left of a layer without its own communication.
+    """
+
+    n_layers: Number
+    forward: FloatArray
+    backward: FloatArray
+    layer_sent: FloatArray
+    embedding_forward: FloatArray
+    embedding_backward: FloatArray
+    head_forward: FloatArray
+    head_backward: FloatArray
+    between: FloatArray
+    optimizer: FloatArray
+    gather: FloatArray
+    reduce: FloatArray
+    gather_outer: FloatArray
+    reduce_outer: FloatArray
+    gather_all: FloatArray
+    send: FloatArray
+    issue: FloatArray
+    issue_optimizer: FloatArray
+    low_frac: FloatArray
+    high_frac: FloatArray
+
+
+def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
+    """Cost the parts of a step."""
+    ends = [parts.embedding_forward, parts.embedding_backward, parts.head_forward, parts.head_backward]
+    rest = [*ends, parts.between, parts.optimizer]
+    sends = [parts.gather, parts.reduce, parts.gather_outer, parts.reduce_outer, parts.gather_all, parts.send]
+    both = [direction for layer in parts.layers for direction in (layer.forward, layer.backward)]
+    inner = [[d for d in direction if d.communicates] for direction in both]
+    times = timer.seconds([*both, *inner, *rest, *([demand] for demand in sends)])
+    k = len(both)
+    shares = [layer.count / c.n_layers for layer in parts.layers]
+    forward = sum(share * seconds for share, seconds in zip(shares, times[0:k:2], strict=True))
+    backward = sum(share * seconds for share, seconds in zip(shares, times[1:k:2], strict=True))
+    sent = sum(shares[i // 2] * seconds for i, seconds in enumerate(times[k : 2 * k]))
+    layers = sum(layer.count * (timer.issue(layer.forward) + timer.issue(layer.backward)) for layer in parts.layers)
+    low, high = interval(timer, [share * c.accumulation * c.n_layers for share in shares for _ in (0, 1)])
+    names = (*StepParts.__dataclass_fields__,)[1:-1]
+    return Seconds(
+        n_layers=c.n_layers,
+        forward=np.asarray(forward),
+        backward=np.asarray(backward),
+        layer_sent=np.asarray(sent),
+        issue=np.asarray(layers / c.pipeline + sum(timer.issue(demands) for demands in ends)),
+        issue_optimizer=timer.issue(parts.optimizer),
+        low_frac=low,
+        high_frac=high,
+        **dict(zip(names, times[2 * k :], strict=True)),
+    )
+
+
+def interval(timer: Timer, weights: Sequence[Number]) -> tuple[FloatArray, FloatArray]:
+    """Return the ends of the 90 % interval of the layers' time, as shares of it.
+
+    Operators of one law are wrong together, those of different laws on their own: their misses are joined by the root
+    of the sum of squares, as in the engine.
+    """
+    totals = {
+        law: sum(w * s for w, s in zip(weights, seconds, strict=False)) for law, seconds in timer.by_law.items()
+    }
+    total = sum(totals.values())
+    below, above = np.zeros(timer.n), np.zeros(timer.n)
+    for law, seconds in totals.items():
+        low_frac, high_frac = timer.spreads[law]
+        below += (seconds / total * (1 - 1 / high_frac)) ** 2
+        above += (seconds / total * (1 / low_frac - 1)) ** 2
+    return 1 - np.sqrt(below), 1 + np.sqrt(above)
+
+
+def step_times(c: Configuration, costs: CostModel, n: int) -> StepTimes:
+    """Return the step times of ``n`` configurations of one structure on one machine."""
+    parts = parts_of(c, Software(costs.machine.stack))
+    s = seconds_of(parts, c, Timer(costs, n, c.sharing))
+    # a collective op's ``times`` are in its seconds already
+    piped = np.broadcast_to(np.asarray(c.pipeline) > 1, (n,))
+    single, pipe = _single(c, s, parts), _pipeline(c, s, parts)
+    chosen = {
+        name: np.where(piped, getattr(pipe, name), getattr(single, name)) for name in StepTimes.__dataclass_fields__
+    }
+    times = _with_host(StepTimes(**chosen), s.issue * c.accumulation + s.issue_optimizer)
+    return replace(times, low=times.step * s.low_frac, high=times.step * s.high_frac)
+
+
+def _with_host(times: StepTimes, issue: FloatArray) -> StepTimes:
+    """A host that cannot issue fast enough makes every section longer alike."""
+    hidden = np.maximum(0.0, issue - times.step)
+    scale = 1 + hidden / times.step
+    return replace(
+        times,
+        step=times.step + hidden,
+        forward=times.forward * scale,
+        backward=times.backward * scale,
+        optimizer=times.optimizer * scale,
+        compute=times.compute + hidden,
+    )
+
+
+# --- without pipeline stages -----------------------------------------------------------------------------------
+
+
+def _single(c: Configuration, s: Seconds, parts: StepParts) -> StepTimes:
+    """One device does all layers: micro-batches follow each other, the gradients' reduction hides behind the last."""
+    gathered, regathered = np.asarray(c.sharding) >= GRAD_OP, np.asarray(c.sharding) >= FULL
+    g, root = np.where(gathered, s.gather, 0.0), np.where(gathered, s.gather_outer, 0.0)
+    overlaps, regather = np.asarray(c.overlaps) > 0, np.where(regathered, s.gather, 0.0)
+    in_turn = root + s.embedding_forward + s.n_layers * (g + s.forward) + s.head_forward
+    forward = np.where(overlaps, _forward(s, g, root), in_turn)
+    computing = s.head_backward + s.n_layers * s.backward + s.embedding_backward
+    sharded = np.where(
+        overlaps,
+        _sharded_backward(s, regather),
+        computing + s.n_layers * (regather + s.reduce) + s.reduce_outer,
+    )
+    replicated = np.where(overlaps, _replicated_backward(s, parts), computing + _all_reduced(s, parts))
+    last = np.where(gathered, sharded, replicated)
+    before = np.where(gathered, sharded, computing) + s.between
+    backward = last + (c.accumulation - 1) * before
+    total_forward = c.accumulation * forward
+    regain = np.where(np.asarray(c.sharding) == 1, s.gather_all, 0.0)
+    optimizer = s.optimizer + regain
+    step = total_forward + backward + optimizer
+    layers = c.accumulation * s.n_layers * (s.forward + s.backward - s.layer_sent)
+    ends = c.accumulation * (s.embedding_forward + s.head_forward + s.head_backward + s.embedding_backward)
+    compute = layers + ends + (c.accumulation - 1) * s.between + s.optimizer
+    return StepTimes(
+        step=step,
+        forward=total_forward,
+        backward=backward,
+        optimizer=optimizer,
+        compute=compute,
+        communication=step - compute,
+        idle=np.zeros_like(step),
+        low=step,
+        high=step,
+    )
+
+
+def _forward(s: Seconds, g: FloatArray, root: FloatArray) -> FloatArray:
+    """Gathers run one layer ahead: the embedding hides the first, and each layer the next."""
+    first = np.maximum(s.embedding_forward, g)
+    return root + first + s.forward + (s.n_layers - 1) * np.maximum(s.forward, g) + s.head_forward
+
+
+def _sharded_backward(s: Seconds, g: FloatArray) -> FloatArray:
+    """A layer hides the reduction of the one before it and the gather of the next; the last two stand alone."""
+    period = np.maximum(s.backward, s.reduce + g)
+    computed = np.maximum(s.head_backward, g) + s.backward + (s.n_layers - 1) * period
+    return np.asarray(np.maximum(computed + s.reduce, computed + s.embedding_backward) + s.reduce_outer)
+
+
+def _units(s: Seconds, parts: StepParts) -> FloatArray:
+    return np.asarray(s.n_layers / parts.layers_per_reduce)
+
+
+def _all_reduced(s: Seconds, parts: StepParts) -> FloatArray:
+    return _units(s, parts) * s.reduce + s.reduce_outer
+
+
+def _replicated_backward(s: Seconds, parts: StepParts) -> FloatArray:
+    """Buckets queue for the network as their layers finish; the queue is busiest from its first or its last bucket."""
+    units, computed = _units(s, parts), s.head_backward + s.n_layers * s.backward
+    first = s.head_backward + parts.layers_per_reduce * s.backward + units * s.reduce
+    last = computed + s.reduce
+    queued = np.maximum(first, last)
+    return np.asarray(np.maximum(queued, computed + s.embedding_backward) + s.reduce_outer)
+
+
+# --- pipelines -------------------------------------------------------------------------------------------------
+
+
+def _pipeline(c: Configuration, s: Seconds, parts: StepParts) -> StepTimes:
+    """1F1B: every micro-batch costs the slowest stage's time, and filling and draining cost all the others'.
+
+    With v chunks per stage the pipe fills in a v-th of the time (arXiv 2104.04473, section 2.2), and each micro-batch
+    crosses v times as many borders. While all stages are busy, a border is crossed once per stage and direction for
+    as many micro-batches as there are stages in flight.
+    """
+    m, p, v = c.accumulation, c.pipeline, c.chunks
+    per_stage = s.n_layers / p
+    forward, backward = per_stage * s.forward, per_stage * s.backward
+    first = s.embedding_forward + s.embedding_backward
+    last = s.head_forward + s.head_backward
+    # where layers do not divide, chunks in the middle have one more than those with the model's ends
+    most = np.ceil(s.n_layers / (p * v)) * v
+    least = np.floor(s.n_layers / (p * v)) * v
+    both = s.forward + s.backward
+    slowest = np.maximum(most * both, least * both + np.maximum(first, last))
+    fill = (p - 1) * (forward + backward + 2 * s.send * v) / v
+    crossing = np.where(v > 1, 0.0, 2 * s.send * (p - 1) / p)
+    piped = fill + (m - 1) * (slowest + crossing) + forward + backward + first + last
+    reduced = np.where(
+        np.asarray(c.sharding) >= GRAD_OP, s.gather_all + _stage_reduce(c, s, parts), _stage_reduce(c, s, parts)
+    )
+    step = piped + reduced + s.optimizer + np.where(np.asarray(c.sharding) == 1, s.gather_all, 0.0)
+    share = (forward + s.embedding_forward / p + s.head_forward / p) / (forward + backward + (first + last) / p)
+    sent = m * per_stage * s.layer_sent
+    compute = m * (forward + backward + (first + last) / p) - sent + s.optimizer
+    communication = sent + reduced + (step - piped - reduced - s.optimizer)
+    return StepTimes(
+        step=step,
+        forward=piped * share,
+        backward=piped * (1 - share) + reduced,
+        optimizer=step - piped - reduced,
+        compute=np.asarray(compute),
+        communication=np.asarray(communication),
+        idle=np.asarray(step - compute - communication),
+        low=step,
+        high=step,
+    )
+
+
+def _stage_reduce(c: Configuration, s: Seconds, parts: StepParts) -> FloatArray:
+    """Return the part of a stage's reduction that its last backward does not hide.
+
+    The first stage, which ends last, holds the embedding. With several chunks, the queue of their reductions is longest
+    from its first or from its last chunk on.
+    """
+    per = s.n_layers / (c.pipeline * c.chunks)
+    units = per / parts.layers_per_reduce
+    first = units * s.reduce - (per - parts.layers_per_reduce) * s.backward
+    # between the last micro-batch's backward of one chunk and of the next lie those of the other micro-batches
+    queued = (c.chunks - 1) * (units * s.reduce - c.pipeline * per * s.backward)
+    late = np.maximum(np.maximum(first, first + queued), s.reduce)
+    late = np.where(np.asarray(c.replicas) > 1, np.maximum(0.0, late - s.embedding_backward), 0.0)
+    whole = units * c.chunks * s.reduce
+    return np.asarray(np.where(c.overlaps > 0, late, whole) + s.reduce_outer)

@@ -1,0 +1,149 @@
+"""The device that a rank trains on: its clock, how to wait for it, peak memory, power.
+
+A CPU's peak is the allocator's: `Device.peak_bytes` runs one step under PyTorch's memory profiler, as CUDA's
+allocator counts all the time. Imported only where a run executes.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sandtable.errors import NoDevice
+from sandtable.run.nvml import open_nvml
+from sandtable_kernels.cuda import cuda_cases
+
+
+class Device(ABC):
+    """What a training loop asks of its hardware."""
+
+    backend: str
+
+    def __init__(self, torch_device: torch.device) -> None:
+        self.torch = torch_device
+
+    def now(self) -> float:
+        """Return the time in seconds once all work that was queued is done."""
+        self.synchronize()
+        return time.perf_counter()
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait for all work that was queued."""
+
+    @abstractmethod
+    def peak_bytes(self, held: float, step: Callable[[], object]) -> float:
+        """Run ``step`` and return the most bytes of tensors at once; ``held`` are there before it."""
+
+    @abstractmethod
+    def sample(self) -> dict[str, float]:
+        """Return power in watts and clock in hertz at this moment, empty where nothing tells."""
+
+    def cache_bytes(self) -> float:
+        """Return the bytes that the process holds beyond its tensors' peak, where the device can tell; else 0."""
+        return 0.0
+
+
+class CpuDevice(Device):
+    """Host processor: work is done when the call returns; memory is read from the allocator's profile."""
+
+    backend = "gloo"
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+
+    def synchronize(self) -> None:
+        """Nothing is queued."""
+
+    def peak_bytes(self, held: float, step: Callable[[], object]) -> float:
+        """Follow the allocator through one step: what it held before, and the highest sum of what came and went."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
+            step()
+        return held + highest_sum(allocations(watched))
+
+    def sample(self) -> dict[str, float]:
+        """A CPU does not tell without privileges."""
+        return {}
+
+    def cache_bytes(self) -> float:
+        """Return the process's resident memory at its highest, in bytes (Linux)."""
+        return resident_peak_bytes()
+
+
+def allocations(watched: Any) -> list[tuple[int, int]]:
+    """Return (time, bytes) of every allocation (positive) and release (negative) that a profile saw, in order."""
+    events = watched.profiler.kineto_results.events()
+    found = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    return sorted(found, key=lambda item: item[0])
+
+
+def highest_sum(changes: list[tuple[int, int]]) -> float:
+    """Return the highest running sum of the changes, at least 0."""
+    total = highest = 0
+    for _, change in changes:
+        total += change
+        highest = max(highest, total)
+    return float(highest)
+
+
+def resident_peak_bytes() -> float:
+    """Return the highest resident memory of this process so far, in bytes; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return float(match[1]) * 1024 if match else 0.0
+
+
+class CudaDevice(Device):
+    """One NVIDIA GPU: work is queued; memory is the allocator's own count; power and clock come from NVML."""
+
+    backend = "nccl"
+
+    def __init__(self, index: int) -> None:
+        super().__init__(torch.device("cuda", index))
+        torch.cuda.set_device(self.torch)
+        self._nvml = open_nvml()
+        self._handle = None if self._nvml is None else self._nvml.handle(index, cuda_cases.bus_of(index))
+
+    def synchronize(self) -> None:
+        """Wait for the current stream's device."""
+        torch.cuda.synchronize(self.torch)
+
+    def peak_bytes(self, held: float, step: Callable[[], object]) -> float:
+        """Return the allocator's highest count during the step."""
+        torch.cuda.reset_peak_memory_stats(self.torch)
+        step()
+        return float(torch.cuda.max_memory_allocated(self.torch))
+
+    def sample(self) -> dict[str, float]:
+        """Return power and clock as NVML reads them."""
+        if self._nvml is None or self._handle is None:
+            return {}
+        seen = self._nvml.sample(self._handle)
+        values = {"power_w": seen.power_w, "clock_hz": seen.clock_hz}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def cache_bytes(self) -> float:
+        """Return what the allocator reserved, in bytes."""
+        return float(torch.cuda.max_memory_reserved(self.torch))
+
+
+def device_of(kind: str, local_rank: int) -> Device:
+    """Return the device of a rank.
+
+    Raises:
+        NoDevice: a GPU is wanted that PyTorch does not see.
+    """
+    if kind == "cpu":
+        return CpuDevice()
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank >= n:
+        raise NoDevice(f"rank {local_rank} needs a CUDA GPU of its own and PyTorch sees {n} on this machine")
+    return CudaDevice(local_rank)

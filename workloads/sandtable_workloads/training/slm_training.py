@@ -1,0 +1,235 @@
+"""The workload `slm_training`: one description of a training run, planned for any cluster and executed for real."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sandtable.demand.plan import Plan
+from sandtable.errors import PlanError
+from sandtable.hardware import Frozen, Machine
+from sandtable.model.cost_model import CostModel
+from sandtable.results import Metric
+from sandtable.workload.seam import Choices, Execution, ExecutionContext, Finding, Goal, Workload
+from sandtable_workloads.finetuning import adapters
+from sandtable_workloads.training import layout, metrics, training_memory
+from sandtable_workloads.training.choices import findings, search
+from sandtable_workloads.training.closed_form import StepTimes, step_times
+from sandtable_workloads.training.step_demand import Configuration, configuration_of, stacked, structure
+from sandtable_workloads.training.training_parameters import SlmTraining
+from sandtable_workloads.training.training_plan import plan_of
+from sandtable_workloads.transformer.presets import preset_for, shape_named
+from sandtable_workloads.transformer.shapes import ModelShape
+
+# parts of a step that what happens once makes longer
+LONGER_WHEN_COLD = ("step_s", "forward_s", "idle_s", "low_s", "high_s")
+
+
+class SlmTrainingWorkload(Workload[SlmTraining]):
+    """Train a decoder on any number of devices: data, tensor, pipeline, context and expert parallel."""
+
+    name: ClassVar[str] = "slm_training"
+    parameters: ClassVar[type[Frozen]] = SlmTraining
+    # the temporaries of a tiny model are a larger share of its peak than those of a real one
+    memory_tolerance_frac: ClassVar[float] = 0.10
+
+    def plan(self, parameters: SlmTraining, machine: Machine, seed: int) -> Plan:
+        """Return the steps of a run; see `sandtable_workloads.training.training_plan`.
+
+        Raises:
+            PlanError: the run cannot be laid out.
+            DoesNotFit: one device needs more memory than it has.
+        """
+        _all_weights(parameters)
+        shape = shape_of(parameters)
+        layout.check(parameters, shape, machine)
+        held = training_memory.check(parameters, machine, shape.name, lambda p: memory_of(p, machine))
+        once_s = startup_s(parameters, machine)
+        return plan_of(parameters, configuration(parameters, machine), shape, machine, held, once_s)
+
+    def plan_check(self, parameters: SlmTraining, machine: Machine) -> None:
+        """Refuse what cannot be laid out, without making a plan.
+
+        Raises:
+            PlanError: see `sandtable_workloads.training.layout`.
+        """
+        layout.check(parameters, shape_of(parameters), machine)
+
+    def shape(self, parameters: SlmTraining) -> ModelShape:
+        """Return the shape of the model that is trained."""
+        return shape_of(parameters)
+
+    def flops_per_token(self, parameters: SlmTraining) -> float:
+        """Return the flops of one token, as model FLOPs utilisation counts them."""
+        return metrics.model_flops_per_token(shape_of(parameters), parameters.sequence_tokens)
+
+    def peak_flops_per_s(self, parameters: SlmTraining, machine: Machine) -> float | None:
+        """Return the dense rate of one device for the type that products run in."""
+        return metrics.peak_flops_per_s(parameters, machine)
+
+    def derived(self, parameters: SlmTraining, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
+        """Return what follows from a step's time; see `sandtable_workloads.training.metrics`."""
+        return metrics.derived(parameters, shape_of(parameters), machine, known)
+
+    def estimate(self, parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
+        """Return step time and its parts of many runs by the closed form, in the order given."""
+        return estimate(parameters, machine)
+
+    def choices(self, parameters: SlmTraining, machines: Sequence[Machine], goal: Goal) -> Choices:
+        """Return the configurations of this training that fit, with time and dollars; see `search`.
+
+        Raises:
+            ConfigError: a goal that is neither tokens nor a loss, or a loss out of reach.
+        """
+        _all_weights(parameters)
+        return search.choices(
+            parameters, shape_of(parameters), machines, goal, memories=memories, estimate=estimate
+        )
+
+    def findings(self) -> Sequence[Finding]:
+        """Return the findings of arXiv 2410.19456, predicted; see `findings`."""
+        return findings.findings(memories, estimate)
+
+    def memory_by_kind(self, parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
+        """Return the bytes of the fullest device by kind, of many runs; see `training_memory`."""
+        return memories(parameters, machine)
+
+    def verdict(self, parameters: SlmTraining, machine: Machine) -> training_memory.Verdict:
+        """Return whether a run fits, and which kind of tensor passes the limit."""
+        held = memories([parameters], machine)[0]
+        return training_memory.verdict(held, training_memory.capacity_bytes(machine, parameters.devices))
+
+    def layer_memory(self, parameters: SlmTraining, machine: Machine) -> dict[str, float]:
+        """Return the bytes of one stage's layers alone, embedding and head left out: states, and activations."""
+        return training_memory.layer_memory(parameters, configuration(parameters, machine), machine.stack)
+
+    def prepare(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> None:
+        """Check that this machine can do it, and make the files of tokens."""
+        from sandtable_workloads.training.executed import run_job
+
+        _all_weights(parameters)
+        run_job.prepare(parameters, machine, seed, context)
+
+    def execute(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
+        """Train for real, once."""
+        from sandtable_workloads.training.executed import run_job
+
+        planned = memory_of(parameters, machine) or {}
+        return run_job.run_training(parameters, machine, seed, context, planned)
+
+    def finetune(self, parameters: SlmTraining, machine: Machine) -> dict[str, dict[str, float]]:
+        """Return memory by kind, and times, of training with an adapter; see `finetune`."""
+        shape = shape_of(parameters)
+        times = adapters.iteration_s(parameters, shape, machine)
+        return {"memory_bytes": adapters.memory_of(parameters, shape), "iteration_s": times}
+
+    def decode(self, parameters: SlmTraining, machine: Machine) -> dict[str, dict[str, float]]:
+        """Return memory by kind, and the time of a token, of one sequence decoded with the same software."""
+        shape = shape_of(parameters)
+        times = adapters.token_s(parameters, shape, machine)
+        return {"memory_bytes": adapters.decode_memory_of(parameters, shape), "token_s": times}
+
+    def example(self) -> dict[str, Any]:
+        """Return a tiny model that trains in seconds."""
+        return {
+            "model": "tiny_3x64",
+            "sequence_tokens": 64,
+            "micro_batch": 2,
+            "precision": "float32",
+            "steps": 3,
+            "warmup_steps": 1,
+        }
+
+
+def _all_weights(parameters: SlmTraining) -> None:
+    """Refuse adapters where all weights are trained: they have memory and a closed form only.
+
+    Raises:
+        PlanError: an adapter is chosen.
+    """
+    if parameters.adapter != "none":
+        raise PlanError(f"adapter {parameters.adapter!r} is neither played nor executed: set adapter to none")
+
+
+def shape_of(parameters: SlmTraining) -> ModelShape:
+    """Return the shape of the model, with as many learned positions as a sequence has tokens."""
+    return _shape_of(parameters.model, parameters.sequence_tokens)
+
+
+@lru_cache(maxsize=256)
+def _shape_of(model: str, sequence_tokens: int) -> ModelShape:
+    shape = shape_named(preset_for(model) or model)
+    return shape.with_positions(sequence_tokens) if shape.positions == "learned" else shape
+
+
+def configuration(parameters: SlmTraining, machine: Machine) -> Configuration:
+    """Return the numbers of a run on machines of this kind."""
+    per_machine = layout.devices_per_machine(machine, parameters.devices)
+    return configuration_of(parameters, shape_of(parameters), per_machine, on_host=machine.accelerator is None)
+
+
+def memory_of(parameters: SlmTraining, machine: Machine) -> dict[str, float] | None:
+    """Return the bytes that the fullest device holds at its peak, by kind; None where a run cannot be laid out."""
+    if next(layout.faults(parameters, shape_of(parameters), machine), None) is not None:
+        return None
+    return training_memory.memory_of(parameters, configuration(parameters, machine), machine)
+
+
+def memories(parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
+    """Return bytes by kind of many runs on one machine, in the order given."""
+    found: list[dict[str, float]] = [{} for _ in parameters]
+    for members, together in _groups(parameters, machine):
+        first = parameters[members[0]]
+        kinds = training_memory.memory_of_configuration(
+            first, together, machine.stack, on_accelerator=machine.accelerator is not None
+        )
+        columns = {kind: np.broadcast_to(np.asarray(size), len(members)) for kind, size in kinds.items()}
+        for row, index in enumerate(members):
+            found[index] = {kind: float(column[row]) for kind, column in columns.items()}
+    return found
+
+
+def _groups(parameters: Sequence[SlmTraining], machine: Machine) -> Iterator[tuple[list[int], Configuration]]:
+    """Yield runs that can be counted together: their places in the list, and their numbers as one configuration."""
+    groups: dict[Any, list[int]] = {}
+    configurations = [configuration(p, machine) for p in parameters]
+    for index, (p, c) in enumerate(zip(parameters, configurations, strict=True)):
+        groups.setdefault((p.precision, p.optimizer_dtype, structure(c)), []).append(index)
+    for members in groups.values():
+        yield members, stacked([configurations[index] for index in members])
+
+
+def estimate(parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
+    """Return ``step_s`` and its parts of many runs on one machine, by the closed form."""
+    for p in parameters:
+        _all_weights(p)
+    costs = CostModel(machine)
+    found: list[dict[str, float]] = [{} for _ in parameters]
+    for members, together in _groups(parameters, machine):
+        times = step_times(together, costs, len(members))
+        for row, index in enumerate(members):
+            found[index] = _cold(_row(times, row), parameters[index], machine)
+    return found
+
+
+def startup_s(parameters: SlmTraining, machine: Machine) -> float:
+    """Return what the first measured step takes beyond the others: nothing if steps before it warmed up."""
+    if parameters.warmup_steps or machine.stack is None:
+        return 0.0
+    sheet = machine.stack.datasheet
+    ranks = min(parameters.devices, layout.devices_per_machine(machine, parameters.devices))
+    return sheet.first_step_s + sheet.connect_s * math.log2(ranks)
+
+
+def _cold(times: dict[str, float], parameters: SlmTraining, machine: Machine) -> dict[str, float]:
+    """Spread what the first step takes once over all measured steps, if no step before those warmed up."""
+    share = startup_s(parameters, machine) / parameters.steps
+    return {name: seconds + (share if name in LONGER_WHEN_COLD else 0.0) for name, seconds in times.items()}
+
+
+def _row(times: StepTimes, row: int) -> dict[str, float]:
+    return {f"{name}_s": float(getattr(times, name)[row]) for name in StepTimes.__dataclass_fields__}

@@ -1,0 +1,590 @@
+"""What training demands of a device, operator by operator: one description for a single run and for many at once.
+
+Every number may be a NumPy array with one entry per configuration: the plan that the engine runs is built from
+scalars, the closed form of `sandtable_workloads.training.closed_form` from arrays, both by these functions.
+
+Letters: t tokens of a micro-batch on one device, D width, I neurons, H query heads, K key/value heads, E head
+dimension, V vocabulary, b bytes of an element. Bytes are those that an operator has to move at least; what the
+software moves beyond that, and in how many kernels, is in its stack file under ``efficiency.stream.<name>``.
+
+Sources: layers and their backward passes as in Korthikanti et al. (arXiv 2205.05198), sections 2 and 4; the
+five products of a fused attention's backward pass in Dao (arXiv 2307.08691), section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sandtable.demand.op import BACKWARD_PASSES
+from sandtable.hardware import DTYPE_BYTES, Stack
+from sandtable_workloads.training.training_parameters import SlmTraining
+from sandtable_workloads.transformer.shapes import ModelShape
+
+Number = float | npt.NDArray[np.float64]
+# bytes of an element of weights and activations, and of gradients as the optimiser reads them, master weights included
+COMPUTE_DTYPE = {
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "mixed_bfloat16": "bfloat16",
+    "mixed_float16": "float16",
+    "mixed_fp8": "bfloat16",
+}
+CHECKPOINTING = {"none": 0, "selective": 1, "full": 2, "alternate": 3}
+EVERY_SECOND = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """One operator: the numbers that its law reads, and how often it runs; a collective names its group.
+
+    ``name`` is for reports; ``times`` counts executions in a row. ``behind`` is what runs at the same time as a
+    collective and hides it, as long as that goes.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[Number, ...]
+    dtype: str
+    times: Number = 1.0
+    behind: Demand | None = None
+
+    @property
+    def communicates(self) -> bool:
+        """Whether it is a collective."""
+        return self.kind not in ("gemm", "attention", "stream")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """The numbers of a run, or of many runs of one structure (the non-numeric fields), as arrays.
+
+    ``sharing`` processes have one device together: the ranks of a run on a CPU, which share its cores.
+
+    ``per_machine`` are the devices of one machine; ``peak`` of the layers' kinds see `layer_kinds`.
+    """
+
+    dtype: str
+    gemm_dtype: str
+    flash: bool
+    sharding_kind: str
+    latent: tuple[int, int, int, int, int] | None
+    sharing: int
+    rotary: bool
+    causal: bool
+    n_layers: Number
+    d_model: Number
+    n_neurons: Number
+    n_vectors: Number
+    n_heads: Number
+    n_kv_heads: Number
+    head_dim: Number
+    value_dim: Number
+    vocabulary: Number
+    window: Number
+    n_experts: Number
+    top_k: Number
+    expert_neurons: Number
+    shared_neurons: Number
+    norms: Number
+    biased: Number
+    n_moe_layers: Number
+    n_windowed_layers: Number
+    layer_params: Number
+    moe_layer_params: Number
+    outer_params: Number
+    batch: Number
+    sequence: Number
+    accumulation: Number
+    devices: Number
+    tensor: Number
+    pipeline: Number
+    context: Number
+    expert: Number
+    chunks: Number
+    sequence_parallel: Number
+    sharding: Number
+    recompute: Number
+    reduce_bytes: Number
+    state_bytes: Number
+    overlaps: Number
+    pieces: Number
+    behind_weights: bool
+    bucket_bytes: Number
+    per_machine: Number
+
+    @property
+    def data(self) -> Number:
+        """Data-parallel replicas."""
+        return self.devices / (self.tensor * self.pipeline * self.context)
+
+    @property
+    def tokens(self) -> Number:
+        """Tokens of one micro-batch on one device."""
+        return self.batch * self.sequence / self.context
+
+    @property
+    def item_bytes(self) -> float:
+        """Bytes of a weight and of an activation where they are computed with."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def replicas(self) -> Number:
+        """Devices that hold the same weights: those that gradients are reduced over."""
+        return self.data * self.context
+
+
+SHARDING = {"ddp": 0, "zero_1": 1, "fsdp_grad_op": 2, "fsdp_full": 3}
+
+
+def configuration_of(
+    parameters: SlmTraining, shape: ModelShape, per_machine: int, *, on_host: bool = False
+) -> Configuration:
+    """Return the numbers of one run on machines with ``per_machine`` devices each.
+
+    ``on_host`` its devices are processes of one CPU: they share it, and what they send to each other is copied by the
+    cores that compute, so that computing hides none of it.
+    """
+    # one line a field: long, and nowhere to go wrong
+    moe = shape.moe
+    dtype = COMPUTE_DTYPE[parameters.precision]
+    experts = 0 if moe is None else moe.n_experts * shape.expert_params
+    layer = shape.attention_params + shape.norm_params * shape.d_model
+    return Configuration(
+        dtype=dtype,
+        gemm_dtype="fp8" if parameters.precision == "mixed_fp8" else dtype,
+        flash=parameters.attention == "flash",
+        sharding_kind="ddp" if parameters.sharding == "ddp" else "sharded",
+        latent=_latent(shape),
+        sharing=parameters.devices if on_host else 1,
+        rotary=shape.positions == "rotary",
+        causal=shape.causal,
+        n_layers=shape.n_layers,
+        d_model=shape.d_model,
+        n_neurons=shape.n_neurons,
+        n_vectors=shape.n_vectors,
+        n_heads=shape.n_heads,
+        n_kv_heads=shape.n_kv_heads,
+        head_dim=shape.head_dim,
+        value_dim=shape.value_dim,
+        vocabulary=shape.vocabulary,
+        window=shape.sliding_window or parameters.sequence_tokens,
+        n_experts=1 if moe is None else moe.n_experts,
+        top_k=1 if moe is None else moe.top_k,
+        expert_neurons=1 if moe is None else moe.expert_neurons,
+        shared_neurons=0 if moe is None else moe.shared_neurons,
+        norms=shape.norms_per_layer,
+        biased=float(shape.ffn_bias),
+        n_moe_layers=shape.n_moe_layers,
+        n_windowed_layers=shape.n_windowed_layers,
+        layer_params=layer + shape.ffn_params,
+        moe_layer_params=layer
+        + shape.router_params
+        + shape.shared_expert_params
+        + experts / parameters.expert_parallel,
+        outer_params=shape.parts["embedding"] + shape.parts["head"],
+        batch=parameters.micro_batch,
+        sequence=parameters.sequence_tokens,
+        accumulation=parameters.grad_accumulation,
+        devices=parameters.devices,
+        tensor=parameters.tensor_parallel,
+        pipeline=parameters.pipeline_parallel,
+        context=parameters.context_parallel,
+        expert=parameters.expert_parallel,
+        chunks=parameters.virtual_stages,
+        sequence_parallel=float(parameters.sequence_parallel),
+        sharding=SHARDING[parameters.sharding],
+        recompute=CHECKPOINTING[parameters.checkpointing],
+        reduce_bytes=parameters.reduce_bytes,
+        state_bytes=optimizer_bytes(parameters),
+        overlaps=float(parameters.overlap_gradients and not on_host),
+        pieces=float(parameters.tensor_parallel if parameters.overlap_tensor else 1),
+        behind_weights=parameters.overlap_input_gradients,
+        bucket_bytes=parameters.bucket_bytes,
+        per_machine=per_machine,
+    )
+
+
+def _latent(shape: ModelShape) -> tuple[int, int, int, int, int] | None:
+    found = shape.latent
+    if found is None:
+        return None
+    return (
+        found.q_lora_rank or 0,
+        found.kv_lora_rank,
+        found.qk_nope_head_dim,
+        found.qk_rope_head_dim,
+        found.v_head_dim,
+    )
+
+
+def optimizer_bytes(parameters: SlmTraining) -> float:
+    """Return what AdamW reads and writes per parameter.
+
+    It reads the gradient, reads and writes weight and two moments; with mixed precision the weight is float32, and a
+    narrow one is written too.
+    """
+    item = 4.0 if parameters.precision != "bfloat16" else 2.0
+    narrow = 2.0 if parameters.precision.startswith("mixed") else 0.0
+    return parameters.gradient_bytes + 2 * item + 4 * parameters.moment_bytes + narrow
+
+
+def stacked(configurations: Sequence[Configuration]) -> Configuration:
+    """Return many configurations of one structure as one, with an array per number."""
+    first = configurations[0]
+    changes: dict[str, Any] = {}
+    for field in fields(Configuration):
+        if field.type == "Number":
+            changes[field.name] = np.array([getattr(c, field.name) for c in configurations], dtype=np.float64)
+    return replace(first, **changes)
+
+
+def structure(configuration: Configuration) -> tuple[Any, ...]:
+    """Return what configurations must share to be `stacked`."""
+    return tuple(getattr(configuration, f.name) for f in fields(Configuration) if f.type != "Number")
+
+
+class Software:
+    """How a stack carries out element-wise work: how often it moves each byte, and in how many kernels."""
+
+    def __init__(self, stack: Stack | None) -> None:
+        self.table = {} if stack is None else stack.datasheet.efficiency
+        # whether attention through memory masks and normalises its scores in one kernel, and whether it drops some
+        fused, dropout = ("attention.fused_softmax" in self.table, "attention.dropout" in self.table)
+        self.scores = (float(fused), float(dropout))
+
+    def stream(self, name: str, n_bytes: Number, c: Configuration, n_kernels: Number = 1.0) -> Demand:
+        """Return element-wise work that has to move ``n_bytes`` at least, in ``n_kernels`` kernels at least."""
+        found = self.table.get(f"stream.{name}")
+        if found is None:
+            return Demand(name=name, kind="stream", shape=(n_bytes, n_kernels), dtype=c.dtype)
+        special = found.special * n_bytes / c.item_bytes
+        layers = c.n_layers / c.pipeline
+        shape = (n_bytes * found.traffic, n_kernels * found.calls + layers * found.calls_per_layer, special)
+        return Demand(name=name, kind="stream", shape=shape, dtype=c.dtype)
+
+
+def gemm(
+    name: str, c: Configuration, m: Number, n: Number, k: Number, *, batch: Number = 1.0, narrow: bool = True
+) -> Demand:
+    """Return a product; only those of ``narrow`` ones run in the narrow type of mixed fp8, on inputs cast before."""
+    dtype = c.gemm_dtype if narrow else c.dtype
+    return Demand(name=name, kind="gemm", shape=(m, n, k, batch, float(dtype == "fp8")), dtype=dtype)
+
+
+def casts(products: Sequence[Demand], c: Configuration, software: Software, *, backward: bool) -> list[Demand]:
+    """Return what makes the inputs of products narrow, if they are: read in two bytes, written in one, twice.
+
+    Inputs and weights forward, and the gradient of each result backward; the two products of a backward pass share
+    that, and find the others as the forward pass left them. An operand is kept in both layouts, since narrow products
+    take one only, or scale along their depth (NVIDIA Transformer Engine user guide, "Using FP8 with Transformer
+    Engine" and "MXFP8").
+    """
+    found: list[Demand] = []
+    for product in products:
+        if product.dtype == "fp8":
+            m, n, k, batch = product.shape[:4]
+            elements = batch * (m * n if backward else m * k + k * n)
+            cast = software.stream("cast", (c.item_bytes + 2 * DTYPE_BYTES["fp8"]) * elements, c)
+            found.append(replace(cast, times=product.times))
+    return found
+
+
+def backward_of(product: Demand) -> Iterator[Demand]:
+    """Yield the gradients of a product with respect to its input and to its weights."""
+    m, n, k, batch, narrowed = product.shape
+    yield replace(product, shape=(m, k, n, batch, narrowed))
+    # weights lie as they do in the forward pass: k rows of n, summed over the m tokens
+    yield replace(product, shape=(k, n, m, batch, narrowed))
+
+
+# --- one layer -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What sets a layer apart from others of its model: experts instead of one FFN, a window instead of all."""
+
+    experts: bool = False
+    windowed: bool = False
+
+
+def attention_products(c: Configuration) -> list[Demand]:
+    """Return the projections of one layer's attention: the joined query, key and value, and the output."""
+    heads, t = c.n_heads / c.tensor, c.tokens
+    output = gemm("attention output", c, t, c.d_model, heads * c.value_dim)
+    if c.latent is None:
+        kv_heads = np.maximum(c.n_kv_heads / c.tensor, 1.0)
+        return [gemm("qkv", c, t, (heads + 2 * kv_heads) * c.head_dim, c.d_model), output]
+    q_rank, kv_rank, nope, rope, value = c.latent
+    queries = heads * (nope + rope)
+    first = gemm("latents", c, t, (q_rank or queries) + kv_rank + rope, c.d_model)
+    keys = gemm("keys and values", c, t, heads * (nope + value), kv_rank)
+    return [first, *([gemm("queries", c, t, queries, q_rank)] if q_rank else []), keys, output]
+
+
+def ffn_products(c: Configuration, kind: LayerKind) -> list[Demand]:
+    """Return the products of one layer's FFN, or those around its experts: router and shared experts."""
+    t = c.tokens
+    neurons = c.shared_neurons if kind.experts else c.n_neurons
+    up = replace(gemm("ffn up", c, t, neurons / c.tensor, c.d_model), times=c.n_vectors - 1)
+    down = gemm("ffn down", c, t, c.d_model, neurons / c.tensor)
+    if not kind.experts:
+        return [up, down]
+    router = gemm("router", c, t / norm_split(c), c.n_experts, c.d_model, narrow=False)
+    return [router, *([up, down] if np.any(np.asarray(neurons) > 0) else [])]
+
+
+def attention(c: Configuration, kind: LayerKind, passes: float, software: Software | None = None) -> Demand:
+    """Return the core of one layer's attention; each device of a context group has its share of the queries."""
+    seen = np.minimum(c.sequence, c.window) if kind.windowed else c.sequence
+    # a window narrower than the sequence is seen whole by nearly all tokens
+    causal = np.where(np.asarray(seen) < c.sequence, 0.0, 1.0) if c.causal else 0.0
+    shape = (
+        c.batch,
+        c.sequence / c.context,
+        seen,
+        c.n_heads / c.tensor,
+        np.maximum((c.n_heads if c.latent else c.n_kv_heads) / c.tensor, 1.0),
+        c.head_dim,
+        c.value_dim,
+        causal,
+        c.item_bytes,
+        float(c.flash),
+        passes,
+        0.0,
+        *(() if software is None else software.scores),
+    )
+    return Demand(name="attention", kind="attention", shape=shape, dtype=c.dtype)
+
+
+def expert_products(c: Configuration) -> list[Demand]:
+    """Return the products of one layer's routed experts: those that this device holds, as one batch each.
+
+    The tokens of an expert-parallel group are spread over all experts evenly, as balancing losses and benchmarks have
+    it; each expert takes its share as rows of a product of its own, gate and up joined (Gale et al., "MegaBlocks",
+    arXiv 2211.15841, section 2.3).
+    """
+    local = c.n_experts / c.expert
+    rows, neurons = c.tokens * c.top_k / local, c.expert_neurons / c.tensor
+    return [
+        gemm("experts up", c, rows, 2 * neurons, c.d_model, batch=local),
+        gemm("experts down", c, rows, c.d_model, neurons, batch=local),
+    ]
+
+
+def _routing(c: Configuration, software: Software) -> Demand:
+    """Return the sorting of tokens by expert and back, a copy for each expert that they go to; alike backward."""
+    return software.stream("routing", 4 * c.tokens * c.top_k * c.d_model * c.item_bytes, c, 2.0)
+
+
+def norm_split(c: Configuration) -> Number:
+    """Return over how many devices norms and residuals are split."""
+    return 1 + c.sequence_parallel * (c.tensor - 1)
+
+
+def forward_streams(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
+    """Return one layer's element-wise work in the forward pass."""
+    b, wide = c.item_bytes, c.tokens * c.d_model / norm_split(c)
+    used = neurons_used(c, kind)
+    found = [
+        software.stream("norm", c.norms * 2 * wide * b, c, c.norms),
+        software.stream("residual", 2 * 3 * wide * b, c, 2.0),
+        software.stream("activation", c.tokens * used * c.n_vectors * b / c.tensor, c),
+    ]
+    if c.rotary:
+        turned = c.tokens * (c.n_heads + c.n_kv_heads) * c.head_dim / c.tensor
+        found.append(software.stream("rope", 2 * turned * b, c))
+    return found
+
+
+def backward_streams(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
+    """Return one layer's element-wise work in the backward pass: each reads its inputs and the gradient again."""
+    b, wide = c.item_bytes, c.tokens * c.d_model / norm_split(c)
+    used = neurons_used(c, kind)
+    found = [
+        software.stream("norm backward", c.norms * 3 * wide * b, c, c.norms),
+        software.stream("residual backward", 2 * 3 * wide * b, c, 2.0),
+        software.stream("activation backward", c.tokens * used * (2 * c.n_vectors - 1) * b / c.tensor, c),
+    ]
+    joined = c.tokens * (c.n_heads + 2 * c.n_kv_heads) * c.head_dim / c.tensor
+    found.append(software.stream("qkv backward", 2 * joined * b, c))
+    if c.rotary:
+        turned = c.tokens * (c.n_heads + c.n_kv_heads) * c.head_dim / c.tensor
+        found.append(software.stream("rope backward", 2 * turned * b, c))
+    if np.any(np.asarray(c.biased) > 0):
+        outputs = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim / c.tensor + used / c.tensor + 2 * c.d_model
+        found.append(software.stream("bias gradient", c.biased * c.tokens * outputs * b, c, 4 * c.biased))
+    return found
+
+
+def neurons_used(c: Configuration, kind: LayerKind) -> Number:
+    """Return the neurons that a token meets in a layer's FFN or its experts."""
+    return c.expert_neurons * c.top_k + c.shared_neurons if kind.experts else c.n_neurons
+
+
+def layer_forward(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
+    """Return everything that one layer does in the forward pass, communication within it included."""
+    products = layer_products(c, kind)
+    routing = [_routing(c, software)] if kind.experts else []
+    streams = [*casts(products, c, software, backward=False), *routing, *forward_streams(c, kind, software)]
+    sent = layer_communication(c, kind, backward=False)
+    return [*products, attention(c, kind, 1.0, software), *streams, *sent]
+
+
+def layer_products(c: Configuration, kind: LayerKind) -> list[Demand]:
+    """Return the products of one layer forward, those of its routed experts included."""
+    return [*attention_products(c), *ffn_products(c, kind), *(expert_products(c) if kind.experts else [])]
+
+
+def layer_backward(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
+    """Return everything that one layer does in the backward pass, what it recomputes left out."""
+    forward = layer_products(c, kind)
+    products = [gradient for product in forward for gradient in backward_of(product)]
+    products += casts(forward, c, software, backward=True)
+    if kind.experts:
+        products.append(_routing(c, software))
+    core = attention(c, kind, BACKWARD_PASSES, software)
+    products.append(_gradient_copy(c, kind, software))
+    return [*products, core, *backward_streams(c, kind, software), *layer_communication(c, kind, backward=True)]
+
+
+def _gradient_copy(c: Configuration, kind: LayerKind, software: Software) -> Demand:
+    """Return the copy of a layer's gradients into the flat buffer that is scattered, in the type it is sent in."""
+    held = (c.moe_layer_params if kind.experts else c.layer_params) / c.tensor
+    sharded = np.where((np.asarray(c.sharding) >= SHARDING["fsdp_grad_op"]) & (np.asarray(c.devices) > 1), 1.0, 0.0)
+    return software.stream("gradient copy", sharded * held * (c.item_bytes + c.reduce_bytes), c, sharded)
+
+
+def layer_recompute(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
+    """Return what one layer computes again, in the mean: attention's core if selective, all of it if full."""
+    core = np.asarray(c.recompute) == CHECKPOINTING["selective"]
+    full = 1.0 * (np.asarray(c.recompute) == CHECKPOINTING["full"])
+    full = full + EVERY_SECOND * (np.asarray(c.recompute) == CHECKPOINTING["alternate"])
+    found: list[Demand] = []
+    if np.any(full > 0):
+        found += [replace(d, times=d.times * full) for d in layer_forward(c, kind, software)]
+    if core.any() and not c.flash:
+        # a fused attention never stored what this would make again
+        again = attention(c, kind, 1.0, software)
+        found.append(replace(again, times=again.times * core))
+    return found
+
+
+# --- communication within a layer ------------------------------------------------------------------------------
+
+
+def collective(name: str, c: Configuration, kind: str, n_bytes: Number, n_ranks: Number, stride: Number) -> Demand:
+    """Return a collective over ranks that lie ``stride`` devices apart."""
+    local = np.clip(c.per_machine / stride, 1.0, n_ranks)
+    return Demand(name=name, kind=kind, shape=(n_bytes, n_ranks, local), dtype=c.dtype)
+
+
+def layer_communication(c: Configuration, kind: LayerKind, *, backward: bool) -> list[Demand]:
+    """Return what one layer sends in one direction: over tensor, context and expert groups."""
+    found: list[Demand] = []
+    wide = c.tokens * c.d_model * c.item_bytes
+    if np.any(np.asarray(c.tensor) > 1):
+        found += _tensor_communication(c, kind, wide, backward=backward)
+    if np.any(np.asarray(c.context) > 1):
+        kv = c.batch * c.sequence * c.n_kv_heads * (c.head_dim + c.value_dim) / c.tensor * c.item_bytes
+        if kind.windowed:
+            kv = kv * np.minimum(1.0, c.window / c.sequence)
+        ring = collective("context all-gather", c, "all_gather", kv, c.context, c.tensor)
+        back = collective("context reduce-scatter", c, "reduce_scatter", kv, c.context, c.tensor)
+        found += [ring, back] if backward else [ring]
+    if kind.experts and np.any(np.asarray(c.expert) > 1):
+        sent = wide * c.top_k
+        one_way = collective("expert all-to-all", c, "all_to_all", sent, c.expert, c.tensor)
+        found.append(replace(one_way, times=2.0))
+    return found
+
+
+def _tensor_communication(c: Configuration, kind: LayerKind, wide: Number, *, backward: bool) -> list[Demand]:
+    """Two all-reduces a layer and direction, or as many pairs of reduce-scatter and all-gather.
+
+    With sequence parallelism the backward pass gathers each input once more for the weights' gradients
+    (arXiv 2205.05198, section 4.2.2); that one overlaps with the product before it and is left out. Where collectives
+    are cut into pieces that run beside their products, one piece is left to wait for (Wang et al., "Overlap
+    Communication with Dependent Computation via Decomposition", ASPLOS 2023). Where the backward pass sums a product's
+    input gradients behind the product of its weights' gradients, only what takes longer than that is.
+    """
+    split = c.sequence_parallel
+    whole = collective("tensor all-reduce", c, "all_reduce", wide / c.pieces, c.tensor, 1.0)
+    gather = collective("tensor all-gather", c, "all_gather", wide / c.pieces, c.tensor, 1.0)
+    scatter = collective("tensor reduce-scatter", c, "reduce_scatter", wide / c.pieces, c.tensor, 1.0)
+    gathers = replace(gather, times=2 * split)
+    hiding = _weight_gradients(c, kind) if backward and c.behind_weights else []
+    if not hiding:
+        return [replace(whole, times=2 * (1 - split)), gathers, replace(scatter, times=2 * split)]
+    summed = [
+        replace(one, times=share, behind=product)
+        for product in hiding
+        for one, share in ((whole, 1 - split), (scatter, split))
+    ]
+    return [gathers, *summed]
+
+
+def _weight_gradients(c: Configuration, kind: LayerKind) -> list[Demand]:
+    """Return the products that the two sums of a layer's input gradients may hide behind: those of qkv and FFN."""
+    if kind.experts or c.latent is not None:
+        return []
+    first, up = attention_products(c)[0], ffn_products(c, kind)[0]
+    return [list(backward_of(product))[1] for product in (first, up)]
+
+
+# --- ends of the model and of the step --------------------------------------------------------------------------
+
+
+def embedding_forward(c: Configuration, software: Software) -> list[Demand]:
+    """Return the lookup of a micro-batch's tokens."""
+    return [software.stream("embedding", 2 * c.tokens * c.d_model * c.item_bytes, c)]
+
+
+def embedding_backward(c: Configuration, software: Software) -> list[Demand]:
+    """Return the scatter of gradients into the embedding's, which is cleared first."""
+    rows = c.vocabulary * c.d_model / c.tensor
+    n_bytes = (2 * c.tokens * c.d_model + rows) * c.item_bytes
+    return [software.stream("embedding backward", n_bytes, c)]
+
+
+def _head(c: Configuration) -> Demand:
+    return gemm("head", c, c.tokens, c.vocabulary / c.tensor, c.d_model, narrow=False)
+
+
+def head_forward(c: Configuration, software: Software) -> list[Demand]:
+    """Return the output projection and the loss of a micro-batch."""
+    logits = c.tokens * c.vocabulary / c.tensor
+    norm = software.stream("norm", 2 * c.tokens * c.d_model * c.item_bytes, c)
+    return [norm, _head(c), software.stream("loss", logits * c.item_bytes, c)]
+
+
+def head_backward(c: Configuration, software: Software) -> list[Demand]:
+    """Return the backward pass of loss and output projection."""
+    logits = c.tokens * c.vocabulary / c.tensor
+    norm = software.stream("norm backward", 3 * c.tokens * c.d_model * c.item_bytes, c)
+    return [software.stream("loss backward", 2 * logits * c.item_bytes, c), *backward_of(_head(c)), norm]
+
+
+def held_params(c: Configuration) -> Number:
+    """Return the parameters of one device of the stage that holds most, before data-parallel sharding."""
+    return (stage_params(c) + c.outer_params) / c.tensor
+
+
+def stage_params(c: Configuration) -> Number:
+    """Return the parameters of the layers of one pipeline stage, before tensor parallelism."""
+    dense = (c.n_layers - c.n_moe_layers) * c.layer_params
+    return (dense + c.n_moe_layers * c.moe_layer_params) / c.pipeline
+
+
+def optimizer(c: Configuration, software: Software) -> list[Demand]:
+    """Return the optimiser's step on one device's share of the states, and the norm of the gradients before it."""
+    n_params = held_params(c) / np.where(np.asarray(c.sharding) > 0, c.replicas, 1.0)
+    return [
+        software.stream("gradient norm", n_params * c.reduce_bytes, c),
+        software.stream("optimizer", n_params * c.state_bytes, c),
+    ]

@@ -1,0 +1,519 @@
+"""Memory that training holds on one device, by kind, at the moment when it holds most.
+
+Activations are counted tensor by tensor, as autograd keeps them: with Megatron's masks and fused softmax the sums are
+those of Korthikanti et al. (arXiv 2205.05198), Table 2, such as ``s b h (34 + 5 a s / h)`` for a layer. What a piece of
+software keeps beyond the least is in its stack file under ``saved``. Numbers may be arrays, one entry per
+configuration; letters are those of `sandtable_workloads.training.step_demand`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sandtable.errors import DoesNotFit
+from sandtable.hardware import Machine, Stack
+from sandtable.units import format_bytes
+from sandtable_workloads.training.step_demand import (
+    CHECKPOINTING,
+    EVERY_SECOND,
+    SHARDING,
+    Configuration,
+    LayerKind,
+    Number,
+    neurons_used,
+    norm_split,
+    stage_params,
+)
+from sandtable_workloads.training.step_parts import layer_kinds
+from sandtable_workloads.training.training_parameters import SlmTraining
+
+# a fused attention keeps the logarithm of each query's sum in float32
+STATISTIC_BYTES = 4.0
+# AdamW's two moments
+MOMENTS = 2
+# units of weights gathered at once: the one that is computed and the next, fetched ahead
+GATHERED_UNITS = 2.0
+# units of gradients that are whole at once: the one that is computed and the one that is being scattered
+WHOLE_GRADIENTS = 2.0
+KINDS = (
+    "weights",
+    "master weights",
+    "optimizer",
+    "gradients",
+    "gathered weights",
+    "communication buffers",
+    "optimizer work",
+    "activations",
+    "attention scores",
+    "logits and loss",
+    "recomputed layer",
+    "reserved",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Bytes that software keeps of one element of a composite for the backward pass.
+
+    Attributes:
+        norm: Of a norm's input; its output is the input of the product after it and counted there.
+        rope: Of a query or key before it is turned, which stays where it shares its storage with the values.
+        dropout: Of the mask on what attention and FFN add to the residual.
+        score: Of one attention score, where scores go through memory.
+        score_work: Of one score beyond that, while one layer's gradients are computed and its FFN's are gone.
+        logit: Of one logit at the peak around the loss.
+        bucket: Of one gradient in a bucket of its own, where gradients are no views of the buckets.
+        optimizer_work: Of one parameter while the optimiser's step goes on.
+    """
+
+    norm: float
+    rope: float
+    dropout: float
+    score: float
+    score_work: float
+    logit: float
+    bucket: float
+    optimizer_work: float
+
+    @classmethod
+    def of(cls, stack: Stack | None, item_bytes: float) -> Saved:
+        """Return the least that PyTorch keeps, changed by what the stack file says.
+
+        Scores: float32 probabilities, and a copy in the narrow type for the product after them. Logits: float32
+        log-probabilities and two gradients of theirs.
+        """
+        narrow = item_bytes if item_bytes < 4 else 0.0
+        table = {} if stack is None else stack.datasheet.saved_bytes
+        return cls(
+            norm=table.get("norm", item_bytes),
+            rope=table.get("rope", 0.0),
+            dropout=table.get("dropout", 0.0),
+            score=table.get("score", 4 + narrow),
+            score_work=table.get("score_work", 4.0),
+            logit=table.get("logit", 12.0),
+            bucket=table.get("bucket", 0.0),
+            optimizer_work=table.get("optimizer_work", 0.0),
+        )
+
+
+# --- places ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One stage of a pipeline, or the only one: what it holds of the model, and of how many micro-batches.
+
+    Attributes:
+        layers: Layers of the stage.
+        in_flight: Micro-batches whose activations it keeps at once.
+        outer_params: Parameters of embedding and head that it holds, before tensor parallelism.
+        head: 1 where it computes the loss, else 0.
+    """
+
+    layers: Number
+    in_flight: Number
+    outer_params: Number
+    head: Number
+
+
+def places(c: Configuration) -> list[Place]:
+    """Return the stages of which one holds most: first and last, and the first of those with one layer more.
+
+    Where layers do not divide, chunks in the middle have one more, see `plan.layers_at`. Runs without a pipeline have
+    one place; among those with one, it stands for the first stage.
+    """
+    piped = np.asarray(c.pipeline) > 1
+    whole = Place(layers=c.n_layers, in_flight=1.0, outer_params=c.outer_params, head=1.0)
+    if not np.any(piped):
+        return [whole]
+    positions = np.asarray(c.pipeline) * c.chunks
+    table = np.minimum(c.vocabulary * c.d_model, c.outer_params)
+    # either both ends have a table of their own, or each has a copy of the tied one
+    embedding = np.where(np.asarray(c.outer_params) >= 2 * table, c.outer_params - table, c.outer_params)
+    fewest, most = (np.asarray(part(c.n_layers / positions)) * c.chunks for part in (np.floor, np.ceil))
+    longer = np.where(most > fewest, (positions - np.asarray(c.n_layers) % positions) // 2 % c.pipeline, 0.0)
+    return [
+        Place(
+            layers=np.where(piped, fewest, whole.layers),
+            in_flight=in_flight(c, 0.0),
+            outer_params=np.where(piped, embedding, whole.outer_params),
+            head=np.where(piped, 0.0, 1.0),
+        ),
+        Place(
+            layers=np.where(piped, most, 0.0),
+            in_flight=in_flight(c, longer),
+            outer_params=np.where(piped & (longer == 0), embedding, 0.0),
+            head=0.0,
+        ),
+        Place(
+            layers=np.where(piped, fewest, 0.0),
+            in_flight=in_flight(c, np.asarray(c.pipeline) - 1.0),
+            outer_params=np.where(piped, table, 0.0),
+            head=np.where(piped, 1.0, 0.0),
+        ),
+    ]
+
+
+def in_flight(c: Configuration, stage: Number) -> Number:
+    """Return for how many micro-batches a stage, counted from 0, keeps activations, in units of its layers.
+
+    1F1B: as many as stages follow, itself included. Interleaved, counted in chunks as `schedule.tasks_of` warms up:
+    the first stage keeps ``1 + (p - 1) / (p v)`` times as much (arXiv 2205.05198, section 4.2.3).
+    """
+    p, chunks = np.asarray(c.pipeline, dtype=np.float64), np.asarray(c.chunks, dtype=np.float64)
+    follow = p - 1 - stage
+    kept = np.where(chunks > 1, (2 * follow + (chunks - 1) * p + 1) / chunks, follow + 1)
+    return np.asarray(np.where(p > 1, np.minimum(kept, c.accumulation), 1.0), dtype=np.float64)
+
+
+# --- states ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Parameters of one device before data-parallel sharding: those of experts, which fewer devices share, and all."""
+
+    experts: Number
+    all: Number
+
+    def split(self, c: Configuration, from_level: int) -> Number:
+        """Return the parameters that a device keeps where sharding is at least ``from_level``."""
+        shards = np.where(np.asarray(c.sharding) >= from_level, c.replicas, 1.0)
+        return (self.all - self.experts) / shards + self.experts / np.maximum(shards / c.expert, 1.0)
+
+
+def held_by(c: Configuration, layers: Number, outer_params: Number) -> Held:
+    """Return the parameters of so many layers, and of as much of embedding and head, on one device."""
+    of_stage = stage_params(c) * c.pipeline * layers / c.n_layers
+    experts = c.n_moe_layers * c.n_experts * c.n_vectors * c.d_model * c.expert_neurons / c.expert
+    return Held(
+        experts=experts * layers / c.n_layers / c.tensor,
+        all=(of_stage + outer_params) / c.tensor,
+    )
+
+
+def states(p: SlmTraining, c: Configuration, n: Held) -> dict[str, Number]:
+    """Return weights, master weights, optimiser states and gradients of the parameters of one device."""
+    mixed = p.precision.startswith("mixed")
+    moments = MOMENTS * p.moment_bytes
+    # with sharded weights the float32 ones are the only ones that stay; narrow ones exist while they are gathered
+    narrow = np.where(np.asarray(c.sharding) >= SHARDING["fsdp_grad_op"], 0.0, 1.0) if mixed else 1.0
+    return {
+        "weights": n.split(c, SHARDING["fsdp_full"]) * p.weight_bytes * narrow,
+        "master weights": n.split(c, SHARDING["zero_1"]) * (4.0 if mixed else 0.0),
+        "optimizer": n.split(c, SHARDING["zero_1"]) * moments,
+        "gradients": n.split(c, SHARDING["fsdp_grad_op"]) * p.gradient_bytes,
+    }
+
+
+def _unsharded(p: SlmTraining, c: Configuration, n: Held, place: Place) -> tuple[Number, Number]:
+    """Return gathered weights and whole gradients of sharded runs: a few layers, or all weights (``fsdp_grad_op``).
+
+    Embedding and head are a unit of their own, which stays gathered from the forward to the backward pass.
+    """
+    level, several = np.asarray(c.sharding), np.asarray(c.replicas) > 1
+    layer = stage_params(c) / (c.n_layers / c.pipeline) / c.tensor
+    outer = place.outer_params / c.tensor
+    few = np.minimum(GATHERED_UNITS * layer + outer, n.all)
+    gathered = np.where(
+        level == SHARDING["fsdp_full"], few, np.where(level == SHARDING["fsdp_grad_op"], n.all, 0.0)
+    )
+    sharded = several & (level >= SHARDING["fsdp_grad_op"])
+    whole = np.minimum(WHOLE_GRADIENTS * layer + outer, n.all) * p.reduce_bytes
+    # weights that are sharded in the type that they are computed in are gathered beside the shard; whole ones are not
+    held = np.where(
+        (level == SHARDING["fsdp_grad_op"]) & (not p.precision.startswith("mixed")), 0.0, gathered * p.weight_bytes
+    )
+    return np.where(several, held, gathered * p.weight_bytes * p.precision.startswith("mixed")), whole * sharded
+
+
+# --- activations -------------------------------------------------------------------------------------------------
+
+
+def layer_activations(c: Configuration, kind: LayerKind, saved: Saved) -> tuple[Number, Number]:
+    """Return what one layer keeps of a micro-batch: bytes without the scores of attention, and those of the scores."""
+    outside = c.tokens * c.d_model * (c.norms * (saved.norm + c.item_bytes) + 2 * saved.dropout) / norm_split(c)
+    inner = c.tokens * (_attention_kept(c, saved) + _ffn_kept(c, kind)) / c.tensor
+    scores = 0.0 if c.flash else c.batch * c.n_heads * c.sequence * c.sequence / c.context / c.tensor
+    return outside + inner, scores * saved.score
+
+
+def _attention_kept(c: Configuration, saved: Saved) -> Number:
+    """Return the bytes that attention keeps of a token, scores left out: queries, keys, values and its output."""
+    b = c.item_bytes
+    keys = c.n_heads if c.latent else np.maximum(c.n_kv_heads, np.minimum(c.tensor, c.n_heads))
+    # a plain product needs every query head's keys and values in memory
+    repeated = keys if c.flash else c.n_heads
+    kept = c.n_heads * c.head_dim * b + repeated * (c.head_dim + c.value_dim) * b + c.n_heads * c.value_dim * b
+    if c.flash:
+        kept = kept + c.n_heads * STATISTIC_BYTES
+    if c.rotary:
+        kept = kept + (c.n_heads + c.n_kv_heads) * c.head_dim * saved.rope
+    return kept
+
+
+def _ffn_kept(c: Configuration, kind: LayerKind) -> Number:
+    """Return the bytes that an FFN keeps of a token, before tensor parallelism.
+
+    A gate keeps its input and output, the value beside it and their product; without one, input and output. Experts
+    keep a routed copy of the token for each that it goes to.
+    """
+    kept = neurons_used(c, kind) * np.where(np.asarray(c.n_vectors) == 3, 4.0, 2.0) * c.item_bytes
+    return kept + (c.top_k * c.d_model * c.item_bytes * c.tensor if kind.experts else 0.0)
+
+
+def _ffn_gradients(c: Configuration, kind: LayerKind) -> Number:
+    """Return the gradients that are there at once while a layer's FFN is passed backward: of its products' outputs."""
+    return c.tokens * neurons_used(c, kind) * (c.n_vectors - 1) * c.item_bytes / c.tensor
+
+
+def activations(c: Configuration, saved: Saved, place: Place) -> dict[str, Number]:
+    """Return the bytes kept for the backward pass when the last layer's forward pass has ended.
+
+    ``recomputed layer`` is what one layer makes anew in the backward pass where activations are checkpointed, and the
+    scores in work where they are not. Of a layer that is computed again whole, only its input is kept. Where every
+    second layer is, the first one is, and the last one of an even number has gone before another is computed again.
+    """
+    level = np.asarray(c.recompute)
+    entry = c.tokens * c.d_model * c.item_bytes / norm_split(c)
+    second, odd = level == CHECKPOINTING["alternate"], np.asarray(place.layers) % 2
+    share_of_seconds = EVERY_SECOND * (1 + odd / np.maximum(place.layers, 1))
+    again = 1.0 * (level == CHECKPOINTING["full"]) + share_of_seconds * second
+    core = level == CHECKPOINTING["selective"]
+    kept: Number = 0.0
+    scores: Number = 0.0
+    work: Number = 0.0
+    for kind, count in layer_kinds(c).items():
+        rest, core_bytes = layer_activations(c, kind, saved)
+        share = count * place.layers / c.n_layers * place.in_flight
+        kept = kept + share * (again * entry + (1 - again) * rest)
+        scores = scores + share * (1 - again) * np.where(core, 0.0, core_bytes)
+        anew = np.where((again > 0) & ~(second & (odd == 0)), rest + core_bytes, np.where(core, core_bytes, 0.0))
+        in_work = core_bytes * saved.score_work / saved.score
+        work = np.maximum(work, anew + np.maximum(in_work, _ffn_gradients(c, kind)))
+    return {"activations": kept, "attention scores": scores, "recomputed layer": work}
+
+
+# --- the peak ------------------------------------------------------------------------------------------------------
+
+
+def memory_of_configuration(
+    p: SlmTraining, c: Configuration, stack: Stack | None, *, on_accelerator: bool
+) -> dict[str, Number]:
+    """Return bytes by kind of the fullest device, at its peak; kinds of no bytes are left out.
+
+    Args:
+        p: Any run of those in ``c``: its precision is theirs.
+        c: One configuration, or many stacked.
+        stack: What the software keeps, and takes for itself.
+        on_accelerator: Whether the software's own memory lies on the device that computes.
+    """
+    saved = Saved.of(stack, c.item_bytes)
+    moments = [moment for place in places(c) for moment in _moments(p, c, saved, place)]
+    kinds = _fullest(moments)
+    if stack is not None and on_accelerator:
+        share = stack.datasheet.fragmented_frac
+        # what the allocator holds between tensors comes on top of them
+        kinds["reserved"] = stack.datasheet.reserved_bytes + sum(kinds.values()) * share / (1 - share)
+    return {kind: size for kind, size in kinds.items() if np.any(np.asarray(size) > 0)}
+
+
+def _fullest(moments: Sequence[Mapping[str, Number]]) -> dict[str, Number]:
+    """Return bytes by kind of the moment with the highest sum, for each configuration on its own."""
+    totals = np.stack(np.broadcast_arrays(*(sum(moment.values()) for moment in moments)))
+    most = np.argmax(totals, axis=0)
+    found: dict[str, Number] = {}
+    for kind in KINDS:
+        sizes = [np.broadcast_to(np.asarray(moment.get(kind, 0.0), np.float64), most.shape) for moment in moments]
+        found[kind] = np.asarray(np.choose(most, sizes), dtype=np.float64)
+    return found
+
+
+def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> Iterator[dict[str, Number]]:
+    """Yield bytes by kind at the moments of a step of which one is the peak of a place.
+
+    The loss; the last layer computed backward while the head has its gradient; the end of the backward pass; the
+    optimiser's step.
+    """
+    n = held_by(c, place.layers, place.outer_params)
+    held = states(p, c, n)
+    gathered, whole = _unsharded(p, c, n, place)
+    kept = activations(c, saved, place)
+    work = kept.pop("recomputed layer")
+    stays, buffers = _gradients(c, saved, held["gradients"], n)
+    head = place.head * c.vocabulary * c.d_model / c.tensor * p.gradient_bytes
+    always = {kind: held[kind] for kind in ("weights", "master weights", "optimizer")} | {
+        "gathered weights": gathered,
+        "communication buffers": buffers,
+        "gradients": stays,
+    }
+    missing = held["gradients"] - stays
+    yield always | kept | {"logits and loss": place.head * c.tokens * c.vocabulary / c.tensor * saved.logit}
+    yield (
+        always
+        | kept
+        | {
+            "recomputed layer": work,
+            "gradients": stays + np.where(missing > 0, np.minimum(head, missing), 0.0),
+            "communication buffers": buffers + whole,
+        }
+    )
+    yield always | {"gradients": held["gradients"]}
+    yield (
+        always
+        | {"gradients": held["gradients"], "gathered weights": np.minimum(gathered, place.outer_params / c.tensor)}
+        | {"optimizer work": n.split(c, SHARDING["zero_1"]) * saved.optimizer_work}
+    )
+
+
+def _gradients(c: Configuration, saved: Saved, all_of_them: Number, n: Held) -> tuple[Number, Number]:
+    """Return the gradients that are there throughout a step, and the buckets beside them.
+
+    Gradients stay where they lie in buckets or in shards, or where earlier micro-batches left some. Where buckets are
+    copies, they stay, and the gradients come anew in each backward pass.
+    """
+    spread, again = np.asarray(c.replicas) > 1, np.asarray(c.accumulation) > 1
+    copies = spread & (np.asarray(c.sharding) < SHARDING["fsdp_grad_op"]) & (saved.bucket > 0)
+    stays = (spread & ~copies) | again | (np.asarray(c.pipeline) > 1)
+    return np.where(stays, all_of_them, 0.0), np.where(copies, n.all * saved.bucket, 0.0)
+
+
+def memory_of(p: SlmTraining, c: Configuration, machine: Machine) -> dict[str, float]:
+    """Return bytes by kind of the fullest device of one run, at its peak.
+
+    Processes of one CPU share its memory: theirs are added up.
+    """
+    found = memory_of_configuration(p, c, machine.stack, on_accelerator=machine.accelerator is not None)
+    return {kind: float(np.asarray(size)) for kind, size in found.items()}
+
+
+def layer_memory(p: SlmTraining, c: Configuration, stack: Stack | None) -> dict[str, float]:
+    """Return the bytes of the first stage's layers: weights, gradients and optimiser states; activations kept."""
+    first = places(c)[0]
+    held = states(p, c, held_by(c, first.layers, 0.0))
+    kept = activations(c, Saved.of(stack, c.item_bytes), first)
+    return {
+        "states": sum(float(np.asarray(size)) for size in held.values()),
+        "activations": float(np.asarray(kept["activations"] + kept["attention scores"])),
+    }
+
+
+# --- verdict --------------------------------------------------------------------------------------------------------
+
+
+def capacity_bytes(machine: Machine, n_devices: int) -> float:
+    """Return the memory of one device: the accelerator's, or the share of one of ``n_devices`` processes of a CPU."""
+    if machine.accelerator is not None:
+        return float(machine.accelerator.memory.datasheet.capacity_bytes)
+    return float(machine.memory.datasheet.capacity_bytes) / n_devices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether a run fits: bytes needed and there, the largest kind, and the kind that passes the limit.
+
+    ``breaks`` is the first kind, states before activations, with which the sum passes what there is; None if it fits.
+    """
+
+    needed_bytes: float
+    has_bytes: float
+    largest: str
+    breaks: str | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits."""
+        return self.breaks is None
+
+
+def verdict(held: Mapping[str, float], has_bytes: float) -> Verdict:
+    """Judge bytes by kind against what one device has."""
+    total, breaks = 0.0, None
+    for kind in sorted(held, key=_order):
+        total += held[kind]
+        if breaks is None and total > has_bytes:
+            breaks = kind
+    largest = max(held, key=lambda kind: held[kind], default="")
+    return Verdict(needed_bytes=total, has_bytes=has_bytes, largest=largest, breaks=breaks)
+
+
+def _order(kind: str) -> int:
+    # what the software takes for itself is there before anything else
+    return -1 if kind == "reserved" else KINDS.index(kind) if kind in KINDS else len(KINDS)
+
+
+def check(
+    p: SlmTraining, machine: Machine, name: str, measure: Callable[[SlmTraining], Mapping[str, float] | None]
+) -> dict[str, float]:
+    """Return the bytes of a run by kind, or refuse it with the table of what it needs and what near it would fit.
+
+    Args:
+        p: The run.
+        machine: Where.
+        name: Of the model, for the message.
+        measure: Bytes by kind of a run, None where it cannot be laid out.
+
+    Raises:
+        DoesNotFit: one device has less than that.
+    """
+    held = dict(measure(p) or {})
+    judged = verdict(held, capacity_bytes(machine, p.devices))
+    if judged.fits:
+        return held
+    kinds = ", ".join(
+        f"{kind} {format_bytes(size)}" for kind, size in sorted(held.items(), key=lambda i: -i[1]) if size > 0
+    )
+    fitting = "; ".join(what_fits(p, machine, measure))
+    advice = f"this would fit: {fitting}" if fitting else "nothing near it fits: take a device with more memory"
+    raise DoesNotFit(
+        f"{name} needs {format_bytes(judged.needed_bytes)} on its fullest device and {machine.name} has "
+        f"{format_bytes(judged.has_bytes)}; {judged.breaks} pass the limit ({kinds}); {advice}"
+    )
+
+
+def what_fits(
+    p: SlmTraining, machine: Machine, measure: Callable[[SlmTraining], Mapping[str, float] | None]
+) -> list[str]:
+    """Return the changes, one setting each and then in pairs, that make a run fit; the mildest of each kind."""
+    found: list[str] = []
+    changes = list(_changes(p))
+    pairs = [[one] for one in changes] + [[a, b] for i, a in enumerate(changes) for b in changes[i + 1 :]]
+    for combination in pairs:
+        update = {key: value for change in combination for key, value in change.items()}
+        if len(update) < len(combination) or (len(combination) > 1 and found):
+            continue
+        keys = sorted(update)
+        if any(all(f"{key} " in sentence for key in keys) for sentence in found):
+            continue
+        if _fits(p.model_copy(update=update), machine, measure):
+            found.append(" with ".join(f"{key} {update[key]}" for key in keys))
+    return found[:4]
+
+
+def _fits(p: SlmTraining, machine: Machine, measure: Callable[[SlmTraining], Mapping[str, float] | None]) -> bool:
+    held = measure(p)
+    return held is not None and verdict(held, capacity_bytes(machine, p.devices)).fits
+
+
+def _changes(p: SlmTraining) -> Iterator[dict[str, object]]:
+    """Yield milder settings, the mildest of each kind first."""
+    half = p.micro_batch // 2
+    while half:
+        yield {"micro_batch": half}
+        half //= 2
+    if p.attention == "vanilla":
+        yield {"attention": "flash"}
+    for checkpointing in _after(("none", "selective", "alternate", "full"), p.checkpointing):
+        yield {"checkpointing": checkpointing}
+    if p.data_parallel > 1:
+        for sharding in _after(("ddp", "zero_1", "fsdp_grad_op", "fsdp_full"), p.sharding):
+            yield {"sharding": sharding}
+    for factor in (2, 4, 8):
+        yield {"devices": p.devices * factor, "sharding": "fsdp_full"}
+
+
+def _after(values: Sequence[str], current: str) -> Sequence[str]:
+    return values[values.index(current) + 1 :]

@@ -1,0 +1,152 @@
+"""What a user may choose about a training run, and what follows from it by counting alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sandtable.hardware import Frozen
+from sandtable.units import Bytes
+
+Sharding = Literal["ddp", "zero_1", "fsdp_grad_op", "fsdp_full"]
+Attention = Literal["vanilla", "flash"]
+Checkpointing = Literal["none", "selective", "alternate", "full"]
+Precision = Literal["float32", "bfloat16", "mixed_bfloat16", "mixed_float16", "mixed_fp8"]
+Adapter = Literal["none", "lora", "adapter", "adapter_v2"]
+Quantization = Literal["none", "nf4", "nf4_dq"]
+
+
+class SlmTraining(Frozen):
+    """Parameters of one training run.
+
+    Attributes:
+        model: A preset of `sandtable_workloads.transformer`, such as ``slm_100m``, or the path of a Hugging Face
+            ``config.json``.
+        sequence_tokens: Tokens per sequence.
+        micro_batch: Sequences that one device (or one tensor-parallel group) processes at once.
+        grad_accumulation: Micro-batches per step and data-parallel rank. With pipeline stages, these fill the pipe.
+        devices: Devices (accelerators, or CPU processes) in all. What tensor, pipeline and context parallelism
+            leave is data parallel.
+        tensor_parallel, pipeline_parallel, context_parallel, expert_parallel: Sizes of those groups.
+        virtual_stages: Model chunks per pipeline stage; above 1 the schedule is interleaved 1F1B.
+        sequence_parallel: Split norms and residuals over the tensor-parallel group too.
+        sharding: ``ddp`` keeps everything on every device; ``zero_1`` shards the optimiser's states;
+            ``fsdp_grad_op`` shards gradients and optimiser, weights stay gathered between forward and backward;
+            ``fsdp_full`` shards the weights too and gathers each layer twice.
+        attention: ``vanilla`` writes the scores to memory; ``flash`` keeps them on chip.
+        checkpointing: Which activations are computed again in the backward pass: none, those of attention's core,
+            those of every second layer, or all but the input of each layer.
+        precision: Pure ``bfloat16`` or ``float32`` throughout; ``mixed_*`` keeps float32 weights for the optimiser.
+        bucket_bytes: Gradients that ``ddp`` reduces in one call.
+        reduce_dtype: Type in which gradients are reduced; float32 with mixed precision, and the weights' type
+            otherwise, if not given.
+        optimizer_dtype: Type of AdamW's two moments; float32 with mixed precision, and the weights' type otherwise,
+            if not given.
+        overlap_tensor: Send within the tensor-parallel group piece by piece, beside the product that makes or takes it;
+            only the first piece is waited for.
+        overlap_input_gradients: Sum a product's input gradients over the tensor-parallel group while its weights'
+            gradients are computed, as Megatron-LM does since 2022.
+        overlap_gradients: Reduce gradients while the backward pass goes on; else after it.
+        adapter: Weights that are trained beside frozen ones: ``lora`` on queries and values, prompts in front of
+            attention (LLaMA-Adapter), or those with scales and biases (its second version); ``none`` trains all.
+            For memory and for the closed form; see `sandtable_workloads.finetuning.adapters`.
+        lora_rank: Rank of LoRA's products.
+        quantization: How frozen weights are packed: not, in four bits, or with packed scales too.
+        steps: Measured steps.
+        warmup_steps: Steps before those, not measured.
+        text: Text file to train on; the text that ships with the package if none.
+        tokenizer: ``byte`` or ``bpe`` (trained on the text).
+        learning_rate: Of AdamW.
+        total_tokens: Tokens of the whole training that the measured steps are a part of; 20 per parameter if not given
+            (arXiv 2203.15556).
+        scaling_law: How the loss falls with parameters and tokens: a name in ``scaling_laws.yaml``, the path
+            of a file like it, or folders of executed runs (with commas between) whose losses it is fitted to.
+    """
+
+    model: str = "slm_100m"
+    sequence_tokens: int = Field(default=1024, ge=8)
+    micro_batch: int = Field(default=4, ge=1)
+    grad_accumulation: int = Field(default=1, ge=1)
+    devices: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    pipeline_parallel: int = Field(default=1, ge=1)
+    context_parallel: int = Field(default=1, ge=1)
+    expert_parallel: int = Field(default=1, ge=1)
+    virtual_stages: int = Field(default=1, ge=1)
+    sequence_parallel: bool = False
+    sharding: Sharding = "ddp"
+    attention: Attention = "flash"
+    checkpointing: Checkpointing = "none"
+    precision: Precision = "bfloat16"
+    bucket_bytes: Bytes = Field(default=float(25 << 20), gt=0)
+    reduce_dtype: Literal["float32", "bfloat16"] | None = None
+    optimizer_dtype: Literal["float32", "bfloat16"] | None = None
+    overlap_gradients: bool = True
+    overlap_tensor: bool = False
+    overlap_input_gradients: bool = False
+    adapter: Adapter = "none"
+    lora_rank: int = Field(default=8, ge=1)
+    quantization: Quantization = "none"
+    steps: int = Field(default=10, ge=1)
+    warmup_steps: int = Field(default=3, ge=0)
+    text: str | None = None
+    tokenizer: Literal["byte", "bpe"] = "byte"
+    learning_rate: float = Field(default=3e-4, gt=0)
+    total_tokens: float | None = Field(default=None, gt=0)
+    scaling_law: str = "chinchilla"
+
+    @model_validator(mode="after")
+    def _packed_is_frozen(self) -> SlmTraining:
+        if self.quantization != "none" and self.adapter == "none":
+            raise ValueError("packed weights cannot be trained: choose an adapter, or quantization none")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> SlmTraining:
+        group = self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+        if self.devices % group:
+            raise ValueError(
+                f"devices {self.devices} must be a multiple of tensor_parallel x pipeline_parallel x "
+                f"context_parallel = {group}: write {group * max(1, self.devices // group)}"
+            )
+        return self
+
+    @property
+    def data_parallel(self) -> int:
+        """Replicas of the model that see different data."""
+        return self.devices // (self.tensor_parallel * self.pipeline_parallel * self.context_parallel)
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences per optimiser step."""
+        return self.micro_batch * self.grad_accumulation * self.data_parallel
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens per optimiser step."""
+        return self.global_batch * self.sequence_tokens
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of a weight as layers compute with it, and as it is gathered."""
+        return 4.0 if self.precision == "float32" else 2.0
+
+    @property
+    def gradient_bytes(self) -> float:
+        """Bytes of a gradient as it is accumulated, and as the optimiser reads it."""
+        return 2.0 if self.precision == "bfloat16" else 4.0
+
+    @property
+    def moment_bytes(self) -> float:
+        """Bytes of each of AdamW's two moments of a parameter."""
+        if self.optimizer_dtype is None:
+            return 2.0 if self.precision == "bfloat16" else 4.0
+        return 4.0 if self.optimizer_dtype == "float32" else 2.0
+
+    @property
+    def reduce_bytes(self) -> float:
+        """Bytes of a gradient as it is sent."""
+        if self.reduce_dtype is None:
+            return self.gradient_bytes
+        return 4.0 if self.reduce_dtype == "float32" else 2.0

@@ -1,0 +1,392 @@
+"""The plan of a training step for the engine: ops, what each waits for, and on which device it runs.
+
+One device stands for its data-parallel, tensor-parallel and context-parallel equals, which all do the same at the
+same time; pipeline stages differ, and each is a place of its own. Gradients are reduced on a queue of their own, as
+a communicator has; so are the sends between stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from sandtable.demand.op import Op, Where
+from sandtable.demand.plan import Phase, Plan, Step
+from sandtable.hardware import Machine
+from sandtable_workloads.training.schedule import Task, needed, ordered
+from sandtable_workloads.training.step_demand import CHECKPOINTING, Configuration, Demand, LayerKind, Software
+from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, StepParts, parts_of
+from sandtable_workloads.training.training_parameters import SlmTraining
+from sandtable_workloads.transformer.shapes import ModelShape
+
+FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
+
+
+def op_of(demand: Demand, on: Where, section: str, sharing: int = 1) -> Op | None:
+    """Return a demand as an op, None if it asks for nothing."""
+    shape = tuple(float(number) for number in demand.shape)
+    times, whole = float(demand.times), max(1, round(float(demand.times)))
+    if times == 0 or (demand.communicates and shape[1] <= 1) or (demand.kind == "stream" and shape[0] <= 0):
+        return None
+    return Op(
+        name=demand.name,
+        kind=demand.kind,
+        account="communication" if demand.communicates else "compute",
+        dtype=demand.dtype,
+        flops=_flops(demand.kind, shape),
+        shape=shape,
+        sharing=1 if demand.communicates else sharing,
+        sustained=True,
+        on=on,
+        section=section,
+        behind=None if demand.behind is None else op_of(demand.behind, on, section, sharing),
+        repeat=whole,
+    )
+
+
+def _flops(kind: str, shape: tuple[float, ...]) -> float:
+    if kind == "gemm":
+        m, n, k, batch = shape[:4]
+        return 2 * m * n * k * batch
+    if kind == "attention":
+        batch, queries, keys, heads, _, head_dim, value_dim, causal, _, _, passes = shape[:11]
+        return 2 * batch * heads * queries * keys * (head_dim + value_dim) * (1 - causal / 2) * passes
+    return 0.0
+
+
+@dataclass
+class Builder:
+    """Ops of one step as they are added; `add` returns an op's index, for others to wait for."""
+
+    ops: list[Op] = field(default_factory=list)
+
+    def add(self, op: Op, after: Sequence[int | None]) -> int:
+        """Add an op that waits for ``after``."""
+        waits = tuple(sorted({index for index in after if index is not None}))
+        self.ops.append(replace(op, after=waits))
+        return len(self.ops) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """The sequences of ops that a step consists of; equal ones are one object, and are costed once."""
+
+    forward: dict[LayerKind, Op]
+    backward: tuple[dict[LayerKind, Op], ...]
+    embedding_forward: Op
+    embedding_backward: Op
+    head_forward: Op
+    head_backward: Op
+    optimizer: Op
+    between: Op | None
+    gather: Op | None
+    reduce: Op | None
+    gather_outer: Op | None
+    reduce_outer: Op | None
+    gather_all: Op | None
+    send: Op | None
+
+
+def blocks_of(parts: StepParts, on: Where, sharing: int = 1) -> Blocks:
+    """Return the sequences of a step's parts."""
+
+    def block(name: str, demands: Sequence[Demand], section: str) -> Op:
+        ops = tuple(op for op in (op_of(demand, on, section, sharing) for demand in demands) if op is not None)
+        return Op(name=name, kind="sequence", account="compute", parts=ops, on=on, section=section)
+
+    def sent(demand: Demand, section: str, lane: str) -> Op | None:
+        op = op_of(demand, on, section)
+        return None if op is None else replace(op, lane=lane)
+
+    kinds = {layer.kind: layer for layer in parts.layers}
+    between = block("gradient sum", parts.between, BACKWARD)
+    return Blocks(
+        forward={kind: block("layer forward", layer.forward, FORWARD) for kind, layer in kinds.items()},
+        backward=({kind: block("layer backward", layer.backward, BACKWARD) for kind, layer in kinds.items()},),
+        embedding_forward=block("embedding forward", parts.embedding_forward, FORWARD),
+        embedding_backward=block("embedding backward", parts.embedding_backward, BACKWARD),
+        head_forward=block("head forward", parts.head_forward, FORWARD),
+        head_backward=block("head backward", parts.head_backward, BACKWARD),
+        optimizer=block("optimizer", parts.optimizer, OPTIMIZER),
+        between=between if between.parts else None,
+        gather=sent(parts.gather, FORWARD, "data"),
+        reduce=sent(parts.reduce, BACKWARD, "data"),
+        gather_outer=sent(parts.gather_outer, FORWARD, "data"),
+        reduce_outer=sent(parts.reduce_outer, BACKWARD, "data"),
+        gather_all=sent(parts.gather_all, OPTIMIZER, "data"),
+        send=sent(parts.send, FORWARD, "pipeline"),
+    )
+
+
+def layers_of(shape: ModelShape) -> list[LayerKind]:
+    """Return the kind of each layer in order."""
+    return [
+        LayerKind(experts=shape.has_experts(layer), windowed=shape.is_windowed(layer))
+        for layer in range(shape.n_layers)
+    ]
+
+
+def step_of(c: Configuration, shape: ModelShape, machine: Machine) -> Step:
+    """Return one optimiser step; its counters are filled by the engine."""
+    on: Where = "host" if machine.accelerator is None else "accelerator"
+    parts = parts_of(c, Software(machine.stack))
+    blocks, kinds = blocks_of(parts, on, c.sharing), layers_of(shape)
+    if c.recompute == CHECKPOINTING["alternate"]:
+        blocks = _alternating(c, machine, blocks, on)
+    builder = _Pipeline(c, blocks, kinds, parts) if c.pipeline > 1 else _Single(c, blocks, kinds, parts)
+    return Step(name="step", ops=tuple(builder.ops()))
+
+
+def layers_at(position: int, n_layers: int, n_positions: int) -> tuple[int, int]:
+    """Return the first layer of one of a pipeline's chunks and the one after its last.
+
+    Where layers do not divide, chunks in the middle have one more: the ends also hold embedding and head.
+    """
+    least, more = divmod(n_layers, n_positions)
+    before = (n_positions - more) // 2
+    extra = min(max(position - before, 0), more)
+    first = position * least + extra
+    return first, first + least + (1 if before <= position < before + more else 0)
+
+
+def _alternating(c: Configuration, machine: Machine, blocks: Blocks, on: Where) -> Blocks:
+    """Return blocks whose layers are computed again in turn: one is, the next is not."""
+    software = Software(machine.stack)
+    variants = [
+        blocks_of(parts_of(replace(c, recompute=CHECKPOINTING[name]), software), on, c.sharing).backward[0]
+        for name in ("full", "none")
+    ]
+    return replace(blocks, backward=tuple(variants))
+
+
+class _Single:
+    """All layers on one device."""
+
+    def __init__(self, c: Configuration, blocks: Blocks, kinds: Sequence[LayerKind], parts: StepParts) -> None:
+        self.c, self.blocks, self.kinds = c, blocks, kinds
+        self.per_reduce = int(parts.layers_per_reduce)
+        self.builder = Builder()
+        self.last: int | None = None
+        self.sent: int | None = None
+        self.sharding = int(c.sharding)
+
+    def ops(self) -> list[Op]:
+        """Return the ops of the step."""
+        for micro in range(int(self.c.accumulation)):
+            is_last = micro == self.c.accumulation - 1
+            if self.sharding >= GRAD_OP:
+                self._sharded()
+            else:
+                self._replicated(reduces=is_last)
+            if not is_last and self.blocks.between is not None:
+                self._compute(self.blocks.between)
+        self.last = self.builder.add(self.blocks.optimizer, [self.last, self.sent])
+        if self.sharding == ZERO_1 and self.blocks.gather_all is not None:
+            self.builder.add(self.blocks.gather_all, [self.last])
+        return self.builder.ops
+
+    def _compute(self, op: Op, *after: int | None) -> int:
+        self.last = self.builder.add(op, [self.last, *after])
+        return self.last
+
+    def _send(self, op: Op | None, *after: int | None, section: str = "") -> int | None:
+        if op is not None:
+            op = replace(op, section=section or op.section)
+            self.sent = self.builder.add(op, [*after])
+        return self.sent
+
+    def _replicated(self, *, reduces: bool) -> None:
+        """Every device keeps all weights: gradients are reduced once, in buckets or at the end."""
+        blocks, overlaps = self.blocks, self.c.overlaps > 0
+        self._compute(blocks.embedding_forward)
+        for kind in self.kinds:
+            self._compute(blocks.forward[kind])
+        self._compute(blocks.head_forward)
+        self._compute(blocks.head_backward)
+        backward: list[int] = []
+        for index, kind in enumerate(reversed(self.kinds)):
+            backward.append(self._compute(blocks.backward[index % len(blocks.backward)][kind]))
+            if reduces and overlaps and ((index + 1) % self.per_reduce == 0 or index == len(self.kinds) - 1):
+                self._send(blocks.reduce, backward[-1])
+        self._compute(blocks.embedding_backward)
+        if reduces:
+            late = 0 if overlaps else -(-len(self.kinds) // self.per_reduce)
+            for _ in range(late):
+                self._send(blocks.reduce, self.last)
+            self._send(blocks.reduce_outer, self.last)
+
+    def _sharded(self) -> None:
+        """Each layer's weights are gathered one layer ahead, and its gradients scattered behind it."""
+        if not self.c.overlaps:
+            self._sharded_in_turn()
+            return
+        blocks, kinds = self.blocks, self.kinds
+        started: list[int | None] = [self.last]
+        root = self._send(blocks.gather_outer, self.last, self.sent)
+        started.append(self._compute(blocks.embedding_forward, root))
+        for kind in kinds:
+            # at most two layers are gathered and not yet used
+            gathered = self._send(blocks.gather, started[-2], root)
+            started.append(self._compute(blocks.forward[kind], gathered))
+        began = self._compute(blocks.head_forward)
+        self._compute(blocks.head_backward)
+        ahead, regathers = began, self.sharding >= FULL
+        for index, kind in enumerate(reversed(kinds)):
+            gathered = self._send(blocks.gather, ahead, section=BACKWARD) if regathers else None
+            ahead = self.last if self.last is not None else began
+            done = self._compute(blocks.backward[index % len(blocks.backward)][kind], gathered)
+            self._send(blocks.reduce, done)
+        self._compute(blocks.embedding_backward)
+        self._send(blocks.reduce_outer, self.last)
+
+    def _sharded_in_turn(self) -> None:
+        """Computing and sending take turns."""
+        blocks = self.blocks
+
+        def send(op: Op | None, section: str = "") -> None:
+            self.last = self._send(op, self.last, section=section) if op is not None else self.last
+
+        send(blocks.gather_outer)
+        self._compute(blocks.embedding_forward)
+        for kind in self.kinds:
+            send(blocks.gather)
+            self._compute(blocks.forward[kind])
+        self._compute(blocks.head_forward)
+        self._compute(blocks.head_backward)
+        for index, kind in enumerate(reversed(self.kinds)):
+            if self.sharding >= FULL:
+                send(blocks.gather, BACKWARD)
+            self._compute(blocks.backward[index % len(blocks.backward)][kind])
+            send(blocks.reduce)
+        self._compute(blocks.embedding_backward)
+        send(blocks.reduce_outer)
+
+
+class _Pipeline:
+    """Layers spread over stages, each a place; see `sandtable_workloads.training.schedule`."""
+
+    def __init__(self, c: Configuration, blocks: Blocks, kinds: Sequence[LayerKind], parts: StepParts) -> None:
+        self.c, self.blocks, self.kinds = c, blocks, kinds
+        self.n_stages, self.n_chunks = int(c.pipeline), int(c.chunks)
+        self.per_reduce = int(parts.layers_per_reduce)
+        self.builder = Builder()
+        self.chunks: dict[tuple[int, bool], Op] = {}
+        self.sent: dict[int, int] = {}
+
+    def ops(self) -> list[Op]:
+        """Return the ops of the step."""
+        last: list[int | None] = [None] * self.n_stages
+        done: dict[Task, int] = {}
+        for task in ordered(self.n_stages, int(self.c.accumulation), self.n_chunks):
+            wait = needed(task, self.n_stages, self.n_chunks)
+            came = None if wait is None else done[wait]
+            if wait is not None and wait.stage != task.stage and self.blocks.send is not None:
+                section = FORWARD if task.forward else BACKWARD
+                lane = f"pipeline {task.stage} {section}"
+                send = replace(self.blocks.send, place=wait.stage, lane=lane, section=section)
+                came = self.builder.add(send, [came])
+            if not task.forward and task.micro == self.c.accumulation - 1 and self.c.overlaps > 0:
+                index = self._last_backward(task, [last[task.stage], came])
+            else:
+                index = self.builder.add(self._chunk(task), [last[task.stage], came])
+            last[task.stage] = done[task] = index
+        for stage in range(self.n_stages):
+            self._finish(stage, last[stage])
+        return self.builder.ops
+
+    def _last_backward(self, task: Task, after: Sequence[int | None]) -> int:
+        """Add the last micro-batch's backward layer by layer, so that gradients are reduced behind it."""
+        index, waits = -1, after
+        parts = self._chunk(task).parts
+        for number, layer in enumerate(parts, start=1):
+            index = self.builder.add(replace(layer, place=task.stage), waits)
+            waits = [index]
+            if self.blocks.reduce is not None and number % self.per_reduce == 0 and "layer" in layer.name:
+                self.sent[task.stage] = self.builder.add(replace(self.blocks.reduce, place=task.stage), [index])
+        return index
+
+    def _chunk(self, task: Task) -> Op:
+        """Return the layers of one chunk in one direction, with the model's ends where they belong."""
+        position = task.chunk * self.n_stages + task.stage
+        key = (position, task.forward)
+        if key not in self.chunks:
+            self.chunks[key] = self._made(position, forward=task.forward)
+        return replace(self.chunks[key], place=task.stage)
+
+    def _made(self, position: int, *, forward: bool) -> Op:
+        blocks, n_positions = self.blocks, self.n_stages * self.n_chunks
+        first, last = layers_at(position, len(self.kinds), n_positions)
+        kinds = self.kinds[first:last]
+        if forward:
+            ops = [blocks.forward[kind] for kind in kinds]
+        else:
+            ops = [blocks.backward[i % len(blocks.backward)][kind] for i, kind in enumerate(reversed(kinds))]
+        if position == 0:
+            ops = [blocks.embedding_forward, *ops] if forward else [*ops, blocks.embedding_backward]
+        if position == n_positions - 1:
+            ops = [*ops, blocks.head_forward] if forward else [blocks.head_backward, *ops]
+        section = FORWARD if forward else BACKWARD
+        return Op(
+            name=f"chunk {section}",
+            kind="sequence",
+            account="compute",
+            parts=tuple(ops),
+            on=blocks.optimizer.on,
+            section=section,
+        )
+
+    def _finish(self, stage: int, last: int | None) -> None:
+        """Reduce a stage's gradients and update its weights; the first and the last hold the model's ends."""
+        blocks, per = self.blocks, -(-len(self.kinds) // self.n_stages)
+        sent = last
+        overlaps, n_units = self.c.overlaps > 0, -(-per // self.per_reduce)
+        if int(self.c.sharding) >= GRAD_OP and blocks.gather_all is not None:
+            sent = self.builder.add(replace(blocks.gather_all, place=stage, section=FORWARD), [sent])
+        for _ in range(0 if overlaps else n_units):
+            if blocks.reduce is not None:
+                sent = self.builder.add(replace(blocks.reduce, place=stage), [sent])
+        if blocks.reduce_outer is not None and stage in (0, self.n_stages - 1):
+            sent = self.builder.add(replace(blocks.reduce_outer, place=stage), [sent])
+        optimizer = self.builder.add(replace(blocks.optimizer, place=stage), [last, sent, self.sent.get(stage)])
+        if int(self.c.sharding) == ZERO_1 and blocks.gather_all is not None:
+            self.builder.add(replace(blocks.gather_all, place=stage), [optimizer])
+
+
+def _started(step: Step, startup_s: float) -> Step:
+    """Return a step with what a run does once: loading kernels, and finding the other ranks."""
+    last = step.ops[-1]
+    once = Op(
+        name="startup",
+        kind="startup",
+        account="compute",
+        seconds=startup_s,
+        on=last.on,
+        section=FORWARD,
+        after=tuple(range(len(step.ops))),
+    )
+    return replace(step, ops=(*step.ops, once))
+
+
+def plan_of(
+    parameters: SlmTraining,
+    c: Configuration,
+    shape: ModelShape,
+    machine: Machine,
+    memory: dict[str, float],
+    startup_s: float = 0.0,
+) -> Plan:
+    """Return the plan of a whole run: equal steps, the first of which takes ``startup_s`` longer."""
+    step = step_of(c, shape, machine)
+    steps: tuple[Step, ...] = (replace(step, repeat=parameters.steps),)
+    if startup_s:
+        steps = (_started(step, startup_s), replace(step, repeat=parameters.steps - 1))[: parameters.steps]
+    warm = replace(step, repeat=parameters.warmup_steps)
+    phases = [Phase(name="warmup", steps=(warm,))] if parameters.warmup_steps else []
+    return Plan(
+        workload="slm_training",
+        phases=(*phases, Phase(name="train", steps=steps)),
+        main_phase="train",
+        memory_bytes=memory,
+        work_unit="step",
+        unit_metric="step_s",
+    )
