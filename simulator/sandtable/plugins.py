@@ -19,37 +19,47 @@ from sandtable.errors import ConfigError
 GROUP = "sandtable.plugins"
 # what a package calls the list of its modules and sub-packages that need an optional package; they are not imported
 FAST_PATH = "FAST_PATH"
+PUBLISHED = "published"
 T = TypeVar("T")
 
 
-@lru_cache(maxsize=1)
-def modules() -> tuple[ModuleType, ...]:
-    """Import and return every module of every package that an entry point names."""
+@lru_cache(maxsize=2)
+def modules(*, published: bool = False) -> tuple[ModuleType, ...]:
+    """Import and return the modules of every package that an entry point names.
+
+    Adapters of published rows lie in packages called ``published``, which only their own commands need: these are
+    returned alone with ``published``, and left out without.
+    """
     found: list[ModuleType] = []
     for point in entry_points(group=GROUP):
-        found.extend(modules_of(point.load()))
-    return tuple(found)
+        if published or not _is_published(point.value):
+            found.extend(modules_of(point.load(), published=published))
+    return tuple(module for module in found if not published or _is_published(module.__name__))
 
 
-def modules_of(package: ModuleType) -> list[ModuleType]:
+def _is_published(name: str) -> bool:
+    return PUBLISHED in name.split(".")
+
+
+def modules_of(package: ModuleType, *, published: bool = False) -> list[ModuleType]:
     """Import and return a package and every module below it, those of its fast path left out."""
     skipped = {f"{package.__name__}.{name}" for name in getattr(package, FAST_PATH, ())}
     found = [package]
     for info in pkgutil.iter_modules(package.__path__, prefix=f"{package.__name__}."):
-        if info.name not in skipped:
+        if info.name not in skipped and (published or not _is_published(info.name.removeprefix(package.__name__))):
             module = importlib.import_module(info.name)
-            found.extend(modules_of(module) if info.ispkg else [module])
+            found.extend(modules_of(module, published=published) if info.ispkg else [module])
     return found
 
 
-def classes(base: type[T], within: tuple[ModuleType, ...] | None = None) -> dict[str, type[T]]:
-    """Return every concrete class of a kind by its ``name``, sorted.
+def classes(base: type[T], *, published: bool = False) -> dict[str, type[T]]:
+    """Return every concrete class of a kind by its ``name``, sorted; see `modules` for ``published``.
 
     Raises:
         ConfigError: two classes of one name.
     """
     found: dict[str, type[T]] = {}
-    for module in modules() if within is None else within:
+    for module in modules(published=published):
         for _, item in inspect.getmembers(module, inspect.isclass):
             if not issubclass(item, base) or inspect.isabstract(item) or item.__module__ != module.__name__:
                 continue

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sandtable import plugins, published
+from sandtable import plugins
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.published.adapter import Adapter, MalformedRow, Row, Scored, Skipped
 
@@ -106,8 +106,8 @@ class PublishedReport:
 @lru_cache(maxsize=1)
 def adapters() -> dict[str, Adapter]:
     """Return every adapter by name; a new module is found by itself."""
-    within = tuple(plugins.modules_of(published))
-    return {name: kind() for name, kind in plugins.classes(Adapter, within).items()}  # type: ignore[type-abstract]
+    found = plugins.classes(Adapter, published=True)  # type: ignore[type-abstract]
+    return {name: kind() for name, kind in found.items()}
 
 
 def run(
