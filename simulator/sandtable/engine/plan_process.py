@@ -6,7 +6,6 @@ not change any result. `Options.per_request` sends every storage request through
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from sandtable.engine.attribution import Interval, Share, attribute
 from sandtable.engine.clock import seconds, ticks
 from sandtable.engine.resources import Server, StorageServer
 from sandtable.model.cost_model import CostModel, OpTime
+from sandtable.model.intervals import joined
 from sandtable.results import TraceRow
 
 ACCOUNTS: tuple[str, ...] = ("io", "memory", "compute", "communication")
@@ -283,23 +283,14 @@ def _ends(
 ) -> tuple[float, float]:
     """Return the ends of the 90 % interval of a sum of ops, of one account or of all.
 
-    Ops of one law share its error, so that theirs add up, over accounts as well. The errors of different laws were
-    found on different measurements and are taken as independent: theirs is the root of the sum of squares (JCGM
-    100:2008, "Guide to the expression of uncertainty in measurement", section 5.1.2). What the machine as a whole
-    drifts is shared by all of them and adds up again.
+    Ops of one law share its error, so that theirs add up, over accounts as well; see `joined` for those of several.
     """
     by_law: dict[str, Miss] = {}
     for (of, law), miss in misses.items():
         if account in (None, of):
             by_law[law] = _added(by_law.get(law, NO_MISS), miss)
-    below, above = (_joined([(miss[side], miss[2 + side]) for miss in by_law.values()]) for side in (0, 1))
+    below, above = (joined([(miss[side], miss[2 + side]) for miss in by_law.values()]) for side in (0, 1))
     return seconds - below, seconds + above
-
-
-def _joined(misses: Sequence[tuple[float, float]]) -> float:
-    """Join (miss, part of it that is shared) of several laws."""
-    own = sum(miss**2 - shared**2 for miss, shared in misses)
-    return math.sqrt(max(0.0, own) + sum(shared for _, shared in misses) ** 2)
 
 
 def run(plan: Plan, costs: CostModel, options: Options | None = None) -> Run:

@@ -18,6 +18,7 @@ import numpy as np
 
 from sandtable.demand.op import COLUMN_DEFAULTS, OPERATOR_COLUMNS, Op
 from sandtable.model.cost_model import CostModel
+from sandtable.model.intervals import joined
 from sandtable.model.law import FloatArray
 from sandtable_workloads.training.step_demand import Configuration, Demand, Number, Software
 from sandtable_workloads.training.step_parts import FULL, GRAD_OP, StepParts, parts_of
@@ -168,19 +169,16 @@ def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
 def interval(timer: Timer, weights: Sequence[Number]) -> tuple[FloatArray, FloatArray]:
     """Return the ends of the 90 % interval of the layers' time, as shares of it.
 
-    Operators of one law are wrong together, those of different laws on their own: their misses are joined by the root
-    of the sum of squares, as in the engine.
+    Operators of one law are wrong together; those of several are joined as in the engine.
     """
     totals = {
         law: sum(w * s for w, s in zip(weights, seconds, strict=False)) for law, seconds in timer.by_law.items()
     }
     total = sum(totals.values())
-    below, above = np.zeros(timer.n), np.zeros(timer.n)
-    for law, seconds in totals.items():
-        low_frac, high_frac = timer.spreads[law]
-        below += (seconds / total * (1 - 1 / high_frac)) ** 2
-        above += (seconds / total * (1 / low_frac - 1)) ** 2
-    return 1 - np.sqrt(below), 1 + np.sqrt(above)
+    shares = {law: np.asarray(seconds / total) for law, seconds in totals.items()}
+    below = joined((share * (1 - 1 / timer.spreads[law][1]), 0.0) for law, share in shares.items())
+    above = joined((share * (1 / timer.spreads[law][0] - 1), 0.0) for law, share in shares.items())
+    return 1 - below, 1 + above
 
 
 def step_times(c: Configuration, costs: CostModel, n: int) -> StepTimes:
