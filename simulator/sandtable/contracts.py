@@ -1,6 +1,7 @@
 """Contracts of devices, kernels and workloads, to be called from the tests of whoever writes one.
 
-Each check raises an `AssertionError` with one sentence about the first promise that is not kept::
+Each check raises an `AssertionError` with one sentence about the first promise that is not kept. `KERNEL_CHECKS` are
+the parts of `check_kernel`, for a test of each::
 
     from sandtable.contracts import check_device, check_kernel, check_workload
 
@@ -20,7 +21,7 @@ import contextlib
 import io
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,26 @@ from unittest import mock
 import numpy as np
 
 from sandtable import hardware, units
-from sandtable.demand.kernel import Dims, Kernel, KernelContext
+from sandtable.demand.kernel import Kernel, KernelContext
 from sandtable.demand.op import RESOURCE_OF_KIND, Op
 from sandtable.demand.plan import Plan
 from sandtable.engine.plan_process import ACCOUNTS, Run, StepResult, run
+from sandtable.errors import ConfigError, NoDevice
 from sandtable.hardware import Component, Frozen, Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.run import predict
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload, collect
 
-PARTS = (None, "storage", "memory", "compute", "training", "link", "gpu")
-# which resource's law the timings of a part fit, where it is not called the same
-RESOURCE_OF_PART = {"training": "compute", "link": "network"}
+# parts that calibration measures, and the resources whose laws the timings of each fit
+RESOURCES_OF_PART: dict[str | None, tuple[str, ...]] = {
+    None: tuple(sorted(set(RESOURCE_OF_KIND.values()))),
+    "storage": ("storage",),
+    "memory": ("memory",),
+    "compute": ("compute",),
+    "training": ("compute",),
+    "link": ("network",),
+    "gpu": ("compute", "memory", "link", "network"),
+}
 # counters that a plan and an execution must agree on, step by step
 EXACT_COUNTERS = ("bytes_read", "n_requests")
 # float32 sums in another order, relative to the largest element
@@ -93,45 +102,101 @@ def _holds_text(component: Component, dotted: str) -> bool:
 # --- kernels -----------------------------------------------------------------------------------------------
 
 
-def check_kernel(kernel: Kernel, context: KernelContext) -> None:
-    """Check a kernel: counted cost, a fast path equal to its reference, repeatable by seed, and a grid to calibrate on.
+def check_kernel(kernel: Kernel, context: KernelContext) -> list[str]:
+    """Check a kernel by every one of `KERNEL_CHECKS`.
+
+    Returns:
+        One sentence for each part that this machine cannot do, such as timing on a GPU that is not there.
+    """
+    left_out = []
+    for check in KERNEL_CHECKS:
+        try:
+            check(kernel, context)
+        except NoDevice as error:
+            left_out.append(str(error))
+    return left_out
+
+
+def check_kernel_grid(kernel: Kernel, context: KernelContext) -> None:
+    """Check that a kernel has points to calibrate on, each once, with the dims of its example."""
+    name = kernel.name
+    _require(
+        kernel.calibrates in RESOURCES_OF_PART, f"{name} calibrates {kernel.calibrates!r}, no part of a machine"
+    )
+    for quick in (True, False):
+        grid = kernel.grid(quick=quick)
+        points = {tuple(sorted(dims.items())) for dims in grid}
+        _require(points, f"{name} has no grid with quick={quick}")
+        _require(len(points) == len(grid), f"{name} has a point twice in its grid with quick={quick}")
+        for dims in grid:
+            _require(set(dims) == set(kernel.example()), f"{name} has other dims at {dict(dims)} than its example")
+
+
+def check_kernel_cost(kernel: Kernel, context: KernelContext) -> None:
+    """Check that a kernel's demand is possible at every point, falls on the resource it calibrates, and grows."""
+    for dims in (kernel.example(), *kernel.grid(quick=True), *kernel.grid(quick=False)):
+        op, where = kernel.cost(dims), f"{kernel.name} at {dict(dims)}"
+        check_op(op)
+        _require(op.bytes_moved > 0, f"{where} moves no bytes")
+        # the last chunk may be shorter
+        _require(op.bytes_moved > (op.n_chunks - 1) * op.chunk_bytes, f"{where} has more chunks than bytes")
+        resources = RESOURCES_OF_PART[kernel.calibrates]
+        _require(op.resource in resources, f"{where} calibrates {kernel.calibrates}, but costs {op.resource}")
+        there = op.on == "accelerator" or op.kind == "host"
+        _require(kernel.calibrates != "gpu" or there, f"{where} calibrates a GPU, but runs on the {op.on}")
+        _require(dims.get("dtype", op.dtype) == op.dtype, f"{where} costs {op.dtype}")
+        for key, value in dims.items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                larger = kernel.cost({**dims, key: 2 * value})
+                grows = larger.bytes_moved >= op.bytes_moved and larger.flops >= op.flops
+                _require(grows, f"{where} costs less with twice the {key}")
+
+
+def check_kernel_result(kernel: Kernel, context: KernelContext) -> None:
+    """Check that a kernel's fast path equals its reference, and itself when it is called again.
 
     Raises:
         NoDevice: the fast path needs a package that is not installed.
     """
-    name = kernel.name
-    _require(kernel.calibrates in PARTS, f"{name} calibrates {kernel.calibrates!r}, which is none of {PARTS}")
-    for quick in (True, False):
-        points = [tuple(sorted(dims.items())) for dims in kernel.grid(quick=quick)]
-        _require(points, f"{name} has no grid with quick={quick}")
-        _require(len(points) == len(set(points)), f"{name} has a point twice in its grid with quick={quick}")
-    for dims in (kernel.example(), *kernel.grid(quick=True)):
-        _check_cost(kernel, dims)
-    example = kernel.example()
+    name, example = kernel.name, kernel.example()
     result, wanted = kernel.run(example, context), kernel.reference(example, context)
     _require(result.size > 0, f"{name} returns nothing")
     _require(result.shape == wanted.shape, f"{name} returns shape {result.shape}, its reference {wanted.shape}")
+    _require(np.isfinite(result).all(), f"{name} returns what is no number")
     _require(_close(result, wanted), f"{name} differs from its reference")
     _require(np.array_equal(result, kernel.run(example, context)), f"{name} gives another result the second time")
-    with kernel.prepare(example, context) as call:
-        for _ in range(2):
-            call()
 
 
-def _check_cost(kernel: Kernel, dims: Dims) -> None:
-    op = kernel.cost(dims)
-    check_op(op)
-    _require(op.bytes_moved > 0, f"{kernel.name} moves no bytes at {dict(dims)}")
-    if kernel.calibrates is not None:
-        _require(
-            op.resource == RESOURCE_OF_PART.get(kernel.calibrates, kernel.calibrates),
-            f"{kernel.name} calibrates {kernel.calibrates}, but its cost falls on {op.resource}",
-        )
-    for key, value in dims.items():
-        if isinstance(value, int) and not isinstance(value, bool):
-            larger = kernel.cost({**dims, key: 2 * value})
-            grows = larger.bytes_moved >= op.bytes_moved and larger.flops >= op.flops
-            _require(grows, f"{kernel.name} costs less with twice the {key} of {dict(dims)}")
+def check_kernel_call(kernel: Kernel, context: KernelContext) -> None:
+    """Check that the call which is timed can be repeated.
+
+    Raises:
+        NoDevice: it needs a package that is not installed.
+    """
+    with kernel.prepare(kernel.example(), context) as call:
+        for _ in range(3):
+            _require(call() is None, f"{kernel.name} returns something from the call that is timed")
+
+
+def check_kernel_timings(kernel: Kernel, context: KernelContext) -> None:
+    """Check the seconds of a kernel that times itself.
+
+    Raises:
+        NoDevice: it times something that this machine has not.
+    """
+    found = kernel.timings(kernel.example(), context, repeats=3, budget_s=0.1)
+    if found is not None:
+        _require(found, f"{kernel.name} times itself and gives no seconds")
+        _require(all(np.isfinite(found)) and min(found) > 0, f"{kernel.name} gives {found} as seconds")
+
+
+KERNEL_CHECKS: tuple[Callable[[Kernel, KernelContext], None], ...] = (
+    check_kernel_grid,
+    check_kernel_cost,
+    check_kernel_result,
+    check_kernel_call,
+    check_kernel_timings,
+)
 
 
 def _close(result: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> bool:
@@ -193,22 +258,25 @@ def check_workload(
     machine: Machine,
     context: ExecutionContext | None = None,
     *,
-    changes: dict[str, Any] | None = None,
+    example: Mapping[str, Any] | None = None,
     seed: int = 1,
 ) -> CheckedWorkload:
-    """Check a workload at its example parameters: planned, predicted and, with a ``context``, executed for real.
+    """Check a workload at an example: planned, predicted and, with a ``context``, executed for real.
 
     Prediction and execution must report the same phases and steps, the same metrics, exactly the same bytes and
-    requests in every step, and the same kinds of memory.
+    requests in every step, and the same kinds of memory. A workload that is planned only must refuse to be executed.
 
     Args:
         workload: The workload.
-        machine: Any machine that its example fits on.
+        machine: Any machine that its example fits on; `Workload.example_stack` takes the place of its software.
         context: Where to execute; None checks the plan and the prediction only.
-        changes: Put over the example parameters.
+        example: Parameters, such as one of `Workload.examples`; the first of them if not given.
         seed: Given to both.
     """
-    values = workload.example() | (changes or {})
+    values = dict(workload.examples()[0] if example is None else example)
+    if workload.example_stack is not None:
+        stack = library.load_component("stack", workload.example_stack)
+        machine = machine.model_copy(update={"stack": stack})
     parameters = workload.parameters.model_validate(values, context=units.AT_EDGE)
     plan = workload.plan(parameters, machine, seed)
     _require(plan.workload == workload.name, f"{workload.name} plans for {plan.workload!r}")
@@ -222,11 +290,28 @@ def check_workload(
         _require(ordered, f"{workload.name}: {name} lies outside its interval: {metric}")
         _require(metric.unit == units.unit_of(name), f"{workload.name}: {name} is in {metric.unit}")
     execution = None
-    if context is not None:
+    if context is not None and workload.planned_only is not None:
+        _check_refusal(workload, parameters, machine, seed, context)
+    elif context is not None:
         workload.prepare(parameters, machine, seed, context)
         execution = workload.execute(parameters, machine, seed, context)
         check_execution(plan, predicted.steps, execution, memory_tolerance_frac=workload.memory_tolerance_frac)
     return CheckedWorkload(parameters=parameters, plan=plan, predicted=predicted, execution=execution)
+
+
+def _check_refusal(
+    workload: Workload[Any], parameters: Frozen, machine: Machine, seed: int, context: ExecutionContext
+) -> None:
+    """Check that a workload which is planned only says so, in one sentence, before it starts."""
+    try:
+        workload.prepare(parameters, machine, seed, context)
+    except (ConfigError, NoDevice) as error:
+        _require(
+            str(workload.planned_only) in str(error), f"{workload.name} refuses to run for another reason: {error}"
+        )
+        _require("\n" not in str(error), f"{workload.name} refuses to run in more than one line")
+    else:
+        _require(False, f"{workload.name} is planned only, and prepares to run")
 
 
 def check_execution(

@@ -1,7 +1,6 @@
-"""Every workload keeps the contract; a new one is picked up by itself. What is measured needs numba."""
+"""Every workload keeps the contract; a new one, and each of its examples, is picked up by itself."""
 
 import dataclasses
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from sandtable import contracts
 from sandtable.demand.op import Op, random_read
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.engine.plan_process import StepResult
-from sandtable.errors import PlanError
-from sandtable.hardware import Machine, library
-from sandtable.workload.seam import Execution, ExecutionContext, workloads
+from sandtable.errors import ConfigError, PlanError
+from sandtable.hardware import Machine
+from sandtable.workload.seam import Execution, ExecutionContext, Workload, workloads
 
 WORKLOADS = workloads()
+EXAMPLES = [(name, index) for name, found in WORKLOADS.items() for index in range(len(found.examples()))]
 every_workload = pytest.mark.parametrize("name", sorted(WORKLOADS))
-needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="running for real needs numba")
+every_example = pytest.mark.parametrize(("name", "index"), EXAMPLES)
 
 
 @pytest.fixture(scope="module")
@@ -26,37 +26,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("stores")
 
 
-def test_there_are_workloads() -> None:
-    assert "flash_inference" in WORKLOADS
-    assert all(name == workload.name for name, workload in WORKLOADS.items())
-
-
 @every_workload
-def test_it_plans_and_predicts(name: str, machine: Machine) -> None:
-    checked = contracts.check_workload(WORKLOADS[name], machine)
+def test_it_says_what_it_is(name: str) -> None:
+    workload = WORKLOADS[name]
+    assert workload.name == name
+    assert workload.examples()[0] == workload.example()
+    if workload.planned_only is not None:
+        assert not workload.needs
+
+
+@every_example
+def test_it_plans_and_predicts(name: str, index: int, machine: Machine) -> None:
+    workload = WORKLOADS[name]
+    checked = contracts.check_workload(workload, machine, example=workload.examples()[index])
     assert checked.execution is None
     assert checked.predicted.total_s > 0
 
 
-@needs_numba
-@every_workload
-def test_it_executes_what_it_planned(name: str, machine: Machine, folder: Path) -> None:
-    if name == "slm_training":
-        pytest.importorskip("torch", reason="training for real needs torch")
-        # what PyTorch keeps for the backward pass is the stack's to say, as a calibrated machine names it
-        machine = machine.model_copy(update={"stack": library.load_component("stack", "pytorch_cpu")})
+@every_example
+def test_it_executes_what_it_planned(name: str, index: int, machine: Machine, folder: Path) -> None:
+    workload = WORKLOADS[name]
+    for package in workload.needs:
+        pytest.importorskip(package, reason=f"running {name} for real needs {package}")
     context = ExecutionContext(folder=folder, n_threads=2)
-    checked = contracts.check_workload(WORKLOADS[name], machine, context)
-    assert checked.execution is not None
-    assert len(checked.execution.steps) == len(checked.predicted.steps) > 0
-
-
-@needs_numba
-@pytest.mark.parametrize("rung", ["naive", "hybrid", "predictor", "window"])
-def test_every_rung_keeps_the_contract(rung: str, machine: Machine, folder: Path) -> None:
-    context = ExecutionContext(folder=folder, n_threads=2)
-    changes: dict[str, Any] = {"rung": rung, "stream_chunk": "3 MiB"}
-    contracts.check_workload(WORKLOADS["flash_inference"], machine, context, changes=changes)
+    checked = contracts.check_workload(workload, machine, context, example=workload.examples()[index])
+    if workload.planned_only is None:
+        assert checked.execution is not None
+        assert len(checked.execution.steps) == len(checked.predicted.steps) > 0
 
 
 # --- the contract itself must be able to fail --------------------------------------------------------------
@@ -143,3 +139,18 @@ def test_an_execution_may_count_more_than_the_plan() -> None:
 def test_an_execution_that_differs_is_found(found: Execution, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
         contracts.check_execution(plan_of(READ), [step()], found)
+
+
+# --- planned only ------------------------------------------------------------------------------------------
+
+
+def test_a_workload_that_is_planned_only_refuses_to_run(machine: Machine, folder: Path) -> None:
+    context = ExecutionContext(folder=folder, n_threads=2)
+    kind = type(next(iter(WORKLOADS.values())))
+    only = type("PlannedOnly", (kind,), {"planned_only": "nobody has the hardware", "prepare": Workload.prepare})()
+    assert contracts.check_workload(only, machine, context).execution is None
+    with pytest.raises(ConfigError, match="nobody has the hardware"):
+        Workload.execute(only, None, machine, 1, context)
+    careless = type("Careless", (kind,), {"planned_only": "nobody has the hardware"})()
+    with pytest.raises(AssertionError, match="planned only, and prepares to run"):
+        contracts.check_workload(careless, machine, context)

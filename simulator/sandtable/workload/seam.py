@@ -132,10 +132,17 @@ class Finding:
 
 
 class Workload(ABC, Generic[P]):
-    """One kind of work: what it demands, and how it is really done."""
+    """One kind of work: what it demands, and how it is really done.
+
+    ``needs`` names the packages that an execution imports. ``example_stack`` is the software that its examples run on,
+    where a plan depends on it. ``planned_only`` says why nothing is executed, where nothing is.
+    """
 
     name: ClassVar[str]
     parameters: ClassVar[type[Frozen]]
+    needs: ClassVar[tuple[str, ...]] = ()
+    example_stack: ClassVar[str | None] = None
+    planned_only: ClassVar[str | None] = None
     # how far the bytes that a run holds may lie from the plan's, kind by kind; more where they are not just counted
     memory_tolerance_frac: ClassVar[float] = 0.01
 
@@ -147,13 +154,21 @@ class Workload(ABC, Generic[P]):
             DoesNotFit: the memory or disk of the machine is too small.
         """
 
-    @abstractmethod
     def execute(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
-        """Do the work for real, once, and report the same phases and steps as the plan."""
+        """Do the work for real, once, and report the same phases and steps as the plan.
+
+        Raises:
+            ConfigError: nothing of this workload is executed.
+        """
+        raise ConfigError(f"{self.name} is planned only: {self.planned_only}")
 
     @abstractmethod
     def example(self) -> dict[str, Any]:
         """Return parameters small enough for a test to plan and execute in seconds."""
+
+    def examples(self) -> Sequence[dict[str, Any]]:
+        """Return `example`, and others as small that take other ways through plan and execution."""
+        return [self.example()]
 
     def derived(self, parameters: P, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return metrics that follow from others by counting, predicted or measured alike; they replace equal names."""
@@ -184,7 +199,14 @@ class Workload(ABC, Generic[P]):
         raise ConfigError(f"{self.name} has no findings of a paper to show")
 
     def prepare(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> None:
-        """Make what every repeat of `execute` needs, such as files on disk; not timed."""
+        """Make what every repeat of `execute` needs, such as files on disk; not timed.
+
+        Raises:
+            ConfigError: these parameters are planned only, or nothing of this workload is executed.
+            NoDevice: this machine lacks a device or a package.
+        """
+        if self.planned_only is not None:
+            raise ConfigError(f"{self.name} is planned only: {self.planned_only}")
 
     def resolve(self, parameters: P, context: ExecutionContext) -> tuple[P, list[str]]:
         """Adapt parameters to what the machine at hand has, such as free disk, and say what was changed."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, get_args
 
 from sandtable.demand.plan import Plan
 from sandtable.errors import DoesNotFit
@@ -12,7 +13,7 @@ from sandtable.run.measure import total_memory_bytes
 from sandtable.units import format_bytes
 from sandtable.workload.seam import Execution, ExecutionContext, Workload
 from sandtable_workloads.flash import model_files
-from sandtable_workloads.flash.flash_parameters import FlashInference
+from sandtable_workloads.flash.flash_parameters import FlashInference, Rung
 from sandtable_workloads.flash.runner import run_flash
 from sandtable_workloads.flash.token_demand import plan_of
 
@@ -22,6 +23,7 @@ class FlashInferenceWorkload(Workload[FlashInference]):
 
     name: ClassVar[str] = "flash_inference"
     parameters: ClassVar[type[Frozen]] = FlashInference
+    needs: ClassVar[tuple[str, ...]] = ("numba",)
 
     def plan(self, parameters: FlashInference, machine: Machine, seed: int) -> Plan:
         """Return prefill, cold tokens and decode; see `sandtable_workloads.flash.token_demand`."""
@@ -71,3 +73,8 @@ class FlashInferenceWorkload(Workload[FlashInference]):
     def example(self) -> dict[str, Any]:
         """Return a model of 60 million parameters and a handful of tokens."""
         return {"geometry": "opt_mini", "tokens": 3, "cold_tokens": 2, "prompt_tokens": 3, "concurrency": 8}
+
+    def examples(self) -> Sequence[dict[str, Any]]:
+        """Return the same model on every rung."""
+        others = (rung for rung in get_args(Rung) if rung != FlashInference().rung)
+        return [self.example(), *(self.example() | {"rung": rung, "stream_chunk": "3 MiB"} for rung in others)]

@@ -34,6 +34,9 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
 
     name: ClassVar[str] = "slm_training"
     parameters: ClassVar[type[Frozen]] = SlmTraining
+    needs: ClassVar[tuple[str, ...]] = ("torch",)
+    # what PyTorch keeps for the backward pass is the stack's to say, as a calibrated machine names it
+    example_stack: ClassVar[str | None] = "pytorch_cpu"
     # the temporaries of a tiny model are a larger share of its peak than those of a real one
     memory_tolerance_frac: ClassVar[float] = 0.10
 
