@@ -10,8 +10,8 @@ import pytest
 from sandtable.calibration.fit.operator_fit import OperatorPoint, Predictor, fit_constants
 from sandtable.published import scoring
 from sandtable.published.operator_rows import constants_of, kind_of, seconds_of, sheets_of
-from sandtable.published.operators.op_attention import OpAttention
-from sandtable.published.operators.op_infersim import OpInfersim
+from sandtable_workloads.transformer.published.op_attention import OpAttention
+from sandtable_workloads.transformer.published.op_infersim import OpInfersim
 
 
 @pytest.fixture

@@ -8,7 +8,13 @@ import pytest
 
 from sandtable.published import scoring
 from sandtable.published.adapter import Row
-from sandtable.published.finetune_litgpt import ANCHORS, FinetuneLitgpt, does_not_fit, log_spread, padded_tokens
+from sandtable_workloads.finetuning.published.finetune_litgpt import (
+    ANCHORS,
+    FinetuneLitgpt,
+    does_not_fit,
+    log_spread,
+    padded_tokens,
+)
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ def test_figures_and_data_are_written(tmp_path: Path) -> None:
 
 
 def test_prices_are_those_that_the_paper_is_scored_with() -> None:
-    from sandtable.published.slm_paper import MACHINES, prices
+    from sandtable_workloads.training.published.slm_paper import MACHINES, prices
 
     assert findings.grid()["price"] == prices()
     assert findings.grid()["machines"] == MACHINES

@@ -9,7 +9,14 @@ import pytest
 
 from sandtable.published import scoring
 from sandtable.published.scoring import DatasetScore
-from sandtable.published.slm_paper import ANCHOR, BY_FIGURE, OOM_AGREED, OOM_MISSED, OOM_WRONG, RANK
+from sandtable_workloads.training.published.slm_paper import (
+    ANCHOR,
+    BY_FIGURE,
+    OOM_AGREED,
+    OOM_MISSED,
+    OOM_WRONG,
+    RANK,
+)
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ import pytest
 
 from sandtable.hardware import library
 from sandtable.workload.seam import ExecutionContext
-from sandtable_workloads.training.slm_training import SlmTrainingWorkload
+from sandtable_workloads.training.slm_training import SlmTrainingWorkload, memories
 from sandtable_workloads.training.training_parameters import SlmTraining
 
 pytest.importorskip("torch", reason="training needs PyTorch")
@@ -53,5 +53,5 @@ def test_the_peak_of_a_run_is_what_was_counted(tmp_path: Path, changes: dict[str
     context = ExecutionContext(folder=tmp_path, n_threads=2)
     WORKLOAD.prepare(parameters, machine, 1, context)
     measured = sum(WORKLOAD.execute(parameters, machine, 1, context).memory_bytes.values())
-    counted = sum(WORKLOAD.memory_by_kind([parameters], machine)[0].values())
+    counted = sum(memories([parameters], machine)[0].values())
     assert counted == pytest.approx(measured, rel=0.10)

@@ -17,7 +17,7 @@ from functools import partial
 import pytest
 
 from sandtable.hardware import library
-from sandtable_workloads.training.slm_training import SlmTrainingWorkload, shape_of
+from sandtable_workloads.training.slm_training import memories, shape_of
 from sandtable_workloads.training.training_parameters import SlmTraining
 
 MIB = 1 << 20
@@ -351,7 +351,7 @@ CASES = [("slm_100m", "flash", 64), ("slm_500m", "vanilla", 16), ("slm_1b", "fla
 def test_replayed_tensors_add_up_to_what_is_counted(model: str, attention: str, batch: int) -> None:
     p = SlmTraining.model_validate({"model": model, "attention": attention, "micro_batch": batch})
     machine = library.load_machine("aws_p4de_24xlarge", {"stack": "huggingface_pytorch_2_3"})
-    held = SlmTrainingWorkload().memory_by_kind([p], machine)[0]
+    held = memories([p], machine)[0]
     counted = sum(size for kind, size in held.items() if kind != "reserved")
     assert counted == pytest.approx(replay(p).peak, rel=0.02)
 

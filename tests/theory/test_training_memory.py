@@ -11,16 +11,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandtable.errors import ConfigError, DoesNotFit
-from sandtable.hardware import library
+from sandtable.hardware import Machine, library
 from sandtable_workloads.training import training_memory
 from sandtable_workloads.training.executed.run_job import check_executable
 from sandtable_workloads.training.schedule import tasks_of
-from sandtable_workloads.training.slm_training import SlmTrainingWorkload, configuration, memory_of
+from sandtable_workloads.training.slm_training import (
+    SlmTrainingWorkload,
+    configuration,
+    memories,
+    memory_of,
+    verdict,
+)
 from sandtable_workloads.training.step_demand import SHARDING, optimizer_bytes
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.training.training_plan import layers_at
 
 WORKLOAD = SlmTrainingWorkload()
+
+
+def layer_memory(p: SlmTraining, machine: Machine) -> dict[str, float]:
+    return training_memory.layer_memory(p, configuration(p, machine), machine.stack)
+
+
 DGX = library.load_machine("dgx_a100_80gb", {"stack": "megatron_lm"})
 GPT: dict[str, Any] = {
     "model": "megatron_22b",
@@ -38,7 +50,7 @@ def run(**changes: Any) -> SlmTraining:
 
 
 def total(p: SlmTraining) -> float:
-    return sum(WORKLOAD.memory_by_kind([p], DGX)[0].values())
+    return sum(memories([p], DGX)[0].values())
 
 
 @pytest.mark.parametrize(
@@ -54,21 +66,21 @@ def total(p: SlmTraining) -> float:
 def test_a_layer_keeps_what_table_2_counts(changes: dict[str, Any], per_token_and_width: float) -> None:
     p = run(**changes)
     expected = p.sequence_tokens * p.micro_batch * 6144 * 48 * per_token_and_width
-    assert WORKLOAD.layer_memory(p, DGX)["activations"] == pytest.approx(expected, rel=1e-3)
+    assert layer_memory(p, DGX)["activations"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_states_are_18_bytes_a_parameter_in_mixed_precision() -> None:
     layers = 12 * 48 * 6144**2 / 8
-    assert WORKLOAD.layer_memory(run(), DGX)["states"] == pytest.approx(18 * layers, rel=2e-3)
+    assert layer_memory(run(), DGX)["states"] == pytest.approx(18 * layers, rel=2e-3)
 
 
 @pytest.mark.parametrize(("stages", "chunks"), [(4, 1), (4, 2), (8, 3)])
 def test_the_first_stage_keeps_a_whole_model_of_activations(stages: int, chunks: int) -> None:
     # 1F1B keeps p micro-batches of L / p layers; interleaving (p - 1) / (p v) more (section 4.2.3)
     p = run(pipeline_parallel=stages, virtual_stages=chunks, devices=8 * stages, grad_accumulation=4 * stages)
-    one = WORKLOAD.layer_memory(run(), DGX)["activations"]
+    one = layer_memory(run(), DGX)["activations"]
     more = 1.0 if chunks == 1 else 1 + (stages - 1) / (stages * chunks)
-    assert WORKLOAD.layer_memory(p, DGX)["activations"] == pytest.approx(one * more, rel=1e-6)
+    assert layer_memory(p, DGX)["activations"] == pytest.approx(one * more, rel=1e-6)
 
 
 def test_moments_may_be_wider_than_weights() -> None:
@@ -76,7 +88,7 @@ def test_moments_may_be_wider_than_weights() -> None:
         SlmTraining(model="slm_1b", precision="bfloat16", devices=1, optimizer_dtype=dtype)
         for dtype in (None, "float32")
     )
-    held = WORKLOAD.memory_by_kind([narrow, wide], DGX)
+    held = memories([narrow, wide], DGX)
     assert held[1]["optimizer"] == 2 * held[0]["optimizer"] == pytest.approx(8 * 970_458_240, rel=1e-3)
     assert held[1]["weights"] == held[0]["weights"]
     # gradient, weight and two moments, the last three read and written
@@ -87,9 +99,9 @@ def test_moments_may_be_wider_than_weights() -> None:
 
 def test_pure_bfloat16_is_8_bytes_a_parameter() -> None:
     p = SlmTraining(model="slm_1b", precision="bfloat16", micro_batch=4, devices=1)
-    held = WORKLOAD.memory_by_kind([p], DGX)[0]
+    held = memories([p], DGX)[0]
     assert held["weights"] + held["optimizer"] == pytest.approx(6 * 970_458_240, rel=1e-3)
-    spread = WORKLOAD.memory_by_kind([p.model_copy(update={"devices": 8})], DGX)[0]
+    spread = memories([p.model_copy(update={"devices": 8})], DGX)[0]
     assert spread["gradients"] >= 2 * 970_458_240 * 0.999
 
 
@@ -101,7 +113,7 @@ def test_sharding_never_needs_more_states(precision: str) -> None:
         p = SlmTraining.model_validate(
             {"model": "slm_2b", "precision": precision, "sharding": sharding, "devices": 8, "micro_batch": 4}
         )
-        held = WORKLOAD.memory_by_kind([p], DGX)[0]
+        held = memories([p], DGX)[0]
         states.append(held.get("weights", 0.0) + held.get("master weights", 0.0) + held["optimizer"])
     assert states == sorted(states, reverse=True)
     assert states[-1] < states[0] / 4
@@ -117,7 +129,7 @@ def test_sharding_never_needs_more_in_all(precision: str, stack: str) -> None:
     machine = library.load_machine("dgx_a100_80gb", {"stack": stack})
     base = SlmTraining.model_validate({"model": "slm_2b", "precision": precision, "devices": 8, "micro_batch": 4})
     runs = [base.model_copy(update={"sharding": sharding}) for sharding in SHARDING]
-    totals = [sum(held.values()) for held in WORKLOAD.memory_by_kind(runs, machine)]
+    totals = [sum(held.values()) for held in memories(runs, machine)]
     assert totals == sorted(totals, reverse=True)
 
 
@@ -125,7 +137,7 @@ def test_gradients_beside_their_buckets_are_there_twice() -> None:
     # little work, so that the peak is the optimiser's step: 8 bytes a parameter, 2 in buckets, 2 at work
     machine = library.load_machine("dgx_a100_80gb", {"stack": "huggingface_pytorch_2_3"})
     p = SlmTraining(model="slm_2b", precision="bfloat16", micro_batch=1, sequence_tokens=64, devices=8)
-    held = WORKLOAD.memory_by_kind([p], machine)[0]
+    held = memories([p], machine)[0]
     assert summed(held, *(set(held) - {"reserved"})) == pytest.approx(12 * 1_969_027_008, rel=1e-3)
 
 
@@ -155,7 +167,7 @@ def test_more_work_needs_no_less_and_checkpointing_no_more(
     assert total(p.model_copy(update={"micro_batch": 2 * batch})) >= total(p)
     assert total(p.model_copy(update={"sequence_tokens": 2 * tokens})) >= total(p)
     # activations kept; one layer that is computed again may pass what tiny models save
-    kept = [WORKLOAD.layer_memory(p.model_copy(update={"checkpointing": level}), DGX) for level in LEVELS]
+    kept = [layer_memory(p.model_copy(update={"checkpointing": level}), DGX) for level in LEVELS]
     sizes = [held["activations"] for held in kept]
     assert sizes == sorted(sizes, reverse=True)
     assert total(p.model_copy(update={"checkpointing": "full"})) <= total(p) * 1.0001
@@ -163,8 +175,7 @@ def test_more_work_needs_no_less_and_checkpointing_no_more(
 
 def test_every_second_layer_keeps_half_of_what_none_and_full_keep() -> None:
     kept = {
-        level: WORKLOAD.layer_memory(run(checkpointing=level), DGX)["activations"]
-        for level in ("none", "alternate", "full")
+        level: layer_memory(run(checkpointing=level), DGX)["activations"] for level in ("none", "alternate", "full")
     }
     assert kept["alternate"] == pytest.approx((kept["none"] + kept["full"]) / 2)
 
@@ -187,8 +198,8 @@ def test_more_layers_need_more(batch: int) -> None:
 
 def test_inputs_of_layers_are_split_where_norms_are() -> None:
     # what a layer computed again keeps is its input, a t-th of it on each device with sequence parallelism
-    whole = WORKLOAD.layer_memory(run(checkpointing="full"), DGX)["activations"]
-    split = WORKLOAD.layer_memory(run(checkpointing="full", sequence_parallel=True), DGX)["activations"]
+    whole = layer_memory(run(checkpointing="full"), DGX)["activations"]
+    split = layer_memory(run(checkpointing="full", sequence_parallel=True), DGX)["activations"]
     assert split == pytest.approx(whole / 8)
 
 
@@ -205,7 +216,7 @@ def test_the_last_stage_may_hold_most() -> None:
         micro_batch=16,
         checkpointing="full",
     )
-    held = WORKLOAD.memory_by_kind([p], DGX)[0]
+    held = memories([p], DGX)[0]
     assert held["logits and loss"] == pytest.approx(16 * 1024 * 32_000 * 6)
 
 
@@ -241,7 +252,7 @@ def test_a_stage_holds_the_layers_that_the_plan_gives_it(stages: int, chunks: in
 
 def test_stacked_runs_with_and_without_stages_are_counted_as_one_by_one() -> None:
     runs = [run(pipeline_parallel=s, devices=8 * s, grad_accumulation=s) for s in (1, 2, 5)]
-    for p, held in zip(runs, WORKLOAD.memory_by_kind(runs, DGX), strict=True):
+    for p, held in zip(runs, memories(runs, DGX), strict=True):
         assert sum(held.values()) == pytest.approx(total(p))
 
 
@@ -250,7 +261,7 @@ def test_experts_are_shared_by_fewer_devices_than_the_rest() -> None:
     p = SlmTraining(
         model="mixtral_8x7b", devices=64, expert_parallel=8, sharding="zero_1", precision="mixed_bfloat16"
     )
-    held = WORKLOAD.memory_by_kind([p], DGX)[0]
+    held = memories([p], DGX)[0]
     experts = 32 * 8 * 3 * 4096 * 14336
     rest = 46_702_792_704 - experts
     assert held["master weights"] == pytest.approx(4 * (experts / 64 + rest / 64), rel=1e-3)
@@ -262,14 +273,14 @@ def test_experts_are_shared_by_fewer_devices_than_the_rest() -> None:
 
 def test_many_runs_at_once_are_counted_as_one_by_one() -> None:
     runs = [run(micro_batch=b, attention=a) for b in (1, 2, 4) for a in ("vanilla", "flash")]
-    together = WORKLOAD.memory_by_kind(runs, DGX)
+    together = memories(runs, DGX)
     for p, held in zip(runs, together, strict=True):
         assert sum(held.values()) == pytest.approx(total(p))
 
 
 def test_a_run_that_does_not_fit_says_what_breaks_it_and_what_would_fit() -> None:
     p = SlmTraining(model="slm_2b", attention="vanilla", micro_batch=32, devices=8)
-    assert not WORKLOAD.verdict(p, DGX).fits
+    assert not verdict(p, DGX).fits
     with pytest.raises(
         DoesNotFit, match=r"slm_2b needs .* and dgx_a100_80gb has .* pass the limit .* this would fit"
     ):
@@ -281,12 +292,12 @@ def test_the_advice_fits(checkpointing: str) -> None:
     p = SlmTraining.model_validate(
         {"model": "slm_2b", "attention": "vanilla", "micro_batch": 64, "devices": 8, "checkpointing": checkpointing}
     )
-    assert not WORKLOAD.verdict(p, DGX).fits
+    assert not verdict(p, DGX).fits
     advice = training_memory.what_fits(p, DGX, lambda q: memory_of(q, DGX))
     assert any("micro_batch" in sentence for sentence in advice)
     for sentence in advice:
         changes = dict(part.split() for part in sentence.split(" with "))
-        assert WORKLOAD.verdict(SlmTraining.model_validate(p.model_dump() | changes), DGX).fits
+        assert verdict(SlmTraining.model_validate(p.model_dump() | changes), DGX).fits
 
 
 def test_the_verdict_names_the_kind_that_passes_the_limit() -> None:

@@ -10,6 +10,7 @@ from sandtable.engine.plan_process import run
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.workload.seam import workload_named
+from sandtable_workloads.training.slm_training import memories
 
 WORKLOAD: Any = workload_named("slm_training")
 
@@ -64,6 +65,6 @@ def test_gaps_are_a_share_of_what_the_allocator_holds() -> None:
     assert stack is not None
     for batch in (1, 8, 64):
         parameters = WORKLOAD.parameters(model="slm_1b", micro_batch=batch, precision="bfloat16")
-        held = WORKLOAD.memory_by_kind([parameters], machine())[0]
+        held = memories([parameters], machine())[0]
         gaps = held.pop("reserved") - stack.datasheet.reserved_bytes
         assert gaps / (gaps + sum(held.values())) == pytest.approx(stack.datasheet.fragmented_frac)

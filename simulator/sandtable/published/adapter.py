@@ -8,6 +8,7 @@ as "no device file", and the reasons are counted.
 from __future__ import annotations
 
 import csv
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,8 +126,9 @@ class Adapter(ABC):
             raise ConfigError(f"cannot be read: {error}", file=str(path)) from None
 
     def shipped(self) -> Path | None:
-        """Return the folder of the file where the package ships it; most files belong to others and are not shipped."""
-        return None
+        """Return the folder ``data`` beside the adapter if it ships the file; most files belong to others."""
+        folder = Path(inspect.getfile(type(self))).parent / "data"
+        return folder if (folder / f"{self.name}.csv").is_file() else None
 
     @abstractmethod
     def predict(self, row: Row) -> Outcome:

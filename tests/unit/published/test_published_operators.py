@@ -11,9 +11,9 @@ from sandtable.published import scoring, systems
 from sandtable.published.adapter import MalformedRow, Row, Scored, Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, constants_of, seconds_of
 from sandtable.published.operators.op_gemm import OpGemm
-from sandtable.published.operators.op_infersim import OpInfersim
 from sandtable.published.operators.op_matmul_peak import OpMatmulPeak
-from sandtable.published.operators.op_mlp_vidur import OpMlpVidur
+from sandtable_workloads.transformer.published.op_infersim import OpInfersim
+from sandtable_workloads.transformer.published.op_mlp_vidur import OpMlpVidur
 
 GEMM = {"system": "h100_sxm", "framework": "vllm", "dtype": "fp8", "m": "8", "n": "4096", "k": "7168"}
 VIDUR = {

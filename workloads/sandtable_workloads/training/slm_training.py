@@ -15,7 +15,6 @@ from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric
 from sandtable.workload.seam import Choices, Execution, ExecutionContext, Finding, Goal, Workload
-from sandtable_workloads.finetuning import adapters
 from sandtable_workloads.training import layout, metrics, training_memory
 from sandtable_workloads.training.choices import findings, search
 from sandtable_workloads.training.closed_form import StepTimes, step_times
@@ -54,26 +53,6 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         once_s = startup_s(parameters, machine)
         return plan_of(parameters, configuration(parameters, machine), shape, machine, held, once_s)
 
-    def plan_check(self, parameters: SlmTraining, machine: Machine) -> None:
-        """Refuse what cannot be laid out, without making a plan.
-
-        Raises:
-            PlanError: see `sandtable_workloads.training.layout`.
-        """
-        layout.check(parameters, shape_of(parameters), machine)
-
-    def shape(self, parameters: SlmTraining) -> ModelShape:
-        """Return the shape of the model that is trained."""
-        return shape_of(parameters)
-
-    def flops_per_token(self, parameters: SlmTraining) -> float:
-        """Return the flops of one token, as model FLOPs utilisation counts them."""
-        return metrics.model_flops_per_token(shape_of(parameters), parameters.sequence_tokens)
-
-    def peak_flops_per_s(self, parameters: SlmTraining, machine: Machine) -> float | None:
-        """Return the dense rate of one device for the type that products run in."""
-        return metrics.peak_flops_per_s(parameters, machine)
-
     def derived(self, parameters: SlmTraining, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return what follows from a step's time; see `sandtable_workloads.training.metrics`."""
         return metrics.derived(parameters, shape_of(parameters), machine, known)
@@ -97,19 +76,6 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """Return the findings of arXiv 2410.19456, predicted; see `findings`."""
         return findings.findings(memories, estimate)
 
-    def memory_by_kind(self, parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
-        """Return the bytes of the fullest device by kind, of many runs; see `training_memory`."""
-        return memories(parameters, machine)
-
-    def verdict(self, parameters: SlmTraining, machine: Machine) -> training_memory.Verdict:
-        """Return whether a run fits, and which kind of tensor passes the limit."""
-        held = memories([parameters], machine)[0]
-        return training_memory.verdict(held, training_memory.capacity_bytes(machine, parameters.devices))
-
-    def layer_memory(self, parameters: SlmTraining, machine: Machine) -> dict[str, float]:
-        """Return the bytes of one stage's layers alone, embedding and head left out: states, and activations."""
-        return training_memory.layer_memory(parameters, configuration(parameters, machine), machine.stack)
-
     def prepare(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> None:
         """Check that this machine can do it, and make the files of tokens."""
         from sandtable_workloads.training.executed import run_job
@@ -123,18 +89,6 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
 
         planned = memory_of(parameters, machine) or {}
         return run_job.run_training(parameters, machine, seed, context, planned)
-
-    def finetune(self, parameters: SlmTraining, machine: Machine) -> dict[str, dict[str, float]]:
-        """Return memory by kind, and times, of training with an adapter; see `finetune`."""
-        shape = shape_of(parameters)
-        times = adapters.iteration_s(parameters, shape, machine)
-        return {"memory_bytes": adapters.memory_of(parameters, shape), "iteration_s": times}
-
-    def decode(self, parameters: SlmTraining, machine: Machine) -> dict[str, dict[str, float]]:
-        """Return memory by kind, and the time of a token, of one sequence decoded with the same software."""
-        shape = shape_of(parameters)
-        times = adapters.token_s(parameters, shape, machine)
-        return {"memory_bytes": adapters.decode_memory_of(parameters, shape), "token_s": times}
 
     def example(self) -> dict[str, Any]:
         """Return a tiny model that trains in seconds."""
@@ -194,6 +148,12 @@ def memories(parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[s
         for row, index in enumerate(members):
             found[index] = {kind: float(column[row]) for kind, column in columns.items()}
     return found
+
+
+def verdict(parameters: SlmTraining, machine: Machine) -> training_memory.Verdict:
+    """Return whether a run fits, and which kind of tensor passes the limit."""
+    held = memories([parameters], machine)[0]
+    return training_memory.verdict(held, training_memory.capacity_bytes(machine, parameters.devices))
 
 
 def _groups(parameters: Sequence[SlmTraining], machine: Machine) -> Iterator[tuple[list[int], Configuration]]:

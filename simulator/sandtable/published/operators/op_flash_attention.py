@@ -8,7 +8,6 @@ the SXM module. Plain PyTorch is the benchmark's own: products with the scale in
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
@@ -28,10 +27,6 @@ class OpFlashAttention(OperatorAdapter):
     title: ClassVar[str] = "Attention in training, forward and backward"
     metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
     source: ClassVar[str] = "Dao-AILab/flash-attention issues 1310, 1589 and pulls 1075, 1791, 2688 @2026-11-24"
-
-    def shipped(self) -> Path | None:
-        """Return the package's own data folder."""
-        return Path(__file__).parent / "data"
 
     def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import ClassVar
 
 from sandtable.published.adapter import Row, Skipped
@@ -21,10 +20,6 @@ class OpTorchMatmul(OperatorAdapter):
     source: ClassVar[str] = (
         "zzc0721/torch-performance-test-data issue 78, mli/transformers-benchmarks issue 4 @2026-11-24"
     )
-
-    def shipped(self) -> Path | None:
-        """Return the package's own data folder."""
-        return Path(__file__).parent / "data"
 
     def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""

@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 
 from sandtable import units
 from sandtable.errors import ConfigError, DoesNotFit, PlanError
-from sandtable.hardware import Frozen, Machine, library
+from sandtable.hardware import Machine, library
 from sandtable.published.adapter import Adapter, Outcome, Row, Scored, Skipped
-from sandtable.workload.seam import Workload, workload_named
+from sandtable_workloads.training import layout, metrics
+from sandtable_workloads.training.slm_training import estimate, shape_of
+from sandtable_workloads.training.training_parameters import SlmTraining
 
-WORKLOAD = "slm_training"
 TOKENS, STEP = "tokens_per_s_per_device", "step_s"
 TERA = 1e12
 SECONDS_PER_HOUR = 3600.0
@@ -259,7 +260,9 @@ class TrainingThroughput(Adapter):
         return outcome
 
 
-def _scored(row: Row, metric: str, predicted: Mapping[str, float], measured: float, parameters: Any) -> Scored:
+def _scored(
+    row: Row, metric: str, predicted: Mapping[str, float], measured: float, parameters: SlmTraining
+) -> Scored:
     tokens = parameters.tokens_per_step / parameters.devices
     step, ends = predicted["step_s"], (predicted["low_s"], predicted["high_s"])
     low, value, high = (
@@ -400,47 +403,43 @@ def _completed(parameters: dict[str, Any]) -> dict[str, Any] | str:
 # --- figures -------------------------------------------------------------------------------------------------------
 
 
-def measured_tokens(row: Row, parameters: Any, machine: Machine) -> float | Skipped:
+def measured_tokens(row: Row, parameters: SlmTraining, machine: Machine) -> float | Skipped:
     """Return tokens per second and device from whatever figure a row has."""
     per_device, total = row.number("throughput_tokens_per_s_per_gpu"), row.number("throughput_tokens_per_s")
     if per_device:
         return per_device
     if total:
-        return total / float(parameters.devices)
+        return total / parameters.devices
     step = row.number("step_time_s")
     if step:
-        return float(parameters.tokens_per_step) / step / float(parameters.devices)
+        return parameters.tokens_per_step / step / parameters.devices
     source = SOURCES[row.text("source_group")]
     hours = row.number("gpu_hours_total")
     if hours and source.tokens:
         return source.tokens / (hours * SECONDS_PER_HOUR)
     rate = row.number("hardware_tflops_per_s_per_gpu") if source.flops == "megatron" else None
     if rate:
-        return float(rate * TERA / _megatron_flops_per_token(parameters))
+        return rate * TERA / _megatron_flops_per_token(parameters)
+    flops = metrics.model_flops_per_token(shape_of(parameters), parameters.sequence_tokens)
     model_rate = row.number("model_tflops_per_s_per_gpu")
     if model_rate:
-        return float(model_rate * TERA / _workload().flops_per_token(parameters))
+        return model_rate * TERA / flops
     utilisation = row.number("mfu_percent")
-    peak = _workload().peak_flops_per_s(parameters, machine) if utilisation else None
+    peak = metrics.peak_flops_per_s(parameters, machine) if utilisation else None
     if utilisation and peak:
-        return float(utilisation / 100 * peak / _workload().flops_per_token(parameters))
+        return utilisation / 100 * peak / flops
     return Skipped("no speed in the row")
 
 
-def _megatron_flops_per_token(parameters: Any) -> float:
+def _megatron_flops_per_token(parameters: SlmTraining) -> float:
     """Return the FLOPs per token of arXiv 2104.04473, equation 3; the layers count four times, for recomputation."""
-    shape = _workload().shape(parameters)
+    shape = shape_of(parameters)
     layers, width = shape.n_layers, shape.d_model
     share = 1 + parameters.sequence_tokens / (6 * width) + shape.vocabulary / (16 * layers * width)
-    return float(96 * layers * width**2 * share)
+    return 96 * layers * width**2 * share
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def _workload() -> Any:
-    return workload_named(WORKLOAD)
 
 
 @lru_cache(maxsize=64)
@@ -448,16 +447,15 @@ def _machine(name: str, stack: str) -> Machine:
     return library.load_machine(name, {"stack": stack})
 
 
-def _best(run: Run) -> tuple[Any, Mapping[str, float]] | Skipped:
+def _best(run: Run) -> tuple[SlmTraining, Mapping[str, float]] | Skipped:
     """Return the fastest candidate that can be laid out, with its prediction."""
-    workload: Workload[Any] = _workload()
     machine = _machine(run.machine, run.stack)
-    valid: list[Frozen] = []
+    valid: list[SlmTraining] = []
     fault = ""
     for candidate in run.candidates:
         try:
-            parameters = workload.parameters.model_validate(candidate, context=units.AT_EDGE)
-            workload.plan_check(parameters, machine)  # type: ignore[attr-defined]
+            parameters = SlmTraining.model_validate(candidate, context=units.AT_EDGE)
+            layout.check(parameters, shape_of(parameters), machine)
         except ValueError as error:
             fault = f"not a valid configuration: {_sentence(error)}"
         except DoesNotFit:
@@ -470,8 +468,8 @@ def _best(run: Run) -> tuple[Any, Mapping[str, float]] | Skipped:
             valid.append(parameters)
     if not valid:
         return Skipped(fault)
-    estimates = workload.estimate(valid, machine)
-    speeds = [p.tokens_per_step / e["step_s"] for p, e in zip(valid, estimates, strict=True)]  # type: ignore[attr-defined]
+    estimates = estimate(valid, machine)
+    speeds = [p.tokens_per_step / e["step_s"] for p, e in zip(valid, estimates, strict=True)]
     best = max(range(len(valid)), key=speeds.__getitem__)
     return valid[best], estimates[best]
 

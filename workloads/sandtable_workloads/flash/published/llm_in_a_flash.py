@@ -8,11 +8,12 @@ paper's naive rows on CPU and GPU repeat the bandwidth of the Mac's drive in flo
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar
 
 from sandtable.published.adapter import Adapter, Outcome, Row, Scored, Skipped
 from sandtable.results import Prediction
+from sandtable.run import predict
+from sandtable.workload import scenarios
 
 # column of the file -> metric of the prediction
 _COLUMNS = {
@@ -29,10 +30,6 @@ class LlmInAFlash(Adapter):
     name: ClassVar[str] = "llm_in_a_flash"
     title: ClassVar[str] = "LLM in a flash, Tables 2 and 3: OPT-6.7B on M1 Max and RTX 4090"
     metrics: ClassVar[tuple[str, ...]] = tuple(_COLUMNS.values())
-
-    def shipped(self) -> Path | None:
-        """Return the package's own data folder."""
-        return Path(__file__).parent / "data"
 
     def predict(self, row: Row) -> Outcome:
         """Predict one row with its scenario."""
@@ -65,9 +62,6 @@ class LlmInAFlash(Adapter):
 
 @lru_cache(maxsize=32)
 def _prediction(scenario: str, rung: str) -> Prediction:
-    from sandtable.run import predict
-    from sandtable.workload import scenarios
-
     settings = [f"parameters.rung={rung}", "parameters.tokens=24", "parameters.prompt_tokens=128"]
     case = scenarios.load(scenario, settings=settings)
     return predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0]

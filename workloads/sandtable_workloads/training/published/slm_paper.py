@@ -30,12 +30,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sandtable import units
 from sandtable.hardware import Machine, library
 from sandtable.published.adapter import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
-from sandtable.workload.seam import workload_named
+from sandtable_workloads.training import slm_training
+from sandtable_workloads.training.training_parameters import SlmTraining
 
 STACK = "huggingface_pytorch_2_3"
 DATA = Path(__file__).parent / "data"
@@ -88,10 +89,6 @@ class SlmPaper(Adapter):
     name: ClassVar[str] = "slm_paper"
     title: ClassVar[str] = "Bottlenecks of training small language models, Figures 1 to 4"
     metrics: ClassVar[tuple[str, ...]] = (*(BY_FIGURE[figure] for figure in "2134"), RANK)
-
-    def shipped(self) -> Path | None:
-        """Return the package's own data folder."""
-        return DATA
 
     def read(self, folder: Path) -> Iterator[Row]:
         """Yield the rows; those of Figure 2 with their rank among the GPU types, where all are there."""
@@ -233,13 +230,12 @@ def grid(model: str, attention: str, gpu: str) -> tuple[Point, ...]:
     """
     if model not in PRESETS or attention not in ATTENTION:
         raise MalformedRow(f"model {model!r} with {attention!r} attention is not in the paper")
-    workload: Any = workload_named("slm_training")
     machine = _machine(gpu)
     combinations = list(itertools.product(COUNTS, BATCHES, SCHEMES))
-    candidates = [_parameters(workload, model, attention, *combination) for combination in combinations]
-    fits = [workload.verdict(candidate, machine).fits for candidate in candidates]
+    candidates = [_parameters(model, attention, *combination) for combination in combinations]
+    fits = [slm_training.verdict(candidate, machine).fits for candidate in candidates]
     fitting = list(itertools.compress(zip(candidates, combinations, strict=True), fits))
-    estimates: Sequence[dict[str, float]] = workload.estimate([candidate for candidate, _ in fitting], machine)
+    estimates = slm_training.estimate([candidate for candidate, _ in fitting], machine)
     found = []
     for (_, (n_gpus, batch, scheme)), times in zip(fitting, estimates, strict=True):
         tokens = batch * SEQUENCE_TOKENS / prices()[gpu]
@@ -259,8 +255,8 @@ def _with_software(machine: Machine, value: float, low: float, high: float) -> t
     return value * max(0.0, 1 - below), value * (1 + above)
 
 
-def _parameters(workload: Any, model: str, attention: str, n_gpus: int, batch: int, scheme: str) -> Any:
-    return workload.parameters(
+def _parameters(model: str, attention: str, n_gpus: int, batch: int, scheme: str) -> SlmTraining:
+    return SlmTraining(
         model=PRESETS[model],
         sequence_tokens=SEQUENCE_TOKENS,
         micro_batch=batch,

@@ -8,7 +8,7 @@ import pytest
 
 from sandtable.published import scoring
 from sandtable.published.adapter import MalformedRow, Row, Scored, Skipped
-from sandtable.published.slm_paper import (
+from sandtable_workloads.training.published.slm_paper import (
     BY_FIGURE,
     COUNTS,
     FIRST,

@@ -8,7 +8,7 @@ import pytest
 
 from sandtable.published.adapter import Row, Skipped
 from sandtable.published.operator_rows import Timed
-from sandtable.published.operators.op_infersim import OpInfersim
+from sandtable_workloads.transformer.published.op_infersim import OpInfersim
 
 SIZES = {
     "num_experts": 256,

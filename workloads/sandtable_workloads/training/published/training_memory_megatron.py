@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 
 from sandtable.hardware import Machine, library
 from sandtable.published.adapter import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
-from sandtable.workload.seam import workload_named
+from sandtable_workloads.training import training_memory
+from sandtable_workloads.training.slm_training import configuration
+from sandtable_workloads.training.training_parameters import SlmTraining
 
-WORKLOAD, MACHINE, STACK = "slm_training", "dgx_a100_80gb", "megatron_lm"
+MACHINE, STACK = "dgx_a100_80gb", "megatron_lm"
 GIB = float(1 << 30)
 STATES, ACTIVATIONS = "parameters+optimizer memory", "activation memory"
 RELATIVE = "activation memory relative to TP baseline"
@@ -100,9 +102,8 @@ def _whole(row: Row, column: str) -> int:
 
 
 def _held(parameters: dict[str, Any]) -> dict[str, float]:
-    workload: Any = workload_named(WORKLOAD)
-    found: dict[str, float] = workload.layer_memory(workload.parameters.model_validate(parameters), _machine())
-    return found
+    run, machine = SlmTraining.model_validate(parameters), _machine()
+    return training_memory.layer_memory(run, configuration(run, machine), machine.stack)
 
 
 @lru_cache(maxsize=1)

@@ -15,9 +15,12 @@ import numpy as np
 
 from sandtable import units
 from sandtable.errors import ConfigError, PlanError
-from sandtable.hardware import Machine, library
+from sandtable.hardware import Machine, StackDatasheet, library
 from sandtable.published.adapter import Adapter, Outcome, Row, Scored, Skipped
-from sandtable.workload.seam import workload_named
+from sandtable_workloads.finetuning import adapters
+from sandtable_workloads.training.slm_training import shape_of
+from sandtable_workloads.training.training_parameters import SlmTraining
+from sandtable_workloads.transformer.shapes import ModelShape
 
 MEMORY, ITERATION, DECODE = "memory_bytes", "iteration_s", "decode_tokens_per_s"
 STACK = "litgpt"
@@ -99,7 +102,7 @@ def _scored(row: Row, metric: str, value: float, measured: float) -> Scored:
     )
 
 
-def _stack_sheet(row: Row) -> Any:
+def _stack_sheet(row: Row) -> StackDatasheet:
     stack = _machine(MACHINES[row.text("gpu")]).stack
     assert stack is not None
     return stack.datasheet
@@ -151,8 +154,9 @@ def _training(row: Row, adapter: str, quantization: str, machine: Machine) -> di
         **({"sharding": "fsdp_full", "checkpointing": "full"} if devices > 1 else {}),
     }
     usual = max(8, round(padded_tokens(longest, micro_batch * devices)))
-    held = _workload().finetune(_parameters(common, longest), machine)[MEMORY]
-    times = _workload().finetune(_parameters(common, usual), machine)[ITERATION]
+    run, shape = _run(common, longest)
+    held = adapters.memory_of(run, shape)
+    times = adapters.iteration_s(*_run(common, usual), machine)
     validated = (VALIDATION_BATCHES + VALIDATION_TOKENS) * times["inference_s"] / N_ITERATIONS
     return {MEMORY: sum(held.values()), ITERATION: times["step_s"] + validated}
 
@@ -165,19 +169,15 @@ def _decoding(row: Row, quantization: str, machine: Machine) -> dict[str, float]
         "adapter": "lora",
         "micro_batch": 1,
     }
-    found = _workload().decode(_parameters(common, PROMPT_TOKENS + NEW_TOKENS), machine)
-    times = found["token_s"]
+    run, shape = _run(common, PROMPT_TOKENS + NEW_TOKENS)
+    times = adapters.token_s(run, shape, machine)
     rate = NEW_TOKENS / (times["start_s"] + NEW_TOKENS * times["token_s"])
-    return {MEMORY: sum(found[MEMORY].values()), DECODE: rate}
+    return {MEMORY: sum(adapters.decode_memory_of(run, shape).values()), DECODE: rate}
 
 
-def _parameters(values: dict[str, Any], tokens: int) -> Any:
-    return _workload().parameters.model_validate(values | {"sequence_tokens": tokens}, context=units.AT_EDGE)
-
-
-@lru_cache(maxsize=1)
-def _workload() -> Any:
-    return workload_named("slm_training")
+def _run(values: dict[str, Any], tokens: int) -> tuple[SlmTraining, ModelShape]:
+    run = SlmTraining.model_validate(values | {"sequence_tokens": tokens}, context=units.AT_EDGE)
+    return run, shape_of(run)
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,1 @@
+"""Published runs and memory of training, each file beside the adapter that predicts it."""
