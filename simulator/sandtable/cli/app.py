@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sandtable import __version__
+from sandtable import __version__, yaml_files
 from sandtable.cli.terminal import Format, emit, emit_comparison, emit_result, progress, say
 from sandtable.errors import CheckFailed, ConfigError, DoesNotFit, SandtableError
 
@@ -260,8 +260,8 @@ def _cases(
         changes = dict(scenarios.parse_setting(setting) for setting in settings)
         data = loaded.model_dump(by_alias=True)
         for dotted, value in changes.items():
-            library.set_path(data, dotted, value)
-        loaded = library.validate(scenarios.Suite, data, f"--suite {suite}")
+            yaml_files.set_path(data, dotted, value)
+        loaded = yaml_files.validate(scenarios.Suite, data, f"--suite {suite}")
     hardware = library.load_machine(machine or loaded.machine)
     cases = [scenarios.case_of(scenario, machine=hardware) for scenario in loaded.scenarios()]
     return cases, cases[0].scenario.name if loaded.first_is_baseline else None

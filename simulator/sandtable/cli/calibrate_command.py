@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sandtable import hardware, units
+from sandtable import hardware, units, yaml_files
 from sandtable.calibration import this_host
 from sandtable.calibration.gpu import gpu_fit, recordings
 from sandtable.calibration.gpu.recordings import Gpus, LiveGpus, RecordedGpus
@@ -151,7 +151,7 @@ def _with_gpus(
     observed = recordings.observe(gpus, quick=quick, progress=progress)
     recording = observed.recording()
     if record is not None:
-        library.write_atomically(record, recording.to_json())
+        yaml_files.write_atomically(record, recording.to_json())
     try:
         method = f"sandtable calibrate{' --quick' if quick else ''}"
         fitted = gpu_fit.fitted(found.machine, recording, method)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from textwrap import dedent
 
-from sandtable import hardware
+from sandtable import hardware, yaml_files
 from sandtable.errors import ConfigError, did_you_mean
 from sandtable.hardware import library
 
@@ -195,7 +195,7 @@ def write(what: str, name: str, *, kind: str = "storage", output: Path | None = 
     path = output or _default_path(what, name, kind)
     if path.exists():
         raise ConfigError("there is a file of that name already; choose another name, or -o", file=str(path))
-    library.write_atomically(path, _text(what, name, kind))
+    yaml_files.write_atomically(path, _text(what, name, kind))
     return path
 
 

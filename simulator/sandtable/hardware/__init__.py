@@ -7,10 +7,6 @@ in ``sources`` for itself or for something above it; ``guess`` is a legal source
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from sandtable.hardware.component import (
     DTYPE_ARITHMETIC,
     DTYPE_BYTES,
@@ -20,6 +16,7 @@ from sandtable.hardware.component import (
     Estimate,
     Evidence,
     Frozen,
+    OpFit,
     Power,
     Price,
     number_paths,
@@ -35,29 +32,13 @@ from sandtable.hardware.fits import (
     OperatorFits,
     StreamFit,
 )
+from sandtable.hardware.link import Link, LinkDatasheet, LinkFit, TransferFit
 from sandtable.hardware.machine import Accelerator, Machine, PriceList, PriceRow
-from sandtable.hardware.processor import (
-    Link,
-    LinkDatasheet,
-    LinkFit,
-    Memory,
-    MemoryDatasheet,
-    MemoryFit,
-    OpEfficiency,
-    OpFit,
-    Processor,
-    ProcessorDatasheet,
-    ProcessorFit,
-    Stack,
-    StackDatasheet,
-    StackFit,
-    TransferFit,
-)
+from sandtable.hardware.memory import Memory, MemoryDatasheet, MemoryFit
+from sandtable.hardware.processor import Processor, ProcessorDatasheet, ProcessorFit
+from sandtable.hardware.stack import OpEfficiency, Stack, StackDatasheet, StackFit
 from sandtable.hardware.storage import Storage, StorageDatasheet, StorageFit, StoragePoint, StorageVariant
 
-AnyComponent = Annotated[
-    Storage | Memory | Processor | Link | Stack | Machine | PriceList, Field(discriminator="kind")
-]
 KINDS: dict[str, type[Component]] = {
     "storage": Storage,
     "memory": Memory,
@@ -85,7 +66,6 @@ __all__ = [
     "KINDS",
     "MOST_CONSTANTS",
     "Accelerator",
-    "AnyComponent",
     "AttentionFit",
     "CollectiveFit",
     "Component",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sandtable import units
-from sandtable.units import Fraction, UsdPerHour, Watts
+from sandtable.units import BytesPerSecond, FlopsPerSecond, Fraction, Seconds, UsdPerHour, Watts
 
 GUESS = "guess"
 DType = Literal[
@@ -98,6 +98,26 @@ class Evidence(Frozen):
     repeat_spread_frac: Fraction | None = None
     # how far the machine as a whole wanders from one minute to another: half of a 90 % interval, part of the residuals
     drift_frac: Fraction | None = None
+
+
+class OpFit(Frozen):
+    """Law of one kind of operation: ``t = overhead + items * per_item + max(bytes / bandwidth, flops / rate)``.
+
+    With ``serial`` the two are added instead: the operation first moves its data, then computes.
+    """
+
+    overhead_s: Estimate[Seconds]
+    per_item_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
+    bandwidth_bytes_per_s: Estimate[BytesPerSecond] | None = None
+    rate_flops_per_s: Estimate[FlopsPerSecond] | None = None
+    serial: bool = False
+    evidence: Evidence
+
+    @model_validator(mode="after")
+    def _bound(self) -> OpFit:
+        if self.bandwidth_bytes_per_s is None and self.rate_flops_per_s is None:
+            raise ValueError("an operation's fit needs 'bandwidth', 'rate', or both")
+        return self
 
 
 def as_date(value: Any) -> Any:

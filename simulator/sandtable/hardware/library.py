@@ -1,29 +1,24 @@
 """Find and load YAML by name or path: devices, machines, price lists, scenarios.
 
-Errors carry the file and the line. YAML is read as version 1.2 by ruamel: duplicate keys are refused, ``989e12``
-is a number, ``no`` is text.
+Errors carry the file and the line.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError
+from pydantic import BaseModel
+from ruamel.yaml.comments import CommentedMap
 
 from sandtable import hardware, units
 from sandtable.errors import ConfigError, UnknownName, did_you_mean
 from sandtable.hardware import Component
+from sandtable.yaml_files import dump_yaml, line_of, read_yaml, set_path, validate, write_atomically
 
 SEARCH_PATH_VARIABLE = "SANDTABLE_PATH"
 THIS_MACHINE = "this_machine"
@@ -52,147 +47,6 @@ GENERIC_STACK = "generic"
 
 C = TypeVar("C", bound=Component)
 M = TypeVar("M", bound=BaseModel)
-
-
-# --- YAML --------------------------------------------------------------------------------------------------
-
-
-def read_yaml(path: Path) -> CommentedMap:
-    """Read one YAML mapping, keeping line numbers.
-
-    Raises:
-        ConfigError: no such file, not YAML, a duplicate key, or not a mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError("no such file", file=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", file=str(path)) from None
-    return parse_yaml(text, str(path))
-
-
-def parse_yaml(text: str, file: str) -> CommentedMap:
-    """Parse YAML text that came from ``file``; see `read_yaml`."""
-    try:
-        data = YAML(typ="rt").load(text)
-    except DuplicateKeyError as error:
-        line = None if error.problem_mark is None else error.problem_mark.line + 1
-        key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "a key"
-        raise ConfigError(f"duplicate key {key!r}: keep one of them", file=file, line=line) from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = None if mark is None else mark.line + 1
-        raise ConfigError(f"not valid YAML: {error.problem or error.context}", file=file, line=line) from None
-    if not isinstance(data, CommentedMap):
-        raise ConfigError("a mapping of keys to values is needed", file=file, line=1)
-    return data
-
-
-def line_of(data: Any, location: Iterable[str | int]) -> int | None:
-    """Return the 1-based line of the deepest part of ``location`` that stands in ``data``."""
-    line: int | None = None
-    node = data
-    for key in location:
-        if isinstance(node, CommentedMap) and key in node:
-            if key not in (node.lc.data or {}):  # put in while loading, so it stands on no line
-                break
-            line = node.lc.key(key)[0] + 1
-        elif isinstance(node, CommentedSeq) and isinstance(key, int) and key < len(node):
-            line = node.lc.item(key)[0] + 1
-        else:
-            break
-        node = node[key]
-    return line
-
-
-def validate(model: type[M], data: Any, file: str) -> M:
-    """Validate ``data``, read from ``file``, as ``model``; the first fault becomes a `ConfigError`."""
-    try:
-        return model.model_validate(plain(data), context=units.AT_EDGE)
-    except ValidationError as error:
-        raise config_error(error, data, file, model) from None
-
-
-def plain(data: Any) -> Any:
-    """Strip ruamel's wrappers, so that pydantic sees dicts, lists and scalars."""
-    if isinstance(data, Mapping):
-        return {str(key): plain(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [plain(item) for item in data]
-    if isinstance(data, bool) or data is None:
-        return data
-    for scalar in (int, float, str):
-        if isinstance(data, scalar):
-            return scalar(data)
-    return data
-
-
-def config_error(error: ValidationError, data: Any, file: str, model: type[BaseModel]) -> ConfigError:
-    """Turn pydantic's faults into one sentence about the most telling of them: unknown fields first."""
-    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    fault = faults[0]
-    location = [part for part in fault["loc"] if not _is_tag(part, data)]
-    path = ".".join(str(part) for part in location)
-    if fault["type"] == "extra_forbidden":
-        known = _known_fields(model, location[:-1])
-        message = f"unknown field{did_you_mean(str(location[-1]), known)}"
-    elif fault["type"] == "missing":
-        message = "this field is missing"
-    else:
-        message = fault["msg"].removeprefix("Value error, ")
-    line = line_of(data, location)
-    return ConfigError(f"{path}: {message}" if path else message, file=file, line=line)
-
-
-def _is_tag(part: object, data: Any) -> bool:
-    return isinstance(part, str) and part in hardware.KINDS and isinstance(data, Mapping) and part not in data
-
-
-def _known_fields(model: type[BaseModel], location: list[Any]) -> list[str]:
-    """Return the YAML names of the fields of the model at ``location`` below ``model``."""
-    current: Any = model
-    for part in location:
-        field = next((f for name, f in current.model_fields.items() if part in (name, f.alias)), None)
-        nested = None if field is None else _nested_model(field.annotation)
-        if nested is None:
-            return []
-        current = nested
-    return [field.alias or name for name, field in current.model_fields.items()]
-
-
-def _nested_model(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        nested = _nested_model(argument)
-        if nested is not None:
-            return nested
-    return None
-
-
-def dump_yaml(data: Mapping[str, Any]) -> str:
-    """Write plain data as YAML text, keys in the given order."""
-    writer = YAML()
-    writer.width = 110
-    writer.indent(mapping=2, sequence=4, offset=2)
-    stream = io.StringIO()
-    writer.dump(dict(data), stream)
-    return stream.getvalue()
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file beside its final name and rename it, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 # --- finding -----------------------------------------------------------------------------------------------
@@ -366,25 +220,6 @@ def _with_pooled(stack: hardware.Stack) -> hardware.Stack:
     pooled = hardware.StackFit(operators=own.model_copy(update=tables))
     sources = {"fitted": "constants of the software that the stack names, from its file"} | stack.sources
     return stack.model_copy(update={"fitted": pooled, "sources": sources})
-
-
-def set_path(data: Any, dotted: str, value: Any) -> None:
-    """Put ``value`` at a dotted path of nested mappings, making those that are missing.
-
-    Raises:
-        ConfigError: the path leads through something that is not a mapping.
-    """
-    *parents, key = dotted.split(".")
-    node = data
-    for depth, parent in enumerate(parents):
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not hasattr(node, "setdefault"):
-            raise ConfigError(
-                f"--set {dotted}: {'.'.join(parents[: depth + 1])} is not a section with keys of its own"
-            )
-    node[key] = value
 
 
 def digest(model: BaseModel) -> str:

@@ -8,7 +8,10 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from sandtable.hardware.component import Component, Frozen, Power, Price, as_date
-from sandtable.hardware.processor import Link, Memory, Processor, Stack
+from sandtable.hardware.link import Link
+from sandtable.hardware.memory import Memory
+from sandtable.hardware.processor import Processor
+from sandtable.hardware.stack import Stack
 from sandtable.hardware.storage import Storage
 from sandtable.units import Bytes, UsdPerHour
 

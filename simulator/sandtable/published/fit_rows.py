@@ -22,6 +22,7 @@ import numpy.typing as npt
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
+from sandtable import yaml_files
 from sandtable.calibration.fit import operator_fit
 from sandtable.calibration.fit.least_squares import FLOOR
 from sandtable.calibration.fit.operator_fit import OperatorPoint
@@ -239,11 +240,11 @@ def put_fit(path: Path, kind: str, software: str, fit: OperatorFit, source: str)
         if not isinstance(data.get("fitted"), CommentedMap):
             data.pop("fitted", None)
             data.insert(list(data).index("sources"), "fitted", CommentedMap())
-        library.set_path(data, dotted, _block(library.to_yaml_data(fit)))
+        yaml_files.set_path(data, dotted, _block(library.to_yaml_data(fit)))
         data["sources"][dotted] = source
         text = _text(data)
-        library.validate(KINDS[str(data["kind"])], library.parse_yaml(text, str(path)), str(path))
-        library.write_atomically(path, text)
+        yaml_files.validate(KINDS[str(data["kind"])], yaml_files.parse_yaml(text, str(path)), str(path))
+        yaml_files.write_atomically(path, text)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sandtable
+from sandtable import yaml_files
 from sandtable.errors import ConfigError, SandtableError, missing_extra
 from sandtable.hardware import GUESS, Component, Machine, library
 from sandtable.report import plots, rendering
@@ -76,7 +77,7 @@ def write_report(runs: Iterable[Path], output: Path) -> Path:
         ConfigError: no folder, or none with a prediction, measurement or comparison; or a broken record.
         NoDevice: plotly or jinja2 is not installed.
     """
-    library.write_atomically(output, render([read_run(path) for path in runs]))
+    yaml_files.write_atomically(output, render([read_run(path) for path in runs]))
     return output
 
 

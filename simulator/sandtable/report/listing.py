@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sandtable import hardware, units
+from sandtable import hardware, units, yaml_files
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Component, Estimate, Evidence, library
 from sandtable.run import nvml, run_folder
@@ -39,7 +39,7 @@ def _devices() -> Table:
     rows = []
     for kind in ("storage", "memory", "processor", "link", "stack"):
         for name, path in sorted(library.device_files(kind).items()):
-            data = library.read_yaml(path)
+            data = yaml_files.read_yaml(path)
             if data.get("kind") == kind:
                 rows.append([name, kind, data.get("title", ""), "fitted" if "fitted" in data else "data sheet"])
     return Table(columns=("name", "kind", "title", "numbers"), rows=rows)
@@ -80,7 +80,7 @@ def _scenarios() -> Table:
 
     rows = []
     for name, path in sorted(scenarios.files().items()):
-        data = library.read_yaml(path)
+        data = yaml_files.read_yaml(path)
         rows.append(
             [name, data.get("workload", ""), data.get("machine", library.THIS_MACHINE), data.get("title", "")]
         )

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sandtable.errors import missing_extra
-from sandtable.hardware.library import write_atomically
 from sandtable.results import TraceRow
+from sandtable.yaml_files import write_atomically
 
 SEQUENCE = 1
 Counters = Mapping[str, Sequence[tuple[float, float]]]  # name -> (seconds, value)

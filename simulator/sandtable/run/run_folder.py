@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from sandtable import yaml_files
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, library
 from sandtable.results import Comparison, Measurement, Prediction
@@ -43,13 +44,13 @@ class RunFolder:
         """Write one record under its own file name, and return the path."""
         names = {Prediction: "prediction", Measurement: "measurement", Comparison: "comparison"}
         path = self.path / f"{name or names[type(item)]}.json"
-        library.write_atomically(path, item.model_dump_json(by_alias=True, indent=1))
+        yaml_files.write_atomically(path, item.model_dump_json(by_alias=True, indent=1))
         return path
 
     def save_inputs(self, scenario: Scenario, machine: Machine) -> None:
         """Write the scenario and the machine as they were used."""
-        library.write_atomically(
-            self.path / "scenario.yaml", library.dump_yaml(scenario.model_dump(mode="json", by_alias=True))
+        yaml_files.write_atomically(
+            self.path / "scenario.yaml", yaml_files.dump_yaml(scenario.model_dump(mode="json", by_alias=True))
         )
         library.save_component(machine, self.path / "machine.yaml")
 

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sandtable import units
+from sandtable import units, yaml_files
 from sandtable.errors import ConfigError
 from sandtable.hardware import Frozen, Machine, library
 from sandtable.workload.seam import Scenario, Workload, workload_named
@@ -92,20 +92,20 @@ def load(name: str, *, settings: Sequence[str] = (), machine: str | None = None)
         ConfigError: with file and line, or with the setting that is at fault.
     """
     path = library.find_file("scenario", name, files())
-    data = library.read_yaml(path)
+    data = yaml_files.read_yaml(path)
     overrides: dict[str, Any] = {}
     for setting in settings:
         dotted, value = parse_setting(setting)
         if dotted.startswith("machine."):
             overrides[dotted.removeprefix("machine.")] = value
         elif dotted.startswith("thresholds."):  # the name of a metric holds a dot of its own
-            library.set_path(data, "thresholds", data.get("thresholds") or {})
+            yaml_files.set_path(data, "thresholds", data.get("thresholds") or {})
             data["thresholds"][dotted.removeprefix("thresholds.")] = value
         else:
-            library.set_path(data, dotted, value)
+            yaml_files.set_path(data, dotted, value)
     if machine is not None:
         data["machine"] = machine
-    scenario = library.validate(Scenario, data, str(path))
+    scenario = yaml_files.validate(Scenario, data, str(path))
     return case_of(scenario, overrides=overrides, data=data, file=str(path))
 
 
@@ -120,10 +120,12 @@ def case_of(
     """Load what a scenario names and validate its parameters; ``data`` and ``file`` are where it was read from."""
     workload = workload_named(scenario.workload)
     try:
-        parameters = workload.parameters.model_validate(library.plain(scenario.parameters), context=units.AT_EDGE)
+        parameters = workload.parameters.model_validate(
+            yaml_files.plain(scenario.parameters), context=units.AT_EDGE
+        )
     except ValidationError as error:
         section = {} if data is None else data.get("parameters", {})
-        fault = library.config_error(error, section, file or scenario.name, workload.parameters)
+        fault = yaml_files.config_error(error, section, file or scenario.name, workload.parameters)
         raise ConfigError(f"parameters.{fault.message}", file=file or scenario.name, line=fault.line) from None
     if machine is None:
         stack = {} if scenario.stack is None else {"stack": scenario.stack}
@@ -134,7 +136,7 @@ def case_of(
 def load_suite(name: str) -> Suite:
     """Load a suite by name or path."""
     path = library.find_file("suite", name, suite_files())
-    return library.validate(Suite, library.read_yaml(path), str(path))
+    return yaml_files.validate(Suite, yaml_files.read_yaml(path), str(path))
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sandtable import hardware
+from sandtable import hardware, yaml_files
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import library
 
@@ -145,8 +145,8 @@ def test_the_search_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_yaml_is_version_1_2(tmp_path: Path) -> None:
-    data = library.parse_yaml("country: no\nrate: 989e12\nyes: on\n", "x.yaml")
-    assert library.plain(data) == {"country": "no", "rate": 989e12, "yes": "on"}
+    data = yaml_files.parse_yaml("country: no\nrate: 989e12\nyes: on\n", "x.yaml")
+    assert yaml_files.plain(data) == {"country": "no", "rate": 989e12, "yes": "on"}
 
 
 def test_writing_and_reading_back_changes_nothing(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_writing_and_reading_back_changes_nothing(tmp_path: Path) -> None:
 
 class TestWriteAtomically:
     def test_it_writes_and_makes_the_folder(self, tmp_path: Path) -> None:
-        library.write_atomically(tmp_path / "new" / "file", "text")
+        yaml_files.write_atomically(tmp_path / "new" / "file", "text")
         assert (tmp_path / "new" / "file").read_text() == "text"
         assert [p.name for p in (tmp_path / "new").iterdir()] == ["file"]
 
@@ -172,6 +172,6 @@ class TestWriteAtomically:
 
         monkeypatch.setattr(os, "replace", fail)
         with pytest.raises(OSError, match="disk full"):
-            library.write_atomically(path, "new")
+            yaml_files.write_atomically(path, "new")
         assert path.read_text() == "old"
         assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sandtable import yaml_files
 from sandtable.errors import ConfigError, UnknownName
-from sandtable.hardware import library
 from sandtable_workloads.transformer.hf_config import from_hf_config
 from sandtable_workloads.transformer.shapes import ModelShape
 
@@ -39,12 +39,12 @@ def _families() -> Iterator[tuple[str, tuple[dict[str, ModelShape], dict[str, st
 @lru_cache(maxsize=64)
 def _family(path: Path) -> tuple[dict[str, ModelShape], dict[str, str]]:
     """Return the shapes of one file, and the source of each."""
-    data = library.plain(library.read_yaml(path))
+    data = yaml_files.plain(yaml_files.read_yaml(path))
     shapes, sources = {}, {}
     for name, own in data["shapes"].items():
         fields: dict[str, Any] = {"name": name} | data.get("defaults", {}) | own
         sources[name] = str(fields.pop("source", data["source"]))
-        shapes[name] = library.validate(ModelShape, _completed(fields), str(path))
+        shapes[name] = yaml_files.validate(ModelShape, _completed(fields), str(path))
     return shapes, sources
 
 
@@ -94,7 +94,7 @@ def shape_named(name: str) -> ModelShape:
 @lru_cache(maxsize=1)
 def _aliases() -> dict[str, str]:
     """Return normalised published name -> preset, from the table of aliases."""
-    table = library.plain(library.read_yaml(ALIASES))
+    table = yaml_files.plain(yaml_files.read_yaml(ALIASES))
     found: dict[str, str] = {}
     for target, names in table["aliases"].items():
         for name in names:

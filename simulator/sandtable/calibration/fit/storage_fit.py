@@ -20,6 +20,7 @@ import numpy.typing as npt
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
+from sandtable import yaml_files
 from sandtable.calibration.fit.least_squares import fit_storage
 from sandtable.errors import CalibrationError, missing_extra
 from sandtable.hardware import Estimate, Evidence, Storage, StorageFit, StoragePoint, library
@@ -381,7 +382,7 @@ def _write_fitted(path: Path, device: Storage) -> None:
     yaml.width = 118
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.preserve_quotes = True
-    data = library.read_yaml(path)
+    data = yaml_files.read_yaml(path)
     block = _commented(library.to_yaml_data(device.fitted))
     if "fitted" in data:
         data["fitted"] = block
@@ -391,7 +392,7 @@ def _write_fitted(path: Path, device: Storage) -> None:
     stream = io.StringIO()
     yaml.dump(data, stream)
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
-    library.write_atomically(path, "\n".join(lines) + "\n")
+    yaml_files.write_atomically(path, "\n".join(lines) + "\n")
 
 
 def _commented(data: Mapping[str, Any]) -> CommentedMap:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from sandtable import yaml_files
 from sandtable.calibration.gpu.recordings import Gpu
 from sandtable.errors import CalibrationError
 from sandtable.hardware import Link, LinkDatasheet, Memory, MemoryDatasheet, Processor, ProcessorDatasheet, library
@@ -206,7 +207,7 @@ def _peer_link(processor: str) -> Link | None:
     for path in sorted(library.device_files("machine").values(), key=_name):
         if f"processor: {processor}\n" not in path.read_text(encoding="utf-8"):
             continue
-        accelerator = library.read_yaml(path).get("accelerator") or {}
+        accelerator = yaml_files.read_yaml(path).get("accelerator") or {}
         name = accelerator.get("peer_link") if accelerator.get("processor") == processor else None
         if name is not None:
             link = library.load_component("link", str(name))

@@ -22,9 +22,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from pydantic import Field
 
+from sandtable import yaml_files
 from sandtable.demand.kernel import Dims, Kernel, kernels
 from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, MeasureError, NoDevice
-from sandtable.hardware import Frozen, library
+from sandtable.hardware import Frozen
 from sandtable.run.nvml import GpuFacts, GpuSample, open_nvml
 
 PART = "gpu"
@@ -102,7 +103,7 @@ def read_recording(path: Path) -> Recording:
         raise ConfigError(f"not valid JSON: {error.msg}", file=str(path), line=error.lineno) from None
     if not isinstance(data, dict) or "gpus" not in data:
         raise ConfigError("not a recording of GPUs: 'sandtable calibrate --record' writes one", file=str(path))
-    return library.validate(Recording, data, str(path))
+    return yaml_files.validate(Recording, data, str(path))
 
 
 # --- what times --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sandtable import yaml_files
 from sandtable.hardware import Machine, library
 from sandtable.table import Table
 from sandtable.workload.seam import Finding
@@ -36,7 +37,7 @@ ManyTimes = Callable[[Sequence[SlmTraining], Machine], list[dict[str, float]]]
 @lru_cache(maxsize=1)
 def grid() -> dict[str, Any]:
     """Return the paper's grid as plain data."""
-    found: dict[str, Any] = library.plain(library.read_yaml(GRID))
+    found: dict[str, Any] = yaml_files.plain(yaml_files.read_yaml(GRID))
     return found
 
 

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, TypeAdapter, ValidationError
 
+from sandtable import yaml_files
 from sandtable.errors import CalibrationError, ConfigError, UnknownName, missing_extra
-from sandtable.hardware import Frozen, library
+from sandtable.hardware import Frozen
 from sandtable.run import run_folder
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.presets import preset_for, shape_named
@@ -165,7 +166,7 @@ _LAW: TypeAdapter[Additive | Joint] = TypeAdapter(AnyLaw)
 @lru_cache(maxsize=1)
 def presets() -> dict[str, Law]:
     """Return the published laws by name."""
-    table = library.plain(library.read_yaml(PRESETS))
+    table = yaml_files.plain(yaml_files.read_yaml(PRESETS))
     return {name: _LAW.validate_python(fields) for name, fields in table.items()}
 
 
@@ -186,7 +187,7 @@ def law_named(name: str) -> Law:
     if path.suffix not in (".yaml", ".yml"):
         raise UnknownName("scaling law", name, presets())
     try:
-        return _LAW.validate_python(library.plain(library.read_yaml(path)))
+        return _LAW.validate_python(yaml_files.plain(yaml_files.read_yaml(path)))
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"][1:]) or "form"
@@ -195,7 +196,7 @@ def law_named(name: str) -> Law:
 
 def save(law: Law, path: Path) -> None:
     """Write a law to a file that `law_named` reads."""
-    library.write_atomically(path, library.dump_yaml(law.model_dump(mode="json")))
+    yaml_files.write_atomically(path, yaml_files.dump_yaml(law.model_dump(mode="json")))
 
 
 # --- money -----------------------------------------------------------------------------------------------------
