@@ -26,7 +26,7 @@ import torch
 from sandtable_workloads.training.executed import checkpoint, launcher, run_job, worker
 from sandtable_workloads.training.executed.decoder import Decoder
 from sandtable_workloads.training.executed.device import allocations, highest_sum
-from sandtable_workloads.training.executed.job import Job, Record, append_record, read_records, shape_of
+from sandtable_workloads.training.executed.job import Job, Record, append_record, read_records
 from sandtable_workloads.training.executed.tokens import prepare_tokens
 from sandtable_workloads.training.training_parameters import SlmTraining
 
@@ -79,14 +79,14 @@ def trained_here(todo: Job) -> Job:
 
 @pytest.mark.parametrize("name", ["tiny_2x32", "tiny_4x128"])
 def test_the_model_has_the_parameters_that_its_shape_counts(name: str) -> None:
-    shape = shape_of(SlmTraining(model=name))
+    shape = SlmTraining(model=name).shape
     model = Decoder(shape, sequence_tokens=16, core="flash", checkpointing="none")
     assert sum(p.numel() for p in model.parameters()) == shape.n_params
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 def test_vanilla_and_flash_attention_agree(n_kv_heads: int) -> None:
-    shape = shape_of(SlmTraining(model="tiny_4x128")).changed(n_kv_heads=n_kv_heads)
+    shape = SlmTraining(model="tiny_4x128").shape.changed(n_kv_heads=n_kv_heads)
     tokens = torch.arange(24).reshape(2, 12)
     found = []
     for core in ("vanilla", "flash"):
@@ -101,7 +101,7 @@ def test_vanilla_and_flash_attention_agree(n_kv_heads: int) -> None:
 
 @pytest.mark.parametrize("checkpointing", ["selective", "alternate", "full"])
 def test_recomputing_changes_no_gradient(checkpointing: str) -> None:
-    shape = shape_of(SlmTraining(model="tiny_2x32"))
+    shape = SlmTraining(model="tiny_2x32").shape
     tokens = torch.arange(24).reshape(2, 12)
     gradients = []
     for kind in ("none", checkpointing):
@@ -114,7 +114,7 @@ def test_recomputing_changes_no_gradient(checkpointing: str) -> None:
 
 
 def test_no_token_sees_its_future() -> None:
-    shape = shape_of(SlmTraining(model="tiny_2x32"))
+    shape = SlmTraining(model="tiny_2x32").shape
     model = Decoder(shape, sequence_tokens=12, core="vanilla", checkpointing="none")
     model.initialise(3)
     first = torch.arange(12)[None]
@@ -283,7 +283,7 @@ def test_an_execution_reports_its_steps(tmp_path: Path) -> None:
         parts = sum(step.counters[name] for name in ("forward_s", "backward_s", "optimizer_s"))
         assert parts == pytest.approx(step.total_s, rel=0.05, abs=2e-4)
         assert step.counters["tokens"] == 4 * 32
-    n_params = shape_of(parameters).n_params
+    n_params = parameters.shape.n_params
     assert execution.memory_bytes["weights"] == 4 * n_params
     assert execution.memory_bytes["optimizer"] == pytest.approx(8 * n_params, rel=0.01)
     assert execution.memory_bytes["activations"] > 4 * n_params

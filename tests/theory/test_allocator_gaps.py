@@ -17,7 +17,7 @@ from functools import partial
 import pytest
 
 from sandtable.hardware import library
-from sandtable_workloads.training.slm_training import memories, shape_of
+from sandtable_workloads.training.slm_training import memories
 from sandtable_workloads.training.training_parameters import SlmTraining
 
 MIB = 1 << 20
@@ -130,7 +130,7 @@ class Llama:
     """Allocations of training steps; t tokens, b sequences. Methods return what stays for the backward pass."""
 
     def __init__(self, memory: Allocator, p: SlmTraining) -> None:
-        shape = shape_of(p)
+        shape = p.shape
         self.take, self.drop = memory.take, memory.drop
         self.t, self.flash, self.n_layers = p.micro_batch * TOKENS, p.attention == "flash", shape.n_layers
         self.d, self.i, self.vocabulary = shape.d_model, shape.n_neurons, shape.vocabulary

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sandtable.errors import PlanError
 from sandtable.hardware import Machine, library
 from sandtable_workloads.finetuning import adapters
-from sandtable_workloads.training.slm_training import SlmTrainingWorkload, shape_of
+from sandtable_workloads.training.slm_training import SlmTrainingWorkload
 from sandtable_workloads.training.training_parameters import SlmTraining
 
 MODELS = ["pythia_410m", "llama_2_7b", "llama_2_70b", "falcon_7b", "phi_1_5"]
@@ -24,12 +24,12 @@ def case(model: str = "llama_2_7b", **changes: Any) -> SlmTraining:
 
 
 def held(p: SlmTraining) -> float:
-    return sum(adapters.memory_of(p, shape_of(p)).values())
+    return sum(adapters.memory_of(p, p.shape).values())
 
 
 def full_states(p: SlmTraining) -> float:
     """Weights, gradients and two moments of all weights in bfloat16, without any activation."""
-    return 8.0 * shape_of(p).n_params
+    return 8.0 * p.shape.n_params
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def machine() -> Machine:
 )
 def test_trained_weights_are_those_that_the_source_prints(model: str, adapter: str, count: int) -> None:
     p = case(model, adapter=adapter)
-    assert adapters.trainable_params(p, shape_of(p)) == count
+    assert adapters.trainable_params(p, p.shape) == count
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -63,7 +63,7 @@ def test_an_adapter_holds_less_than_the_states_of_full_training(model: str, adap
 @pytest.mark.parametrize("model", MODELS)
 def test_packed_weights_hold_less_and_packed_scales_less_again(model: str, adapter: str) -> None:
     wide, packed, nested = (
-        adapters.base_bytes(p, shape_of(p))
+        adapters.base_bytes(p, p.shape)
         for p in (case(model, adapter=adapter, quantization=q) for q in ("none", "nf4", "nf4_dq"))
     )
     assert nested < packed < wide
@@ -74,7 +74,7 @@ def test_packed_weights_hold_less_and_packed_scales_less_again(model: str, adapt
 
 def test_packed_weights_approach_half_a_byte_and_their_scales() -> None:
     p = case("llama_2_70b", quantization="nf4_dq")
-    packed = adapters.base_bytes(p, shape_of(p)) / shape_of(p).n_params
+    packed = adapters.base_bytes(p, p.shape) / p.shape.n_params
     assert 0.5 + 1 / 64 < packed < 0.53
 
 
@@ -97,19 +97,19 @@ def test_memory_grows_with_the_sequence(
 @given(model=st.sampled_from(MODELS), tokens=st.integers(200, 2000), batch=st.integers(2, 8))
 def test_activations_are_proportional_to_the_batch(model: str, tokens: int, batch: int) -> None:
     one, many = (case(model, sequence_tokens=tokens, micro_batch=b) for b in (1, batch))
-    frozen = adapters.base_bytes(one, shape_of(one)) + 8 * adapters.trainable_params(one, shape_of(one))
+    frozen = adapters.base_bytes(one, one.shape) + 8 * adapters.trainable_params(one, one.shape)
     assert held(many) - frozen == pytest.approx(batch * (held(one) - frozen), rel=1e-9)
 
 
 @given(rank=st.integers(1, 512))
 def test_weights_of_lora_are_proportional_to_its_rank(rank: int) -> None:
     one, many = case(lora_rank=1), case(lora_rank=rank)
-    assert adapters.trainable_params(many, shape_of(many)) == rank * adapters.trainable_params(one, shape_of(one))
+    assert adapters.trainable_params(many, many.shape) == rank * adapters.trainable_params(one, one.shape)
 
 
 def test_sharding_keeps_whole_gradients_while_it_accumulates() -> None:
     sharded: dict[str, Any] = {"sharding": "fsdp_full", "checkpointing": "full", "sequence_tokens": 64}
-    shape = shape_of(case())
+    shape = case().shape
     once, often = (
         adapters.memory_of(case(devices=8, grad_accumulation=n, **sharded), shape)["gradients"] for n in (1, 16)
     )
@@ -120,7 +120,7 @@ def test_sharding_keeps_whole_gradients_while_it_accumulates() -> None:
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("model", ["pythia_410m", "llama_2_7b"])
 def test_packed_products_and_more_tokens_take_longer(model: str, adapter: str, machine: Machine) -> None:
-    shape = shape_of(case(model))
+    shape = case(model).shape
     times = [
         adapters.iteration_s(case(model, adapter=adapter, quantization=q, sequence_tokens=t), shape, machine)[
             "step_s"
@@ -132,7 +132,7 @@ def test_packed_products_and_more_tokens_take_longer(model: str, adapter: str, m
 
 
 def test_a_long_sequence_is_bound_by_the_device(machine: Machine) -> None:
-    shape = shape_of(case())
+    shape = case().shape
     once, twice = (
         adapters.iteration_s(case(micro_batch=b, sequence_tokens=2048), shape, machine)["step_s"] for b in (4, 8)
     )
@@ -140,7 +140,7 @@ def test_a_long_sequence_is_bound_by_the_device(machine: Machine) -> None:
 
 
 def test_a_short_one_is_bound_by_the_host(machine: Machine) -> None:
-    shape = shape_of(case("pythia_410m"))
+    shape = case("pythia_410m").shape
     short, longer = (
         adapters.iteration_s(case("pythia_410m", sequence_tokens=t), shape, machine)["step_s"] for t in (16, 64)
     )
@@ -150,7 +150,7 @@ def test_a_short_one_is_bound_by_the_host(machine: Machine) -> None:
 def test_frozen_weights_of_flat_parameters_get_gradients(machine: Machine) -> None:
     long: dict[str, Any] = {"sequence_tokens": 2048, "micro_batch": 4}
     sharded: dict[str, Any] = {"sharding": "fsdp_full", "checkpointing": "none", "devices": 8}
-    shape = shape_of(case())
+    shape = case().shape
     alone = adapters.iteration_s(case(**long), shape, machine)["backward_s"]
     flat = adapters.iteration_s(case(**long, **sharded), shape, machine)["backward_s"]
     assert 1.3 < flat / alone < 2.2
@@ -158,7 +158,7 @@ def test_frozen_weights_of_flat_parameters_get_gradients(machine: Machine) -> No
 
 def test_decoding_is_bound_by_layers_not_by_bytes(machine: Machine) -> None:
     small, large = (
-        adapters.token_s(case(m), shape_of(case(m)), machine)["token_s"] for m in ("llama_2_7b", "llama_2_13b")
+        adapters.token_s(case(m), case(m).shape, machine)["token_s"] for m in ("llama_2_7b", "llama_2_13b")
     )
     assert large / small == pytest.approx(40 / 32, rel=0.02)
 
@@ -175,7 +175,7 @@ def test_decoding_is_bound_by_layers_not_by_bytes(machine: Machine) -> None:
 def test_what_is_not_described_is_refused(changes: dict[str, Any], words: str) -> None:
     p = case(**changes)
     with pytest.raises(PlanError, match=words):
-        adapters.check(p, shape_of(p))
+        adapters.check(p, p.shape)
 
 
 def test_adapters_are_neither_played_nor_swept(machine: Machine) -> None:

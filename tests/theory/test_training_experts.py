@@ -35,7 +35,7 @@ def flops(products: list[step_demand.Demand]) -> float:
 @pytest.mark.parametrize("expert_parallel", [1, 2, 8])
 def test_experts_compute_what_tokens_are_routed_to_wherever_they_lie(expert_parallel: int) -> None:
     parameters = SlmTraining(**RUN | {"expert_parallel": expert_parallel})
-    shape, c = slm_training.shape_of(parameters), slm_training.configuration(parameters, DGX)
+    shape, c = parameters.shape, slm_training.configuration(parameters, DGX)
     assert shape.moe is not None
     products = step_demand.expert_products(c)
     assert [product.shape[3] for product in products] == [shape.moe.n_experts / expert_parallel] * 2
@@ -48,7 +48,7 @@ def test_experts_compute_what_tokens_are_routed_to_wherever_they_lie(expert_para
 def test_a_step_with_experts_in_closed_form_and_played(precision: str) -> None:
     parameters = SlmTraining(**RUN | {"expert_parallel": 8, "precision": precision})
     c = slm_training.configuration(parameters, DGX)
-    plan = plan_of(parameters, c, slm_training.shape_of(parameters), DGX, {})
+    plan = plan_of(parameters, c, parameters.shape, DGX, {})
     played = run(plan, CostModel(DGX)).steps[-1].total_s
     assert slm_training.estimate([parameters], DGX)[0]["step_s"] == pytest.approx(played, rel=0.02)
 

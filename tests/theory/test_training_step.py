@@ -39,7 +39,7 @@ def machine_named(name: str = "aws_p4d_24xlarge", stack: str = "torchtitan") -> 
 
 
 def played(parameters: SlmTraining, machine: Machine) -> StepResult:
-    shape = slm_training.shape_of(parameters)
+    shape = parameters.shape
     plan = plan_of(parameters, slm_training.configuration(parameters, machine), shape, machine, {})
     return run(plan, CostModel(machine)).steps[-1]
 

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
-
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import BACKWARD_PASSES, Op
 from sandtable_kernels.cuda.cuda_pool import CudaTimer
@@ -337,8 +335,3 @@ class CudaSustained(CudaGemm):
     def example(self) -> Dims:
         """A small product."""
         return _product((5, 7, 11), "float32", "forward")
-
-    def reference(self, dims: Dims, context: KernelContext) -> Array:
-        """The same in float64."""
-        x, w = (part.astype(np.float64) for part in self.inputs(dims, context.seed))
-        return x @ w.T

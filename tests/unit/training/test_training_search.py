@@ -10,7 +10,7 @@ from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, library
 from sandtable.workload.seam import Goal
 from sandtable_workloads.training.choices import scaling_law, search
-from sandtable_workloads.training.slm_training import SlmTrainingWorkload, shape_of
+from sandtable_workloads.training.slm_training import SlmTrainingWorkload
 from sandtable_workloads.training.training_parameters import SlmTraining
 
 WORKLOAD = SlmTrainingWorkload()
@@ -81,15 +81,15 @@ def test_twice_the_tokens_take_twice_the_time_and_money() -> None:
 
 def test_a_loss_becomes_tokens_by_the_scaling_law() -> None:
     p = run(scaling_law="kaplan")
-    shape = shape_of(p)
+    shape = p.shape
     law = scaling_law.law_named("kaplan")
     tokens = search.tokens_until(p, shape, Goal(until={"loss": 3.0}))
     assert law.loss(law.params_of(shape), tokens) == pytest.approx(3.0)
 
 
 def test_without_a_goal_the_parameters_say_how_many_tokens() -> None:
-    assert search.tokens_until(run(), shape_of(run()), Goal()) == 20 * 526_550_016
-    assert search.tokens_until(run(total_tokens=3e9), shape_of(run()), Goal()) == 3e9
+    assert search.tokens_until(run(), run().shape, Goal()) == 20 * 526_550_016
+    assert search.tokens_until(run(total_tokens=3e9), run().shape, Goal()) == 3e9
 
 
 @pytest.mark.parametrize("until", [{"steps": 5.0}, {"tokens": 1e9, "loss": 3.0}, {"tokens": -1.0}])

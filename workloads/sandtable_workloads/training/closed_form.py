@@ -108,6 +108,11 @@ class Timer:
         return total
 
 
+# parts of a step besides its layers: lists of demands, and single collectives
+COMPUTED = ("embedding_forward", "embedding_backward", "head_forward", "head_backward", "between", "optimizer")
+SENT = ("gather", "reduce", "gather_outer", "reduce_outer", "gather_all", "send")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
     """The parts of `StepParts` in seconds; ``layer_*`` are means over a model's layers.
@@ -140,11 +145,10 @@ class Seconds:
 def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
     """Cost the parts of a step."""
     ends = [parts.embedding_forward, parts.embedding_backward, parts.head_forward, parts.head_backward]
-    rest = [*ends, parts.between, parts.optimizer]
-    sends = [parts.gather, parts.reduce, parts.gather_outer, parts.reduce_outer, parts.gather_all, parts.send]
+    once = {name: getattr(parts, name) for name in COMPUTED} | {name: [getattr(parts, name)] for name in SENT}
     both = [direction for layer in parts.layers for direction in (layer.forward, layer.backward)]
     inner = [[d for d in direction if d.communicates] for direction in both]
-    times = timer.seconds([*both, *inner, *rest, *([demand] for demand in sends)])
+    times = timer.seconds([*both, *inner, *once.values()])
     k = len(both)
     shares = [layer.count / c.n_layers for layer in parts.layers]
     forward = sum(share * seconds for share, seconds in zip(shares, times[0:k:2], strict=True))
@@ -152,7 +156,6 @@ def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
     sent = sum(shares[i // 2] * seconds for i, seconds in enumerate(times[k : 2 * k]))
     layers = sum(layer.count * (timer.issue(layer.forward) + timer.issue(layer.backward)) for layer in parts.layers)
     low, high = interval(timer, [share * c.accumulation * c.n_layers for share in shares for _ in (0, 1)])
-    names = (*StepParts.__dataclass_fields__,)[1:-1]
     return Seconds(
         n_layers=c.n_layers,
         forward=np.asarray(forward),
@@ -162,7 +165,7 @@ def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
         issue_optimizer=timer.issue(parts.optimizer),
         low_frac=low,
         high_frac=high,
-        **dict(zip(names, times[2 * k :], strict=True)),
+        **dict(zip(once, times[2 * k :], strict=True)),
     )
 
 

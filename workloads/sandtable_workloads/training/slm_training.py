@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,8 +20,6 @@ from sandtable_workloads.training.closed_form import StepTimes, step_times
 from sandtable_workloads.training.step_demand import Configuration, configuration_of, stacked, structure
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.training.training_plan import plan_of
-from sandtable_workloads.transformer.presets import preset_for, shape_named
-from sandtable_workloads.transformer.shapes import ModelShape
 
 # parts of a step that what happens once makes longer
 LONGER_WHEN_COLD = ("step_s", "forward_s", "idle_s", "low_s", "high_s")
@@ -47,7 +44,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
             DoesNotFit: one device needs more memory than it has.
         """
         _all_weights(parameters)
-        shape = shape_of(parameters)
+        shape = parameters.shape
         layout.check(parameters, shape, machine)
         held = training_memory.check(parameters, machine, shape.name, lambda p: memory_of(p, machine))
         once_s = startup_s(parameters, machine)
@@ -55,7 +52,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
 
     def derived(self, parameters: SlmTraining, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return what follows from a step's time; see `sandtable_workloads.training.metrics`."""
-        return metrics.derived(parameters, shape_of(parameters), machine, known)
+        return metrics.derived(parameters, parameters.shape, machine, known)
 
     def estimate(self, parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
         """Return step time and its parts of many runs by the closed form, in the order given."""
@@ -68,9 +65,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
             ConfigError: a goal that is neither tokens nor a loss, or a loss out of reach.
         """
         _all_weights(parameters)
-        return search.choices(
-            parameters, shape_of(parameters), machines, goal, memories=memories, estimate=estimate
-        )
+        return search.choices(parameters, parameters.shape, machines, goal, memories=memories, estimate=estimate)
 
     def findings(self) -> Sequence[Finding]:
         """Return the findings of arXiv 2410.19456, predicted; see `findings`."""
@@ -112,26 +107,15 @@ def _all_weights(parameters: SlmTraining) -> None:
         raise PlanError(f"adapter {parameters.adapter!r} is neither played nor executed: set adapter to none")
 
 
-def shape_of(parameters: SlmTraining) -> ModelShape:
-    """Return the shape of the model, with as many learned positions as a sequence has tokens."""
-    return _shape_of(parameters.model, parameters.sequence_tokens)
-
-
-@lru_cache(maxsize=256)
-def _shape_of(model: str, sequence_tokens: int) -> ModelShape:
-    shape = shape_named(preset_for(model) or model)
-    return shape.with_positions(sequence_tokens) if shape.positions == "learned" else shape
-
-
 def configuration(parameters: SlmTraining, machine: Machine) -> Configuration:
     """Return the numbers of a run on machines of this kind."""
     per_machine = layout.devices_per_machine(machine, parameters.devices)
-    return configuration_of(parameters, shape_of(parameters), per_machine, on_host=machine.accelerator is None)
+    return configuration_of(parameters, parameters.shape, per_machine, on_host=machine.accelerator is None)
 
 
 def memory_of(parameters: SlmTraining, machine: Machine) -> dict[str, float] | None:
     """Return the bytes that the fullest device holds at its peak, by kind; None where a run cannot be laid out."""
-    if next(layout.faults(parameters, shape_of(parameters), machine), None) is not None:
+    if next(layout.faults(parameters, parameters.shape, machine), None) is not None:
         return None
     return training_memory.memory_of(parameters, configuration(parameters, machine), machine)
 

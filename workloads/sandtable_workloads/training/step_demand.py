@@ -65,7 +65,8 @@ class Configuration:
 
     ``sharing`` processes have one device together: the ranks of a run on a CPU, which share its cores.
 
-    ``per_machine`` are the devices of one machine; ``peak`` of the layers' kinds see `layer_kinds`.
+    ``per_machine`` are the devices of one machine. Layers of several kinds are counted, not listed: see
+    `sandtable_workloads.training.step_parts.layer_kinds`.
     """
 
     dtype: str

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from sandtable.hardware import Frozen
 from sandtable.units import Bytes
+from sandtable_workloads.transformer.presets import shape_for
+from sandtable_workloads.transformer.shapes import ModelShape
 
 Sharding = Literal["ddp", "zero_1", "fsdp_grad_op", "fsdp_full"]
 Attention = Literal["vanilla", "flash"]
@@ -21,8 +23,8 @@ class SlmTraining(Frozen):
     """Parameters of one training run.
 
     Attributes:
-        model: A preset of `sandtable_workloads.transformer`, such as ``slm_100m``, or the path of a Hugging Face
-            ``config.json``.
+        model: A preset of `sandtable_workloads.transformer`, such as ``slm_100m``, the published name of one, such as
+            ``gpt2``, or the path of a Hugging Face ``config.json``.
         sequence_tokens: Tokens per sequence.
         micro_batch: Sequences that one device (or one tensor-parallel group) processes at once.
         grad_accumulation: Micro-batches per step and data-parallel rank. With pipeline stages, these fill the pipe.
@@ -111,6 +113,11 @@ class SlmTraining(Frozen):
                 f"context_parallel = {group}: write {group * max(1, self.devices // group)}"
             )
         return self
+
+    @property
+    def shape(self) -> ModelShape:
+        """The shape of the model, with as many learned positions as a sequence has tokens."""
+        return shape_for(self.model, self.sequence_tokens)
 
     @property
     def data_parallel(self) -> int:

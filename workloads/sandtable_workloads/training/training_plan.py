@@ -86,6 +86,10 @@ class Blocks:
     gather_all: Op | None
     send: Op | None
 
+    def is_layer(self, op: Op) -> bool:
+        """Whether an op is a layer's backward pass, and not one of the model's ends."""
+        return any(op is layer for by_kind in self.backward for layer in by_kind.values())
+
 
 def blocks_of(parts: StepParts, on: Where, sharing: int = 1) -> Blocks:
     """Return the sequences of a step's parts."""
@@ -296,12 +300,14 @@ class _Pipeline:
 
     def _last_backward(self, task: Task, after: Sequence[int | None]) -> int:
         """Add the last micro-batch's backward layer by layer, so that gradients are reduced behind it."""
-        index, waits = -1, after
-        parts = self._chunk(task).parts
-        for number, layer in enumerate(parts, start=1):
-            index = self.builder.add(replace(layer, place=task.stage), waits)
+        index, waits, n_layers = -1, after, 0
+        for part in self._chunk(task).parts:
+            index = self.builder.add(replace(part, place=task.stage), waits)
             waits = [index]
-            if self.blocks.reduce is not None and number % self.per_reduce == 0 and "layer" in layer.name:
+            if not self.blocks.is_layer(part):
+                continue
+            n_layers += 1
+            if self.blocks.reduce is not None and n_layers % self.per_reduce == 0:
                 self.sent[task.stage] = self.builder.add(replace(self.blocks.reduce, place=task.stage), [index])
         return index
 

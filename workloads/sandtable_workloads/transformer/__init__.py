@@ -1,7 +1,7 @@
 """Shapes of transformers, shared by the workloads that run them."""
 
 from sandtable_workloads.transformer.hf_config import from_hf_config
-from sandtable_workloads.transformer.presets import all_presets, base_name, preset_for, shape_named
+from sandtable_workloads.transformer.presets import all_presets, base_name, preset_for, shape_for, shape_named
 from sandtable_workloads.transformer.shapes import LatentAttention, ModelShape, Moe
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "base_name",
     "from_hf_config",
     "preset_for",
+    "shape_for",
     "shape_named",
 ]

@@ -131,6 +131,18 @@ def preset_for(published: str) -> str | None:
     return next((known for known in all_presets() if _split(known) == _split(name)), None)
 
 
+@lru_cache(maxsize=256)
+def shape_for(model: str, sequence_tokens: int | None = None) -> ModelShape:
+    """Return the shape of a model however it is named: a preset, a published name, or a path; see `shape_named`.
+
+    Learned positions are as many as ``sequence_tokens``, where that is given.
+    """
+    shape = shape_named(model if Path(model).exists() else preset_for(model) or model)
+    if sequence_tokens is None or shape.positions != "learned":
+        return shape
+    return shape.with_positions(sequence_tokens)
+
+
 def _split(name: str) -> str:
     """Put an underscore between letters and digits: llama2_7b and llama_2_7b become one."""
     return re.sub(r"([a-z])(?=\d)", r"\1_", name)

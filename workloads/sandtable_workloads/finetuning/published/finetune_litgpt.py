@@ -18,7 +18,6 @@ from sandtable.errors import ConfigError, PlanError
 from sandtable.hardware import Machine, StackDatasheet, library
 from sandtable.published.adapter import Adapter, Outcome, Row, Scored, Skipped
 from sandtable_workloads.finetuning import adapters
-from sandtable_workloads.training.slm_training import shape_of
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
@@ -177,7 +176,7 @@ def _decoding(row: Row, quantization: str, machine: Machine) -> dict[str, float]
 
 def _run(values: dict[str, Any], tokens: int) -> tuple[SlmTraining, ModelShape]:
     run = SlmTraining.model_validate(values | {"sequence_tokens": tokens}, context=units.AT_EDGE)
-    return run, shape_of(run)
+    return run, run.shape
 
 
 @lru_cache(maxsize=8)

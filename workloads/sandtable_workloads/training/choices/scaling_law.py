@@ -25,7 +25,7 @@ from sandtable.errors import CalibrationError, ConfigError, UnknownName, missing
 from sandtable.hardware import Frozen
 from sandtable.run import run_folder
 from sandtable_workloads.training.training_parameters import SlmTraining
-from sandtable_workloads.transformer.presets import preset_for, shape_named
+from sandtable_workloads.transformer.presets import shape_for
 from sandtable_workloads.transformer.shapes import ModelShape
 
 PRESETS = Path(__file__).parent / "scaling_laws.yaml"
@@ -290,7 +290,7 @@ def fit_runs(names: Sequence[str]) -> FittedLaw:
         run = SlmTraining.model_validate(measured.scenario["parameters"])
         points += points_of_run(
             metric.samples[: run.steps],
-            n_params=shape_named(preset_for(run.model) or run.model).n_params,
+            n_params=shape_for(run.model).n_params,
             tokens_per_step=run.tokens_per_step,
             first_step=run.warmup_steps + 1,
         )

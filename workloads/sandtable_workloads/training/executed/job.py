@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from sandtable_workloads.training.training_parameters import SlmTraining
-from sandtable_workloads.transformer.presets import shape_named
 from sandtable_workloads.transformer.shapes import ModelShape
 
 RENDEZVOUS = "rendezvous"
@@ -51,7 +50,7 @@ class Job:
     @property
     def shape(self) -> ModelShape:
         """The shape of the model."""
-        return shape_of(self.parameters)
+        return self.parameters.shape
 
     def save(self) -> Path:
         """Write the job into its folder, and return the file."""
@@ -77,11 +76,6 @@ class Job:
                 "tokens": (Path(file), n_tokens, n_train),
             }
         )
-
-
-def shape_of(parameters: SlmTraining) -> ModelShape:
-    """Return the shape of the model that is trained."""
-    return shape_named(parameters.model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from sandtable.hardware import Machine
 from sandtable.results import TraceRow
 from sandtable.workload.seam import Execution, ExecutionContext
 from sandtable_workloads.training.executed import launcher
-from sandtable_workloads.training.executed.job import Job, Record, read_records, result_path, shape_of
+from sandtable_workloads.training.executed.job import Job, Record, read_records, result_path
 from sandtable_workloads.training.executed.tokens import TokenFile, prepare_tokens
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
@@ -82,7 +82,7 @@ def _tokens(parameters: SlmTraining, context: ExecutionContext) -> TokenFile:
         context.folder / FOLDER,
         text=parameters.text,
         tokenizer=parameters.tokenizer,
-        vocabulary=shape_of(parameters).vocabulary,
+        vocabulary=parameters.shape.vocabulary,
     )
 
 
@@ -105,7 +105,7 @@ def check_executable(parameters: SlmTraining) -> None:
             f"parameters.optimizer_dtype: {parameters.optimizer_dtype} beside {parameters.precision} is simulated "
             "only; leave it out"
         )
-    check_shape(shape_of(parameters))
+    check_shape(parameters.shape)
 
 
 def check_shape(shape: ModelShape) -> None:

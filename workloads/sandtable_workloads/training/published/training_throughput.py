@@ -20,7 +20,7 @@ from sandtable.errors import ConfigError, DoesNotFit, PlanError
 from sandtable.hardware import Machine, library
 from sandtable.published.adapter import Adapter, Outcome, Row, Scored, Skipped
 from sandtable_workloads.training import layout, metrics
-from sandtable_workloads.training.slm_training import estimate, shape_of
+from sandtable_workloads.training.slm_training import estimate
 from sandtable_workloads.training.training_parameters import SlmTraining
 
 TOKENS, STEP = "tokens_per_s_per_device", "step_s"
@@ -420,7 +420,7 @@ def measured_tokens(row: Row, parameters: SlmTraining, machine: Machine) -> floa
     rate = row.number("hardware_tflops_per_s_per_gpu") if source.flops == "megatron" else None
     if rate:
         return rate * TERA / _megatron_flops_per_token(parameters)
-    flops = metrics.model_flops_per_token(shape_of(parameters), parameters.sequence_tokens)
+    flops = metrics.model_flops_per_token(parameters.shape, parameters.sequence_tokens)
     model_rate = row.number("model_tflops_per_s_per_gpu")
     if model_rate:
         return model_rate * TERA / flops
@@ -433,7 +433,7 @@ def measured_tokens(row: Row, parameters: SlmTraining, machine: Machine) -> floa
 
 def _megatron_flops_per_token(parameters: SlmTraining) -> float:
     """Return the FLOPs per token of arXiv 2104.04473, equation 3; the layers count four times, for recomputation."""
-    shape = shape_of(parameters)
+    shape = parameters.shape
     layers, width = shape.n_layers, shape.d_model
     share = 1 + parameters.sequence_tokens / (6 * width) + shape.vocabulary / (16 * layers * width)
     return 96 * layers * width**2 * share
@@ -455,7 +455,7 @@ def _best(run: Run) -> tuple[SlmTraining, Mapping[str, float]] | Skipped:
     for candidate in run.candidates:
         try:
             parameters = SlmTraining.model_validate(candidate, context=units.AT_EDGE)
-            layout.check(parameters, shape_of(parameters), machine)
+            layout.check(parameters, parameters.shape, machine)
         except ValueError as error:
             fault = f"not a valid configuration: {_sentence(error)}"
         except DoesNotFit:
