@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sandtable import __version__, yaml_files
+from sandtable import __version__
 from sandtable.cli.terminal import Format, emit, emit_comparison, emit_result, progress, say
 from sandtable.errors import CheckFailed, ConfigError, DoesNotFit, SandtableError
 
@@ -218,8 +218,7 @@ def check(
     from sandtable.run import check as checking
     from sandtable.run import measure
 
-    cases, baseline = _cases(names or [], suite, settings or [], machine)
-    label = suite or cases[0].scenario.name
+    cases, label, baseline = _cases(names or [], suite, settings or [], machine)
     with progress() as shown:
         context = measure.execution_context(store, shown)
         comparison, checked, folder = checking.check(cases, context, name=label, trace=trace is not None)
@@ -246,25 +245,18 @@ def check(
 
 def _cases(
     names: list[str], suite: str | None, settings: list[str], machine: str | None
-) -> tuple[list[Any], str | None]:
-    """Load what is to be checked; for a suite that has one, also the name of its baseline."""
-    from sandtable.hardware import library
+) -> tuple[list[Any], str, str | None]:
+    """Load what is to be checked, its name, and for a suite that has one the name of its baseline."""
+    from sandtable.study import study
     from sandtable.workload import scenarios
 
     if bool(names) == (suite is not None):
         raise ConfigError("check needs scenarios or --suite NAME, one of the two")
     if suite is None:
-        return [scenarios.load(name, settings=settings, machine=machine) for name in names], None
-    loaded = scenarios.load_suite(suite)
-    if settings:
-        changes = dict(scenarios.parse_setting(setting) for setting in settings)
-        data = loaded.model_dump(by_alias=True)
-        for dotted, value in changes.items():
-            yaml_files.set_path(data, dotted, value)
-        loaded = yaml_files.validate(scenarios.Suite, data, f"--suite {suite}")
-    hardware = library.load_machine(machine or loaded.machine)
-    cases = [scenarios.case_of(scenario, machine=hardware) for scenario in loaded.scenarios()]
-    return cases, cases[0].scenario.name if loaded.first_is_baseline else None
+        cases = [scenarios.load(name, settings=settings, machine=machine) for name in names]
+        return cases, cases[0].scenario.name, None
+    loaded = study.load(suite).changed(study.changes_of(settings) | ({"machine": machine} if machine else {}))
+    return list(loaded.resolved()), loaded.name, loaded.baseline
 
 
 @app.command()
@@ -276,16 +268,12 @@ def whatif(
 ) -> None:
     """Show what a change makes of a prediction, in time and dollars."""
     from sandtable.report import rendering
-    from sandtable.run import predict
-    from sandtable.workload import scenarios
+    from sandtable.study import evaluate, study
 
     if not settings:
         raise ConfigError("whatif needs at least one --set PATH=VALUE: the change to look at")
-    results = []
-    for changes in ((), settings):
-        case = scenarios.load(scenario, settings=changes, machine=machine)
-        results.append(predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0])
-    emit(rendering.difference_table(*results), format_)
+    both = study.pair(scenario, study.changes_of(settings), machine=machine)
+    emit(rendering.difference_table(*evaluate.predictions(both)), format_)
 
 
 @app.command()

@@ -88,12 +88,11 @@ def _scenarios() -> Table:
 
 
 def _suites() -> Table:
+    from sandtable.study import study
     from sandtable.workload import scenarios
 
-    rows = []
-    for name in sorted(scenarios.suite_files()):
-        suite = scenarios.load_suite(name)
-        rows.append([name, suite.workload, len(suite.scenarios()), suite.title])
+    suites = {name: study.load(name) for name in sorted(scenarios.suite_files())}
+    rows = [[name, s.scenario().workload, sum(1 for _ in s.points()), s.title] for name, s in suites.items()]
     return Table(columns=("name", "workload", "scenarios", "title"), rows=rows)
 
 

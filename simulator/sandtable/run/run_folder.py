@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from sandtable.results import Comparison, Measurement, Prediction
 from sandtable.workload.seam import Scenario
 
 RUNS = Path("runs")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -26,8 +28,8 @@ class RunFolder:
 
     @classmethod
     def create(cls, name: str, base: Path | None = None) -> RunFolder:
-        """Make a new folder ``<base>/<time>-<name>``, never one that exists."""
-        base = base or RUNS
+        """Make a new folder ``<base>/<time>-<name>``, never one that exists; a name never leads out of the base."""
+        base, name = base or RUNS, _UNSAFE.sub("_", name)
         stamp = dt.datetime.now().strftime("%Y-%m-%dT%H%M%S")
         for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
             path = base / f"{stamp}-{name}{suffix}"

@@ -1,14 +1,13 @@
-"""Load scenarios and suites, with changes from the command line."""
+"""Load scenarios, with changes from the command line."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -30,48 +29,6 @@ class Case:
     machine: Machine
 
 
-class Suite(Frozen):
-    """Many scenarios that differ in a few parameters.
-
-    Each entry of ``cases`` changes ``parameters``; a list in it stands for one scenario per entry (all combinations).
-    """
-
-    schema_version: int = Field(default=1, alias="schema", ge=1, le=1)
-    name: str
-    title: str
-    workload: str
-    machine: str = library.THIS_MACHINE
-    repeats: int = Field(default=3, ge=1)
-    seed: int = Field(default=1, ge=0)
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    cases: tuple[dict[str, Any], ...] = Field(min_length=1)
-    first_is_baseline: bool = False  # show how much faster the others are than the first
-
-    def scenarios(self) -> list[Scenario]:
-        """Return every scenario of the suite, named after what sets it apart."""
-        found: dict[str, Scenario] = {}
-        for case in self.cases:
-            keys = list(case)
-            for values in itertools.product(*(v if isinstance(v, list) else [v] for v in case.values())):
-                changes = dict(zip(keys, values, strict=True))
-                name = "-".join(_label(key, value) for key, value in changes.items())
-                found[name] = Scenario(
-                    name=name,
-                    title=f"{self.title}: {name}",
-                    workload=self.workload,
-                    machine=self.machine,
-                    repeats=self.repeats,
-                    seed=self.seed,
-                    parameters=self.parameters | changes,
-                )
-        return list(found.values())
-
-
-def _label(key: str, value: Any) -> str:
-    text = str(value).lower().replace(" ", "").replace("%", "pct").replace("/", "_")
-    return text if isinstance(value, str) and not text[0].isdigit() else f"{units.strip_suffix(key)}_{text}"
-
-
 def files() -> dict[str, Path]:
     """Return name -> path of the ready-made scenarios, suites left out."""
     return {name: path for name, path in library.scenario_files().items() if path.parent.name != SUITES}
@@ -80,6 +37,21 @@ def files() -> dict[str, Path]:
 def suite_files() -> dict[str, Path]:
     """Return name -> path of the suites."""
     return {name: path for name, path in library.scenario_files().items() if path.parent.name == SUITES}
+
+
+def read(name: str) -> Scenario:
+    """Read a scenario by name or path, without loading what it names."""
+    path = library.find_file("scenario", name, files())
+    return yaml_files.validate(Scenario, yaml_files.read_yaml(path), str(path))
+
+
+def set_in(data: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put a value into a scenario's data at a dotted path; the name of a metric holds a dot of its own."""
+    section, dot, metric = dotted.partition(".")
+    if section == "thresholds" and dot:
+        data[section] = (data.get(section) or {}) | {metric: value}
+    else:
+        yaml_files.set_path(data, dotted, value)
 
 
 def load(name: str, *, settings: Sequence[str] = (), machine: str | None = None) -> Case:
@@ -98,11 +70,8 @@ def load(name: str, *, settings: Sequence[str] = (), machine: str | None = None)
         dotted, value = parse_setting(setting)
         if dotted.startswith("machine."):
             overrides[dotted.removeprefix("machine.")] = value
-        elif dotted.startswith("thresholds."):  # the name of a metric holds a dot of its own
-            yaml_files.set_path(data, "thresholds", data.get("thresholds") or {})
-            data["thresholds"][dotted.removeprefix("thresholds.")] = value
         else:
-            yaml_files.set_path(data, dotted, value)
+            set_in(data, dotted, value)
     if machine is not None:
         data["machine"] = machine
     scenario = yaml_files.validate(Scenario, data, str(path))
@@ -131,12 +100,6 @@ def case_of(
         stack = {} if scenario.stack is None else {"stack": scenario.stack}
         machine = library.load_machine(scenario.machine, stack | dict(overrides or {}))
     return Case(scenario=scenario, workload=workload, parameters=parameters, machine=machine)
-
-
-def load_suite(name: str) -> Suite:
-    """Load a suite by name or path."""
-    path = library.find_file("suite", name, suite_files())
-    return yaml_files.validate(Suite, yaml_files.read_yaml(path), str(path))
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sandtable.model.intervals import joined
 
 MISSES = st.lists(
-    st.tuples(st.floats(0, 1e3), st.floats(0, 1)).map(lambda pair: (pair[0], pair[0] * pair[1])),
+    st.tuples(st.floats(1e-3, 1e3), st.floats(0, 1)).map(lambda pair: (pair[0], pair[0] * pair[1])),
     min_size=1,
     max_size=5,
 )

@@ -98,3 +98,11 @@ def test_a_folder_that_cannot_be_made(in_tmp: Path) -> None:
     Path("runs").write_text("a file stands in the way")
     with pytest.raises(ConfigError, match="cannot make the run folder"):
         RunFolder.create("made_up")
+
+
+@pytest.mark.parametrize("name", ["/tmp/suites/mine.yaml", "../../mine", "a b/c", "mine.yaml", "C:\\mine"])
+def test_a_run_lies_in_the_folder_of_runs_whatever_its_name(name: str, in_tmp: Path) -> None:
+    run = RunFolder.create(name)
+    assert run.path.parent == run_folder.RUNS
+    assert run.path.name.endswith("mine") or "mine" in run.path.name or run.path.name.endswith("a_b_c")
+    assert [found.path for found in run_folder.list_runs()] == [run.path]

@@ -1,4 +1,4 @@
-"""Scenarios and suites: loading, changing, multiplying."""
+"""Scenarios: loading and changing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.workload import scenarios
-from sandtable.workload.scenarios import Suite
-from sandtable.workload.seam import Scenario
 
 TEXT = """\
 schema: 1
@@ -39,21 +37,6 @@ def test_every_ready_made_scenario_loads(name: str, machine: Machine, in_tmp: Pa
     assert case.scenario.name == name
     assert case.scenario.title.rstrip()
     assert case.workload.name == case.scenario.workload
-
-
-@pytest.mark.parametrize("name", sorted(scenarios.suite_files()))
-def test_every_suite_loads_and_its_cases_have_names_of_their_own(name: str, machine: Machine) -> None:
-    suite = scenarios.load_suite(name)
-    assert suite.name == name
-    found = suite.scenarios()
-    assert len(found) == len({scenario.name for scenario in found}) >= 5
-    for scenario in found:
-        assert scenarios.case_of(scenario, machine=machine).scenario == scenario
-
-
-def test_the_quick_suite_climbs_the_ladder() -> None:
-    rungs = [scenario.parameters["rung"] for scenario in scenarios.load_suite("flash-quick").scenarios()]
-    assert rungs == ["naive", "hybrid", "predictor", "window", "bundling"]
 
 
 def test_scenarios_and_suites_are_kept_apart() -> None:
@@ -133,46 +116,7 @@ def test_a_setting_needs_a_path_and_a_value(setting: str) -> None:
         scenarios.parse_setting(setting)
 
 
-# --- suites ------------------------------------------------------------------------------------------------
-
-
-def suite(*cases: dict[str, object]) -> Suite:
-    return Suite(
-        name="s", title="S", workload="flash_inference", parameters={"tokens": 4, "window": 1}, cases=cases
-    )
-
-
-def test_lists_multiply_and_the_rest_is_shared() -> None:
-    found = suite({"rung": ["window", "bundling"], "window": [2, 3]}, {"rung": "naive", "tokens": 9}).scenarios()
-    assert [scenario.parameters for scenario in found] == [
-        {"tokens": 4, "window": 2, "rung": "window"},
-        {"tokens": 4, "window": 3, "rung": "window"},
-        {"tokens": 4, "window": 2, "rung": "bundling"},
-        {"tokens": 4, "window": 3, "rung": "bundling"},
-        {"tokens": 9, "window": 1, "rung": "naive"},
-    ]
-    assert [scenario.name for scenario in found][:2] == ["window-window_2", "window-window_3"]
-    assert found[-1].name == "naive-tokens_9"
-
-
-def test_the_same_case_twice_is_one_scenario() -> None:
-    assert len(suite({"rung": "naive"}, {"rung": "naive"}).scenarios()) == 1
-
-
-@given(st.lists(st.sampled_from(["3 %", "1 MiB", 4, 1.5, "float16", "a/b"]), min_size=1, max_size=4, unique=True))
-def test_names_of_cases_are_names_of_scenarios(values: list[object]) -> None:
-    for scenario in suite({"active_frac": values}).scenarios():
-        assert Scenario.model_validate(scenario.model_dump(by_alias=True)) == scenario
-
-
-def test_a_suite_without_cases_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1 item"):
-        suite()
-
-
-def test_names_that_are_not_there() -> None:
-    with pytest.raises(UnknownName, match=r"no suite named 'flash-quik' \(did you mean 'flash-quick'"):
-        scenarios.load_suite("flash-quik")
+def test_a_name_that_is_not_there() -> None:
     with pytest.raises(UnknownName, match=r"no scenario named 'flash_dem' \(did you mean 'flash_demo'"):
         scenarios.load("flash_dem")
 
