@@ -17,7 +17,7 @@ import pytest
 
 from sandtable_kernels.files import buffers
 from sandtable_kernels.files.reader import FlashReader
-from sandtable_kernels.operations.storage_reads import ensure_file, fio_curve
+from sandtable_kernels.operations.storage_reads import Fio, ensure_file
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("SANDTABLE_BENCH") != "1", reason="set SANDTABLE_BENCH=1 or run make bench"),
@@ -64,11 +64,11 @@ def test_reader_reaches_fio(
             pytest.skip(f"{data_file.parent} has no direct I/O")
         for turn in range(PAIRS):
             if turn % 2:
-                fio = fio_curve(data_file, [(chunk_bytes, depth)], RUNTIME_S)[0][2]
+                fio = Fio().bytes_per_s(data_file, [(chunk_bytes, depth)], RUNTIME_S)[0]
                 ours = our_bytes_per_s(reader, chunk_bytes, rng)
             else:
                 ours = our_bytes_per_s(reader, chunk_bytes, rng)
-                fio = fio_curve(data_file, [(chunk_bytes, depth)], RUNTIME_S)[0][2]
+                fio = Fio().bytes_per_s(data_file, [(chunk_bytes, depth)], RUNTIME_S)[0]
             pairs.append((ours, fio))
         backend = reader.backend
     ratio = statistics.median(ours / fio for ours, fio in pairs)

@@ -41,11 +41,6 @@ LARGEST = (8192, 8192, 8192)
 MOST_GPUS = 16
 
 
-def gpu_timer() -> CudaTimer:
-    """Return what times these kernels on this machine; calibration looks for a function of this name."""
-    return CudaTimer()
-
-
 class CudaKernel(TorchKernel):
     """A kernel that is timed on a GPU; `run` does the same on the host, to be compared with the reference."""
 
@@ -54,7 +49,7 @@ class CudaKernel(TorchKernel):
 
     def timings(self, dims: Dims, context: KernelContext, *, repeats: int, budget_s: float) -> list[float]:
         """Return seconds per call on this machine's GPUs."""
-        timer = gpu_timer()
+        timer = CudaTimer()
         try:
             return timer.time(self, dims, repeats=repeats, budget_s=budget_s)
         finally:

@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from sandtable.demand.instruments import GpuTimer
 from sandtable.demand.kernel import Kernel
 from sandtable.errors import DoesNotFit, MeasureError, NoDevice, missing_extra
 from sandtable_kernels.pytorch.torch_pool import float_median
@@ -107,12 +108,14 @@ def without_cuda(version_: str) -> str:
     return f"timing an NVIDIA GPU needs PyTorch with CUDA, and PyTorch {version_} was built without: {GET_ONE}"
 
 
-class CudaTimer:
+class CudaTimer(GpuTimer):
     """Times kernels of `sandtable_kernels.cuda.cuda_operators` on this machine's GPUs.
 
     Raises:
         NoDevice: PyTorch is missing, was built without CUDA, or sees no GPU.
     """
+
+    name: ClassVar[str] = "pytorch_cuda"
 
     def __init__(self) -> None:
         try:

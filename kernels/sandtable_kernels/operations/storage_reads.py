@@ -2,7 +2,7 @@
 
 `RandomRead` and `SequentialRead` give the points from which a storage law is fitted. `ColdRead` shows what that law
 leaves out: under a virtual disk, the host may cache what was read before, so the first touch can be slower.
-`fio_curve` asks fio (https://github.com/axboe/fio) for the same points, as a second opinion.
+`Fio` asks fio (https://github.com/axboe/fio) for the same points, as a second opinion.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
+from sandtable.demand.instruments import StorageCrossCheck
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op, random_read, sequential_read
 from sandtable.errors import ConfigError, MeasureError, NoDevice
@@ -293,33 +294,21 @@ def _read_all(reader: FlashReader) -> None:
 # --- fio ---------------------------------------------------------------------------------------------------
 
 
-def fio_curve(
-    path: str | Path, points: Sequence[tuple[int, int]], runtime_s: float
-) -> list[tuple[int, int, float]]:
-    """Measure random direct reads of a file with fio.
+class Fio(StorageCrossCheck):
+    """Random direct reads with fio.
 
     fio's buffers are made of small pages, ours of huge ones. Under a virtual disk, where every page of a request
     costs, fio is therefore the slower one for large chunks (seen at 256 KiB: half).
-
-    Args:
-        path: An existing file; it is only read.
-        points: Pairs of chunk size (bytes) and requests in flight.
-        runtime_s: Seconds per point.
-
-    Returns:
-        (chunk_bytes, concurrency, bytes per second) for each point.
-
-    Raises:
-        NoDevice: fio is not installed.
-        MeasureError: fio failed, with its last words.
     """
-    program = shutil.which("fio")
-    if program is None:
-        raise NoDevice("the cross-check needs fio, which is not installed: apt-get install fio")
-    return [
-        (chunk_bytes, concurrency, _fio_point(program, Path(path), chunk_bytes, concurrency, runtime_s))
-        for chunk_bytes, concurrency in points
-    ]
+
+    name: ClassVar[str] = "fio"
+
+    def bytes_per_s(self, path: Path, points: Sequence[tuple[int, int]], runtime_s: float) -> list[float]:
+        """Return fio's rate at each point; ``runtime_s`` is spent on each."""
+        program = shutil.which("fio")
+        if program is None:
+            raise NoDevice("the cross-check needs fio, which is not installed: apt-get install fio")
+        return [_fio_point(program, path, chunk_bytes, depth, runtime_s) for chunk_bytes, depth in points]
 
 
 def _fio_point(program: str, path: Path, chunk_bytes: int, concurrency: int, runtime_s: float) -> float:

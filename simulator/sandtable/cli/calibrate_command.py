@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from sandtable.calibration import this_host
 from sandtable.calibration.gpu import gpu_fit, recordings
 from sandtable.calibration.gpu.recordings import Gpus, LiveGpus, RecordedGpus
 from sandtable.calibration.this_host import Calibration, FittedPoint, Settings
-from sandtable.demand.kernel import kernels
+from sandtable.demand.instruments import storage_cross_check
 from sandtable.errors import CalibrationError, ConfigError, NoDevice
 from sandtable.hardware import Component, Machine, library
 from sandtable.model.cost_model import CostModel
@@ -286,22 +285,22 @@ def worst_table(points: Sequence[FittedPoint]) -> Table:
 
 
 def cross_check_table(result: Calibration, settings: Settings) -> Table:
-    """Return this calibration's storage curve beside fio's at the same points, on the same file."""
-    fio_curve = _fio()
+    """Return this calibration's storage curve beside another program's at the same points, on the same file."""
+    other = storage_cross_check()
     path = next(path for path in settings.folder.iterdir() if path.stat().st_size >= settings.file_bytes)
     points = [p for p in result.machine.storage.measurements if p.access == "random"]
     chosen = [
         p for p in points if p.concurrency in (1, 8, 16, 32) and p.chunk_bytes in (4096, 16384, 65536, 262144)
     ]
-    curve = fio_curve(path, [(int(p.chunk_bytes), p.concurrency) for p in chosen], 1.0)
+    rates = other.bytes_per_s(path, [(int(p.chunk_bytes), p.concurrency) for p in chosen], 1.0)
     rows: list[list[object]] = []
     ratios: list[float] = []
-    for point, (chunk, lanes, rate) in zip(chosen, curve, strict=True):
+    for point, rate in zip(chosen, rates, strict=True):
         ratios.append(point.read_bytes_per_s / rate)
         rows.append(
             [
-                units.format_bytes(chunk),
-                lanes,
+                units.format_bytes(point.chunk_bytes),
+                point.concurrency,
                 f"{point.read_bytes_per_s / 1e6:.0f}",
                 f"{rate / 1e6:.0f}",
                 f"{ratios[-1]:.2f}",
@@ -309,17 +308,10 @@ def cross_check_table(result: Calibration, settings: Settings) -> Table:
         )
     rows.append(["median", "", "", "", f"{np.median(ratios):.2f}"])
     return Table(
-        columns=("chunk", "in flight", "sandtable", "fio", "ratio"), units=("", "", "MB/s", "MB/s", ""), rows=rows
+        columns=("chunk", "in flight", "sandtable", other.name, "ratio"),
+        units=("", "", "MB/s", "MB/s", ""),
+        rows=rows,
     )
-
-
-def _fio() -> Callable[..., list[tuple[int, int, float]]]:
-    """Find the kernel module that offers a curve measured by fio, without naming it."""
-    for kernel in kernels().values():
-        curve = getattr(sys.modules[type(kernel).__module__], "fio_curve", None)
-        if curve is not None:
-            return curve  # type: ignore[no-any-return]
-    raise ConfigError("no installed kernel can run fio")
 
 
 def refit(name: str) -> Table:

@@ -429,7 +429,7 @@ def test_a_chunk_larger_than_the_file(tmp_path: Path) -> None:
 def test_fio_missing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(NoDevice, match="apt-get install fio"):
-        storage_reads.fio_curve(path, [(4096, 1)], 0.1)
+        storage_reads.Fio().bytes_per_s(path, [(4096, 1)], 0.1)
 
 
 @pytest.mark.parametrize("noise", ["", "note: both iodepth >= 1 and synchronous I/O engine are selected\n"])
@@ -444,7 +444,7 @@ def test_fio_output_is_read(path: Path, monkeypatch: pytest.MonkeyPatch, noise: 
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/fio")
     monkeypatch.setattr("subprocess.run", answer)
     points = [(4096, 1), (16384, 32)]
-    assert storage_reads.fio_curve(path, points, 0.5) == [(4096, 1, 123456.0), (16384, 32, 123456.0)]
+    assert storage_reads.Fio().bytes_per_s(path, points, 0.5) == [123456.0, 123456.0]
     assert {"--bs=16384", "--iodepth=32", "--direct=1", "--readonly", "--runtime=500ms"} <= set(asked[1])
 
 
@@ -455,4 +455,4 @@ def test_fio_failure_is_passed_on(path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/fio")
     monkeypatch.setattr("subprocess.run", answer)
     with pytest.raises(MeasureError, match="not loadable"):
-        storage_reads.fio_curve(path, [(4096, 1)], 0.1)
+        storage_reads.Fio().bytes_per_s(path, [(4096, 1)], 0.1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from sandtable import yaml_files
+from sandtable.demand.instruments import gpu_timer
 from sandtable.demand.kernel import Dims, Kernel, kernels
 from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, MeasureError, NoDevice
 from sandtable.hardware import Frozen
@@ -30,8 +30,6 @@ from sandtable.run.nvml import GpuFacts, GpuSample, open_nvml
 
 PART = "gpu"
 FRAMEWORK = "torch"
-# what a package with kernels calls the function that gives its timer
-TIMER = "gpu_timer"
 IDLE, BUSY = "idle", "busy"
 IDLE_S = 2.0
 REPEATS = 12
@@ -109,22 +107,6 @@ def read_recording(path: Path) -> Recording:
 # --- what times --------------------------------------------------------------------------------------------
 
 
-class GpuTimer(Protocol):
-    """What a package with kernels for GPUs offers; see `TIMER`."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return ``gpus``, the fields of `Gpu` and ``bus`` for each, and ``software``, versions by name."""
-        ...
-
-    def time(self, kernel: Kernel, dims: Dims, *, repeats: int, budget_s: float) -> list[float]:
-        """Return seconds per call; DoesNotFit and NoDevice say that this GPU cannot do this point."""
-        ...
-
-    def close(self) -> None:
-        """Let the GPUs go."""
-        ...
-
-
 class Gpus(Protocol):
     """The GPUs of a machine: what they are, how long they take, and what they draw meanwhile."""
 
@@ -133,7 +115,7 @@ class Gpus(Protocol):
     generated: str | None
 
     def time(self, kernel: Kernel, dims: Dims, *, repeats: int, budget_s: float) -> list[float]:
-        """See `GpuTimer.time`."""
+        """See `sandtable.demand.instruments.GpuTimer.time`."""
         ...
 
     def work(self, *, quick: bool) -> list[tuple[Kernel, Dims]]:
@@ -161,7 +143,7 @@ class LiveGpus:
     def __init__(self) -> None:
         self.nvml = open_nvml()
         self.idle = self._idle()
-        self._timer = _timer()
+        self._timer = gpu_timer()
         described = self._timer.describe()
         self.software: Mapping[str, str] = described["software"]
         buses = [gpu.pop("bus", None) for gpu in described["gpus"]]
@@ -182,7 +164,7 @@ class LiveGpus:
         return found
 
     def time(self, kernel: Kernel, dims: Dims, *, repeats: int, budget_s: float) -> list[float]:
-        """See `GpuTimer.time`."""
+        """See `sandtable.demand.instruments.GpuTimer.time`."""
         return self._timer.time(kernel, dims, repeats=repeats, budget_s=budget_s)
 
     def work(self, *, quick: bool) -> list[tuple[Kernel, Dims]]:
@@ -251,16 +233,6 @@ def may_have_gpu() -> bool:
     """Whether it is worth asking: an NVIDIA driver is there, and the framework that would time a GPU."""
     driver = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
     return driver and find_spec(FRAMEWORK) is not None
-
-
-def _timer() -> GpuTimer:
-    """Find the package that times GPUs, without naming it."""
-    for kernel in gpu_kernels():
-        make = getattr(sys.modules[type(kernel).__module__], TIMER, None)
-        if make is not None:
-            timer: GpuTimer = make()
-            return timer
-    raise NoDevice("no installed package of kernels can time a GPU")
 
 
 def gpu_kernels() -> list[Kernel]:
