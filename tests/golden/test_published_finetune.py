@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sandtable.published import scoring
-from sandtable.published.adapter import Row
+from sandtable.published.rows import Row
 from sandtable_workloads.finetuning.published.finetune_litgpt import (
     ANCHORS,
     FinetuneLitgpt,

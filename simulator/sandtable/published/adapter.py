@@ -1,4 +1,4 @@
-"""What an adapter is: it reads one CSV of published measurements and predicts its rows.
+"""What an adapter is: it reads one file of published measurements and predicts its rows.
 
 An adapter translates: a row's text into a device of the library and a demand, the model's answer into the row's
 figures. It holds no figure of its own. A row that it cannot translate is skipped under a reason, a short phrase such
@@ -7,55 +7,16 @@ as "no device file", and the reasons are counted.
 
 from __future__ import annotations
 
-import csv
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One row of a file. ``line`` is where it ends in the file, 1-based; missing cells are empty strings."""
-
-    line: int
-    cells: Mapping[str, str]
-
-    def text(self, column: str) -> str:
-        """Return a cell without the spaces around it.
-
-        Raises:
-            MalformedRow: the file has no such column.
-        """
-        if column not in self.cells:
-            raise MalformedRow(f"no column {column!r}")
-        return self.cells[column].strip()
-
-    def number(self, column: str) -> float | None:
-        """Return a cell as a number, None if it is empty.
-
-        Raises:
-            MalformedRow: the cell holds something else.
-        """
-        text = self.text(column)
-        if not text:
-            return None
-        try:
-            value = float(text)
-        except ValueError:
-            raise MalformedRow(f"{column}: {text!r} is not a number") from None
-        if not abs(value) < float("inf"):
-            raise MalformedRow(f"{column}: {text!r} is not finite")
-        return value
-
-
-class MalformedRow(ValueError):
-    """A row that cannot be read; it is counted under "malformed row" with its line."""
+from sandtable.published.rows import Row, Rows, file_of, read_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +61,7 @@ Outcome = Sequence[Scored | Skipped] | Skipped
 class Adapter(ABC):
     """One file of published measurements.
 
-    ``name`` is the file's name without ``.csv``; ``metrics`` are all that its rows can be scored on. A metric that
+    ``name`` is the file's name without its ending; ``metrics`` are all that its rows can be scored on. A metric that
     `predict` says nothing of is counted as "no such figure in the row".
     """
 
@@ -108,27 +69,21 @@ class Adapter(ABC):
     title: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
 
-    def read(self, folder: Path) -> Iterator[Row]:
-        """Yield the rows of the file in order.
+    def read(self, folder: Path) -> Rows:
+        """Return the rows of the file in order.
 
         Raises:
-            ConfigError: the file is not readable as text.
+            ConfigError: there is no such file, or it is not readable.
         """
-        path = folder / f"{self.name}.csv"
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file, restkey="", restval="")
-                for cells in reader:
-                    overflow = cells.pop("", None)
-                    row = Row(line=reader.line_num, cells=cells)
-                    yield row if not overflow else Row(line=row.line, cells={})
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError(f"cannot be read: {error}", file=str(path)) from None
+        path = file_of(folder, self.name)
+        if path is None:
+            raise ConfigError("no such file", file=str(folder / f"{self.name}.csv"))
+        return read_rows(path)
 
     def shipped(self) -> Path | None:
         """Return the folder ``data`` beside the adapter if it ships the file; most files belong to others."""
         folder = Path(inspect.getfile(type(self))).parent / "data"
-        return folder if (folder / f"{self.name}.csv").is_file() else None
+        return folder if file_of(folder, self.name) else None
 
     @abstractmethod
     def predict(self, row: Row) -> Outcome:

@@ -31,6 +31,7 @@ from sandtable.hardware import KINDS, OperatorFit, Processor, library
 from sandtable.model.fitted_constants import UNFITTED_HIGH_FRAC, UNFITTED_LOW_FRAC
 from sandtable.published import scoring, systems
 from sandtable.published.operator_rows import OperatorAdapter, group_of, kind_of, sheets_of
+from sandtable.published.rows import file_of
 from sandtable.table import Table
 
 FloatArray = npt.NDArray[np.float64]
@@ -98,7 +99,7 @@ def collect(folder: Path, only: Sequence[str] | None = None) -> dict[Group, list
     groups: dict[Group, list[tuple[OperatorPoint, str]]] = {}
     touched: set[Group] = set()
     for name, adapter in known.items():
-        found = (folder / f"{name}.csv").is_file()
+        found = file_of(folder, name) is not None
         source = folder if found else adapter.shipped()
         if source is None:
             continue

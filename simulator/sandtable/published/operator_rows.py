@@ -18,7 +18,8 @@ from sandtable.errors import PlanError
 from sandtable.model.fitted_constants import Resolved, law_of, resolve
 from sandtable.model.law import OperatorLaw
 from sandtable.published import systems
-from sandtable.published.adapter import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
+from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
+from sandtable.published.rows import MalformedRow, Row
 
 # the vendor's library of matrix products
 LIBRARY = "cublas"

@@ -13,7 +13,8 @@ import numpy as np
 
 from sandtable import plugins
 from sandtable.errors import ConfigError, UnknownName
-from sandtable.published.adapter import Adapter, MalformedRow, Row, Scored, Skipped
+from sandtable.published.adapter import Adapter, Scored, Skipped
+from sandtable.published.rows import MalformedRow, Row, file_of
 
 MALFORMED = "malformed row"
 NO_FIGURE = "no such figure in the row"
@@ -134,7 +135,7 @@ def run(
     folders = {name: known[name].shipped() if folder is None else folder for name in names}
     if folder is not None and not folder.is_dir():
         raise ConfigError("no such folder", file=str(folder))
-    present = [name for name, place in folders.items() if place and (place / f"{name}.csv").is_file()]
+    present = [name for name, place in folders.items() if place and file_of(place, name)]
     if not present:
         expected = ", ".join(f"{name}.csv" for name in names)
         if folder is None:
@@ -155,7 +156,7 @@ def run(
 
 def score(adapter: Adapter, folder: Path) -> list[DatasetScore]:
     """Score one adapter's file: one entry per metric."""
-    rows = list(adapter.read(folder))
+    rows = adapter.read(folder)
     points: dict[str, list[Scored]] = {metric: [] for metric in adapter.metrics}
     reasons: dict[str, Counter[str]] = {metric: Counter() for metric in adapter.metrics}
     malformed: list[int] = []

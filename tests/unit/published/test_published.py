@@ -9,7 +9,8 @@ from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import library
 from sandtable.model.laws import storage_law as storage_model
 from sandtable.published import scatter, scoring
-from sandtable.published.adapter import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
+from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
+from sandtable.published.rows import MalformedRow, Row
 from sandtable.published.storage.storage_measured import StorageMeasured
 from sandtable.published.storage.storage_names import NO_DEVICE, NO_SIZE, Target, find
 

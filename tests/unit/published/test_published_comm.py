@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
-from sandtable.published.adapter import MalformedRow, Row, Skipped
+from sandtable.published.adapter import Skipped
 from sandtable.published.operators.op_comm import OpComm
+from sandtable.published.rows import MalformedRow, Row
 
 ROW = {
     "system": "h100_sxm",

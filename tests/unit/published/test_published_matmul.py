@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sandtable.published import scoring
-from sandtable.published.adapter import MalformedRow, Row, Skipped
+from sandtable.published.adapter import Skipped
 from sandtable.published.operators.op_torch_matmul import OpTorchMatmul
+from sandtable.published.rows import MalformedRow, Row
 
 CELLS = {"system": "rtx_4090", "dtype": "bfloat16", "m": "8192", "n": "4096", "k": "2048", "tflops_per_s": "160"}
 

@@ -8,10 +8,11 @@ import pytest
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.published import scoring, systems
-from sandtable.published.adapter import MalformedRow, Row, Scored, Skipped
+from sandtable.published.adapter import Scored, Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, constants_of, seconds_of
 from sandtable.published.operators.op_gemm import OpGemm
 from sandtable.published.operators.op_matmul_peak import OpMatmulPeak
+from sandtable.published.rows import MalformedRow, Row
 from sandtable_workloads.transformer.published.op_infersim import OpInfersim
 from sandtable_workloads.transformer.published.op_mlp_vidur import OpMlpVidur
 

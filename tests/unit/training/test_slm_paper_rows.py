@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sandtable.published import scoring
-from sandtable.published.adapter import MalformedRow, Row, Scored, Skipped
+from sandtable.published.adapter import Scored, Skipped
+from sandtable.published.rows import MalformedRow, Row
 from sandtable_workloads.training.published.slm_paper import (
     BY_FIGURE,
     COUNTS,

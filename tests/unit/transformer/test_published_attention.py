@@ -9,9 +9,10 @@ import pytest
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.demand.op import OPERATOR_COLUMNS
-from sandtable.published.adapter import Adapter, MalformedRow, Row, Skipped
+from sandtable.published.adapter import Adapter, Skipped
 from sandtable.published.operator_rows import OperatorAdapter
 from sandtable.published.operators.op_flash_attention import OpFlashAttention
+from sandtable.published.rows import MalformedRow, Row
 from sandtable_workloads.transformer.published.op_attention import OpAttention
 from sandtable_workloads.transformer.published.op_infersim import OpInfersim
 

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from sandtable.published.adapter import Row, Skipped
+from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import Timed
+from sandtable.published.rows import Row
 from sandtable_workloads.transformer.published.op_infersim import OpInfersim
 
 SIZES = {

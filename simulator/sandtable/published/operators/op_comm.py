@@ -21,8 +21,9 @@ from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.published import systems
-from sandtable.published.adapter import MalformedRow, Row, Skipped
+from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed
+from sandtable.published.rows import MalformedRow, Row
 
 _OPS = {
     "all_reduce": "all_reduce",

@@ -13,8 +13,9 @@ from typing import ClassVar
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.demand.op import BACKWARD_PASSES
 from sandtable.published import systems
-from sandtable.published.adapter import MalformedRow, Row, Skipped
+from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed
+from sandtable.published.rows import MalformedRow, Row
 
 _PASSES = {"forward": 1.0, "backward": BACKWARD_PASSES}
 _SIZES = ("batch_size", "tokens", "num_heads", "head_dim")

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.published import systems
-from sandtable.published.adapter import MalformedRow, Row, Skipped
+from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, framework_latency
+from sandtable.published.rows import MalformedRow, Row
 
 # the source's names of element types -> ours; "sq" is SmoothQuant: int8 weights and int8 activations
 DTYPES = {

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.model.fitted_constants import Resolved
-from sandtable.published.adapter import Outcome, Row, Scored, Skipped
+from sandtable.published.adapter import Outcome, Scored, Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, product_at_rate
+from sandtable.published.rows import Row
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8", "fp8_e4m3": "fp8", "int8": "int8"}
 

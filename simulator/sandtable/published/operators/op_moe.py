@@ -17,8 +17,9 @@ from typing import ClassVar
 
 from sandtable.hardware import Processor
 from sandtable.published import systems
-from sandtable.published.adapter import MalformedRow, Row, Skipped
+from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, framework_latency
+from sandtable.published.rows import MalformedRow, Row
 
 # the source's names of element types -> ours. w4a16: weights of 4 bits, multiplied in 16; w4a8: in 8
 _DTYPES = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from sandtable.published.adapter import Row, Skipped
+from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, product_at_rate
+from sandtable.published.rows import Row
 
 _DTYPES = ("bfloat16", "float16")
 

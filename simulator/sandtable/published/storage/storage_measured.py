@@ -20,7 +20,8 @@ from sandtable import units
 from sandtable.hardware import Link, Storage, library, source_of
 from sandtable.model.laws import storage_law as storage_model
 from sandtable.model.laws.storage_law import StorageLaw, law_of
-from sandtable.published.adapter import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
+from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
+from sandtable.published.rows import MalformedRow, Row
 from sandtable.published.storage.storage_names import Target, find, offer
 
 _SLOT = re.compile(r"PCIe\s*(\d)(?:\.0)?\s*(?:x4\s*)?slot", re.IGNORECASE)

@@ -16,7 +16,8 @@ import numpy as np
 from sandtable import units
 from sandtable.errors import ConfigError, PlanError
 from sandtable.hardware import Machine, StackDatasheet, library
-from sandtable.published.adapter import Adapter, Outcome, Row, Scored, Skipped
+from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
+from sandtable.published.rows import Row
 from sandtable_workloads.finetuning import adapters
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape

@@ -10,7 +10,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import ClassVar
 
-from sandtable.published.adapter import Adapter, Outcome, Row, Scored, Skipped
+from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
+from sandtable.published.rows import Row
 from sandtable.results import Prediction
 from sandtable.run import predict
 from sandtable.workload import scenarios

@@ -23,18 +23,18 @@ A data set of the same columns may hold more models. ``n_gpus`` may list several
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
 from sandtable import units
 from sandtable.hardware import Machine, library
-from sandtable.published.adapter import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
+from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
+from sandtable.published.rows import MalformedRow, Row, Rows
 from sandtable_workloads.training import slm_training
 from sandtable_workloads.training.training_parameters import SlmTraining
 
@@ -90,18 +90,20 @@ class SlmPaper(Adapter):
     title: ClassVar[str] = "Bottlenecks of training small language models, Figures 1 to 4"
     metrics: ClassVar[tuple[str, ...]] = (*(BY_FIGURE[figure] for figure in "2134"), RANK)
 
-    def read(self, folder: Path) -> Iterator[Row]:
-        """Yield the rows; those of Figure 2 with their rank among the GPU types, where all are there."""
-        rows = list(super().read(folder))
+    def read(self, folder: Path) -> Rows:
+        """Return the rows; those of Figure 2 with their rank among the GPU types, where all are there."""
+        rows = super().read(folder)
         columns: dict[tuple[str, str], dict[str, Row]] = {}
         for row in rows:
             if row.cells.get("figure") == "2":
                 columns.setdefault((row.text("model"), row.text("n_gpus")), {})[row.text("gpu")] = row
+        places = []
         for row in rows:
             column = columns.get((row.cells.get("model", ""), row.cells.get("n_gpus", "")), {})
             own = row.cells.get("figure") == "2" and set(column) == set(MACHINES)
-            first, last = measured_ranks(row, list(column.values())) if own else ("", "")
-            yield replace(row, cells={**row.cells, FIRST: first, LAST: last}) if row.cells else row
+            places.append(measured_ranks(row, list(column.values())) if own else ("", ""))
+        first, last = zip(*places, strict=True) if places else ((), ())
+        return Rows(rows.frame.assign(**{FIRST: first, LAST: last}))
 
     def predict(self, row: Row) -> Outcome:
         """Predict one plotted point, and its rank."""
@@ -180,8 +182,10 @@ def ranks(values: dict[str, float]) -> dict[str, int]:
 @lru_cache(maxsize=1)
 def prices() -> dict[str, float]:
     """Return the price of a GPU relative to an A100 40 GB, as the paper uses it."""
-    with (DATA / "slm_paper_prices.csv").open(newline="", encoding="utf-8") as file:
-        return {row["gpu"]: float(row["used"]) for row in csv.DictReader(file)}
+    import pandas as pd
+
+    table = pd.read_csv(DATA / "slm_paper_prices.csv", dtype=str)
+    return dict(zip(table["gpu"], table["used"].map(float), strict=True))
 
 
 def best(row: Row, gpu: str | None = None) -> Point | None:

@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from sandtable.hardware import Machine, library
-from sandtable.published.adapter import Adapter, MalformedRow, Outcome, Row, Scored, Skipped
+from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
+from sandtable.published.rows import MalformedRow, Row
 from sandtable_workloads.training import training_memory
 from sandtable_workloads.training.slm_training import configuration
 from sandtable_workloads.training.training_parameters import SlmTraining

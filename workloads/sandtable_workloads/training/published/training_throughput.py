@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 from sandtable import units
 from sandtable.errors import ConfigError, DoesNotFit, PlanError
 from sandtable.hardware import Machine, library
-from sandtable.published.adapter import Adapter, Outcome, Row, Scored, Skipped
+from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
+from sandtable.published.rows import Row
 from sandtable_workloads.training import layout, metrics
 from sandtable_workloads.training.slm_training import estimate
 from sandtable_workloads.training.training_parameters import SlmTraining

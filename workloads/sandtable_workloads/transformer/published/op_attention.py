@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from sandtable.published import systems
-from sandtable.published.adapter import MalformedRow, Row, Skipped
+from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, framework_latency
+from sandtable.published.rows import MalformedRow, Row
 
 DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "fp8": "fp8"}
 CACHE_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "int8": 1.0}

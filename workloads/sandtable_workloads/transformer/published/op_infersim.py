@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.hardware import DTYPE_BYTES
 from sandtable.published import systems
-from sandtable.published.adapter import MalformedRow, Row, Skipped
+from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed
+from sandtable.published.rows import MalformedRow, Row
 from sandtable.published.systems import System
 
 GEMM_SOFTWARE = "deepgemm"

@@ -15,8 +15,9 @@ from typing import ClassVar
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.model.laws.memory_bound import BLOCK_THREADS
 from sandtable.published import systems
-from sandtable.published.adapter import MalformedRow, Row, Skipped
+from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed
+from sandtable.published.rows import MalformedRow, Row
 from sandtable.published.systems import System
 
 SOFTWARE = "cublas"
