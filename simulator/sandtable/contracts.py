@@ -33,12 +33,13 @@ from sandtable import hardware, units
 from sandtable.demand.kernel import Kernel, KernelContext
 from sandtable.demand.op import RESOURCE_OF_KIND, Op
 from sandtable.demand.plan import Plan
-from sandtable.engine.plan_process import ACCOUNTS, Run, StepResult, run
+from sandtable.engine.process import Process
+from sandtable.engine.recorder import ACCOUNT_OF_COLUMN, ACCOUNTS, LATENCY, Recorder, Units
+from sandtable.engine.simulation import Run
 from sandtable.errors import ConfigError, NoDevice
 from sandtable.hardware import Component, Frozen, Machine, library
-from sandtable.model.cost_model import CostModel
-from sandtable.run import predict
-from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload, collect
+from sandtable.run import predict, reduction
+from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
 # parts that calibration measures, and the resources whose laws the timings of each fit
 RESOURCES_OF_PART: dict[str | None, tuple[str, ...]] = {
@@ -245,10 +246,10 @@ def check_plan(plan: Plan) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedWorkload:
-    """What `check_workload` did, for further checks; ``execution`` is None when it only planned."""
+    """What `check_workload` did, for further checks; ``execution`` is None when it was only predicted."""
 
     parameters: Frozen
-    plan: Plan
+    process: Process
     predicted: Run
     execution: Execution | None
 
@@ -261,15 +262,16 @@ def check_workload(
     example: Mapping[str, Any] | None = None,
     seed: int = 1,
 ) -> CheckedWorkload:
-    """Check a workload at an example: planned, predicted and, with a ``context``, executed for real.
+    """Check a workload at an example: predicted and, with a ``context``, executed for real.
 
-    Prediction and execution must report the same phases and steps, the same metrics, exactly the same bytes and
-    requests in every step, and the same kinds of memory. A workload that is planned only must refuse to be executed.
+    Prediction and execution must report the same units of work, the same metrics, exactly the same bytes and
+    requests, and the same kinds of memory; where there is a plan, step by step. A workload that is planned only must
+    refuse to be executed.
 
     Args:
         workload: The workload.
         machine: Any machine that its example fits on; `Workload.example_stack` takes the place of its software.
-        context: Where to execute; None checks the plan and the prediction only.
+        context: Where to execute; None checks the prediction only.
         example: Parameters, such as one of `Workload.examples`; the first of them if not given.
         seed: Given to both.
     """
@@ -278,13 +280,16 @@ def check_workload(
         stack = library.load_component("stack", workload.example_stack)
         machine = machine.model_copy(update={"stack": stack})
     parameters = workload.parameters.model_validate(values, context=units.AT_EDGE)
-    plan = workload.plan(parameters, machine, seed)
-    _require(plan.workload == workload.name, f"{workload.name} plans for {plan.workload!r}")
-    check_plan(plan)
-    _require(plan == workload.plan(parameters, machine, seed), f"{workload.name} plans anew with the same seed")
-    predicted = run(plan, CostModel(machine))
+    process = workload.process(parameters, machine, seed)
+    _require(process.workload == workload.name, f"{workload.name} plans for {process.workload!r}")
+    if process.phases:
+        plan = workload.plan(parameters, machine, seed)
+        check_plan(plan)
+        _require(plan == workload.plan(parameters, machine, seed), f"{workload.name} plans anew with the same seed")
     scenario = Scenario(name="contract", title="Contract", workload=workload.name, parameters=values, seed=seed)
-    prediction, _, _ = predict.predict(scenario, workload, parameters, machine)
+    prediction, _, predicted = predict.predict(scenario, workload, parameters, machine)
+    again, _, _ = predict.predict(scenario, workload, parameters, machine)
+    _require(again.metrics == prediction.metrics, f"{workload.name} predicts anew with the same seed")
     for name, metric in prediction.metrics.items():
         ordered = metric.low <= metric.value <= metric.high
         _require(ordered, f"{workload.name}: {name} lies outside its interval: {metric}")
@@ -295,8 +300,8 @@ def check_workload(
     elif context is not None:
         workload.prepare(parameters, machine, seed, context)
         execution = workload.execute(parameters, machine, seed, context)
-        check_execution(plan, predicted.steps, execution, memory_tolerance_frac=workload.memory_tolerance_frac)
-    return CheckedWorkload(parameters=parameters, plan=plan, predicted=predicted, execution=execution)
+        check_execution(process, predicted, execution, memory_tolerance_frac=workload.memory_tolerance_frac)
+    return CheckedWorkload(parameters=parameters, process=process, predicted=predicted, execution=execution)
 
 
 def _check_refusal(
@@ -315,36 +320,53 @@ def _check_refusal(
 
 
 def check_execution(
-    plan: Plan,
-    predicted: Sequence[StepResult],
+    process: Process,
+    predicted: Run,
     execution: Execution,
     *,
     memory_tolerance_frac: float = Workload.memory_tolerance_frac,
 ) -> None:
-    """Check that an execution reports what its plan announced."""
-    name, executed = plan.workload, execution.steps
-    announced, reported = ([(step.phase, step.name) for step in steps] for steps in (predicted, executed))
-    _require(announced == reported, f"{name}: steps {_first_difference(announced, reported)} differ")
-    for index, (plan_step, step) in enumerate(zip(predicted, executed, strict=True)):
-        for counter in EXACT_COUNTERS:
-            planned, counted = plan_step.counters[counter], step.counters[counter]
-            where = f"{name}: step {index} ({step.phase}, {step.name})"
-            _require(planned == counted, f"{where} plans {counter} {planned:.0f} and counts {counted:.0f}")
-        _require(step.total_s > 0, f"{name}: step {index} took no time")
-        booked = sum(step.by_account.values())
-        _require(booked <= step.total_s * 1.001, f"{name}: step {index} books more time than it took")
-    names, found = set(collect(predicted, plan)), set(collect(executed, plan))
-    _require(names <= found, f"{name}: predicted but not measured: {', '.join(sorted(names - found))}")
-    # a run may count more than a plan can know, such as its own overhead; it may not time more
-    extra = found - names - {counter for step in executed for counter in step.counters}
-    _require(not extra, f"{name}: measured but not predicted: {', '.join(sorted(extra))}")
-    kinds, held = set(plan.memory_bytes), set(execution.memory_bytes)
-    _require(kinds == held, f"{name}: kinds of memory differ: {', '.join(sorted(kinds ^ held))}")
-    for kind, size in plan.memory_bytes.items():
+    """Check that an execution reports what its prediction announced."""
+    name, expected, found = process.workload, predicted.recorder, execution.recorder
+    kinds = {*expected.units, *found.units}
+    for kind in sorted(kinds):
+        _require(kind in found.units, f"{name}: no units {kind!r} were executed")
+        _require(kind in expected.units, f"{name}: executed units {kind!r} that were not predicted")
+        _check_units(f"{name}: {kind}", expected.units[kind], found.units[kind], in_order=kind in process.phases)
+    _check_names(name, expected, found, process)
+    planned, held = set(predicted.memory_bytes), set(execution.memory_bytes)
+    _require(planned == held, f"{name}: kinds of memory differ: {', '.join(sorted(planned ^ held))}")
+    for kind, size in predicted.memory_bytes.items():
         near = abs(execution.memory_bytes[kind] - size) <= memory_tolerance_frac * size
         _require(
             near, f"{name}: {kind} is planned at {size:.0f} bytes and takes {execution.memory_bytes[kind]:.0f}"
         )
+
+
+def _check_units(where: str, expected: Units, found: Units, *, in_order: bool) -> None:
+    """Check units of one kind: one by one where they have an order, else all of them together."""
+    announced, reported = expected.names(), found.names()
+    if not in_order:
+        announced, reported = sorted(announced), sorted(reported)
+    _require(announced == reported, f"{where} steps {_first_difference(announced, reported)} differ")
+    for counter in EXACT_COUNTERS:
+        planned, counted = (units.values[counter] for units in (expected, found))
+        if not in_order:
+            planned, counted = planned.sum(keepdims=True), counted.sum(keepdims=True)
+        for a, b in zip(planned, counted, strict=True):
+            _require(a == b, f"{where} plans {counter} {a:.0f} and counts {b:.0f}")
+    total = found.values[LATENCY]
+    _require((total > 0).all(), f"{where}: a unit took no time")
+    booked = sum((found.values[column] for column in ACCOUNT_OF_COLUMN), start=np.zeros(len(found)))
+    _require((booked <= total * 1.001).all(), f"{where}: a unit books more time than it took")
+
+
+def _check_names(name: str, expected: Recorder, executed: Recorder, process: Process) -> None:
+    names, found = set(reduction.collect(expected, process)), set(reduction.collect(executed, process))
+    _require(names <= found, f"{name}: predicted but not measured: {', '.join(sorted(names - found))}")
+    # a run may count more than a plan can know, such as its own overhead; it may not time more
+    extra = {metric for metric in found - names if metric in ACCOUNT_OF_COLUMN}
+    _require(not extra, f"{name}: measured but not predicted: {', '.join(sorted(extra))}")
 
 
 def _first_difference(a: Sequence[object], b: Sequence[object]) -> str:

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from sandtable import units
 
+FloatArray = npt.NDArray[np.float64]
 PERCENTILES: dict[str, float] = {"p50": 50, "p90": 90, "p95": 95, "p99": 99}
 
 
@@ -121,7 +123,6 @@ class Cost(Record):
     usd_per_h: float
     usd: float
     energy_j: float
-    work_unit: str
     usd_per_unit: float
     breakdown: dict[str, float] = Field(default_factory=dict)
 
@@ -141,7 +142,7 @@ def point(value: float, unit: str) -> Metric:
     return Metric(value=value, low=value, high=value, unit=unit)
 
 
-def measured_metric(name: str, samples: Sequence[float], statistic: str = "mean") -> Metric:
+def measured_metric(name: str, samples: Sequence[float] | FloatArray, statistic: str = "mean") -> Metric:
     """Reduce samples to a metric: its mean or percentile, with the samples kept.
 
     The interval is the 5th to 95th percentile of the statistic over bootstrap resamples.
@@ -173,7 +174,7 @@ def statistic_function(statistic: str) -> Any:
     return percentile
 
 
-def distribution(name: str, samples: Sequence[float], statistics: Iterable[str]) -> dict[str, Metric]:
+def distribution(name: str, samples: Sequence[float] | FloatArray, statistics: Iterable[str]) -> dict[str, Metric]:
     """Return ``name.statistic`` metrics of the same samples; only the first keeps the samples themselves."""
     metrics: dict[str, Metric] = {}
     for statistic in statistics:

@@ -214,6 +214,8 @@ def unit_of(metric: str) -> str:
     base = metric.split(".")[0]
     if base in _SPELLED_UNITS:
         return _SPELLED_UNITS[base]
+    if base.startswith("usd_per_"):
+        return "USD/" + base.removeprefix("usd_per_")
     quantity = quantity_of(base)
     if quantity == "1/s":
         return base.removesuffix("_per_s") + "/s"

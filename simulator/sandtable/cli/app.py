@@ -150,7 +150,7 @@ def simulate(
     format_: FormatOption = Format.table,
 ) -> None:
     """Predict a scenario: latency, memory, energy and dollars, each with a 90 % interval."""
-    from sandtable.engine.plan_process import Options
+    from sandtable.engine.world import Options
     from sandtable.run import compare, predict
     from sandtable.workload import scenarios
 

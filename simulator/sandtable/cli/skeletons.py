@@ -127,9 +127,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from sandtable.engine.plan_process import StepResult
 from sandtable.demand.op import Op
 from sandtable.demand.plan import Phase, Plan, Step
+from sandtable.engine.recorder import Recorder
 from sandtable.hardware import Frozen, Machine
 from sandtable.workload.seam import Execution, ExecutionContext, Workload
 
@@ -159,22 +159,14 @@ class {title}Workload(Workload[{title}]):
     def execute(self, parameters: {title}, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
         """The same, for real, reporting the same steps."""
         source, target = np.ones(parameters.n, np.float32), np.zeros(parameters.n, np.float32)
-        steps = []
+        recorder = Recorder()
         for _ in range(parameters.steps):
             start = time.perf_counter()
             np.copyto(target, source)
             seconds = time.perf_counter() - start
-            steps.append(
-                StepResult(
-                    phase="main",
-                    name="step",
-                    total_s=seconds,
-                    by_account={{"memory": seconds}},
-                    counters={{"bytes_read": 0.0, "n_requests": 0.0}},
-                )
-            )
+            recorder.record("main", {{"latency_s": seconds, "memory_s": seconds}}, name="step")
         # what is held, counted; not what the plan says of it
-        return Execution(steps=steps, memory_bytes={{"arrays": float(source.nbytes + target.nbytes)}})
+        return Execution(recorder=recorder, memory_bytes={{"arrays": float(source.nbytes + target.nbytes)}})
 
     def example(self) -> dict[str, Any]:
         """Parameters for tests."""

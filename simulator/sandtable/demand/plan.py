@@ -54,25 +54,36 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Everything a workload demands.
+class Reported:
+    """What is reported of some work, predicted or measured alike.
 
     Attributes:
         workload: Name of the workload.
-        phases: In order of execution. `main_phase` is the one that the headline metrics describe.
         memory_bytes: Resident bytes by kind.
-        work_unit: What one step produces, such as "token".
-        unit_metric: Another name for the time of one step, next to ``latency_s``, such as ``step_s``.
+        work_unit: What one unit of work is or produces, such as a step.
+        unit_metric: Another name for the time of one unit, next to ``latency_s``, such as ``step_s``.
+        sums: Metrics that are the sum of the first units of some kinds, such as the time until something is there.
         notes: Sentences for the user, such as that a geometry was scaled down.
     """
 
     workload: str
-    phases: tuple[Phase, ...]
-    main_phase: str
     memory_bytes: Mapping[str, float] = field(default_factory=dict)
     work_unit: str = "step"
     unit_metric: str | None = None
+    sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(Reported):
+    """Everything a workload demands, where that is known in advance.
+
+    Attributes:
+        phases: In order of execution. `main_phase` is the one that the headline metrics describe.
+    """
+
+    phases: tuple[Phase, ...]
+    main_phase: str
 
     def phase(self, name: str) -> Phase:
         """Return the phase of that name."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from heapq import heapreplace
 from typing import Any
 
 import simpy
 
-from sandtable.engine.clock import ticks
+from sandtable.engine.clock import seconds, ticks
 from sandtable.model.laws import storage_law as storage_model
 from sandtable.model.laws.storage_law import StorageLaw
 
-Process = Generator[simpy.Event, Any, None]
+Waits = Generator[simpy.Event, Any, None]
 
 
 class StorageServer:
@@ -30,7 +31,7 @@ class StorageServer:
         self._last_completion = 0
         self._intervals: dict[tuple[float, int], int] = {}
 
-    def read(self, n_requests: int, chunk_bytes: float, concurrency: int) -> Process:
+    def read(self, n_requests: int, chunk_bytes: float, concurrency: int) -> Waits:
         """Read ``n_requests`` chunks; the process ends with the last completion."""
         if n_requests <= 0:
             return
@@ -61,14 +62,26 @@ class StorageServer:
         return self._intervals[key]
 
 
-class Server(simpy.Resource):
-    """A resource that serves one op at a time, first come first served."""
+class Server:
+    """Serves as many demands at a time as it has slots, first come first served.
 
-    def hold(self, duration: int, times: int = 1) -> Generator[simpy.Event, Any, int]:
-        """Wait for the server, keep it for ``times`` times ``duration`` ticks, give it back; return the first tick."""
-        with self.request() as turn:
-            yield turn
-            start = int(self._env.now)
-            for _ in range(times):
-                yield self._env.timeout(duration)
-        return start
+    How long a demand takes is known when it comes, so that its end is too: serving it is one event.
+    """
+
+    __slots__ = ("_env", "_free_at")
+
+    def __init__(self, env: simpy.Environment, slots: int = 1) -> None:
+        self._env = env
+        self._free_at = [0] * slots
+
+    def serve(self, duration_s: float) -> simpy.Event:
+        """Return what happens when the demand has been served; its value is when that began, in seconds."""
+        start, end = self.book(ticks(duration_s))
+        return self._env.timeout(end - self._env.now, seconds(start))
+
+    def book(self, duration: int) -> tuple[int, int]:
+        """Take the slot that is free first for ``duration`` ticks; return the first tick and the end."""
+        now: int = self._env._now  # type: ignore[assignment]
+        start = max(now, self._free_at[0])
+        heapreplace(self._free_at, start + duration)
+        return start, start + duration

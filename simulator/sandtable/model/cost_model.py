@@ -74,6 +74,10 @@ class CostModel:
             known = self._known[demand] = replace(self._exposed(demand), law=self._law(demand))
         return known if op.repeat == 1 else known.times(op.repeat)
 
+    def demands(self) -> list[Op]:
+        """Return the different demands that were costed so far."""
+        return list(self._known)
+
     def _sequence(self, op: Op) -> OpTime:
         """Return the time of ops in a row; a plan holds few different ones, and many ops that consist of them."""
         known = self._sequences.get(id(op.parts))

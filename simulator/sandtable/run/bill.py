@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sandtable import units
 from sandtable.hardware import Machine
 from sandtable.results import Cost, Metric
 
 SECONDS_PER_HOUR = 3600.0
 
 
-def cost_of(machine: Machine, *, seconds: float, busy_s: float, n_units: float, work_unit: str) -> Cost:
+def cost_of(machine: Machine, *, seconds: float, busy_s: float, n_units: float) -> Cost:
     """Return what ``n_units`` of work cost that keep the machine for ``seconds``, ``busy_s`` of them computing.
 
     Power is idle power throughout, and the rest of the maximum in proportion to how busy the processor is.
@@ -25,31 +26,35 @@ def cost_of(machine: Machine, *, seconds: float, busy_s: float, n_units: float, 
         usd_per_h=usd_per_h,
         usd=usd,
         energy_j=idle_j + busy_j,
-        work_unit=work_unit,
         usd_per_unit=usd / n_units,
         breakdown={"machine_usd": usd, "idle_j": idle_j, "busy_j": busy_j},
     )
 
 
 def metrics(
-    machine: Machine, predicted: Mapping[str, Metric], breakdown: Mapping[str, float], work_unit: str
+    machine: Machine,
+    predicted: Mapping[str, Metric],
+    breakdown: Mapping[str, float],
+    priced_unit: tuple[str, float] | None,
 ) -> dict[str, Metric]:
-    """Return ``usd_per_h``, ``usd_per_mtok`` and ``energy_j`` per unit of work, where price and power are known."""
+    """Return ``usd_per_h``, ``energy_j`` per unit of work and its price, where price and power are known.
+
+    ``priced_unit`` is what the work is priced by, as `Workload.priced_unit` says.
+    """
     latency = predicted.get("latency_s.mean") or predicted["latency_s"]
     busy = breakdown.get("compute", 0.0) + breakdown.get("memory", 0.0)
     ends = {}
     for end in ("value", "low", "high"):
         seconds = float(getattr(latency, end))
-        ends[end] = cost_of(
-            machine, seconds=seconds, busy_s=busy * seconds / latency.value, n_units=1, work_unit=work_unit
-        )
+        ends[end] = cost_of(machine, seconds=seconds, busy_s=busy * seconds / latency.value, n_units=1)
     found: dict[str, Metric] = {}
     if machine.price is not None:
         price = machine.price.usd_per_h
         found["usd_per_h"] = Metric(value=price, low=price, high=price, unit="USD/h")
-        if work_unit == "token":
-            parts = {end: 1e6 * cost.usd_per_unit for end, cost in ends.items()}
-            found["usd_per_mtok"] = Metric(unit="USD/Mtok", **parts)
+        if priced_unit is not None:
+            name, n_units = f"usd_per_{priced_unit[0]}", priced_unit[1]
+            parts = {end: n_units * cost.usd_per_unit for end, cost in ends.items()}
+            found[name] = Metric(unit=units.unit_of(name), **parts)
     if machine.power is not None:
         found["energy_j"] = Metric(unit="J", **{end: cost.energy_j for end, cost in ends.items()})
     return found

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sandtable.demand.plan import Plan
-from sandtable.engine.plan_process import Options
+from sandtable.engine.process import Process
+from sandtable.engine.world import Options
 from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, TraceRow
 from sandtable.run import compare, measure, predict
 from sandtable.run.run_folder import RunFolder
@@ -22,10 +22,10 @@ from sandtable.workload.seam import ExecutionContext
 
 @dataclass(slots=True)
 class Checked:
-    """One case on its way: its folder, its plan and prediction, and what its runs showed so far."""
+    """One case on its way: its folder, its process and prediction, and what its runs showed so far."""
 
     case: Case
-    plan: Plan
+    process: Process
     folder: RunFolder
     prediction: Prediction
     predicted_trace: list[TraceRow]
@@ -66,15 +66,15 @@ def _predicted(
 ) -> Checked:
     parameters, notes = case.workload.resolve(case.parameters, context)
     case = replace(case, parameters=parameters)
-    plan = case.workload.plan(parameters, case.machine, case.scenario.seed)
+    process = case.workload.process(parameters, case.machine, case.scenario.seed)
     prediction, rows, _ = predict.predict(
-        case.scenario, case.workload, parameters, case.machine, Options(trace=trace), plan=plan
+        case.scenario, case.workload, parameters, case.machine, Options(trace=trace), process=process
     )
     prediction = prediction.model_copy(update={"warnings": (*notes, *prediction.warnings)})
     folder = own or RunFolder.create(case.scenario.name, base.path)
     folder.save(prediction)
     folder.save_inputs(case.scenario, case.machine)
-    return Checked(case=case, plan=plan, folder=folder, prediction=prediction, predicted_trace=rows)
+    return Checked(case=case, process=process, folder=folder, prediction=prediction, predicted_trace=rows)
 
 
 def _rounds(checked: Sequence[Checked], context: ExecutionContext, on_result: Callable[[Checked], None]) -> None:
@@ -99,7 +99,7 @@ def _execute(item: Checked, context: ExecutionContext) -> None:
         executions=(*item.repeats.executions, execution), probes=(*item.repeats.probes, probe)
     )
     item.measurement = measure.measurement_of(
-        case.scenario, case.parameters, case.machine, item.plan, item.repeats, case.workload
+        case.scenario, case.parameters, case.machine, item.process, item.repeats, case.workload
     )
     item.folder.save(item.measurement)
 

@@ -17,13 +17,14 @@ import numpy as np
 
 from sandtable import units
 from sandtable.demand.kernel import Kernel, KernelContext, kernels
-from sandtable.demand.plan import Plan
+from sandtable.engine.process import Process
+from sandtable.engine.recorder import LATENCY, FloatArray
 from sandtable.errors import NoDevice
 from sandtable.hardware import Frozen, Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement, Metric, TraceRow, distribution, measured_metric, point
-from sandtable.run import predict
-from sandtable.workload.seam import STATISTICS, Execution, ExecutionContext, Scenario, Workload, collect
+from sandtable.run import predict, reduction
+from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
 LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable")
 # repeats that lie further apart than this cannot support a comparison at the level of ten percent
@@ -58,7 +59,7 @@ def measure(
     context: ExecutionContext,
 ) -> tuple[Measurement, list[TraceRow]]:
     """Execute ``scenario`` ``repeats`` times, probing the machine before each, and reduce to metrics."""
-    plan = workload.plan(parameters, machine, scenario.seed)
+    process = workload.process(parameters, machine, scenario.seed)
     workload.prepare(parameters, machine, scenario.seed, context)
     executions, probes = [], []
     for index in range(scenario.repeats):
@@ -66,7 +67,7 @@ def measure(
         probes.append(probe(machine, context))
         executions.append(execute(scenario, workload, parameters, machine, context))
     repeats = Repeats(executions=executions, probes=probes)
-    measurement = measurement_of(scenario, parameters, machine, plan, repeats, workload)
+    measurement = measurement_of(scenario, parameters, machine, process, repeats, workload)
     return measurement, list(executions[-1].trace)
 
 
@@ -86,35 +87,36 @@ def measurement_of(
     scenario: Scenario,
     parameters: Frozen,
     machine: Machine,
-    plan: Plan,
+    process: Process,
     repeats: Repeats,
     workload: Workload[Any] | None = None,
 ) -> Measurement:
     """Reduce the executions of one scenario to a measurement."""
-    steps = [step for execution in repeats.executions for step in execution.steps]
     metrics: dict[str, Metric] = {}
-    for name, samples in collect(steps, plan).items():
-        if len(samples.value) == 1:
-            metrics[name] = measured_metric(name, samples.value)
+    for name, parts in _by_repeat(repeats.executions, process).items():
+        # what one run shows once has one value however often it is repeated
+        if all(len(part) == 1 for part in parts):
+            metrics[name] = measured_metric(name, np.concatenate(parts))
         else:
-            metrics |= distribution(name, samples.value, STATISTICS)
+            metrics |= distribution(name, np.concatenate(parts), reduction.STATISTICS)
     memory = dict(repeats.executions[-1].memory_bytes)
     metrics["peak_memory_bytes"] = point(sum(memory.values()), "bytes")
     grown = max((e.process_bytes for e in repeats.executions if e.process_bytes is not None), default=None)
     if grown is not None:
         metrics["process_memory_bytes"] = point(grown, "bytes")
-    metrics |= predict.rates(metrics, plan.work_unit)
+    metrics |= reduction.rates(metrics, process.work_unit)
     if workload is not None:
         metrics |= workload.derived(parameters, machine, metrics)
-    spread = _spread([_mean_latency(execution, plan) for execution in repeats.executions])
+    recorders = [execution.recorder for execution in repeats.executions]
+    spread = _spread([float(np.mean(found.units[process.main_unit].values[LATENCY])) for found in recorders])
     probe_ratio = float(np.median(repeats.probes)) if repeats.probes else None
-    accounts = [execution_means(execution, plan) for execution in repeats.executions]
+    accounts = [reduction.breakdown(found, process) for found in recorders]
     return Measurement(
         scenario=predict.scenario_record(scenario, parameters),
         machine=machine.name,
         machine_digest=library.digest(machine),
         metrics=metrics,
-        breakdown={key: float(np.mean([a.get(key, 0.0) for a in accounts])) for key in accounts[0]},
+        breakdown={key: float(np.mean([a.get(key, 0.0) for a in accounts])) for key in sorted(accounts[0])},
         memory=memory,
         warnings=tuple(sorted({note for execution in repeats.executions for note in execution.validity})),
         environment=environment(),
@@ -124,16 +126,13 @@ def measurement_of(
     )
 
 
-def execution_means(execution: Execution, plan: Plan) -> dict[str, float]:
-    """Return the mean seconds per step of the main phase of one execution, by account."""
-    steps = [step for step in execution.steps if step.phase == plan.main_phase]
-    accounts = {account for step in steps for account in step.by_account}
-    means = {key: float(np.mean([step.by_account.get(key, 0.0) for step in steps])) for key in sorted(accounts)}
-    return {key: value for key, value in means.items() if value > 0}
-
-
-def _mean_latency(execution: Execution, plan: Plan) -> float:
-    return float(np.mean([step.total_s for step in execution.steps if step.phase == plan.main_phase]))
+def _by_repeat(executions: Sequence[Execution], process: Process) -> dict[str, list[FloatArray]]:
+    """Return the samples of each execution by metric name."""
+    found: dict[str, list[FloatArray]] = {}
+    for execution in executions:
+        for name, samples in reduction.collect(execution.recorder, process).items():
+            found.setdefault(name, []).append(samples.value)
+    return found
 
 
 def _spread(values: Sequence[float]) -> float | None:

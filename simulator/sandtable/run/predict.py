@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from sandtable import units
 from sandtable.demand.op import Op
-from sandtable.demand.plan import Plan
-from sandtable.engine.plan_process import Options, Run, run
-from sandtable.errors import DoesNotFit
+from sandtable.engine.process import Process
+from sandtable.engine.simulation import Run, run
+from sandtable.engine.world import Options
 from sandtable.hardware import Component, Frozen, Machine, Memory, Processor, Storage, library
 from sandtable.model.cost_model import CostModel
-from sandtable.results import Metric, Prediction, TraceRow, statistic_function
-from sandtable.run import bill
-from sandtable.workload.seam import STATISTICS, Samples, Scenario, Workload, collect
+from sandtable.results import Metric, Prediction, TraceRow
+from sandtable.run import bill, reduction
+from sandtable.workload.seam import Scenario, Workload
 
 
 def predict(
@@ -26,27 +23,27 @@ def predict(
     machine: Machine,
     options: Options | None = None,
     *,
-    plan: Plan | None = None,
+    process: Process | None = None,
 ) -> tuple[Prediction, list[TraceRow], Run]:
-    """Predict ``scenario`` on ``machine``; also returns the timeline and the steps behind the metrics.
+    """Predict ``scenario`` on ``machine``; also returns the timeline and the units behind the metrics.
 
-    ``plan`` is the scenario's, for callers that have made it already.
+    ``process`` is the scenario's, for callers that have made it already.
 
     Raises:
-        DoesNotFit: the plan needs more memory than the machine has.
+        DoesNotFit: it needs more memory than the machine has.
     """
-    plan = workload.plan(parameters, machine, scenario.seed) if plan is None else plan
-    check_memory(plan, machine)
-    result = run(plan, CostModel(machine), options)
-    metrics = metrics_of(collect(result.steps, plan), statistics=STATISTICS)
-    peak = sum(plan.memory_bytes.values())
+    process = workload.process(parameters, machine, scenario.seed) if process is None else process
+    costs = CostModel(machine)
+    result = run(process, costs, options, seed=scenario.seed)
+    metrics = reduction.metrics_of(reduction.collect(result.recorder, process))
+    peak = result.peak_memory_bytes
     miss = workload.memory_tolerance_frac * peak
     metrics["peak_memory_bytes"] = Metric(value=peak, low=peak - miss, high=peak + miss, unit="bytes")
-    metrics |= rates(metrics, plan.work_unit)
-    breakdown = mean_breakdown(result, plan)
-    metrics |= bill.metrics(machine, metrics, breakdown, plan.work_unit)
+    metrics |= reduction.rates(metrics, process.work_unit)
+    breakdown = reduction.breakdown(result.recorder, process)
+    metrics |= bill.metrics(machine, metrics, breakdown, workload.priced_unit)
     metrics |= workload.derived(parameters, machine, metrics)
-    ops = plan.different_ops()
+    ops = costs.demands()
     parts = used_parts(ops, machine)
     guesses = guesses_of(ops, parts, machine)
     prediction = Prediction(
@@ -55,8 +52,8 @@ def predict(
         machine_digest=library.digest(machine),
         metrics=metrics,
         breakdown=breakdown,
-        memory=dict(plan.memory_bytes),
-        warnings=tuple(plan.notes) + warnings_of(parts, guesses, machine),
+        memory=result.memory_bytes,
+        warnings=process.notes + warnings_of(parts, guesses, machine),
         by_op={name: float(seconds) for name, seconds in sorted(result.by_op.items(), key=lambda item: -item[1])},
         binding_resource=max(breakdown, key=lambda key: breakdown[key]) if breakdown else "",
         guesses=tuple(guesses),
@@ -67,57 +64,6 @@ def predict(
 def scenario_record(scenario: Scenario, parameters: Frozen) -> dict[str, Any]:
     """Return the scenario as it was run: its own fields, and every parameter with its default filled in."""
     return scenario.model_dump(by_alias=True) | {"parameters": parameters.model_dump(mode="json")}
-
-
-def check_memory(plan: Plan, machine: Machine) -> None:
-    """Refuse a plan whose resident bytes exceed the machine's memory, with the table of what needs how much."""
-    memory = machine.memory if machine.accelerator is None else machine.accelerator.memory
-    needed, has = sum(plan.memory_bytes.values()), memory.datasheet.capacity_bytes
-    if machine.accelerator is not None:
-        has += machine.memory.datasheet.capacity_bytes
-    if needed > has:
-        parts = ", ".join(
-            f"{kind} {units.format_bytes(size)}"
-            for kind, size in sorted(plan.memory_bytes.items(), key=lambda i: -i[1])
-        )
-        raise DoesNotFit(
-            f"{plan.workload} needs {units.format_bytes(needed)} of memory and {machine.name} has "
-            f"{units.format_bytes(has)} ({parts})"
-        )
-
-
-def metrics_of(samples: Mapping[str, Samples], statistics: tuple[str, ...]) -> dict[str, Metric]:
-    """Reduce samples to metrics: one value where there is a single sample, else one per statistic."""
-    metrics: dict[str, Metric] = {}
-    for name, sample in samples.items():
-        if len(sample.value) == 1:
-            metrics[name] = _metric(name, sample, "mean")
-            continue
-        for statistic in statistics:
-            metrics[f"{name}.{statistic}"] = _metric(name, sample, statistic)
-    return metrics
-
-
-def _metric(name: str, sample: Samples, statistic: str) -> Metric:
-    reduce = statistic_function(statistic)
-    value, low, high = (float(reduce(np.asarray(part), axis=0)) for part in (sample.value, sample.low, sample.high))
-    return Metric(value=value, low=min(low, value), high=max(high, value), unit=units.unit_of(name))
-
-
-def rates(metrics: Mapping[str, Metric], work_unit: str) -> dict[str, Metric]:
-    """Return units of work per second, from the mean latency of one."""
-    latency = metrics.get("latency_s.mean") or metrics["latency_s"]
-    name = f"{work_unit}s_per_s"
-    rate = Metric(value=1 / latency.value, low=1 / latency.high, high=1 / latency.low, unit=units.unit_of(name))
-    return {name: rate}
-
-
-def mean_breakdown(result: Run, plan: Plan) -> dict[str, float]:
-    """Return the mean seconds per step of the main phase, by account."""
-    steps = result.phase(plan.main_phase)
-    accounts = steps[0].by_account if steps else {}
-    means = {account: float(np.mean([step.by_account[account] for step in steps])) for account in accounts}
-    return {account: value for account, value in means.items() if value > 0}
 
 
 def used_parts(ops: Sequence[Op], machine: Machine) -> list[Component]:

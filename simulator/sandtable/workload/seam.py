@@ -1,7 +1,7 @@
-"""The seam of a workload: typed parameters, a plan, and an execution that reports the same steps.
+"""The seam of a workload: typed parameters, a plan or a process, and an execution that reports the same units.
 
-Prediction and measurement both end as a list of `StepResult`; `collect` turns either into metrics, so that the two
-carry the same names by construction.
+Prediction and measurement both end in a `Recorder`; `sandtable.run.reduction` turns either into metrics, so that the
+two carry the same names by construction.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-import numpy as np
 from pydantic import Field
 
-from sandtable import plugins, units
+from sandtable import plugins
 from sandtable.demand.plan import Plan
-from sandtable.engine.plan_process import StepResult
+from sandtable.engine.plan_process import process_of
+from sandtable.engine.process import Process
+from sandtable.engine.recorder import Recorder, StepResult
 from sandtable.errors import ConfigError, PlanError, UnknownName
 from sandtable.hardware import Frozen, Machine
 from sandtable.results import Metric, TraceRow
 from sandtable.table import Table
 
 P = TypeVar("P", bound=Frozen)
-STATISTICS = ("mean", "p50", "p95")
-STORAGE_COUNTERS = ("bytes_read", "n_requests")
 
 
 class Scenario(Frozen):
@@ -55,17 +54,22 @@ class ExecutionContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """What a real run showed: steps in order, resident bytes, a timeline, and what makes it less trustworthy.
+    """What a real run showed: its units of work, resident bytes, a timeline, and what makes it less trustworthy.
 
     ``memory_bytes`` is counted by the run itself, by kind: the sizes of what it holds, not those of its plan.
     ``process_bytes`` is how far the process grew meanwhile, by the operating system's account; `measure` fills it in.
     """
 
-    steps: Sequence[StepResult]
+    recorder: Recorder
     memory_bytes: Mapping[str, float] = field(default_factory=dict)
     process_bytes: float | None = None
     trace: Sequence[TraceRow] = ()
     validity: Sequence[str] = ()
+
+    @property
+    def steps(self) -> list[StepResult]:
+        """A view of every unit."""
+        return self.recorder.steps()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,17 +149,24 @@ class Workload(ABC, Generic[P]):
     planned_only: ClassVar[str | None] = None
     # how far the bytes that a run holds may lie from the plan's, kind by kind; more where they are not just counted
     memory_tolerance_frac: ClassVar[float] = 0.01
+    # what the work is priced by, as in usd_per_<name>, and how many units of work that is, such as ("mtok", 1e6)
+    priced_unit: ClassVar[tuple[str, float] | None] = None
 
-    @abstractmethod
     def plan(self, parameters: P, machine: Machine, seed: int) -> Plan:
-        """Return the demand of the workload on a machine of that size.
+        """Return the demand of the workload on a machine of that size, where it is known in advance.
 
         Raises:
             DoesNotFit: the memory or disk of the machine is too small.
+            PlanError: what it demands depends on what happens while it runs; see `process`.
         """
+        raise PlanError(f"{self.name} is a process: what it demands depends on what happens while it runs")
+
+    def process(self, parameters: P, machine: Machine, seed: int) -> Process:
+        """Return the workload as a process; that of a workload with a plan carries the plan out."""
+        return process_of(self.plan(parameters, machine, seed))
 
     def execute(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
-        """Do the work for real, once, and report the same phases and steps as the plan.
+        """Do the work for real, once, and report the same kinds of units as the plan or process.
 
         Raises:
             ConfigError: nothing of this workload is executed.
@@ -211,81 +222,6 @@ class Workload(ABC, Generic[P]):
     def resolve(self, parameters: P, context: ExecutionContext) -> tuple[P, list[str]]:
         """Adapt parameters to what the machine at hand has, such as free disk, and say what was changed."""
         return parameters, []
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """Samples of one metric over the steps, with those of the interval's ends where they are predicted."""
-
-    value: list[float]
-    low: list[float]
-    high: list[float]
-
-
-def collect(steps: Sequence[StepResult], plan: Plan) -> dict[str, Samples]:
-    """Return samples by metric name: the main phase's times and counters, then the other phases' latency.
-
-    Main phase: ``latency_s``, ``<account>_s`` for each account in use, and every counter (those of storage only where
-    the plan reads from it). Any other phase ``x``:
-    ``x_s``, the sum of its steps. ``ttft_s`` is everything before the second unit of work.
-    """
-    main = [step for step in steps if step.phase == plan.main_phase]
-    samples = {"latency_s": _samples(main, "total")}
-    if plan.unit_metric is not None:
-        samples[plan.unit_metric] = samples["latency_s"]
-    for account in main[0].by_account if main else ():
-        if any(step.by_account.get(account, 0.0) > 0 for step in main):
-            samples[f"{account}_s"] = _samples(main, account)
-    silent = set() if plan.totals()["storage_requests"] else set(STORAGE_COUNTERS)
-    for counter in main[0].counters if main else ():
-        values = [step.counters.get(counter, 0.0) for step in main]
-        if counter not in silent or any(values):
-            timed = counter.endswith("_s")
-            samples[counter] = _part_samples(main, values) if timed else Samples(values, values, values)
-    for phase in plan.phases:
-        others = [step for step in steps if step.phase == phase.name]
-        if phase.name != plan.main_phase and others:
-            samples[f"{phase.name}_s"] = _mean_samples(others)
-    if "prefill_s" in samples:
-        first = next((step for step in steps if step.phase != "prefill"), None)
-        if first is not None:
-            samples["ttft_s"] = _added(samples["prefill_s"], _samples([first], "total"))
-    return samples
-
-
-def _samples(steps: Sequence[StepResult], account: str) -> Samples:
-    def value(step: StepResult) -> float:
-        return step.total_s if account == "total" else step.by_account.get(account, 0.0)
-
-    values = [value(step) for step in steps]
-    low = [step.low.get(account, value(step)) for step in steps]
-    high = [step.high.get(account, value(step)) for step in steps]
-    return Samples(values, low, high)
-
-
-def _part_samples(steps: Sequence[StepResult], values: list[float]) -> Samples:
-    """Return samples of a part of each step, which is as uncertain as the step: the same ops, the same laws."""
-
-    def end(ends: Sequence[dict[str, float]]) -> list[float]:
-        totals = [step.total_s for step in steps]
-        ratios = [table.get("total", t) / t if t else 1.0 for table, t in zip(ends, totals, strict=True)]
-        return [value * ratio for value, ratio in zip(values, ratios, strict=True)]
-
-    return Samples(values, end([step.low for step in steps]), end([step.high for step in steps]))
-
-
-def _mean_samples(steps: Sequence[StepResult]) -> Samples:
-    samples = _samples(steps, "total")
-    return Samples(*([float(np.mean(part))] for part in (samples.value, samples.low, samples.high)))
-
-
-def _added(a: Samples, b: Samples) -> Samples:
-    return Samples([a.value[0] + b.value[0]], [a.low[0] + b.low[0]], [a.high[0] + b.high[0]])
-
-
-def metric_unit(name: str) -> str:
-    """Return the unit of a metric name with or without a statistic."""
-    return units.unit_of(name)
 
 
 @lru_cache(maxsize=1)

@@ -24,6 +24,7 @@ class FlashInferenceWorkload(Workload[FlashInference]):
     name: ClassVar[str] = "flash_inference"
     parameters: ClassVar[type[Frozen]] = FlashInference
     needs: ClassVar[tuple[str, ...]] = ("numba",)
+    priced_unit: ClassVar[tuple[str, float] | None] = ("mtok", 1e6)
 
     def plan(self, parameters: FlashInference, machine: Machine, seed: int) -> Plan:
         """Return prefill, cold tokens and decode; see `sandtable_workloads.flash.token_demand`."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sandtable.engine.plan_process import StepResult
+from sandtable.engine.recorder import LATENCY, Recorder
 from sandtable.results import TraceRow
 from sandtable.workload.seam import Execution
 from sandtable_kernels.files.buffers import address, aligned_empty
@@ -50,6 +50,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.begin = time.perf_counter()
         self.rows: list[TraceRow] = []
+        self.recorder = Recorder()
         self.reset()
 
     def reset(self) -> None:
@@ -70,16 +71,17 @@ class Stopwatch:
         )
         self.rows.append(row)
 
-    def step(self, phase: str, name: str, counters: dict[str, float] | None = None) -> StepResult:
-        """Close the step. What no account claims is the interpreter's own time: ``overhead_s``."""
-        total = time.perf_counter() - self.start
+    def step(self, phase: str, name: str, counters: dict[str, float] | None = None) -> None:
+        """Record the step. What no account claims is the interpreter's own time: ``overhead_s``."""
+        end = time.perf_counter()
+        total = end - self.start
         overhead = total - sum(self.by_account.values())
-        return StepResult(
-            phase=phase,
+        timed = {LATENCY: total, **{f"{account}_s": value for account, value in self.by_account.items()}}
+        self.recorder.record(
+            phase,
+            {**timed, **self.counters, **(counters or {}), "overhead_s": overhead},
             name=name,
-            total_s=total,
-            by_account=dict(self.by_account),
-            counters={**self.counters, **(counters or {}), "overhead_s": overhead},
+            start_s=self.start - self.begin,
         )
 
 
@@ -242,7 +244,7 @@ class FlashModel:
 
     # --- prefill ---
 
-    def prefill(self) -> StepResult:
+    def prefill(self) -> None:
         """Process the prompt at once, every layer's neurons read whole and in order."""
         self.watch.reset()
         n = self.parameters.prompt_tokens
@@ -253,7 +255,7 @@ class FlashModel:
             x, normed = self.add_norm(x, self.dense_ffn(layer, normed), self.small.after_ffn[layer])
         self.position = n
         self.next_token = self.head(normed[-1])
-        return self.watch.step("prefill", "prompt")
+        self.watch.step("prefill", "prompt")
 
     def _prefill_attention(self, layer: int, normed: F32) -> F32:
         qkv_weights, output_weights = self.attention_weights(layer)
@@ -309,7 +311,7 @@ class FlashModel:
 
     # --- decode ---
 
-    def decode_dense(self, name: str) -> StepResult:
+    def decode_dense(self, name: str) -> None:
         """Decode one token on a rung that computes all neurons."""
         self.watch.reset()
         x = self.embed(self.next_token, self.position)
@@ -319,7 +321,7 @@ class FlashModel:
             x, normed = self.add_norm(x, self.dense_ffn(layer, normed), self.small.after_ffn[layer])
         self.next_token = self.head(normed)
         self.position += 1
-        return self.watch.step("decode", name)
+        self.watch.step("decode", name)
 
 
 class SparseDecoder:
@@ -364,7 +366,7 @@ class SparseDecoder:
             held["staging"] = self.staging.nbytes
         return {kind: float(size) for kind, size in held.items()}
 
-    def token(self, number: int, phase: str, active_by_layer: Sequence[npt.NDArray[np.int64]]) -> StepResult:
+    def token(self, number: int, phase: str, active_by_layer: Sequence[npt.NDArray[np.int64]]) -> None:
         """Decode one token with the given active neurons."""
         model = self.model
         model.watch.reset()
@@ -379,7 +381,7 @@ class SparseDecoder:
             x, normed = model.add_norm(x, self._ffn(layer, active, normed), model.small.after_ffn[layer])
         model.next_token = model.head(normed)
         model.position += 1
-        return model.watch.step(phase, f"token {number}", {"hit_frac": hit_frac(demands)})
+        model.watch.step(phase, f"token {number}", {"hit_frac": hit_frac(demands)})
 
     def _load(self, layer: int, active: npt.NDArray[np.int64], number: int) -> LayerDemand:
         """Make room, and read the active neurons that are missing, straight into their rows where that can be."""
@@ -455,21 +457,25 @@ def run_flash(parameters: FlashInference, seed: int, folder: Path, n_threads: in
     memory: dict[str, float] = {}
     try:
         warm_up(model)
-        steps = [model.prefill()]
+        model.prefill()
         if parameters.is_sparse:
             decoder = SparseDecoder(model)
             tokens = trace_of(parameters, seed).tokens(n_tokens(parameters))
             for number, active_by_layer in enumerate(tokens):
                 phase = "cold" if number < parameters.cold_tokens else "decode"
-                steps.append(decoder.token(number, phase, active_by_layer))
+                decoder.token(number, phase, active_by_layer)
             memory = decoder.memory_bytes()
         else:
-            steps.extend(model.decode_dense("token") for _ in range(parameters.tokens))
+            for _ in range(parameters.tokens):
+                model.decode_dense("token")
     finally:
         model.close()
     validity = [] if model.reader.direct else ["the file system refused direct I/O: reads went through its cache"]
     return Execution(
-        steps=steps, memory_bytes=model.memory_bytes() | memory, trace=model.watch.rows, validity=validity
+        recorder=model.watch.recorder,
+        memory_bytes=model.memory_bytes() | memory,
+        trace=model.watch.rows,
+        validity=validity,
     )
 
 

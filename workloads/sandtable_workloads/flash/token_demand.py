@@ -143,7 +143,12 @@ def plan_of(parameters: FlashInference, machine: Machine, seed: int) -> Plan:
 
 def _plan(parameters: FlashInference, phases: tuple[Phase, ...], memory: dict[str, float]) -> Plan:
     return Plan(
-        workload="flash_inference", phases=phases, main_phase="decode", memory_bytes=memory, work_unit="token"
+        workload="flash_inference",
+        phases=phases,
+        main_phase="decode",
+        memory_bytes=memory,
+        work_unit="token",
+        sums={"ttft_s": ("prefill", phases[1].name)},
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sandtable.engine.plan_process import StepResult
+from sandtable.engine.recorder import LATENCY, Recorder
 from sandtable.errors import ConfigError, NoDevice, missing_extra
 from sandtable.hardware import Machine
 from sandtable.results import TraceRow
@@ -163,37 +163,31 @@ def execution_of(job: Job, planned: Mapping[str, float]) -> Execution:
     summaries = [json.loads(result_path(job.folder, rank).read_text()) for rank in range(n_ranks)]
     resident = max(summary["resident_bytes"] - summary["resident_before_bytes"] for summary in summaries)
     return Execution(
-        steps=[step_result(job, records) for records in by_step],
+        recorder=recorded(job, by_step),
         memory_bytes=memory_of(summaries, planned),
         process_bytes=resident if job.device == "cpu" else None,
         trace=trace_of(by_step[job.parameters.warmup_steps :]),
     )
 
 
-def step_result(job: Job, records: Sequence[Record]) -> StepResult:
-    """Return one step as its slowest rank saw it."""
-    slowest = max(records, key=lambda record: record.total_s)
-    communication_s = min(slowest.communication_s, slowest.total_s)
-    return StepResult(
-        phase="train" if slowest.step >= job.parameters.warmup_steps else "warmup",
-        name="step",
-        total_s=slowest.total_s,
-        by_account={
-            "io": 0.0,
-            "memory": 0.0,
-            "compute": slowest.total_s - communication_s,
-            "communication": communication_s,
-        },
-        counters={
-            "bytes_read": 0.0,
-            "n_requests": 0.0,
+def recorded(job: Job, by_step: Sequence[Sequence[Record]]) -> Recorder:
+    """Return every step as its slowest rank saw it."""
+    recorder = Recorder()
+    for records in by_step:
+        slowest = max(records, key=lambda record: record.total_s)
+        communication_s = min(slowest.communication_s, slowest.total_s)
+        row = {
+            LATENCY: slowest.total_s,
+            "compute_s": slowest.total_s - communication_s,
+            "communication_s": communication_s,
             "forward_s": slowest.forward_s,
             "backward_s": slowest.backward_s,
             "optimizer_s": slowest.optimizer_s,
             "loss": sum(record.loss for record in records) / len(records),
             "tokens": float(job.parameters.tokens_per_step),
-        },
-    )
+        }
+        recorder.record("train" if slowest.step >= job.parameters.warmup_steps else "warmup", row, name="step")
+    return recorder
 
 
 def memory_of(summaries: Sequence[dict[str, Any]], planned: Mapping[str, float]) -> dict[str, float]:

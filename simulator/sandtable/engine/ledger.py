@@ -1,0 +1,91 @@
+"""What a run spent on which op and account, and how uncertain such a sum is.
+
+Times here are those that the laws give, without the waiting between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from sandtable.demand.op import Op
+from sandtable.engine.recorder import ACCOUNTS
+from sandtable.model.cost_model import OpTime
+from sandtable.model.intervals import joined
+
+# by how many seconds ops may take less, and more, than predicted; and the parts of both that the whole machine shares
+Miss = tuple[float, float, float, float]
+NO_MISS: Miss = (0.0, 0.0, 0.0, 0.0)
+# by account and law
+Misses = dict[tuple[str, str], Miss]
+
+
+def miss_of(cost: OpTime) -> Miss:
+    """Return by how much an op may miss its predicted time."""
+    below, above = cost.seconds - cost.low, cost.high - cost.seconds
+    shared = cost.seconds * cost.drift_frac
+    return below, above, min(below, shared / (1 + cost.drift_frac)), min(above, shared)
+
+
+def added(a: Miss, b: Miss) -> Miss:
+    """Return the miss of two ops of one law."""
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]
+
+
+def ends_of(
+    seconds: float, misses: Mapping[tuple[str, str], Miss], account: str | None = None
+) -> tuple[float, float]:
+    """Return the ends of the 90 % interval of a sum of ops, of one account or of all.
+
+    Ops of one law share its error, so that theirs add up, over accounts as well; see `joined` for those of several.
+    """
+    by_law: dict[str, Miss] = {}
+    for (of, law), miss in misses.items():
+        if account in (None, of):
+            by_law[law] = added(by_law.get(law, NO_MISS), miss)
+    below, above = (joined([(miss[side], miss[2 + side]) for miss in by_law.values()]) for side in (0, 1))
+    return seconds - below, seconds + above
+
+
+class Ledger:
+    """Seconds by op name and by account over a whole run, and the misses of their laws."""
+
+    def __init__(self) -> None:
+        self.by_op: dict[str, float] = {}
+        self.by_account = dict.fromkeys(ACCOUNTS, 0.0)
+        self.misses: Misses = {}
+
+    def add(self, op: Op, cost: OpTime, times: int = 1) -> None:
+        """Book ``times`` executions that take ``cost`` each."""
+        seconds = cost.seconds * times
+        self.by_op[op.name] = self.by_op.get(op.name, 0.0) + seconds
+        self.by_account[op.account] += seconds
+        miss = miss_of(cost)
+        key = (op.account, cost.law)
+        known = self.misses.get(key, NO_MISS)
+        self.misses[key] = added(known, (miss[0] * times, miss[1] * times, miss[2] * times, miss[3] * times))
+
+    def ends_frac(self) -> tuple[float, float]:
+        """Return the ends of the 90 % interval of all time booked, as parts of it; ones where none was."""
+        total = sum(self.by_account.values())
+        if total == 0:
+            return 1.0, 1.0
+        low, high = ends_of(total, self.misses)
+        return low / total, high / total
+
+
+def leaves_of(ops: Sequence[Op], time: Callable[[Op], OpTime]) -> list[tuple[Op, OpTime]]:
+    """Return the ops that these consist of, those of equal sequences once, with the time that they take in all."""
+    times: dict[int, int] = {}
+    first: dict[int, Op] = {}
+    for op in ops:
+        key = id(op.parts) if op.parts else id(op)
+        first.setdefault(key, op)
+        times[key] = times.get(key, 0) + (op.repeat if op.parts else 1)
+    found = []
+    for key, op in first.items():
+        inner = ((leaf, count) for part in op.parts for leaf, count in part.leaves())
+        pairs = inner if op.parts else iter([(op, 1)])
+        for leaf, count in pairs:
+            repeats = count // leaf.repeat * times[key] if op.parts else times[key]
+            found.append((leaf, time(leaf).times(repeats)))
+    return found
