@@ -9,7 +9,9 @@ import pytest
 from sandtable import contracts
 from sandtable.demand.op import Op, random_read
 from sandtable.demand.plan import Phase, Plan, Step
-from sandtable.engine.plan_process import StepResult
+from sandtable.engine.plan_process import process_of
+from sandtable.engine.recorder import Recorder, StepResult
+from sandtable.engine.simulation import Run
 from sandtable.errors import ConfigError, PlanError
 from sandtable.hardware import Machine
 from sandtable.workload.seam import Execution, ExecutionContext, Workload, workloads
@@ -114,18 +116,32 @@ def step(**changes: Any) -> StepResult:
 
 
 def execution(*steps: StepResult, memory: dict[str, float] | None = None) -> Execution:
-    return Execution(steps=steps, memory_bytes={"cache": 100.0} if memory is None else memory)
+    return Execution(recorder=Recorder.of(steps), memory_bytes={"cache": 100.0} if memory is None else memory)
+
+
+def announced() -> Run:
+    held = {"cache": 100.0}
+    return Run(
+        recorder=Recorder.of([step()]),
+        by_op={},
+        by_account={},
+        ends_frac=(1.0, 1.0),
+        memory_bytes=held,
+        peak_memory_bytes=100.0,
+        trace=[],
+        total_s=1.0,
+    )
 
 
 def test_an_execution_may_count_more_than_the_plan() -> None:
     more = step(counters={"bytes_read": 8192.0, "n_requests": 2.0, "overhead_s": 0.1})
-    contracts.check_execution(plan_of(READ), [step()], execution(more))
+    contracts.check_execution(process_of(plan_of(READ)), announced(), execution(more))
 
 
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        (execution(), "steps"),
+        (execution(), "no units 'decode'"),
         (execution(step(name="other")), "other"),
         (execution(step(counters={"bytes_read": 4096.0, "n_requests": 2.0})), "plans bytes_read 8192"),
         (execution(step(counters={"bytes_read": 8192.0, "n_requests": 1.0})), "plans n_requests 2"),
@@ -138,7 +154,7 @@ def test_an_execution_may_count_more_than_the_plan() -> None:
 )
 def test_an_execution_that_differs_is_found(found: Execution, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
-        contracts.check_execution(plan_of(READ), [step()], found)
+        contracts.check_execution(process_of(plan_of(READ)), announced(), found)
 
 
 # --- planned only ------------------------------------------------------------------------------------------

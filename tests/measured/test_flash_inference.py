@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from sandtable import contracts, units
-from sandtable.engine.plan_process import Run, StepResult, run
+from sandtable.engine.plan_process import process_of
+from sandtable.engine.recorder import Recorder, StepResult
+from sandtable.engine.simulation import Run, run
 from sandtable.hardware import Machine
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement
@@ -136,15 +138,17 @@ def test_nothing_is_read_behind_the_counters_back(rung: str, folder: Path, monke
     for reader in (model.reader, model.blob_reader):
         monkeypatch.setattr(reader, "read_sequential", counting(reader.read_sequential))
         monkeypatch.setattr(reader, "read_batch", counting(reader.read_batch))
-    step = model.prefill()
+    model.prefill()
+    step = model.watch.recorder.steps()[-1]
     assert sum(read) == step.counters["bytes_read"] > 0
     read.clear()
     if model.parameters.is_sparse:
         decoder = SparseDecoder(model)
         active = next(iter(trace_of(model.parameters, 1).tokens(1)))
-        step = decoder.token(0, "decode", active)
+        decoder.token(0, "decode", active)
     else:
-        step = model.decode_dense("token")
+        model.decode_dense("token")
+    step = model.watch.recorder.steps()[-1]
     model.close()
     assert sum(read) == step.counters["bytes_read"] > 0
 
@@ -260,8 +264,8 @@ def test_an_array_that_is_not_planned_is_found(
     monkeypatch.setattr(token_demand, "sparse_memory", forgetful)
     with pytest.raises(AssertionError, match=sentence):
         contracts.check_execution(
-            plan_of(parameters(), machine, 1),
-            run(plan_of(parameters(), machine, 1), CostModel(machine)).steps,
+            process_of(plan_of(parameters(), machine, 1)),
+            run(plan_of(parameters(), machine, 1), CostModel(machine)),
             execute(machine, folder, rung="bundling")[1],
         )
 
@@ -300,10 +304,10 @@ def test_memory_that_is_not_counted_is_told(machine: Machine) -> None:
     scenario = Scenario(name="mini", title="Mini", workload="flash_inference")
     notes = []
     for grown in (1.0e9, 2.0e9):
-        execution = Execution(steps=steps, memory_bytes={"cache": 1e9}, process_bytes=grown)
+        execution = Execution(recorder=Recorder.of(steps), memory_bytes={"cache": 1e9}, process_bytes=grown)
         repeats = measure.Repeats(executions=[execution], probes=[])
         plan = plan_of(parameters(), machine, 1)
-        measurement = measure.measurement_of(scenario, parameters(), machine, plan, repeats)
+        measurement = measure.measurement_of(scenario, parameters(), machine, process_of(plan), repeats)
         assert measurement.metrics["peak_memory_bytes"].value == 1e9
         assert measurement.metrics["process_memory_bytes"].value == grown
         notes.append([note for note in measurement.validity if "does not report" in note])

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sandtable import units
 from sandtable.demand.op import Op, random_read, sequential_read
 from sandtable.demand.plan import Phase, Plan, Step
-from sandtable.engine.plan_process import Options, Run, run
+from sandtable.engine.simulation import Run, run
+from sandtable.engine.world import Options
 from sandtable.hardware import Machine
 from sandtable.model.cost_model import CostModel
 from sandtable.workload.seam import workload_named

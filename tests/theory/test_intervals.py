@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from sandtable.demand.op import Op, sequential_read
 from sandtable.demand.plan import Phase, Plan, Step
-from sandtable.engine.plan_process import StepResult, run
+from sandtable.engine.plan_process import process_of
+from sandtable.engine.recorder import StepResult
+from sandtable.engine.simulation import run
 from sandtable.hardware import Machine
 from sandtable.model.cost_model import CostModel
-from sandtable.run import predict
-from sandtable.workload.seam import STATISTICS, collect
+from sandtable.run import reduction
 
 same_machine = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 BYTES = 1e8  # the test machine's compute and memory laws are equal: 10 us + bytes / 10 GB/s, 0.9 to 1.1
@@ -93,8 +94,8 @@ def test_more_steps_do_not_narrow_a_mean(machine: Machine) -> None:
     metrics = []
     for steps in (2, 50):
         plan = plan_of(GEMV, COPY, steps=steps)
-        found = collect(run(plan, CostModel(machine)).steps, plan)
-        metrics.append(predict.metrics_of(found, STATISTICS)["latency_s.mean"])
+        found = reduction.collect(run(plan, CostModel(machine)).recorder, process_of(plan))
+        metrics.append(reduction.metrics_of(found)["latency_s.mean"])
     assert metrics[0].low == pytest.approx(metrics[1].low, rel=1e-9)
     assert metrics[0].high == pytest.approx(metrics[1].high, rel=1e-9)
 

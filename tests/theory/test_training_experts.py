@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sandtable.demand.op import Op
-from sandtable.engine.plan_process import run
+from sandtable.engine.simulation import run
 from sandtable.hardware import library
 from sandtable.model.cost_model import CostModel
 from sandtable_workloads.training import slm_training, step_demand

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sandtable.engine.plan_process import run
+from sandtable.engine.simulation import run
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.workload.seam import workload_named

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandtable.engine.plan_process import StepResult, run
+from sandtable.engine.recorder import StepResult
+from sandtable.engine.simulation import run
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable_workloads.training import slm_training

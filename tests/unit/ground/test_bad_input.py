@@ -421,7 +421,7 @@ def test_real_runs_without_numba(command: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> list[int]:
     """Replace the real work by its plan's own counts; the second execution is interrupted."""
-    from sandtable.engine.plan_process import run
+    from sandtable.engine.simulation import run
     from sandtable.model.cost_model import CostModel
     from sandtable.workload.seam import Execution
 
@@ -432,7 +432,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> list[int]:
         if calls[0] == 2:
             raise KeyboardInterrupt
         plan = workload.plan(parameters, hardware, seed)
-        return Execution(steps=run(plan, CostModel(hardware)).steps, memory_bytes=plan.memory_bytes)
+        return Execution(recorder=run(plan, CostModel(hardware)).recorder, memory_bytes=plan.memory_bytes)
 
     monkeypatch.setattr(workload, "execute", execute)
     monkeypatch.setattr(workload, "prepare", lambda *_: None)

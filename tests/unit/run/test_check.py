@@ -9,7 +9,7 @@ import pytest
 
 from sandtable.demand.op import Op
 from sandtable.demand.plan import Phase, Plan, Step
-from sandtable.engine.plan_process import run
+from sandtable.engine.simulation import run
 from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
 from sandtable.run import check, measure
@@ -39,7 +39,7 @@ class Counting(Workload[Nothing]):
     def execute(self, parameters: Nothing, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
         self.calls["execute"] += 1
         plan = Counting().plan(parameters, machine, seed)
-        return Execution(steps=run(plan, CostModel(machine)).steps, memory_bytes={"buffer": 2e6})
+        return Execution(recorder=run(plan, CostModel(machine)).recorder, memory_bytes={"buffer": 2e6})
 
     def example(self) -> dict[str, Any]:
         return {}

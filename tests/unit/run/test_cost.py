@@ -30,7 +30,6 @@ def costs(draw: st.DrawFn) -> Cost:
         usd_per_h=draw(amounts),
         usd=draw(amounts),
         energy_j=draw(amounts),
-        work_unit="token",
         usd_per_unit=draw(amounts),
         breakdown=draw(st.dictionaries(st.sampled_from(["machine_usd", "idle_j", "busy_j"]), amounts)),
     )
@@ -52,7 +51,7 @@ def test_differences_add_up(a: Cost, b: Cost, c: Cost) -> None:
 
 
 def test_money_and_energy_by_hand(priced: Machine) -> None:
-    found = bill.cost_of(priced, seconds=10.0, busy_s=4.0, n_units=5, work_unit="token")
+    found = bill.cost_of(priced, seconds=10.0, busy_s=4.0, n_units=5)
     assert found.usd_per_h == 36.0
     assert found.usd == pytest.approx(0.10)
     assert found.usd_per_unit == pytest.approx(0.02)
@@ -61,12 +60,12 @@ def test_money_and_energy_by_hand(priced: Machine) -> None:
 
 
 def test_nothing_is_busier_than_the_time_there_is(priced: Machine) -> None:
-    found = bill.cost_of(priced, seconds=10.0, busy_s=99.0, n_units=1, work_unit="step")
+    found = bill.cost_of(priced, seconds=10.0, busy_s=99.0, n_units=1)
     assert found.energy_j == pytest.approx(10 * 300)
 
 
 def test_a_machine_without_price_or_power_is_free(machine: Machine) -> None:
-    found = bill.cost_of(machine, seconds=10.0, busy_s=1.0, n_units=1, work_unit="token")
+    found = bill.cost_of(machine, seconds=10.0, busy_s=1.0, n_units=1)
     assert set(found.amounts().values()) == {0.0}
 
 
@@ -75,7 +74,9 @@ def predicted(value: float, low: float, high: float) -> dict[str, Metric]:
 
 
 def test_metrics_follow_the_latency(priced: Machine) -> None:
-    found = bill.metrics(priced, predicted(0.5, 0.4, 0.8), {"compute": 0.1, "memory": 0.1, "io": 0.3}, "token")
+    found = bill.metrics(
+        priced, predicted(0.5, 0.4, 0.8), {"compute": 0.1, "memory": 0.1, "io": 0.3}, ("mtok", 1e6)
+    )
     assert found["usd_per_h"].value == found["usd_per_h"].low == 36.0
     per_mtok = found["usd_per_mtok"]
     # a cent per second
@@ -85,9 +86,9 @@ def test_metrics_follow_the_latency(priced: Machine) -> None:
     assert [found[name].unit for name in ("usd_per_h", "usd_per_mtok", "energy_j")] == ["USD/h", "USD/Mtok", "J"]
 
 
-def test_only_tokens_cost_per_million_tokens(priced: Machine) -> None:
-    assert set(bill.metrics(priced, predicted(1, 1, 1), {}, "step")) == {"usd_per_h", "energy_j"}
+def test_only_work_that_is_priced_by_something_has_a_price_for_it(priced: Machine) -> None:
+    assert set(bill.metrics(priced, predicted(1, 1, 1), {}, None)) == {"usd_per_h", "energy_j"}
 
 
 def test_what_is_not_known_is_left_out(machine: Machine) -> None:
-    assert bill.metrics(machine, predicted(1, 1, 1), {}, "token") == {}
+    assert bill.metrics(machine, predicted(1, 1, 1), {}, None) == {}

@@ -11,13 +11,15 @@ import pytest
 from sandtable import units
 from sandtable.demand.op import Op, sequential_read
 from sandtable.demand.plan import Phase, Plan, Step
-from sandtable.engine.plan_process import Options, StepResult
+from sandtable.engine.plan_process import process_of
+from sandtable.engine.recorder import Recorder, StepResult
+from sandtable.engine.world import Options
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Frozen, Machine, Power, Price
 from sandtable.results import Prediction
-from sandtable.run import predict
+from sandtable.run import predict, reduction
 from sandtable.workload import scenarios
-from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload, collect
+from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
 
 class Nothing(Frozen):
@@ -32,6 +34,7 @@ class MadeUp(Workload[Nothing]):
 
     name: ClassVar[str] = "made_up"
     parameters: ClassVar[type[Frozen]] = Nothing
+    priced_unit: ClassVar[tuple[str, float] | None] = ("mtok", 1e6)
 
     def plan(self, parameters: Nothing, machine: Machine, seed: int) -> Plan:
         read = sequential_read("weights", n_bytes=6.05e9 / 10, chunk_bytes=1 << 20, concurrency=4)
@@ -44,6 +47,7 @@ class MadeUp(Workload[Nothing]):
             main_phase="decode",
             memory_bytes={"weights": 0.75 * parameters.held, "cache": 0.25 * parameters.held},
             work_unit="token",
+            sums={"ttft_s": ("prefill", "decode")},
             notes=("a note of the plan",),
         )
 
@@ -168,13 +172,18 @@ def step(phase: str, seconds: float, **changes: Any) -> StepResult:
     return StepResult(phase=phase, **(values | changes))
 
 
+def collected(steps: list[StepResult], plan: Plan) -> dict[str, reduction.Samples]:
+    return reduction.collect(Recorder.of(steps), process_of(plan))
+
+
 def test_collecting_by_hand(machine: Machine) -> None:
     plan = dataclasses.replace(
         MadeUp().plan(Nothing(), machine, 0),
         phases=tuple(Phase(name=name, steps=()) for name in ("prefill", "cold", "decode")),
+        sums={"ttft_s": ("prefill", "cold")},
     )
     steps = [step("prefill", 5.0), step("cold", 3.0), step("cold", 2.0), step("decode", 1.0), step("decode", 1.5)]
-    found = {name: samples.value for name, samples in collect(steps, plan).items()}
+    found = {name: list(samples.value) for name, samples in collected(steps, plan).items()}
     # an account that is never used is no metric; the first token is a cold one
     assert found == {
         "latency_s": [1.0, 1.5],
@@ -187,8 +196,8 @@ def test_collecting_by_hand(machine: Machine) -> None:
 
 def test_measured_steps_are_their_own_interval(machine: Machine) -> None:
     plan = MadeUp().plan(Nothing(), machine, 0)
-    samples = collect([step("decode", 1.0), step("decode", 2.0)], plan)["latency_s"]
-    assert samples.low == samples.value == samples.high == [1.0, 2.0]
+    samples = collected([step("decode", 1.0), step("decode", 2.0)], plan)["latency_s"]
+    assert list(samples.low) == list(samples.value) == list(samples.high) == [1.0, 2.0]
 
 
 def test_only_what_a_plan_uses_makes_it_less_certain() -> None:
