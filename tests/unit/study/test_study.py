@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandtable.contracts import run_command
-from sandtable.engine.plan_process import run
+from sandtable.engine.simulation import run
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
@@ -203,7 +203,7 @@ def test_a_suite_named_by_its_path_is_kept_beside_other_runs(
 
     def execute(parameters: Any, hardware: Machine, seed: int, context: Any) -> Execution:
         plan = workload.plan(parameters, hardware, seed)
-        return Execution(steps=run(plan, CostModel(hardware)).steps, memory_bytes=plan.memory_bytes)
+        return Execution(recorder=run(plan, CostModel(hardware)).recorder, memory_bytes=plan.memory_bytes)
 
     monkeypatch.setattr(workload, "execute", execute)
     monkeypatch.setattr(workload, "prepare", lambda *_: None)
