@@ -23,7 +23,7 @@ from sandtable.errors import NoDevice
 from sandtable.hardware import Frozen, Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement, Metric, TraceRow, distribution, measured_metric, point
-from sandtable.run import predict, reduction
+from sandtable.run import energy, predict, reduction
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
 LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable")
@@ -74,10 +74,13 @@ def measure(
 def execute(
     scenario: Scenario, workload: Workload[Any], parameters: Frozen, machine: Machine, context: ExecutionContext
 ) -> Execution:
-    """Execute ``scenario`` once, and watch how far the process grows, unless the workload did so itself."""
+    """Execute ``scenario`` once, count its energy, and watch how far the process grows, unless it did so itself."""
     before = start_peak()
-    execution = workload.execute(parameters, machine, scenario.seed, context)
+    with energy.metered(energy.meter_of(machine)) as meter:
+        execution = workload.execute(parameters, machine, scenario.seed, context)
     peak = _status_bytes("VmHWM")
+    if execution.main_s is not None:
+        execution = replace(execution, energy_j=meter.joules(*execution.main_s), energy_covers=meter.covers)
     if execution.process_bytes is not None or before is None or peak is None:
         return execution
     return replace(execution, process_bytes=max(0.0, peak - before))
@@ -106,7 +109,10 @@ def measurement_of(
         metrics["process_memory_bytes"] = point(grown, "bytes")
     metrics |= reduction.rates(metrics, process.work_unit)
     if workload is not None:
-        metrics |= workload.derived(parameters, machine, metrics)
+        derived = workload.derived(parameters, machine, metrics)
+        # what follows from a machine's stated power is no measurement of its energy
+        metrics |= {name: metric for name, metric in derived.items() if metric.unit != units.unit_of("energy_j")}
+    metrics |= _energy(repeats.executions, process)
     recorders = [execution.recorder for execution in repeats.executions]
     spread = _spread([float(np.mean(found.units[process.main_unit].values[LATENCY])) for found in recorders])
     probe_ratio = float(np.median(repeats.probes)) if repeats.probes else None
@@ -119,7 +125,7 @@ def measurement_of(
         breakdown={key: float(np.mean([a.get(key, 0.0) for a in accounts])) for key in sorted(accounts[0])},
         memory=memory,
         warnings=tuple(sorted({note for execution in repeats.executions for note in execution.validity})),
-        environment=environment(),
+        environment=environment() | _energy_covers(repeats.executions),
         validity=(*_validity(spread, probe_ratio), *_uncounted(sum(memory.values()), grown)),
         repeat_spread_frac=spread,
         probe_ratio=probe_ratio,
@@ -133,6 +139,21 @@ def _by_repeat(executions: Sequence[Execution], process: Process) -> dict[str, l
         for name, samples in reduction.collect(execution.recorder, process).items():
             found.setdefault(name, []).append(samples.value)
     return found
+
+
+def _energy(executions: Sequence[Execution], process: Process) -> dict[str, Metric]:
+    """Return the energy of one unit of the main kind, a sample for each execution; nothing if one was not counted."""
+    samples = []
+    for execution in executions:
+        if execution.energy_j is None:
+            return {}
+        samples.append(execution.energy_j / len(execution.recorder.units[process.main_unit]))
+    return {"energy_j": measured_metric("energy_j", samples)}
+
+
+def _energy_covers(executions: Sequence[Execution]) -> dict[str, str]:
+    last = executions[-1]
+    return {} if last.energy_j is None else {"energy_j": last.energy_covers}
 
 
 def _spread(values: Sequence[float]) -> float | None:

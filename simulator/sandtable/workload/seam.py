@@ -57,12 +57,17 @@ class Execution:
     """What a real run showed: its units of work, resident bytes, a timeline, and what makes it less trustworthy.
 
     ``memory_bytes`` is counted by the run itself, by kind: the sizes of what it holds, not those of its plan.
-    ``process_bytes`` is how far the process grew meanwhile, by the operating system's account; `measure` fills it in.
+    ``main_s`` is when the main phase began and ended, by `time.perf_counter`; its energy is counted between the two.
+    ``process_bytes`` is how far the process grew meanwhile, by the operating system's account, and ``energy_j`` what
+    the main phase took by counters of the hardware, which ``energy_covers`` names; `measure` fills these in.
     """
 
     recorder: Recorder
     memory_bytes: Mapping[str, float] = field(default_factory=dict)
+    main_s: tuple[float, float] | None = None
     process_bytes: float | None = None
+    energy_j: float | None = None
+    energy_covers: str = ""
     trace: Sequence[TraceRow] = ()
     validity: Sequence[str] = ()
 

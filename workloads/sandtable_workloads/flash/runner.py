@@ -458,22 +458,26 @@ def run_flash(parameters: FlashInference, seed: int, folder: Path, n_threads: in
     try:
         warm_up(model)
         model.prefill()
+        begun = time.perf_counter()
         if parameters.is_sparse:
             decoder = SparseDecoder(model)
             tokens = trace_of(parameters, seed).tokens(n_tokens(parameters))
             for number, active_by_layer in enumerate(tokens):
                 phase = "cold" if number < parameters.cold_tokens else "decode"
+                begun = time.perf_counter() if number == parameters.cold_tokens else begun
                 decoder.token(number, phase, active_by_layer)
             memory = decoder.memory_bytes()
         else:
             for _ in range(parameters.tokens):
                 model.decode_dense("token")
+        ended = time.perf_counter()
     finally:
         model.close()
     validity = [] if model.reader.direct else ["the file system refused direct I/O: reads went through its cache"]
     return Execution(
         recorder=model.watch.recorder,
         memory_bytes=model.memory_bytes() | memory,
+        main_s=(begun, ended),
         trace=model.watch.rows,
         validity=validity,
     )

@@ -1,4 +1,4 @@
-"""The device that a rank trains on: its clock, how to wait for it, peak memory, power.
+"""The device that a rank trains on: its clock, how to wait for it, peak memory.
 
 A CPU's peak is the allocator's: `Device.peak_bytes` runs one step under PyTorch's memory profiler, as CUDA's
 allocator counts all the time. Imported only where a run executes.
@@ -16,8 +16,6 @@ from typing import Any
 import torch
 
 from sandtable.errors import NoDevice
-from sandtable.run.nvml import open_nvml
-from sandtable_kernels.cuda import cuda_cases
 
 
 class Device(ABC):
@@ -40,10 +38,6 @@ class Device(ABC):
     @abstractmethod
     def peak_bytes(self, held: float, step: Callable[[], object]) -> float:
         """Run ``step`` and return the most bytes of tensors at once; ``held`` are there before it."""
-
-    @abstractmethod
-    def sample(self) -> dict[str, float]:
-        """Return power in watts and clock in hertz at this moment, empty where nothing tells."""
 
     def cache_bytes(self) -> float:
         """Return the bytes that the process holds beyond its tensors' peak, where the device can tell; else 0."""
@@ -68,10 +62,6 @@ class CpuDevice(Device):
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
             step()
         return held + highest_sum(allocations(watched))
-
-    def sample(self) -> dict[str, float]:
-        """A CPU does not tell without privileges."""
-        return {}
 
     def cache_bytes(self) -> float:
         """Return the process's resident memory at its highest, in bytes (Linux)."""
@@ -102,15 +92,13 @@ def resident_peak_bytes() -> float:
 
 
 class CudaDevice(Device):
-    """One NVIDIA GPU: work is queued; memory is the allocator's own count; power and clock come from NVML."""
+    """One NVIDIA GPU: work is queued; memory is the allocator's own count."""
 
     backend = "nccl"
 
     def __init__(self, index: int) -> None:
         super().__init__(torch.device("cuda", index))
         torch.cuda.set_device(self.torch)
-        self._nvml = open_nvml()
-        self._handle = None if self._nvml is None else self._nvml.handle(index, cuda_cases.bus_of(index))
 
     def synchronize(self) -> None:
         """Wait for the current stream's device."""
@@ -121,14 +109,6 @@ class CudaDevice(Device):
         torch.cuda.reset_peak_memory_stats(self.torch)
         step()
         return float(torch.cuda.max_memory_allocated(self.torch))
-
-    def sample(self) -> dict[str, float]:
-        """Return power and clock as NVML reads them."""
-        if self._nvml is None or self._handle is None:
-            return {}
-        seen = self._nvml.sample(self._handle)
-        values = {"power_w": seen.power_w, "clock_hz": seen.clock_hz}
-        return {name: value for name, value in values.items() if value is not None}
 
     def cache_bytes(self) -> float:
         """Return what the allocator reserved, in bytes."""

@@ -80,7 +80,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What one rank saw of one step, in seconds; ``communication_s`` is the time it stood waiting for others."""
+    """What one rank saw of one step, in seconds; ``communication_s`` is the time it stood waiting for others.
+
+    ``ended_s`` is when it ended, by `time.perf_counter`, which all processes of a Linux machine share.
+    """
 
     step: int
     total_s: float
@@ -89,7 +92,7 @@ class Record:
     communication_s: float
     optimizer_s: float
     loss: float
-    power_w: float = 0.0
+    ended_s: float = 0.0
 
 
 def write_whole(path: Path, data: bytes) -> None:

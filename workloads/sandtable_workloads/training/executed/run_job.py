@@ -165,9 +165,15 @@ def execution_of(job: Job, planned: Mapping[str, float]) -> Execution:
     return Execution(
         recorder=recorded(job, by_step),
         memory_bytes=memory_of(summaries, planned),
+        main_s=main_s(by_step[job.parameters.warmup_steps :]),
         process_bytes=resident if job.device == "cpu" else None,
         trace=trace_of(by_step[job.parameters.warmup_steps :]),
     )
+
+
+def main_s(by_step: Sequence[Sequence[Record]]) -> tuple[float, float]:
+    """Return when the first rank began the first of these steps and the last one ended the last."""
+    return min(r.ended_s - r.total_s for r in by_step[0]), max(r.ended_s for r in by_step[-1])
 
 
 def recorded(job: Job, by_step: Sequence[Sequence[Record]]) -> Recorder:

@@ -116,7 +116,7 @@ class Trainer:
             communication_s=waiting.take(),
             optimizer_s=end - before_optimizer,
             loss=loss_sum / accumulation,
-            power_w=self.device.sample().get("power_w", 0.0),
+            ended_s=end,
         )
 
     def _loss(self, data: Batches, step: int, micro: int) -> torch.Tensor:
