@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,13 @@ def parse_yaml(text: str, file: str) -> CommentedMap:
     if not isinstance(data, CommentedMap):
         raise ConfigError("a mapping of keys to values is needed", file=file, line=1)
     return data
+
+
+def read_key(path: Path, key: str) -> Any:
+    """Read the value of one key at the top of a file without parsing the rest; None if the key is not there."""
+    text = path.read_text(encoding="utf-8")
+    found = re.search(rf"^{re.escape(key)}:.*\n(?:[ \-\]].*\n|\n)*", text, re.MULTILINE)
+    return None if found is None else parse_yaml(found[0], str(path))[key]
 
 
 def line_of(data: Any, location: Iterable[str | int]) -> int | None:

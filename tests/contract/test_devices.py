@@ -13,6 +13,7 @@ from sandtable.hardware import library
 # the library's own files; a calibration that lies in the current folder is not one of them
 FILES = {name: path for name, path in library.device_files().items() if name != library.THIS_MACHINE}
 MACHINES = {name: path for name, path in library.device_files("machine").items() if name != library.THIS_MACHINE}
+ACCELERATORS = library.device_files("accelerator")
 PRICES = library.device_files("prices")
 README = library.root() / "devices" / "README.md"
 
@@ -42,6 +43,12 @@ def test_it_loads_and_is_named_as_its_file(device: hardware.Component) -> None:
 
 
 def test_sources_are_complete_and_not_stale(device: hardware.Component) -> None:
+    check_sources(device)
+    if isinstance(device, hardware.Accelerator):
+        check_sources(device.memory)
+
+
+def check_sources(device: hardware.Component) -> None:
     paths = list(hardware.number_paths(device))
     for path in paths:
         assert hardware.source_of(device, path), path
@@ -80,7 +87,6 @@ def test_a_machine_is_complete_and_its_roofline_sane(name: str) -> None:
     pairs = [(machine.processor, machine.memory)]
     if machine.accelerator is not None:
         pairs.append((machine.accelerator.processor, machine.accelerator.memory))
-        assert machine.accelerator.n == 1 or machine.accelerator.peer_link is not None
     for processor, memory in pairs:
         assert memory.datasheet.capacity_bytes > 0
         corners = [rate / memory.datasheet.bandwidth_bytes_per_s for rate in rates([processor])]
@@ -94,7 +100,30 @@ def test_a_machine_is_complete_and_its_roofline_sane(name: str) -> None:
     assert all(": " in guess for guess in machine.all_guesses())
 
 
-@pytest.mark.parametrize("name", sorted(library.device_files("processor")))
+@pytest.mark.parametrize("name", sorted(ACCELERATORS))
+def test_an_accelerator_is_complete(name: str) -> None:
+    device = load(name)
+    assert isinstance(device, hardware.Accelerator)
+    assert device.datasheet.family in ("gpu", "soc_gpu")
+    assert device.datasheet.tdp_w
+    # a memory of its own stands in its file, one that it shares with the host is a file of its own
+    assert device.shares_host_memory == (device.memory.name in library.device_files("memory"))
+    assert device.link.datasheet.scope == "host"
+    assert device.peer_link is None or device.peer_link.datasheet.scope == "intra_node"
+    corners = [rate / device.memory.datasheet.bandwidth_bytes_per_s for rate in rates([device])]
+    assert all(1 <= corner <= 2000 for corner in corners), corners
+    for text in device.published_as:
+        found = library.accelerator_called(text)
+        assert found is not None
+        assert found.name == name, f"{text} names two devices"
+
+
+def test_processors_are_cpus() -> None:
+    found = [load(name) for name in library.device_files("processor")]
+    assert all(isinstance(p, hardware.Processor) and p.datasheet.family == "cpu" for p in found)
+
+
+@pytest.mark.parametrize("name", sorted({**library.device_files("processor"), **ACCELERATORS}))
 def test_narrower_numbers_are_never_slower(name: str) -> None:
     processor = load(name)
     assert isinstance(processor, hardware.Processor)
@@ -169,7 +198,7 @@ TABLES = {
     "power": hardware.Power,
     "price": hardware.Price,
     "prices: price": hardware.PriceRow,
-    "accelerator": hardware.Accelerator,
+    "machine: accelerator": hardware.Accelerators,
 }
 
 
@@ -182,10 +211,11 @@ def test_the_readme_lists_exactly_the_fields(heading: str) -> None:
     assert listed_under(heading) == expected
 
 
-def test_the_readme_lists_the_parts_of_a_machine() -> None:
+@pytest.mark.parametrize("kind", ["machine", "accelerator"])
+def test_the_readme_lists_what_is_made_of_parts(kind: str) -> None:
     common = {field.alias or name for name, field in hardware.Component.model_fields.items()} | {"kind"}
-    fields = {field.alias or name: field.is_required() for name, field in hardware.Machine.model_fields.items()}
-    assert listed_under("machine") == {name: needed for name, needed in fields.items() if name not in common}
+    fields = {field.alias or name: field.is_required() for name, field in hardware.KINDS[kind].model_fields.items()}
+    assert listed_under(kind) == {name: needed for name, needed in fields.items() if name not in common}
 
 
 def listed_under(heading: str) -> dict[str, bool]:

@@ -31,12 +31,33 @@ _DEVICES = {
         """,
     "processor": """\
         datasheet:
-          family: gpu                 # cpu, gpu, soc_gpu
+          family: cpu
+          cores: 16
+          clock: 3 GHz
+          peak:                       # cores x clock x FLOP per cycle
+            float32: 1.5 TFLOP/s
+          tdp: 170 W
+        sources:
+          datasheet: guess            # write where the numbers are from: vendor, document, revision
+        """,
+    "accelerator": """\
+        published_as: []              # names that the driver and published files give it
+        datasheet:
+          family: gpu                 # gpu, or soc_gpu: it shares the host's memory, and names that memory's file below
           cores: 108
           peak:                       # dense rates, without sparsity
             bfloat16: 312 TFLOP/s
             float32: 19.5 TFLOP/s
           tdp: 400 W
+        memory:
+          datasheet:
+            technology: HBM2e
+            capacity: 80 GiB
+            bandwidth: 2039 GB/s
+          sources:
+            datasheet: guess
+        link: pcie4_x16               # to the host
+        peer_link: nvlink3            # to its equals, if not over the same
         sources:
           datasheet: guess            # write where the numbers are from: vendor, document, revision
         """,

@@ -7,6 +7,7 @@ in ``sources`` for itself or for something above it; ``guess`` is a legal source
 
 from __future__ import annotations
 
+from sandtable.hardware.accelerator import Accelerator, Accelerators, plain_name
 from sandtable.hardware.component import (
     DTYPE_ARITHMETIC,
     DTYPE_BYTES,
@@ -16,10 +17,12 @@ from sandtable.hardware.component import (
     Estimate,
     Evidence,
     Frozen,
+    Number,
     OpFit,
     Power,
     Price,
     number_paths,
+    numbers,
     source_of,
 )
 from sandtable.hardware.fits import (
@@ -33,7 +36,7 @@ from sandtable.hardware.fits import (
     StreamFit,
 )
 from sandtable.hardware.link import Link, LinkDatasheet, LinkFit, TransferFit
-from sandtable.hardware.machine import Accelerator, Machine, PriceList, PriceRow
+from sandtable.hardware.machine import Machine, PriceList, PriceRow
 from sandtable.hardware.memory import Memory, MemoryDatasheet, MemoryFit
 from sandtable.hardware.processor import Processor, ProcessorDatasheet, ProcessorFit
 from sandtable.hardware.stack import OpEfficiency, Stack, StackDatasheet, StackFit
@@ -43,6 +46,7 @@ KINDS: dict[str, type[Component]] = {
     "storage": Storage,
     "memory": Memory,
     "processor": Processor,
+    "accelerator": Accelerator,
     "link": Link,
     "stack": Stack,
     "machine": Machine,
@@ -52,6 +56,7 @@ FOLDERS = {
     "storage": "storage",
     "memory": "memory",
     "processor": "processors",
+    "accelerator": "accelerators",
     "link": "links",
     "stack": "stacks",
     "machine": "machines",
@@ -66,6 +71,7 @@ __all__ = [
     "KINDS",
     "MOST_CONSTANTS",
     "Accelerator",
+    "Accelerators",
     "AttentionFit",
     "CollectiveFit",
     "Component",
@@ -82,6 +88,7 @@ __all__ = [
     "MemoryDatasheet",
     "MemoryFit",
     "MoeFit",
+    "Number",
     "OpEfficiency",
     "OpFit",
     "OperatorFit",
@@ -104,5 +111,7 @@ __all__ = [
     "StreamFit",
     "TransferFit",
     "number_paths",
+    "numbers",
+    "plain_name",
     "source_of",
 ]

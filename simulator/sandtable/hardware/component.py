@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -163,37 +163,55 @@ class Component(Frozen):
                 )
         return self
 
+    def components(self) -> list[Component]:
+        """Return the parts that have names and sources of their own."""
+        return []
+
     def guesses(self) -> list[str]:
         """Return the dotted paths of the numbers whose source is a guess; what a file leaves out claims nothing."""
         return [path for path in number_paths(self, stated=True) if str(source_of(self, path)).startswith(GUESS)]
 
 
-def number_paths(component: Component, *, stated: bool = False) -> Iterator[str]:
-    """Yield the dotted YAML path of every number in the datasheet, fitted, power and price sections.
+class Number(NamedTuple):
+    """A number of a device file: its dotted YAML path, the value, and which quantity that is ("1" for a plain one)."""
+
+    path: str
+    value: Any
+    quantity: str
+
+
+def numbers(component: Component, *, stated: bool = False) -> Iterator[Number]:
+    """Yield every number in the datasheet, fitted, variants, power and price sections.
 
     With ``stated``, of those only that the file gives, not of defaults.
     """
     for section in ("datasheet", "fitted", "variants", "power", "price"):
         value = getattr(component, section, None)
         if value is not None:
-            yield from _walk(value, section, stated)
+            yield from _walk(Number(section, value, "1"), stated)
 
 
-def _walk(value: Any, path: str, stated: bool) -> Iterator[str]:
+def number_paths(component: Component, *, stated: bool = False) -> Iterator[str]:
+    """Yield the dotted YAML path of every number; see `numbers`."""
+    return (number.path for number in numbers(component, stated=stated))
+
+
+def _walk(found: Number, stated: bool) -> Iterator[Number]:
+    path, value, quantity = found
     if isinstance(value, Evidence | Estimate):
-        yield path
+        yield found
     elif isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             if not stated or name in value.model_fields_set:
-                yield from _walk(getattr(value, name), f"{path}.{field.alias or name}", stated)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _walk(item, f"{path}.{key}", stated)
-    elif isinstance(value, tuple):
-        for index, item in enumerate(value):
-            yield from _walk(item, f"{path}.{index}", stated)
+                below = Number(
+                    f"{path}.{field.alias or name}", getattr(value, name), units.quantity_of(name) or "1"
+                )
+                yield from _walk(below, stated)
+    elif isinstance(value, dict | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _walk(Number(f"{path}.{key}", item, quantity), stated)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield path
+        yield found
 
 
 def source_of(component: Component, path: str) -> str | None:

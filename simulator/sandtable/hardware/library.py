@@ -18,28 +18,29 @@ from ruamel.yaml.comments import CommentedMap
 from sandtable import hardware, units
 from sandtable.errors import ConfigError, UnknownName, did_you_mean
 from sandtable.hardware import Component
-from sandtable.yaml_files import dump_yaml, line_of, read_yaml, set_path, validate, write_atomically
+from sandtable.yaml_files import dump_yaml, line_of, read_key, read_yaml, set_path, validate, write_atomically
 
 SEARCH_PATH_VARIABLE = "SANDTABLE_PATH"
 THIS_MACHINE = "this_machine"
-# where a machine names other files: dotted path -> kind
-_REFERENCES = {
-    "processor": "processor",
-    "memory": "memory",
-    "storage": "storage",
-    "stack": "stack",
-    "accelerator.processor": "processor",
-    "accelerator.memory": "memory",
-    "accelerator.link": "link",
-    "accelerator.peer_link": "link",
-    "network": "link",
-    "process_link": "link",
-    "storage.like": "storage",
-    "processor.like": "processor",
-    "accelerator.processor.like": "processor",
+# where a device may name other files, by its kind: dotted path -> kind of that file
+_PARTS: dict[str, dict[str, str]] = {
+    "storage": {"like": "storage"},
+    "processor": {"like": "processor"},
+    "accelerator": {"like": "accelerator", "memory": "memory", "link": "link", "peer_link": "link"},
+    "machine": {
+        "processor": "processor",
+        "memory": "memory",
+        "storage": "storage",
+        "stack": "stack",
+        "accelerator.device": "accelerator",
+        "accelerator.link": "link",
+        "accelerator.peer_link": "link",
+        "network": "link",
+        "process_link": "link",
+    },
 }
-# kinds of devices that may name another one of their kind in ``like``
-_HAS_LIKE = ("storage", "processor")
+# what a variant of an accelerator does not take from the one that it is a variant of
+_OF_ITS_OWN = ("published_as", "notes")
 # the device whose shape stands in for what a storage data sheet leaves open
 GENERIC_STORAGE = "generic_flash"
 # the software assumed where a machine names none
@@ -132,13 +133,35 @@ def load_component(kind: str, name: str) -> Component:
     return component.select(variant)
 
 
+def accelerator_called(text: str) -> hardware.Accelerator | None:
+    """Return the accelerator that a published file or a driver calls ``text``, None if no device file has that name."""
+    name = _published_names(tuple(device_files("accelerator").items())).get(hardware.plain_name(text))
+    return None if name is None else load_accelerator(name)
+
+
+@lru_cache(maxsize=4)
+def _published_names(files: tuple[tuple[str, Path], ...]) -> dict[str, str]:
+    """Return published name -> name of the device file, read from one key of each: whole files would take seconds."""
+    found: dict[str, str] = {}
+    for device, path in files:
+        for text in read_key(path, "published_as") or ():
+            found.setdefault(hardware.plain_name(str(text)), device)
+    return found
+
+
 def load_file(path: Path, kind: str | None = None, overrides: Mapping[str, Any] | None = None) -> Component:
     """Load one device file, resolving the names of other devices in it; see `load_machine` for ``overrides``.
 
     Raises:
         ConfigError: with file and line; also when the file is of another kind than ``kind``.
     """
-    data = read_yaml(path)
+    return load_data(read_yaml(path), path, kind, overrides)
+
+
+def load_data(
+    data: CommentedMap, path: Path, kind: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Component:
+    """Load a device from what was read from the file ``path``, see `load_file`; ``data`` is changed."""
     actual = data.get("kind")
     if actual not in hardware.KINDS:
         line = line_of(data, ["kind"])
@@ -154,8 +177,9 @@ def load_file(path: Path, kind: str | None = None, overrides: Mapping[str, Any] 
     for dotted, value in (overrides or {}).items():
         set_path(data, dotted, value)
         data.setdefault("sources", {}).setdefault(dotted, "set by the user")
-    _resolve(data, path)
-    return validate(hardware.KINDS[str(actual)], data, str(path))
+    _resolve(data, str(actual), path, data, [])
+    component = validate(hardware.KINDS[str(actual)], data, str(path))
+    return component.wired() if isinstance(component, hardware.Machine) else component
 
 
 def _is_fitted(part: Any) -> bool:
@@ -163,24 +187,81 @@ def _is_fitted(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("fitted") is not None
 
 
-def _resolve(data: CommentedMap, path: Path) -> None:
-    """Replace each name of another device by the content of its file."""
-    if data.get("kind") == "storage" and "fitted" not in data and data.get("name") != GENERIC_STORAGE:
-        data.setdefault("like", GENERIC_STORAGE)
-    if data.get("kind") == "machine" and not _is_fitted(data.get("processor")):
-        data.setdefault("stack", GENERIC_STACK)
-    own = {"like": str(data.get("kind"))} if data.get("kind") in _HAS_LIKE else {}
-    for dotted, kind in (_REFERENCES | own).items():
+def _resolve(part: Any, kind: str, path: Path, data: CommentedMap, above: list[str]) -> None:
+    """Replace each name of another device in ``part``, which stands in ``data`` below ``above``, by that device."""
+    if kind == "storage" and "fitted" not in part and part.get("name") != GENERIC_STORAGE:
+        part.setdefault("like", GENERIC_STORAGE)
+    if kind == "machine":
+        if not _is_fitted(part.get("processor")):
+            part.setdefault("stack", GENERIC_STACK)
+        _check_accelerator(part, path)
+    if kind == "accelerator" and part.get("variant_of") is not None:
+        _complete_variant(part, path, line_of(data, [*above, "variant_of"]))
+    for dotted, kind_of_part in _PARTS.get(kind, {}).items():
         *parents, key = dotted.split(".")
-        node: Any = data
+        node = part
         for parent in parents:
             node = node.get(parent) if isinstance(node, Mapping) else None
-        if isinstance(node, Mapping) and isinstance(node.get(key), str):
+        found = node.get(key) if isinstance(node, Mapping) else None
+        where = [*above, *parents, key]
+        if isinstance(found, str):
             try:
-                node[key] = load_component(kind, str(node[key]))  # type: ignore[index]
+                node[key] = load_component(kind_of_part, str(found))
             except UnknownName as error:
-                line = line_of(data, [*parents, key])
-                raise ConfigError(str(error), file=str(path), line=line) from None
+                raise ConfigError(str(error), file=str(path), line=line_of(data, where)) from None
+        elif isinstance(found, Mapping):
+            _resolve(found, kind_of_part, path, data, where)
+
+
+def _check_accelerator(machine: Any, path: Path) -> None:
+    """Refuse a machine that names processor and memory of its accelerator one by one, and say what to write."""
+    section = machine.get("accelerator")
+    for key in ("processor", "memory"):
+        if isinstance(section, Mapping) and key in section:
+            known = section.get("processor") in device_files("accelerator")
+            device = section["processor"] if known else "<name of a file in devices/accelerators>"
+            n = f", n: {section['n']}" if "n" in section else ""
+            raise ConfigError(
+                f"accelerator.{key}: processor and memory of an accelerator stand in one file: write "
+                f"'accelerator: {{device: {device}{n}}}' ('sandtable new device --kind accelerator' makes such a file, "
+                "'sandtable calibrate --only gpu' measures this machine's)",
+                file=str(path),
+                line=line_of(machine, ["accelerator", key]),
+            )
+
+
+def _complete_variant(variant: Any, path: Path, line: int | None) -> None:
+    """Put in what the file of an accelerator leaves out because it is as in the one that it is a variant of."""
+    name = str(variant["variant_of"])
+    try:
+        base = read_yaml(find_file("accelerator", name, device_files("accelerator")))
+    except UnknownName as error:
+        raise ConfigError(str(error), file=str(path), line=line) from None
+    if "variant_of" in base:
+        raise ConfigError(
+            f"variant_of: {name} is a variant itself: write {base['variant_of']}", file=str(path), line=line
+        )
+    for key in base.keys() - variant.keys() - set(_OF_ITS_OWN):
+        variant[key] = base[key]
+    for key in ("datasheet", "fitted", "sources"):
+        _fill(variant.get(key), base.get(key))
+
+
+def _fill(own: Any, base: Any) -> None:
+    """Put into nested mappings what only ``base`` has."""
+    if isinstance(own, Mapping) and isinstance(base, Mapping) and own is not base:
+        for key, value in base.items():
+            if key in own:
+                _fill(own[key], value)
+            else:
+                own[key] = value  # type: ignore[index]
+
+
+def load_accelerator(name: str) -> hardware.Accelerator:
+    """Load an accelerator by library name or path."""
+    found = load_component("accelerator", name)
+    assert isinstance(found, hardware.Accelerator)
+    return found
 
 
 def load_machine(name: str, overrides: Mapping[str, Any] | None = None) -> hardware.Machine:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from sandtable.hardware.accelerator import Accelerators
 from sandtable.hardware.component import Component, Frozen, Power, Price, as_date
 from sandtable.hardware.link import Link
 from sandtable.hardware.memory import Memory
@@ -16,16 +17,6 @@ from sandtable.hardware.storage import Storage
 from sandtable.units import Bytes, UsdPerHour
 
 
-class Accelerator(Frozen):
-    """One or more equal accelerators, each with its own memory, behind a host link."""
-
-    processor: Processor
-    memory: Memory
-    link: Link
-    n: int = Field(default=1, ge=1)
-    peer_link: Link | None = None
-
-
 class Machine(Component):
     """Components wired together, with a price and a power model."""
 
@@ -33,7 +24,7 @@ class Machine(Component):
     processor: Processor
     memory: Memory
     storage: Storage
-    accelerator: Accelerator | None = None
+    accelerator: Accelerators | None = None
     process_link: Link | None = None  # between processes on the host, as collectives of CPU ranks use it
     network: Link | None = None  # joins equal machines, where work takes more than one
     stack: Stack | None = None
@@ -51,12 +42,17 @@ class Machine(Component):
     def components(self) -> list[Component]:
         """Return the parts, host first."""
         parts: list[Component] = [self.processor, self.memory, self.storage]
-        if self.accelerator is not None:
-            parts += [self.accelerator.processor, self.accelerator.memory, self.accelerator.link]
-            if self.accelerator.peer_link is not None:
-                parts.append(self.accelerator.peer_link)
+        parts += [] if self.accelerator is None else self.accelerator.components()
         parts += [link for link in (self.process_link, self.network) if link is not None]
         return parts if self.stack is None else [*parts, self.stack]
+
+    def wired(self) -> Machine:
+        """Return the machine with an accelerator that shares the host's memory working in this one's, of any size."""
+        accelerator = self.accelerator
+        if accelerator is None or not accelerator.device.shares_host_memory:
+            return self
+        device = accelerator.device.model_copy(update={"memory": self.memory})
+        return self.model_copy(update={"accelerator": accelerator.model_copy(update={"device": device})})
 
     def all_guesses(self) -> list[str]:
         """Return ``part: path`` of every guessed number in the machine and its parts."""

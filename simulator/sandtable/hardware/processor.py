@@ -42,9 +42,9 @@ class ProcessorFit(Frozen):
 
 
 class Processor(Component):
-    """A CPU or an accelerator without its memory."""
+    """A CPU without its memory; an accelerator, which has a memory and links too, is one as well."""
 
-    kind: Literal["processor"]
+    kind: Literal["processor", "accelerator"]
     datasheet: ProcessorDatasheet
     fitted: ProcessorFit | None = None
     like: Processor | None = None  # a sibling whose fitted constants of operators apply until it has its own

@@ -27,7 +27,7 @@ from sandtable.calibration.fit import operator_fit
 from sandtable.calibration.fit.least_squares import FLOOR
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.errors import ConfigError, UnknownName
-from sandtable.hardware import KINDS, OperatorFit, Processor, library
+from sandtable.hardware import OperatorFit, library
 from sandtable.model.fitted_constants import UNFITTED_HIGH_FRAC, UNFITTED_LOW_FRAC
 from sandtable.published import scoring, systems
 from sandtable.published.operator_rows import OperatorAdapter, group_of, kind_of, sheets_of
@@ -214,8 +214,7 @@ def write(found: FromData) -> list[Path]:
     """Write the fits into the device files and the stack files of their softwares; return the files written."""
     paths: dict[Path, None] = {}
     for item in found.devices:
-        kind = "processor" if isinstance(systems.device_named(item.device), Processor) else "link"
-        path = library.device_files(kind)[item.device]
+        path = library.device_files()[item.device]
         put_fit(path, item.kind, item.software, item.fit, item.source)
         paths[path] = None
     for pool in found.pooled:
@@ -244,7 +243,7 @@ def put_fit(path: Path, kind: str, software: str, fit: OperatorFit, source: str)
         yaml_files.set_path(data, dotted, _block(library.to_yaml_data(fit)))
         data["sources"][dotted] = source
         text = _text(data)
-        yaml_files.validate(KINDS[str(data["kind"])], yaml_files.parse_yaml(text, str(path)), str(path))
+        library.load_data(yaml_files.parse_yaml(text, str(path)), path)
         yaml_files.write_atomically(path, text)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint, held_out_seconds
 from sandtable.errors import PlanError
+from sandtable.hardware import Accelerator
 from sandtable.model.fitted_constants import Resolved, law_of, resolve
 from sandtable.model.law import OperatorLaw
 from sandtable.published import systems
@@ -36,7 +37,7 @@ class Timed:
 
 
 def framework_latency(
-    row: Row, system: systems.System, *, op: str, dtype: str, shape: tuple[float, ...], label: str, group: str
+    row: Row, system: Accelerator, *, op: str, dtype: str, shape: tuple[float, ...], label: str, group: str
 ) -> Timed:
     """Return the ``latency_ms`` of one operator that a serving framework ran on one processor.
 
@@ -47,14 +48,13 @@ def framework_latency(
     if not latency_ms > 0:
         raise MalformedRow("a time is positive")
     point = OperatorPoint(
-        device=system.processor,
+        device=system.name,
         software=row.text("framework"),
         op=op,
         dtype=dtype,
         shape=shape,
         seconds=1e-3 * latency_ms,
         label=label,
-        beside=system.memory,
     )
     return Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=group)
 
@@ -86,14 +86,13 @@ def product_at_rate(
     if not tflops > 0 or min(m, n, k) < 1:
         raise MalformedRow("sizes and rates are positive")
     point = OperatorPoint(
-        device=found.processor,
+        device=found.name,
         software=LIBRARY,
         op="gemm",
         dtype=dtype,
         shape=(m, n, k, 1.0),
         seconds=2 * m * n * k / (1e12 * tflops),
         label=f"{system} {row.text('dtype')} {m:.0f}x{n:.0f}x{k:.0f}",
-        beside=found.memory,
     )
     return Timed(metric=timed, point=point, row_id=f"line {row.line}", group=system)
 

@@ -7,9 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
 
 from sandtable import hardware, units, yaml_files
 from sandtable.errors import ConfigError, UnknownName
@@ -37,7 +34,7 @@ def listing(what: str) -> Table:
 
 def _devices() -> Table:
     rows = []
-    for kind in ("storage", "memory", "processor", "link", "stack"):
+    for kind in ("storage", "memory", "processor", "accelerator", "link", "stack"):
         for name, path in sorted(library.device_files(kind).items()):
             data = yaml_files.read_yaml(path)
             if data.get("kind") == kind:
@@ -159,15 +156,13 @@ def find_device(name: str) -> Component:
 
 
 def device_table(component: Component) -> Table:
-    """Return every number of a device with its interval and source, the parts of a machine one after another."""
-    parts = [component, *component.components()] if isinstance(component, hardware.Machine) else [component]
-    rows = [row for part in parts for row in _number_rows(part)]
+    """Return every number of a device and its parts with interval and source, one part after another."""
+    rows = [row for part in (component, *component.components()) for row in _number_rows(part)]
     return Table(columns=("device", "number", "value", "90 % interval", "source"), rows=rows, title=component.title)
 
 
 def _number_rows(component: Component) -> Iterator[list[str]]:
-    for path in hardware.number_paths(component):
-        value, quantity = _lookup(component, path)
+    for path, value, quantity in hardware.numbers(component):
         source = str(hardware.source_of(component, path))
         if isinstance(value, Evidence):
             text = (
@@ -184,22 +179,6 @@ def _number_rows(component: Component) -> Iterator[list[str]]:
             yield [component.name, path, units.format_quantity(value.value, quantity), interval, source]
         else:
             yield [component.name, path, units.format_quantity(float(value), quantity), "", source]
-
-
-def _lookup(component: Component, path: str) -> tuple[Any, str]:
-    """Return the value at a dotted YAML path, and the quantity that it is."""
-    node: Any = component
-    quantity = "1"
-    for part in path.split("."):
-        if isinstance(node, BaseModel):
-            fields = type(node).model_fields
-            name = next(name for name, field in fields.items() if (field.alias or name) == part)
-            node, quantity = getattr(node, name), units.quantity_of(name) or "1"
-        elif isinstance(node, dict):
-            node = node[part]
-        else:
-            node = node[int(part)]
-    return node, quantity
 
 
 # --- this machine ------------------------------------------------------------------------------------------

@@ -99,13 +99,14 @@ def guesses_of(ops: Sequence[Op], parts: Sequence[Component], machine: Machine) 
 def warnings_of(parts: Sequence[Component], guesses: Sequence[str], machine: Machine) -> tuple[str, ...]:
     """Say what makes predictions that rest on these parts and guesses less certain."""
     warnings = []
-    # constants of an accelerator's operators are its processor's, and say what its memory gives
-    of_accelerator = None if machine.accelerator is None else machine.accelerator.memory
-    uncalibrated = [
+    # constants of an accelerator's operators are its processor's, and say what a memory of its own gives
+    own = None if machine.accelerator is None else machine.accelerator.memory
+    skipped = None if own is machine.memory else own
+    uncalibrated = dict.fromkeys(
         part.name
         for part in parts
-        if isinstance(part, Processor | Memory | Storage) and part.fitted is None and part is not of_accelerator
-    ]
+        if isinstance(part, Processor | Memory | Storage) and part.fitted is None and part is not skipped
+    )
     if uncalibrated:
         warnings.append(f"not calibrated, data sheet only: {', '.join(uncalibrated)}; intervals are wide")
     if guesses:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from sandtable.calibration.fit.operator_fit import Sheet
 from sandtable.cli.app import app
 from sandtable.errors import ConfigError, UnknownName
-from sandtable.hardware import Processor, Stack, library
+from sandtable.hardware import Accelerator, Processor, Stack, library
 from sandtable.model.fitted_constants import LAWS, resolve
 from sandtable.published import fit_rows, scoring, systems
 
@@ -27,7 +27,7 @@ COLUMNS = ("system", "framework", "dtype", "m", "n", "k", "latency_ms")
 def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the library's devices, which a test may write to."""
     folder = tmp_path / "devices"
-    for kind in ("processors", "memory", "stacks", "links"):
+    for kind in ("accelerators", "memory", "stacks", "links"):
         shutil.copytree(library.root() / "devices" / kind, folder / kind)
     monkeypatch.setenv(library.SEARCH_PATH_VARIABLE, str(folder))
     systems.forget()
@@ -56,9 +56,8 @@ def found(data: Path) -> fit_rows.FromData:
 
 def _rows(system: str, dtype: str, rng: np.random.Generator) -> list[dict[str, object]]:
     found = systems.find(system)
-    assert isinstance(found, systems.System)
-    sheet = systems._sheet(found.processor, found.memory)
-    assert isinstance(sheet, Sheet)
+    assert isinstance(found, Accelerator)
+    sheet = Sheet.of(found, found.memory)
     law, rows = LAWS["gemm"], []
     for m in (1, 16, 256, 4096):
         for n, k in ((4096, 4096), (1024, 8192), (16_384, 4096)):
@@ -71,8 +70,7 @@ def _rows(system: str, dtype: str, rng: np.random.Generator) -> list[dict[str, o
 
 def gemm_of(software: str, device: str = "nvidia_h100_sxm") -> dict[str, float]:
     systems.forget()
-    processor, stack = library.load_component("processor", device), library.load_component("stack", software)
-    assert isinstance(processor, Processor)
+    processor, stack = library.load_accelerator(device), library.load_component("stack", software)
     assert isinstance(stack, Stack)
     return dict(resolve(LAWS["gemm"], processor, software, stack).values)
 
@@ -94,8 +92,7 @@ def test_constants_are_written_and_used(devices: Path, data: Path, found: fit_ro
 
 def test_a_device_without_rows_gets_its_siblings_constants(devices: Path, found: fit_rows.FromData) -> None:
     fit_rows.write(found)
-    l4 = library.load_component("processor", "nvidia_l4")
-    assert isinstance(l4, Processor)
+    l4 = library.load_accelerator("nvidia_l4")
     resolved = resolve(LAWS["gemm"], l4, "vllm", systems.stack_of("vllm"))
     assert resolved.origin == "siblings"
     assert resolved.values["rate_frac"] == pytest.approx(0.7, rel=0.1)
@@ -106,12 +103,10 @@ def test_a_device_without_rows_gets_its_siblings_constants(devices: Path, found:
 def test_a_device_may_name_the_sibling_that_it_takes_constants_from(
     devices: Path, found: fit_rows.FromData
 ) -> None:
-    path = devices / "processors" / "nvidia_l4.yaml"
+    path = devices / "accelerators" / "nvidia_l4.yaml"
     path.write_text(path.read_text().replace("datasheet:\n", "like: nvidia_h100_sxm\ndatasheet:\n", 1))
     fit_rows.write(found)
-    l4, h100 = (library.load_component("processor", name) for name in ("nvidia_l4", "nvidia_h100_sxm"))
-    assert isinstance(l4, Processor)
-    assert isinstance(h100, Processor)
+    l4, h100 = (library.load_accelerator(name) for name in ("nvidia_l4", "nvidia_h100_sxm"))
     stack = systems.stack_of("vllm")
     near, own = (resolve(LAWS["gemm"], device, "vllm", stack) for device in (l4, h100))
     assert (near.origin, own.origin) == ("like", "device")
@@ -121,11 +116,11 @@ def test_a_device_may_name_the_sibling_that_it_takes_constants_from(
     assert near.residual_high_frac == pooled.residual_high_frac
     path.write_text(path.read_text().replace("like: nvidia_h100_sxm", "like: nvidia_h1000", 1))
     with pytest.raises(ConfigError, match="nvidia_h100"):
-        library.load_component("processor", "nvidia_l4")
+        library.load_accelerator("nvidia_l4")
 
 
 def test_what_else_is_in_a_file_stays(devices: Path, found: fit_rows.FromData) -> None:
-    path = devices / "processors" / "nvidia_h100_sxm.yaml"
+    path = devices / "accelerators" / "nvidia_h100_sxm.yaml"
     text = "# a remark at the top\n" + path.read_text().replace("  tdp:", "  # beside a number\n  tdp:", 1)
     path.write_text(text)
     before = library.load_file(path)
@@ -189,7 +184,7 @@ def test_a_folder_without_rows_and_a_wrong_name_are_refused(tmp_path: Path) -> N
 
 
 def test_a_file_that_would_not_load_any_more_is_left_as_it_was(devices: Path, found: fit_rows.FromData) -> None:
-    path = devices / "processors" / "nvidia_h100_sxm.yaml"
+    path = devices / "accelerators" / "nvidia_h100_sxm.yaml"
     path.write_text(path.read_text().replace("family: gpu", "family: gpu\n  colour: green"))
     broken = path.read_text()
     item = next(item for item in found.devices if item.device == "nvidia_h100_sxm")

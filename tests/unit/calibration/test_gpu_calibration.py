@@ -20,7 +20,7 @@ from sandtable.cli import calibrate_command
 from sandtable.demand.kernel import Dims, Kernel
 from sandtable.demand.op import Op
 from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, MeasureError, NoDevice
-from sandtable.hardware import Machine, Memory, OperatorFits, Processor, library
+from sandtable.hardware import Machine, OperatorFits, library
 from sandtable.model.fitted_constants import law_of
 from sandtable.model.law import LinkSheet, Sheet
 from sandtable.run import predict
@@ -95,8 +95,8 @@ class GeneratedGpus(RecordedGpus):
         software = {"torch": "2.9.0+cu126", "cuda": "12.6", "nccl": "2.27.5"}
         made = "laws of sandtable.model with known constants, 2 % noise"
         super().__init__(Recording(generated=made, gpus=tuple(gpus), software=software, watched=watched))
-        processor, memory = gpu_datasheet.known_processor(gpus[0]), gpu_datasheet.memory_of(gpus[0], 2.9e12)
-        self.sheet = Sheet.of(processor or fallback(), memory)
+        device, memory = gpu_datasheet.known_gpu(gpus[0]), gpu_datasheet.memory_of(gpus[0], 2.9e12)
+        self.sheet = Sheet.of(device or library.load_accelerator("nvidia_h100_sxm"), memory)
         host = gpu_datasheet.link_of(gpus[0], None)
         self.links = LinkSheet.of(gpu_datasheet.peer_link_of(gpus[0], host, 400e9))
         self.refuses = refuses
@@ -113,12 +113,6 @@ class GeneratedGpus(RecordedGpus):
             raise refused
         true = seconds_of(kernel.cost(dims), dims, self.sheet, self.links)
         return list(true * np.exp(self.rng.normal(0.0, NOISE, 5)))
-
-
-def fallback() -> Processor:
-    found = library.load_component("processor", "nvidia_h100_sxm")
-    assert isinstance(found, Processor)
-    return found
 
 
 def one(**changes: Any) -> Gpu:
@@ -269,25 +263,30 @@ def test_a_gpu_that_the_library_lacks_gets_a_measured_data_sheet(machine: Machin
         ("NVIDIA H100 80GB HBM3", 132, 80, "nvidia_h100_sxm"),
         ("NVIDIA H100 PCIe", 114, 80, "nvidia_h100_pcie"),
         ("NVIDIA A100-SXM4-80GB", 108, 80, "nvidia_a100_sxm"),
-        ("NVIDIA A100-SXM4-40GB", 108, 40, "nvidia_a100_sxm"),
+        ("NVIDIA A100-SXM4-40GB", 108, 40, "nvidia_a100_sxm_40gb"),
         ("NVIDIA GeForce RTX 4090", 128, 24, "nvidia_rtx_4090"),
         ("Tesla T4", 40, 15, "nvidia_t4"),
+        ("Tesla V100-SXM2-32GB", 80, 32, "nvidia_v100_sxm2_32gb"),
+        ("NVIDIA GH200 480GB", 132, 95.6, "nvidia_gh200"),
         ("NVIDIA L4", 58, 22.5, "nvidia_l4"),
         ("NVIDIA GeForce RTX 4080 SUPER", 80, 16, None),
         # a slice of a GPU has its name, and fewer units
         ("NVIDIA H100 80GB HBM3", 60, 40, None),
+        # sold under the same name with less memory
+        ("NVIDIA GeForce RTX 3060", 28, 8, None),
     ],
 )
 def test_names_that_drivers_give(name: str, units: int, gib: float, expected: str | None) -> None:
-    found = gpu_datasheet.known_processor(Gpu(name=name, units=units, memory_bytes=gib * GIB))
+    found = gpu_datasheet.known_gpu(Gpu(name=name, units=units, memory_bytes=gib * GIB))
     assert (None if found is None else found.name) == expected
 
 
-def test_the_library_knows_the_memory(machine: Machine) -> None:
-    processor = fallback()
-    memory = gpu_datasheet.known_memory(one(), processor)
-    assert isinstance(memory, Memory)
-    assert memory.name == "hbm3_h100_80gib"
+def test_the_library_knows_memory_and_links() -> None:
+    memory, link = gpu_datasheet.memory_of(one(), None), gpu_datasheet.link_of(one(), None)
+    assert memory.datasheet.technology == "HBM3"
+    assert memory.datasheet.bandwidth_bytes_per_s == 3.35e12
+    peer = gpu_datasheet.peer_link_of(one(), link, None)
+    assert peer.notes == "Data sheet of nvlink4."
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------

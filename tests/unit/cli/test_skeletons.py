@@ -17,7 +17,7 @@ from sandtable.errors import ConfigError
 from sandtable.hardware import Machine
 from sandtable.workload.seam import ExecutionContext, Workload
 
-KINDS = ("storage", "memory", "processor", "link", "machine")
+KINDS = ("storage", "memory", "processor", "accelerator", "link", "machine")
 
 
 def load(path: Path) -> ModuleType:

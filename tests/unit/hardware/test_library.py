@@ -111,8 +111,8 @@ def test_the_name_must_be_that_of_the_file(tmp_path: Path) -> None:
 
 def test_an_unknown_device_suggests_near_names() -> None:
     with pytest.raises(UnknownName) as error:
-        library.load_component("processor", "nvidia_h100_sxn")
-    assert str(error.value).startswith("no processor named 'nvidia_h100_sxn' (did you mean 'nvidia_h100_sxm'")
+        library.load_accelerator("nvidia_h100_sxn")
+    assert str(error.value).startswith("no accelerator named 'nvidia_h100_sxn' (did you mean 'nvidia_h100_sxm'")
     assert error.value.exit_code == 2
 
 

@@ -13,6 +13,7 @@ from sandtable.demand.op import RESOURCE_OF_KIND, Op, random_read, sequential_re
 from sandtable.errors import PlanError
 from sandtable.hardware import (
     Accelerator,
+    Accelerators,
     Link,
     LinkDatasheet,
     Machine,
@@ -72,12 +73,16 @@ def accelerated(uncalibrated: Machine) -> Machine:
         datasheet=LinkDatasheet(scope="host", bandwidth_bytes_per_s=10e9, latency_s=5e-6),
         sources={"datasheet": "made up"},
     )
-    accelerator = Accelerator(
-        processor=uncalibrated.processor.model_copy(update={"name": "test_gpu", "datasheet": sheet}),
+    device = Accelerator(
+        kind="accelerator",
+        name="test_gpu",
+        title="A GPU",
+        datasheet=sheet,
         memory=uncalibrated.memory.model_copy(update={"name": "test_hbm", "datasheet": memory}),
         link=link,
+        sources={"datasheet": "made up"},
     )
-    return uncalibrated.model_copy(update={"accelerator": accelerator})
+    return uncalibrated.model_copy(update={"accelerator": Accelerators(device=device)})
 
 
 # --- calibrated --------------------------------------------------------------------------------------------
@@ -278,8 +283,8 @@ def test_arithmetic_in_a_type_that_no_unit_is_wide_enough_for(accelerated: Machi
     gpu = accelerated.accelerator
     assert gpu is not None
     narrow = gpu.processor.datasheet.model_copy(update={"peak_flops_per_s": {"int8": 1e12}})
-    processor = gpu.processor.model_copy(update={"datasheet": narrow})
-    machine = accelerated.model_copy(update={"accelerator": gpu.model_copy(update={"processor": processor})})
+    device = gpu.device.model_copy(update={"datasheet": narrow})
+    machine = accelerated.model_copy(update={"accelerator": gpu.model_copy(update={"device": device})})
     with pytest.raises(PlanError, match="'test_gpu' states no arithmetic rate for float32"):
         CostModel(machine).time(op(on="accelerator"))
 

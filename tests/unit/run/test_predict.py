@@ -206,7 +206,7 @@ def test_only_what_a_plan_uses_makes_it_less_certain() -> None:
     found, _, _ = predict.predict(case.scenario, case.workload, case.parameters, case.machine)
     said = " ".join((*found.warnings, *found.guesses))
     assert "not calibrated" not in said
-    assert "nvidia_a100_sxm: datasheet.clock" in found.guesses
+    assert "nvidia_a100_sxm_40gb: datasheet.clock" in found.guesses
     for part in (case.machine.processor, case.machine.memory, case.machine.storage):
         assert part.name not in said
     assert "efficiency.default" not in said

@@ -47,11 +47,10 @@ _WEIGHTS: dict[str, Callable[[FloatArray], FloatArray]] = {
 class OperatorPoint:
     """One timed operator: what ran where, under which software, and its time in seconds.
 
-    ``device`` is the name of the processor's or link's file whose constants it informs, ``op`` the kind of `Op`,
-    ``shape`` its numbers in the order of `sandtable.demand.plan.OPERATOR_COLUMNS`. ``beside`` names what completes
-    the data
-    sheet: the memory of a processor, or the link within machines for a link between machines; empty for none.
-    ``label`` tells people which row it is.
+    ``device`` is the name of the accelerator's or link's file whose constants it informs, ``op`` the kind of `Op`,
+    ``shape`` its numbers in the order of `sandtable.demand.plan.OPERATOR_COLUMNS`. ``beside`` names the link within
+    machines that completes the data sheet of a link between machines; empty for none. ``label`` tells people which
+    row it is.
     """
 
     device: str

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from pathlib import Path
-
-from sandtable import yaml_files
 from sandtable.calibration.gpu.recordings import Gpu
 from sandtable.errors import CalibrationError
-from sandtable.hardware import Link, LinkDatasheet, Memory, MemoryDatasheet, Processor, ProcessorDatasheet, library
+from sandtable.hardware import (
+    Accelerator,
+    Link,
+    LinkDatasheet,
+    Memory,
+    MemoryDatasheet,
+    Processor,
+    ProcessorDatasheet,
+    library,
+)
 
-PROCESSOR, MEMORY, LINK, PEER_LINK = "this_gpu", "this_gpu_memory", "this_gpu_link", "this_gpu_peer_link"
+GPU, MEMORY, LINK, PEER_LINK = "this_gpu", "this_gpu_memory", "this_gpu_link", "this_gpu_peer_link"
 # bytes/s of one lane and direction after coding: 8, 16, 32 GT/s with 128b/130b; PCIe 6 with FLITs (PCI-SIG)
 PCIE_LANE_BYTES_PER_S = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
 USUAL_LANES = 16
@@ -19,63 +23,15 @@ USUAL_LANES = 16
 LINK_LATENCY_S = 0.0
 # a driver reports a little less memory than is soldered on, or a little more than the name says
 SAME_MEMORY_FRAC = 0.08
-_NOISE = re.compile(r"\b(nvidia|geforce|tesla|generation|\d+gi?b|hbm\w*)\b")
-# forms of a module that a driver does not name
-_UNSPOKEN = {"sxm", "sxm2", "sxm3", "sxm4", "sxm5"}
 
 
-def words(name: str) -> frozenset[str]:
-    """Return what tells GPUs of one vendor apart, from a driver's name of it or a device file's title."""
-    plain = re.split(r",| with ", name.lower().replace("-", " "))[0]
-    return frozenset(_NOISE.sub(" ", plain).split())
-
-
-def known_processor(gpu: Gpu) -> Processor | None:
-    """Return the library's file about a GPU: of this name, as many units, and a memory of this size; None without."""
-    spoken = words(gpu.name)
-    found = []
-    for processor in _gpus(spoken):
-        written = words(processor.title)
-        if (
-            spoken in (written, written - _UNSPOKEN)
-            and processor.datasheet.cores == gpu.units
-            and _size_fits(gpu, processor)
-        ):
-            memory = known_memory(gpu, processor)
-            found.append((memory is None, spoken != written, processor.name, processor))
-    return min(found, key=lambda item: item[:3])[3] if found else None
-
-
-def _size_fits(gpu: Gpu, processor: Processor) -> bool:
-    """Whether a device file that names a size of memory, as one of several products alike, names this GPU's."""
-    stated = re.search(r"_(\d+)gb$", processor.name)
-    return stated is None or abs(int(stated[1]) * 1e9 / memory_bytes(gpu) - 1) <= SAME_MEMORY_FRAC
-
-
-def _gpus(spoken: frozenset[str]) -> Iterator[Processor]:
-    """Yield the GPUs of the library whose titles have all of these words."""
-    for path in library.device_files("processor").values():
-        # reading all of the library takes seconds; a glance tells which are worth it
-        text = path.read_text(encoding="utf-8")
-        title = re.search(r"^title: (.*)$", text, re.MULTILINE)
-        if "family: gpu" in text and title is not None and spoken <= words(title[1].strip("'\"")):
-            component = library.load_file(path, "processor")
-            assert isinstance(component, Processor)
-            yield component
-
-
-def known_memory(gpu: Gpu, processor: Processor) -> Memory | None:
-    """Return the library's memory of a GPU: named after it, and of the size that the driver reports; None without."""
-    total = memory_bytes(gpu)
-    short = processor.name.partition("_")[2]
-    for name in (short, re.sub(r"_(sxm\d?|pcie)$", "", short)):
-        for file, path in sorted(library.device_files("memory").items(), key=lambda item: len(item[0])):
-            if f"_{name}_" in f"{file}_":
-                memory = library.load_file(path, "memory")
-                assert isinstance(memory, Memory)
-                if abs(memory.datasheet.capacity_bytes / total - 1) <= SAME_MEMORY_FRAC:
-                    return memory
-    return None
+def known_gpu(gpu: Gpu) -> Accelerator | None:
+    """Return the library's file about a GPU: of the name that its driver gives, as many units, as much memory."""
+    found = library.accelerator_called(gpu.name)
+    if found is None or found.datasheet.cores != gpu.units:
+        return None
+    size_differs = abs(found.memory.datasheet.capacity_bytes / memory_bytes(gpu) - 1) > SAME_MEMORY_FRAC
+    return None if size_differs else found
 
 
 def memory_bytes(gpu: Gpu) -> float:
@@ -100,14 +56,22 @@ def seen(best_bytes_per_s: float | None, what: str) -> float:
 
 def processor_of(gpu: Gpu) -> Processor:
     """Return a GPU's data sheet, without peak rates where the library does not have it."""
-    known = known_processor(gpu)
+    known = known_gpu(gpu)
     if known is not None:
-        notes = f"Data sheet of {known.name}, as the GPU's name and number of units tell."
-        return known.model_copy(update={"name": PROCESSOR, "title": gpu.name, "notes": notes})
+        return Processor(
+            kind="processor",
+            name=GPU,
+            title=gpu.name,
+            notes=f"Data sheet of {known.name}, as the GPU's name, units and memory tell.",
+            datasheet=known.datasheet,
+            fitted=known.fitted,
+            like=known.like,
+            sources=known.sources,
+        )
     facts = gpu.facts
     return Processor(
         kind="processor",
-        name=PROCESSOR,
+        name=GPU,
         title=gpu.name,
         notes="No device file of this library describes this GPU: its rates are the best that calibration saw.",
         datasheet=ProcessorDatasheet(
@@ -130,8 +94,8 @@ def processor_of(gpu: Gpu) -> Processor:
 
 def memory_of(gpu: Gpu, best_bytes_per_s: float | None) -> Memory:
     """Return a GPU's memory: the library's, else bus and clock as NVML tells, else the best copy."""
-    processor = known_processor(gpu)
-    known = None if processor is None else known_memory(gpu, processor)
+    device = known_gpu(gpu)
+    known = None if device is None else device.memory
     sources = {"datasheet.capacity": "the driver"}
     told = None if gpu.facts is None else gpu.facts.memory_bytes_per_s
     if known is not None:
@@ -176,13 +140,13 @@ def link_of(gpu: Gpu, best_bytes_per_s: float | None) -> Link:
 
 
 def peer_link_of(gpu: Gpu, host_link: Link, best_bytes_per_s: float | None) -> Link:
-    """Return the link between GPUs: the library's NVLink of a machine with this GPU, the best seen, or the host's."""
+    """Return the link between GPUs: the library's NVLink of this GPU, the best seen, or the host's."""
     links = 0 if gpu.facts is None else gpu.facts.nvlinks
     if not links:
         title = f"Between GPUs, over {host_link.title}"
         return host_link.model_copy(update={"name": PEER_LINK, "title": title, "fitted": None})
-    known = known_processor(gpu)
-    shipped = None if known is None else _peer_link(known.name)
+    known = known_gpu(gpu)
+    shipped = None if known is None else known.peer_link
     if shipped is not None:
         notes = f"Data sheet of {shipped.name}."
         return shipped.model_copy(update={"name": PEER_LINK, "notes": notes})
@@ -200,21 +164,3 @@ def peer_link_of(gpu: Gpu, host_link: Link, best_bytes_per_s: float | None) -> L
             "datasheet.latency": "none of its own: the fitted time of a hop contains it",
         },
     )
-
-
-def _peer_link(processor: str) -> Link | None:
-    """Return the link between GPUs of the first machine in the library that has this one."""
-    for path in sorted(library.device_files("machine").values(), key=_name):
-        if f"processor: {processor}\n" not in path.read_text(encoding="utf-8"):
-            continue
-        accelerator = yaml_files.read_yaml(path).get("accelerator") or {}
-        name = accelerator.get("peer_link") if accelerator.get("processor") == processor else None
-        if name is not None:
-            link = library.load_component("link", str(name))
-            assert isinstance(link, Link)
-            return link
-    return None
-
-
-def _name(path: Path) -> str:
-    return path.name

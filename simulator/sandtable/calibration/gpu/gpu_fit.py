@@ -23,6 +23,7 @@ from sandtable.demand.op import Op
 from sandtable.errors import CalibrationError, ConfigError
 from sandtable.hardware import (
     Accelerator,
+    Accelerators,
     Estimate,
     Link,
     LinkFit,
@@ -90,7 +91,10 @@ def fitted(machine: Machine, recording: Recording, method: str) -> Fitted:
     processor = _processor(gpu, memory, points, recording, method, found.notes)
     link = _link(gpu, points, method, found.notes)
     peer = _peer_link(gpu, link, points, method, found.notes) if len(recording.gpus) > 1 else None
-    accelerator = Accelerator(processor=processor, memory=memory, link=link, n=len(recording.gpus), peer_link=peer)
+    device = Accelerator(
+        **dict(processor) | {"kind": "accelerator", "memory": memory, "link": link, "peer_link": peer}
+    )
+    accelerator = Accelerators(device=device, n=len(recording.gpus))
     found.notes += _held_back(gpu, samples.get(BUSY, ()))
     if gpu.facts is None:
         found.notes.append(ADVICE)

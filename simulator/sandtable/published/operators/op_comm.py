@@ -6,7 +6,7 @@ bytes (64 MiB between two H100: 245 us there, 247 us between the neighbouring si
 moves would stay at half of the link. The count is that of the whole buffer: taken as one rank's part of it, eight H100
 would move 2.7 TB/s each in an all-gather over links of 450 GB/s.
 
-Which link joins the accelerators follows from the product. Pairs joined by a bridge use it in groups of two, and PCIe
+Which link joins the accelerators their device files tell. Pairs joined by a bridge use it in groups of two, and PCIe
 in larger groups; the A40 of one source exchange 4 GB/s although said to be joined so, and are taken as on PCIe. Between
 machines the network is that of the vendor's own machine, unless the notes name another; where neither says, the row is
 skipped.
@@ -167,8 +167,8 @@ def _within(name: str, local: float) -> str | None:
     if link is None:
         # "8x B200 (node)": a system's name may stand among other words
         found = (systems.named(part) for part in (name, *re.split(r"[^a-z0-9_]+", name)))
-        link = next((system.link for system in found if system is not None), None)
-    return link if link and systems.component("link", link) is not None else None
+        link = next(((system.peer_link or system.link).name for system in found if system is not None), None)
+    return link
 
 
 def _between(name: str, within: str, notes: str) -> str | None:

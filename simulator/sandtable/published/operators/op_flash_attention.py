@@ -45,7 +45,7 @@ class OpFlashAttention(OperatorAdapter):
         flash = float(row.text("kernel") != "vanilla")
         flops = passes * 4 * batch * heads * tokens**2 * width * (1 - causal / 2)
         point = OperatorPoint(
-            device=system.processor,
+            device=system.name,
             software=row.text("kernel"),
             op="attention",
             dtype="bfloat16",
@@ -53,6 +53,5 @@ class OpFlashAttention(OperatorAdapter):
             seconds=flops / (1e12 * rate),
             label=f"{row.text('system')} {row.text('kernel')} {row.text('pass')} "
             f"{batch:.0f}x{tokens:.0f} {heads:.0f}x{width:.0f}{' causal' if causal else ''}",
-            beside=system.memory,
         )
         return [Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=row.text("system"))]

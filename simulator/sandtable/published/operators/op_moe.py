@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from typing import ClassVar
 
-from sandtable.hardware import Processor
+from sandtable.hardware import Accelerator
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, framework_latency
@@ -67,13 +67,12 @@ class OpMoe(OperatorAdapter):
         return [framework_latency(row, system, op="moe", dtype=dtype, shape=shape, label=_label(row), group=group)]
 
 
-def _dtype(row: Row, system: systems.System) -> str | None:
+def _dtype(row: Row, system: Accelerator) -> str | None:
     """Return the element type: SGLang widens 4-bit weights when it loads them on a device that cannot multiply them.
 
     On an H100 its times are those of 16-bit weights: 2.9 ms for 128 experts of 50 MB each.
     """
-    device = systems.device_named(system.processor)
-    narrow = not isinstance(device, Processor) or "fp4" in device.datasheet.peak_flops_per_s
+    narrow = "fp4" in system.datasheet.peak_flops_per_s
     if row.text("framework") == "sglang" and row.text("dtype") == "w4a16_mxfp4" and not narrow:
         return "bfloat16"
     return _DTYPES.get(row.text("dtype"))

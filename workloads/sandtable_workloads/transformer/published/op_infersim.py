@@ -10,19 +10,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
-from sandtable.hardware import DTYPE_BYTES
+from sandtable.hardware import DTYPE_BYTES, Accelerator
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed
 from sandtable.published.rows import MalformedRow, Row
-from sandtable.published.systems import System
 
 GEMM_SOFTWARE = "deepgemm"
 # the kernels that the source names for attention
 PREFILL_SOFTWARE, DECODE_SOFTWARE, LATENT_SOFTWARE = "flash_attention_3", "flashinfer", "flash_mla"
 
 Parameters = Mapping[str, Any]
-Reader = Callable[[Row, System, Parameters, float], OperatorPoint | Skipped]
+Reader = Callable[[Row, Accelerator, Parameters, float], OperatorPoint | Skipped]
 
 
 class OpInfersim(OperatorAdapter):
@@ -77,22 +76,21 @@ def size(parameters: Parameters, name: str) -> float:
     return float(value)
 
 
-def _gemm(row: Row, system: System, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
+def _gemm(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
     """A product of fp8 tensors with block scales, both quantised before: the rates given are shares of the fp8 peak."""
     m, n, k = (size(parameters, name) for name in "mnk")
     return OperatorPoint(
-        device=system.processor,
+        device=system.name,
         software=GEMM_SOFTWARE,
         op="gemm",
         dtype="fp8_block",
         shape=(m, n, k, 1.0),
         seconds=seconds,
         label=f"{row.text('gpu')} gemm {m:.0f}x{n:.0f}x{k:.0f}",
-        beside=system.memory,
     )
 
 
-def _grouped_gemm(row: Row, system: System, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
+def _grouped_gemm(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
     """The product into the gated neurons of each expert of one rank, all experts in one kernel.
 
     The source times it apart from the product back (``latency2_us``); experts have the stated rows within 30 %.
@@ -105,18 +103,17 @@ def _grouped_gemm(row: Row, system: System, parameters: Parameters, seconds: flo
     m, k, neurons, groups = (size(parameters, name) for name in names)
     n = 2 * neurons / (size(parameters, "tp_size") if "tp_size" in parameters else 1.0)
     return OperatorPoint(
-        device=system.processor,
+        device=system.name,
         software=GEMM_SOFTWARE,
         op="gemm",
         dtype="fp8_block",
         shape=(m, n, k, groups),
         seconds=seconds,
         label=f"{row.text('gpu')} {row.text('op')} {groups:.0f} of {m:.0f}x{n:.0f}x{k:.0f}",
-        beside=system.memory,
     )
 
 
-def _mha(row: Row, system: System, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
+def _mha(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
     """Grouped or multi-head attention; the file is named after query heads, key heads and width."""
     n_heads, n_kv_heads, width = _numbers(row, 3)
     heads = (n_heads, n_kv_heads, width, width)
@@ -125,7 +122,7 @@ def _mha(row: Row, system: System, parameters: Parameters, seconds: float) -> Op
     return _attention(row, system, parameters, seconds, DECODE_SOFTWARE, _token(parameters), heads)
 
 
-def _mla(row: Row, system: System, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
+def _mla(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
     """Latent attention; the file is named after heads, width without positions, and width of positions.
 
     A prompt has keys and values of its own for each head; a new token meets the latents, which all heads share.
@@ -138,7 +135,7 @@ def _mla(row: Row, system: System, parameters: Parameters, seconds: float) -> Op
     return _attention(row, system, parameters, seconds, LATENT_SOFTWARE, _token(parameters), heads)
 
 
-def _dsa(row: Row, system: System, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
+def _dsa(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
     """Sparse attention: each query meets as many latents as the file's name ends with, chosen before.
 
     All latents together fit in the cache or nearly so; what binds are the products, which `kv_tokens` counts.
@@ -177,7 +174,7 @@ def _token(parameters: Parameters) -> tuple[float, ...]:
 
 def _attention(
     row: Row,
-    system: System,
+    system: Accelerator,
     parameters: Parameters,
     seconds: float,
     software: str,
@@ -191,14 +188,13 @@ def _attention(
     batch, queries, keys, causal = tokens
     sizes = "x".join(f"{value:.0f}" for value in (*tokens[:3], *heads))
     return OperatorPoint(
-        device=system.processor,
+        device=system.name,
         software=software,
         op="attention",
         dtype=dtype,
         shape=(batch, queries, keys, *heads, causal, DTYPE_BYTES[cache], 1.0, 1.0, 0.0),
         seconds=seconds,
         label=f"{row.text('gpu')} {row.text('op')} {row.text('phase')} {sizes}",
-        beside=system.memory,
     )
 
 

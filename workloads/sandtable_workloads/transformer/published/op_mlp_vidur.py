@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.hardware import Accelerator
 from sandtable.model.laws.memory_bound import BLOCK_THREADS
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed
 from sandtable.published.rows import MalformedRow, Row
-from sandtable.published.systems import System
 
 SOFTWARE = "cublas"
 ITEM_BYTES = 2.0
@@ -128,7 +128,7 @@ def _layer(row: Row) -> Layer:
     )
 
 
-def _timed(row: Row, system: System, layer: Layer) -> Iterator[Timed | Skipped]:
+def _timed(row: Row, system: Accelerator, layer: Layer) -> Iterator[Timed | Skipped]:
     label = f"{row.text('gpu')} {row.text('model')} tp {row.text('tp')}, {row.text('num_tokens')} tokens"
     for name, (kind, shape) in layer.demands().items():
         metric = f"{name}_ms"
@@ -139,13 +139,12 @@ def _timed(row: Row, system: System, layer: Layer) -> Iterator[Timed | Skipped]:
             yield Skipped("time rounded to nothing", metric)
             continue
         point = OperatorPoint(
-            device=system.processor,
+            device=system.name,
             software=SOFTWARE,
             op=kind,
             dtype="float16",
             shape=shape,
             seconds=1e-3 * milliseconds,
             label=f"{label}: {name}",
-            beside=system.memory,
         )
         yield Timed(metric=metric, point=point, row_id=f"line {row.line}", group=row.text("gpu"))
