@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sandtable import yaml_files
 from sandtable.errors import ConfigError
 from sandtable.hardware import library
 from sandtable.workload.seam import ExecutionContext
@@ -14,7 +15,7 @@ from sandtable_workloads.training.executed.job import Job
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.presets import ALIASES, all_presets, shape_for, shape_named
 
-PUBLISHED = [str(name) for names in library.plain(library.read_yaml(ALIASES))["aliases"].values() for name in names]
+PUBLISHED = [str(name) for names in yaml_files.plain(yaml_files.read_yaml(ALIASES))["aliases"].values() for name in names]
 NAMES = sorted({*all_presets(), *PUBLISHED})
 
 
