@@ -15,7 +15,8 @@ from sandtable_workloads.training.executed.job import Job
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.presets import ALIASES, all_presets, shape_for, shape_named
 
-PUBLISHED = [str(name) for names in yaml_files.plain(yaml_files.read_yaml(ALIASES))["aliases"].values() for name in names]
+_ALIASES = yaml_files.plain(yaml_files.read_yaml(ALIASES))["aliases"]
+PUBLISHED = [str(name) for names in _ALIASES.values() for name in names]
 NAMES = sorted({*all_presets(), *PUBLISHED})
 
 
