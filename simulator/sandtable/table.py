@@ -1,10 +1,42 @@
-"""A table of results: columns with units, rows of values. How it is printed is decided in `sandtable.report`."""
+"""A table of results: columns with units, rows of values. How it is printed is decided in `sandtable.report`.
+
+A cell is text, a plain value, or a `Quantity`: shown to people with a fitting prefix ("118 us"), given to programs as
+a plain number in the base unit, which the column beside it or the name of the metric states.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sandtable import units
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A value in a base unit; ``signed`` shows a plus."""
+
+    value: float
+    unit: str
+    signed: bool = False
+
+    def text(self) -> str:
+        """Return it for people."""
+        shown = units.format_quantity(self.value, self.unit)
+        return f"+{shown}" if self.signed and self.value > 0 else shown
+
+
+def plain(cell: Any) -> Any:
+    """Return a cell as programs read it."""
+    if isinstance(cell, Quantity):
+        return cell.value
+    return cell.item() if isinstance(cell, np.generic) else cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,3 +48,22 @@ class Table:
     units: Sequence[str] = ()
     title: str = ""
     notes: Sequence[str] = field(default=())
+
+    def names(self) -> list[str]:
+        """Return column names for programs, with the unit where there is one for the whole column."""
+        units_of = list(self.units) or [""] * len(self.columns)
+        return [
+            f"{name} [{unit}]" if unit else str(name) for name, unit in zip(self.columns, units_of, strict=True)
+        ]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the rows for programs, by `names`."""
+        return [dict(zip(self.names(), map(plain, row), strict=True)) for row in self.rows]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the rows for programs as a pandas frame; columns with a unit are numbers, missing where empty."""
+        import pandas as pd
+
+        frame = pd.DataFrame([list(map(plain, row)) for row in self.rows], columns=self.names())
+        with_unit = [name for name, unit in zip(frame.columns, self.units, strict=False) if unit]
+        return frame.assign(**{name: pd.to_numeric(frame[name]) for name in with_unit})

@@ -405,7 +405,7 @@ def published(
 ) -> None:
     """Predict published measurements, and score the predictions."""
     from sandtable.published import scoring
-    from sandtable.report import rendering
+    from sandtable.report import rendering, scatter
 
     result = scoring.run(data, only=only)
     if format_ is Format.json:
@@ -416,7 +416,7 @@ def published(
             for line in rendering.published_notes(result):
                 print(line)
     if plots is not None:
-        for path in scoring.write_plots(result, plots):
+        for path in scatter.write_plots(result, plots):
             say(f"  plot: {path}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -15,6 +15,9 @@ from sandtable.hardware.processor import Processor
 from sandtable.hardware.stack import Stack
 from sandtable.hardware.storage import Storage
 from sandtable.units import Bytes, UsdPerHour
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Machine(Component):
@@ -79,3 +82,12 @@ class PriceList(Component):
 
     kind: Literal["prices"]
     price: tuple[PriceRow, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the list as a pandas frame: a row per instance, dollars and bytes as numbers, days as dates."""
+        import pandas as pd
+
+        rows = [{name: getattr(row, name) for name in PriceRow.model_fields} for row in self.price]
+        frame = pd.DataFrame(rows, columns=list(PriceRow.model_fields))
+        numbers = ("vcpus", "memory_bytes", "on_demand_usd_per_h", "spot_usd_per_h")
+        return frame.astype(dict.fromkeys(numbers, "float64") | {"as_of": "datetime64[s]"})

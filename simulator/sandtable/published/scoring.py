@@ -203,12 +203,3 @@ def _outcome(adapter: Adapter, row: Row) -> dict[str, Scored | Skipped]:
         if isinstance(point, Scored) and not (point.measured > 0 and point.predicted > 0):
             raise MalformedRow(f"{point.metric}: an error needs positive figures")
     return {metric: by_metric.get(metric, Skipped(NO_FIGURE)) for metric in adapter.metrics}
-
-
-def write_plots(report: PublishedReport, folder: Path) -> list[Path]:
-    """Write one scatter plot per file, ``<name>.svg``, and return the paths; see `sandtable.published.scatter`."""
-    from sandtable.published.scatter import scatter_data, write_scatter
-
-    folder.mkdir(parents=True, exist_ok=True)
-    names = dict.fromkeys(score.name for score in report.datasets if score.points)
-    return [write_scatter(scatter_data(report, name), folder / f"{name}.svg") for name in names]

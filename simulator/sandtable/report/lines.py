@@ -5,13 +5,12 @@ An index in Markdown says of each finding whether it holds, and shows its figure
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sandtable.errors import missing_extra
+from sandtable.report import figures
 from sandtable.report.plots import COLOURS
 from sandtable.table import Table
 from sandtable.units import format_si
@@ -38,10 +37,9 @@ def write(findings: Sequence[Finding], folder: Path) -> list[Path]:
     paths = []
     for item in findings:
         table = folder / f"{item.name}.csv"
-        with table.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([item.data.columns, *item.data.rows])
+        item.data.to_frame().to_csv(table, index=False, lineterminator="\n")
         picture = folder / f"{item.name}.svg"
-        figure(item).savefig(picture, metadata={"Date": None})
+        figures.save(figure(item), picture)
         paths += [table, picture]
     overview = folder / "index.md"
     overview.write_text(index(findings), encoding="utf-8")
@@ -70,16 +68,11 @@ def figure(item: Finding) -> Any:
     Raises:
         NoDevice: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "report") from None
     panels = list(dict.fromkeys(row[0] for row in item.data.rows))
     series = list(dict.fromkeys(row[1] for row in item.data.rows))
     columns = min(MOST_COLUMNS, max(1, len(panels)))
     lines = max(1, math.ceil(len(panels) / columns))
-    drawn = Figure(figsize=(4.2 * columns + 0.6, 3.4 * lines + 0.7), layout="constrained")
-    drawn.suptitle(item.data.title, fontsize=11)
+    drawn = figures.new_figure(4.2 * columns + 0.6, 3.4 * lines + 0.7, item.data.title, title_size=11)
     axes = drawn.subplots(lines, columns, squeeze=False).flatten()
     for axis, panel in zip(axes, panels, strict=False):
         _panel(axis, item, panel, series)

@@ -1,8 +1,4 @@
-"""Results as tables, and tables as text: for people (table, md) or for programs (csv, json).
-
-A cell is text, a plain value, or a `Quantity`: shown to people with a fitting prefix ("118 us"), written for programs
-as a plain number in the base unit, which the column beside it or the name of the metric states.
-"""
+"""Results as tables, and tables as text: for people (table, md) or for programs (csv, json)."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import io
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +14,7 @@ import numpy as np
 from sandtable import units
 from sandtable.errors import ConfigError
 from sandtable.results import ComparedMetric, Comparison, Metric, Result
-from sandtable.table import Table
+from sandtable.table import Quantity, Table, plain
 
 if TYPE_CHECKING:
     from sandtable.published.scoring import PublishedReport
@@ -27,20 +22,6 @@ if TYPE_CHECKING:
 FORMATS = ("table", "md", "csv", "json")
 WIDE = 200  # columns, where the output is not a terminal
 BAR = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """A value in a base unit; ``signed`` shows a plus."""
-
-    value: float
-    unit: str
-    signed: bool = False
-
-    def text(self) -> str:
-        """Return it for people."""
-        shown = units.format_quantity(self.value, self.unit)
-        return f"+{shown}" if self.signed and self.value > 0 else shown
 
 
 # --- rendering ---------------------------------------------------------------------------------------------
@@ -67,12 +48,6 @@ def for_people(cell: Any) -> str:
     if isinstance(cell, float):
         return f"{cell:.4g}"
     return "" if cell is None else str(cell)
-
-
-def _plain(cell: Any) -> Any:
-    if isinstance(cell, Quantity):
-        return cell.value
-    return cell.item() if isinstance(cell, np.generic) else cell
 
 
 def visible(table: Table) -> tuple[list[tuple[str, str]], list[list[str]]]:
@@ -141,27 +116,17 @@ def _markdown_cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
-def _names(table: Table) -> list[str]:
-    """Return column names for programs, with the unit where there is one for the whole column."""
-    column_units = list(table.units) or [""] * len(table.columns)
-    return [
-        f"{name} [{unit}]" if unit else str(name) for name, unit in zip(table.columns, column_units, strict=True)
-    ]
-
-
 def _as_csv(table: Table) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(_names(table))
-    writer.writerows([_plain(cell) for cell in row] for row in table.rows)
+    writer.writerow(table.names())
+    writer.writerows([plain(cell) for cell in row] for row in table.rows)
     return stream.getvalue().rstrip("\n")
 
 
 def _as_json(table: Table) -> str:
-    names = _names(table)
-    rows = [dict(zip(names, map(_plain, row), strict=True)) for row in table.rows]
     return json.dumps(
-        {"schema": 1, "title": table.title, "rows": rows, "notes": list(table.notes)},
+        {"schema": 1, "title": table.title, "rows": table.records(), "notes": list(table.notes)},
         indent=1,
         ensure_ascii=False,
         default=str,
@@ -378,12 +343,11 @@ def published_notes(report: PublishedReport) -> list[str]:
 
 def as_records(table: Table) -> list[dict[str, Any]]:
     """Return the rows of a table as dicts of plain values."""
-    return [dict(zip(table.columns, map(_plain, row), strict=True)) for row in table.rows]
+    return [dict(zip(table.columns, map(plain, row), strict=True)) for row in table.rows]
 
 
 __all__: Sequence[str] = [
     "FORMATS",
-    "Quantity",
     "as_records",
     "comparison_notes",
     "comparison_table",

@@ -8,7 +8,7 @@ import pytest
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import library
 from sandtable.model.laws import storage_law as storage_model
-from sandtable.published import scatter, scoring
+from sandtable.published import scoring
 from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
 from sandtable.published.rows import MalformedRow, Row
 from sandtable.published.storage.storage_measured import StorageMeasured
@@ -324,23 +324,3 @@ def test_held_out_constants_come_from_the_other_sizes(tmp_path: Path) -> None:
     assert scoring.error_summary(score.points)["median_abs_error_frac"] == pytest.approx(2 / 3, rel=0.02)
     assert len(score.held_out) == 4
     assert (scoring.error_summary(score.held_out)["median_abs_error_frac"] or 1) < 0.02
-
-
-# --- plots -------------------------------------------------------------------------------------------------
-
-
-def test_scatter_data_then_figure(tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        [
-            cells("AWS i3.large instance store", access=BOTH, read_iops="100000", read_mb_per_s="600"),
-            cells("Samsung 990 Pro $1$", access="sequential 1 MiB", block_size="1MiB", read_mb_per_s="7000"),
-        ],
-    )
-    report = scoring.run(tmp_path, "storage_measured")
-    data = scatter.scatter_data(report, "storage_measured")
-    assert [r[data.columns.index("metric")] for r in data.rows] == ["read_iops", "read_mb_per_s", "read_mb_per_s"]
-    assert all(r[data.columns.index("worst")] for r in data.rows)
-    (path,) = scoring.write_plots(report, tmp_path / "plots")
-    assert path.read_text().count("<svg") == 1
-    assert scatter.write_scatter(data, tmp_path / "x.png").stat().st_size > 1000

@@ -5,15 +5,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from sandtable.errors import ConfigError
-from sandtable.hardware import Machine, StoragePoint, library
+from sandtable.hardware import Machine, PriceList, StoragePoint, library
 from sandtable.report import html, plots, rendering, timeline
+from sandtable.report.listing import listing
 from sandtable.results import Comparison, Measurement, Metric, Prediction, TraceRow
 from sandtable.run import compare
 from sandtable.run.run_folder import RunFolder
-from sandtable.table import Table
+from sandtable.table import Quantity, Table
 
 NASTY = "<script>alert('x')</script> & | \"quoted\""
 
@@ -69,7 +71,7 @@ TABLE = Table(
     units=("", "MB/s", "", ""),
     rows=[
         ["a|b", 12.3456789, True, "x"],
-        [NASTY, rendering.Quantity(0.118, "s"), False, "s"],
+        [NASTY, Quantity(0.118, "s"), False, "s"],
         ["c", None, None, ""],
     ],
     title="Things [bold]",
@@ -105,6 +107,26 @@ def test_json_holds_plain_numbers() -> None:
     assert data["schema"] == 1
     assert data["rows"][1] == {"name": NASTY, "rate [MB/s]": 0.118, "held": False, "unit": "s"}
     assert data["notes"] == ["a note"]
+
+
+def test_a_frame_holds_plain_numbers() -> None:
+    frame = TABLE.to_frame()
+    assert list(frame.columns) == ["name", "rate [MB/s]", "held", "unit"]
+    assert frame["rate [MB/s]"].dtype == "float64"
+    assert frame["rate [MB/s]"].tolist()[:2] == [12.3456789, 0.118]
+    assert frame["rate [MB/s]"].isna().tolist() == [False, False, True]
+    assert Table(columns=("a", "b"), rows=[], units=("s", "")).to_frame().empty
+
+
+def test_prices_as_a_frame_are_those_that_are_listed() -> None:
+    listed = listing("prices").to_frame()
+    lists = [library.load_component("prices", name) for name in sorted(library.device_files("prices"))]
+    held = pd.concat([prices.to_frame() for prices in lists if isinstance(prices, PriceList)])
+    assert len(held) == len(listed) >= 30
+    assert held["instance"].tolist() == listed["instance"].tolist()
+    for column, shown in (("on_demand_usd_per_h", "on demand [USD/h]"), ("spot_usd_per_h", "spot [USD/h]")):
+        assert held[column].to_numpy() == pytest.approx(listed[shown].to_numpy(), rel=1e-3, nan_ok=True)
+    assert held["as_of"].dt.strftime("%Y-%m-%d").tolist() == listed["as of"].tolist()
 
 
 @pytest.mark.parametrize("format_", rendering.FORMATS)

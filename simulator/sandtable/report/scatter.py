@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sandtable.errors import missing_extra
 from sandtable.published.scoring import PublishedReport
+from sandtable.report import figures
 from sandtable.table import Table
 
 BANDS_FRAC = (0.25, 0.10)
@@ -47,15 +47,10 @@ def scatter_figure(data: Table) -> Any:
     Raises:
         NoDevice: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "report") from None
     records = [dict(zip(data.columns, row, strict=True)) for row in data.rows]
     metrics = list(dict.fromkeys(record["metric"] for record in records))
     groups = list(dict.fromkeys(record["group"] for record in records))
-    figure = Figure(figsize=(5.2 * max(1, len(metrics)), 5.2), layout="constrained")
-    figure.suptitle(data.title)
+    figure = figures.new_figure(5.2 * max(1, len(metrics)), 5.2, data.title)
     axes = figure.subplots(1, max(1, len(metrics)), squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=False):
         _panel(axis, [record for record in records if record["metric"] == metric], groups)
@@ -92,5 +87,12 @@ def _panel(axis: Any, records: list[dict[str, Any]], groups: list[str]) -> None:
 
 def write_scatter(data: Table, path: Path) -> Path:
     """Write the figure as SVG or PNG, by the ending of ``path``."""
-    scatter_figure(data).savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    figures.save(scatter_figure(data), path)
     return path
+
+
+def write_plots(report: PublishedReport, folder: Path) -> list[Path]:
+    """Write one scatter plot per file, ``<name>.svg``, and return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = dict.fromkeys(score.name for score in report.datasets if score.points)
+    return [write_scatter(scatter_data(report, name), folder / f"{name}.svg") for name in names]
