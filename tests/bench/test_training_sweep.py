@@ -9,7 +9,9 @@ import time
 import pytest
 
 from sandtable.hardware import library
-from sandtable.workload.seam import Goal
+from sandtable.study import cheapest
+from sandtable.workload import scenarios
+from sandtable.workload.seam import Scenario
 from sandtable_workloads.training import slm_training
 from sandtable_workloads.training.training_parameters import SlmTraining
 
@@ -43,7 +45,7 @@ def test_configurations_per_second() -> None:
     slm_training.estimate(runs[:8], machine)
     start = time.process_time()
     found = slm_training.estimate(runs, machine)
-    rate = len(found) / (time.process_time() - start)
+    rate = len(found["step_s"]) / (time.process_time() - start)
     print(f"\n{len(runs)} configurations: {rate:.0f} per second of one core (target {TARGET_PER_S:.0f})")
     assert rate > TARGET_PER_S
 
@@ -51,13 +53,14 @@ def test_configurations_per_second() -> None:
 def test_searched_configurations_per_second() -> None:
     """The whole search: what can be laid out, memory, time and dollars of each configuration."""
     machine = library.load_machine("aws_p5_48xlarge", {"stack": "huggingface_pytorch_2_3"})
-    run = SlmTraining(model="slm_1b", micro_batch=32, devices=64)
-    searched = slm_training.SlmTrainingWorkload()
-    searched.choices(run, [machine], Goal(most_devices=8))
+    run = {"model": "slm_1b", "micro_batch": 32, "devices": 64}
+    scenario = Scenario(name="sweep", title="Sweep", workload="slm_training", parameters=run)
+    case = scenarios.case_of(scenario, machine=machine)
+    cheapest.found_in(case, [machine], {}, most_devices=8)
     start = time.process_time()
-    found = searched.choices(run, [machine], Goal(most_devices=1024))
+    outcome = cheapest.found_in(case, [machine], {}, most_devices=1024).outcome
     seconds = time.process_time() - start
-    rate = len(found.choices) / seconds
-    print(f"\n{found.considered / seconds:.0f} searched per second of one core, {rate:.0f} of them timed")
-    assert found.considered > 5000
+    considered, rate = len(outcome.points), outcome.runs.sum() / seconds
+    print(f"\n{considered / seconds:.0f} searched per second of one core, {rate:.0f} of them timed")
+    assert considered > 5000
     assert rate > TARGET_PER_S

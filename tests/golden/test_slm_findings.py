@@ -9,27 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from sandtable.hardware import library
 from sandtable.report import lines
-from sandtable.workload.seam import Finding
-from sandtable_workloads.training.choices import findings
-from sandtable_workloads.training.slm_training import estimate, memories
+from sandtable.study.finding import Finding, findings_of
+from sandtable_workloads.training.published.slm_paper_grid import cells, labels, machine_of, outcome
+from sandtable_workloads.training.slm_training import SlmTrainingWorkload
+from sandtable_workloads.training.training_parameters import SlmTraining
 
-
-@lru_cache(maxsize=1)
-def cells() -> list[findings.Cell]:
-    return findings.cells(memories, estimate)
+WORKLOAD = SlmTrainingWorkload()
 
 
 @lru_cache(maxsize=1)
 def found() -> dict[str, Finding]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(findings, "cells", lambda *_: cells())
-        return {item.name: item for item in findings.findings(memories, estimate)}
+    return {item.name: item for item in findings_of("slm_training")}
 
 
 def runs(**wanted: object) -> bool:
-    return any(cell.fits for cell in findings._pick(cells(), **wanted))
+    fitting = cells()[cells()["speed"] > 0]
+    for name, value in wanted.items():
+        fitting = fitting[fitting[name] == value]
+    return not fitting.empty
 
 
 @pytest.mark.parametrize(
@@ -57,20 +55,16 @@ def test_two_billion_parameters_train_on_one_gpu_with_40_gb() -> None:
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp_full", "fsdp_grad_op"])
 def test_128_sequences_fit_on_no_gpu_even_with_the_smallest_model(sharding: str) -> None:
-    grid = findings.grid()
-    for name in grid["machines"].values():
-        machine = library.load_machine(name, {"stack": grid["stack"]})
-        p = findings.SlmTraining(model="slm_100m", micro_batch=128, devices=8, sharding=sharding)  # type: ignore[arg-type]
-        assert findings._memory_frac(memories([p], machine)[0], machine) > 1
+    p = SlmTraining(model="slm_100m", micro_batch=128, devices=8, sharding=sharding)  # type: ignore[arg-type]
+    for gpu in labels("gpu"):
+        assert not WORKLOAD.verdicts([p], machine_of(gpu))[0].fits
 
 
 def test_the_first_step_makes_ten_steps_slower_and_most_so_on_a_fast_gpu() -> None:
-    slower: dict[str, list[float]] = {}
-    for cell in cells():
-        if cell.fits:
-            assert cell.speed < cell.steady
-            slower.setdefault(cell.gpu, []).append(cell.steady / cell.speed)
-    means = {gpu: sum(ratios) / len(ratios) for gpu, ratios in slower.items()}
+    fitting = cells()[cells()["speed"] > 0]
+    slower = fitting["steady"] / fitting["speed"]
+    assert (slower > 1).all()
+    means = slower.groupby(fitting["gpu"], observed=True).mean()
     assert means["H100-80GB"] > means["A100-80GB"]
 
 
@@ -78,18 +72,20 @@ def test_tokens_per_dollar_are_those_that_simulate_says() -> None:
     # eight GPUs are a whole machine: the same configuration, its price, its speed once warm
     rows = found()["gpu_ranking_today"].data.rows
     (value,) = [row[3] for row in rows if row[:3] == ["500M", "A100-40GB", 8]]
-    grid = findings.grid()
-    machine = library.load_machine(grid["machines"]["A100-40GB"], {"stack": grid["stack"]})
+    machine = machine_of("A100-40GB")
     assert machine.price is not None
-    runs = [p.model_copy(update={"warmup_steps": 1}) for p in findings._runs("500M", "flash") if p.devices == 8]
-    fitting = [p for p in runs if findings._memory_frac(memories([p], machine)[0], machine) <= 1]
-    speeds = [p.tokens_per_step / t["step_s"] for p, t in zip(fitting, estimate(fitting, machine), strict=True)]
+    labelled = {"gpu": "A100-40GB", "model": "500M", "attention": "flash", "devices": 8, "first_step": "left_out"}
+    speeds = [
+        WORKLOAD.estimate([p], machine)["step_s"][0] ** -1 * p.tokens_per_step  # type: ignore[list-item,union-attr]
+        for point, p, fits in zip(outcome().points, outcome().parameters, outcome().runs, strict=True)
+        if fits and labelled.items() <= point.labels.items()
+    ]
     assert value == pytest.approx(max(speeds) * 3600 / machine.price.usd_per_h)
 
 
 def test_speed_on_one_gpu_grows_with_the_batch_by_ever_less() -> None:
     rows = [row for row in found()["saturation"].data.rows if row[0] == "speed over the best"]
-    for model in findings.grid()["models"]:
+    for model in labels("model"):
         speeds = [row[3] for row in rows if row[1] == model]
         gains = [b - a for a, b in itertools.pairwise(speeds)]
         assert speeds[-1] == 1
@@ -126,10 +122,3 @@ def test_figures_and_data_are_written(tmp_path: Path) -> None:
     assert [row[1] for row in summary.rows if row[0] == "✓"] == [
         item.name for item in found().values() if item.holds
     ]
-
-
-def test_prices_are_those_that_the_paper_is_scored_with() -> None:
-    from sandtable_workloads.training.published.slm_paper import MACHINES, prices
-
-    assert findings.grid()["price"] == prices()
-    assert findings.grid()["machines"] == MACHINES

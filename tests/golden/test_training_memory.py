@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from sandtable.hardware import Machine, library
+from sandtable.workload.seam import Verdict
 from sandtable_workloads.training.published import training_throughput
 from sandtable_workloads.training.published.training_throughput import TrainingThroughput
-from sandtable_workloads.training.slm_training import verdict
-from sandtable_workloads.training.training_memory import Verdict
+from sandtable_workloads.training.slm_training import SlmTrainingWorkload
 from sandtable_workloads.training.training_parameters import SlmTraining
 
+WORKLOAD = SlmTrainingWorkload()
 # GPU of the paper -> the cloud machine that has eight of them
 MACHINES = {"A100-40": "aws_p4d_24xlarge", "A100-80": "aws_p4de_24xlarge", "H100": "aws_p5_48xlarge"}
 SCHEMES = ("ddp", "fsdp_full", "fsdp_grad_op")
@@ -51,7 +52,7 @@ def run_of(model: str, attention: str, *, n_gpus: int, batch: int, scheme: str) 
 
 def judged(model: str, attention: str, gpu: str, *, n_gpus: int, batch: int, scheme: str = "ddp") -> Verdict:
     parameters = run_of(model, attention, n_gpus=n_gpus, batch=batch, scheme=scheme)
-    return verdict(parameters, machine(gpu))
+    return WORKLOAD.verdicts([parameters], machine(gpu))[0]
 
 
 @pytest.mark.parametrize("model", ["slm_1b", "slm_2b"])
@@ -90,7 +91,8 @@ def test_the_pattern_hangs_on_no_exact_share_of_lost_memory(fragmented: float) -
     changed = kept.model_copy(update={"stack": kept.stack.model_copy(update={"datasheet": sheet})})
 
     def fits(model: str, attention: str, scheme: str, batch: int) -> bool:
-        return verdict(run_of(model, attention, n_gpus=64, batch=batch, scheme=scheme), changed).fits
+        parameters = run_of(model, attention, n_gpus=64, batch=batch, scheme=scheme)
+        return WORKLOAD.verdicts([parameters], changed)[0].fits
 
     assert not fits("slm_2b", "flash", "ddp", 16)
     assert fits("slm_2b", "flash", "ddp", 8)
@@ -134,7 +136,7 @@ def test_every_run_of_llm_foundry_fits(reference_folder: Path) -> None:
         if not isinstance(run, training_throughput.Run):
             continue
         parameters = SlmTraining.model_validate(run.candidates[0])
-        found = verdict(parameters, loaded(run.machine, run.stack))
+        (found,) = WORKLOAD.verdicts([parameters], loaded(run.machine, run.stack))
         assert found.fits, f"line {row.line}: {found}"
         n_fit += 1
     assert n_fit >= 90

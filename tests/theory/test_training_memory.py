@@ -20,7 +20,6 @@ from sandtable_workloads.training.slm_training import (
     configuration,
     memories,
     memory_of,
-    verdict,
 )
 from sandtable_workloads.training.step_demand import SHARDING, optimizer_bytes
 from sandtable_workloads.training.training_parameters import SlmTraining
@@ -47,6 +46,10 @@ GPT: dict[str, Any] = {
 
 def run(**changes: Any) -> SlmTraining:
     return SlmTraining.model_validate(GPT | changes)
+
+
+def fits(p: SlmTraining) -> bool:
+    return SlmTrainingWorkload().verdicts([p], DGX)[0].fits
 
 
 def total(p: SlmTraining) -> float:
@@ -280,7 +283,7 @@ def test_many_runs_at_once_are_counted_as_one_by_one() -> None:
 
 def test_a_run_that_does_not_fit_says_what_breaks_it_and_what_would_fit() -> None:
     p = SlmTraining(model="slm_2b", attention="vanilla", micro_batch=32, devices=8)
-    assert not verdict(p, DGX).fits
+    assert not fits(p)
     with pytest.raises(
         DoesNotFit, match=r"slm_2b needs .* and dgx_a100_80gb has .* pass the limit .* this would fit"
     ):
@@ -292,12 +295,12 @@ def test_the_advice_fits(checkpointing: str) -> None:
     p = SlmTraining.model_validate(
         {"model": "slm_2b", "attention": "vanilla", "micro_batch": 64, "devices": 8, "checkpointing": checkpointing}
     )
-    assert not verdict(p, DGX).fits
+    assert not fits(p)
     advice = training_memory.what_fits(p, DGX, lambda q: memory_of(q, DGX))
     assert any("micro_batch" in sentence for sentence in advice)
     for sentence in advice:
         changes = dict(part.split() for part in sentence.split(" with "))
-        assert verdict(SlmTraining.model_validate(p.model_dump() | changes), DGX).fits
+        assert fits(SlmTraining.model_validate(p.model_dump() | changes))
 
 
 def test_the_verdict_names_the_kind_that_passes_the_limit() -> None:

@@ -21,8 +21,7 @@ def machine(stack: str = "huggingface_pytorch_2_3") -> Machine:
 
 def times(stack: str = "huggingface_pytorch_2_3", **settings: Any) -> dict[str, float]:
     parameters = WORKLOAD.parameters(**{"model": "slm_1b", "micro_batch": 8, **settings})
-    found: dict[str, float] = WORKLOAD.estimate([parameters], machine(stack))[0]
-    return found
+    return {name: float(column[0]) for name, column in WORKLOAD.estimate([parameters], machine(stack)).items()}
 
 
 def once(devices: int) -> float:

@@ -46,7 +46,7 @@ def played(parameters: SlmTraining, machine: Machine) -> StepResult:
 
 
 def closed(parameters: SlmTraining, machine: Machine) -> dict[str, float]:
-    return slm_training.estimate([parameters], machine)[0]
+    return {name: float(column[0]) for name, column in slm_training.estimate([parameters], machine).items()}
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "zero_1", "fsdp_grad_op", "fsdp_full"])
@@ -163,8 +163,8 @@ def test_many_at_once_equal_one_by_one() -> None:
         for attention in ("flash", "vanilla")
     ]
     together = slm_training.estimate(runs, machine_named())
-    for parameters, found in zip(runs, together, strict=True):
-        assert found["step_s"] == pytest.approx(closed(parameters, machine_named())["step_s"], rel=1e-12)
+    for parameters, step_s in zip(runs, together["step_s"], strict=True):
+        assert step_s == pytest.approx(closed(parameters, machine_named())["step_s"], rel=1e-12)
 
 
 @settings(max_examples=25, deadline=None)

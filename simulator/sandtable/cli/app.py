@@ -294,11 +294,7 @@ def cheapest(
     """Search the cheapest configuration under a deadline, or the fastest within a budget."""
     from sandtable.study import cheapest as searching
 
-    limits = {
-        "within_s": searching.limit(within, "s", "--within"),
-        "budget_usd": searching.limit(budget, "USD", "--budget"),
-    }
-    choices = searching.search(
+    found = searching.search(
         scenario,
         settings=settings or (),
         machines=machines,
@@ -306,10 +302,11 @@ def cheapest(
         most_devices=most_devices,
         parts=parts,
         spot=spot,
+        within=within,
+        budget=budget,
     )
-    found = searching.find(choices, **limits)
-    emit(searching.table(choices, found), format_)
-    searching.check(found, **limits)
+    emit(searching.table(found), format_)
+    searching.check(found)
 
 
 # --- calibrating -------------------------------------------------------------------------------------------
@@ -430,9 +427,10 @@ def findings(
 ) -> None:
     """Predict what a workload's paper found, and write each figure with its data."""
     from sandtable.report import lines
+    from sandtable.study.finding import findings_of
     from sandtable.workload.seam import workload_named
 
-    found = workload_named(workload).findings()
+    found = findings_of(workload_named(workload).name)
     emit(lines.summary(found), format_)
     for path in lines.write(found, output):
         say(f"  {path}")

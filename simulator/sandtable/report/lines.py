@@ -12,9 +12,9 @@ from typing import Any
 
 from sandtable.report import figures
 from sandtable.report.plots import COLOURS
+from sandtable.study.finding import Finding
 from sandtable.table import Table
 from sandtable.units import format_si
-from sandtable.workload.seam import Finding
 
 MARKERS = "osD^vP*X"
 MOST_COLUMNS = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from sandtable import units
 from sandtable.errors import ConfigError, did_you_mean
@@ -16,7 +16,7 @@ HEADLINE = "latency_s.mean"
 MEDIAN_LIMIT_FRAC = 0.10
 P90_LIMIT_FRAC = 0.25
 _THRESHOLD = re.compile(r"^\s*(<=|>=|<|>)\s*(.+?)\s*$")
-_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+_OPERATORS: dict[str, Callable[[Any, float], Any]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
@@ -87,14 +87,24 @@ def check_thresholds(thresholds: dict[str, str], result: Result) -> list[tuple[s
     for metric, text in thresholds.items():
         if metric not in result.metrics:
             raise ConfigError(f"threshold on unknown metric {metric!r}{did_you_mean(metric, result.metrics)}")
-        match = _THRESHOLD.match(text)
-        if match is None:
-            raise ConfigError(f"thresholds.{metric}: {text!r} is not a threshold: write it like '< 500 ms'")
-        symbol, limit_text = match.groups()
+        sentence, holds = condition(metric, text)
         value = result.metrics[metric].value
-        held = _OPERATORS[symbol](value, _limit(metric, limit_text))
-        found.append((f"{metric} {symbol} {limit_text}", held, value))
+        found.append((sentence, holds(value), value))
     return found
+
+
+def condition(metric: str, text: str) -> tuple[str, Callable[[Any], Any]]:
+    """Return a condition on a metric, such as ``< 500 ms``, as a sentence and as a function of a value or a column.
+
+    Raises:
+        ConfigError: it cannot be read, or its unit is not the metric's.
+    """
+    match = _THRESHOLD.match(text)
+    if match is None:
+        raise ConfigError(f"thresholds.{metric}: {text!r} is not a threshold: write it like '< 500 ms'")
+    symbol, limit_text = match.groups()
+    limit = _limit(metric, limit_text)
+    return f"{metric} {symbol} {limit_text}", lambda value: _OPERATORS[symbol](value, limit)
 
 
 def _limit(metric: str, text: str) -> float:

@@ -1,34 +1,107 @@
-"""The cheapest configuration under a deadline, or the fastest within a budget: choose among what a workload offers.
+"""The cheapest configuration under a deadline, or the fastest within a budget: a study of money and time.
 
-The workload enumerates and times configurations (`Workload.choices`); here they are compared, whatever they are of.
-Dollars are those of the machines' prices. A machine is paid for whole, unless a part of it is said to cost that part.
+A `Search` says which configurations of a workload do the same work, and how much of it there is. They are timed by the
+workload's closed form. Dollars are those of the machines' prices. A machine is paid for whole, unless a part of it is
+said to cost that part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
 
-from sandtable import units
+import numpy as np
+
+from sandtable import plugins, units
 from sandtable.errors import CheckFailed, ConfigError, DoesNotFit
-from sandtable.hardware import Machine, library
+from sandtable.hardware import Frozen, Machine, library
+from sandtable.study.evaluate import estimated
+from sandtable.study.outcome import Outcome
+from sandtable.study.study import Study, at_spot
 from sandtable.table import Table
 from sandtable.workload import scenarios
-from sandtable.workload.seam import Choice, Choices, Goal
+from sandtable.workload.scenarios import Case
 
+P = TypeVar("P", bound=Frozen)
 N_ROWS = 12
 HOUR_S = 3600.0
 CHOSEN = "✔"
+TIME, COST = "time_s", "cost_usd"
+CHEAPEST, FASTEST = (f"min {COST}", f"min {TIME}"), (f"min {TIME}", f"min {COST}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What the work must reach, in words and as an amount of a unit, such as tokens.
+
+    ``gain`` is by how much one more of that unit changes what is wanted of the work, such as its loss.
+    """
+
+    words: str
+    amount: float
+    unit: str
+    gain: Mapping[str, float] = field(default_factory=dict)
+
+
+class Search(ABC, Generic[P]):
+    """How the configurations of one workload are searched; found like the workload itself, by ``name``.
+
+    ``settings`` are the parameters in which configurations differ, in the order in which they are shown.
+    """
+
+    name: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def goal(self, parameters: P, until: Mapping[str, float]) -> Goal:
+        """Return the goal, from amounts in names that the workload knows; empty for what its parameters say.
+
+        Raises:
+            ConfigError: a goal that is unknown or out of reach.
+        """
+
+    @abstractmethod
+    def cases(self, parameters: P, machine: Machine, most_devices: int) -> Iterable[dict[str, Any]]:
+        """Yield the configurations that do the same work on one kind of machine, as cases of a study."""
+
+    @abstractmethod
+    def amount_per_step(self, parameters: P) -> float:
+        """Return how much of the goal's unit one step does."""
+
+    @abstractmethod
+    def n_machines(self, parameters: P, machine: Machine) -> float:
+        """Return how many machines a configuration takes, a part of one as that part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a search came to: the best choice, None if none meets the limits, and the Pareto front, cheapest first."""
+    """What a search came to: places of the best point, None if none meets the limits, and of the front."""
 
-    best: Choice | None
-    front: tuple[Choice, ...]
-    n_within: int
+    outcome: Outcome
+    goal: str
+    settings: Sequence[str]
+    best: int | None
+    front: Sequence[int]
+
+    @property
+    def facts(self) -> list[str]:
+        """Metrics worth showing beside time and money."""
+        return [name for name in self.outcome.columns if "_per_" in name]
+
+
+def search_of(workload: str) -> Search[Any]:
+    """Return the search over a workload's configurations.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    found = plugins.classes(Search)  # type: ignore[type-abstract]
+    if workload not in found:
+        raise ConfigError(f"{workload} has no search over its configurations: compare two with whatif")
+    return found[workload]()
 
 
 def search(
@@ -40,8 +113,10 @@ def search(
     most_devices: int = 64,
     parts: bool = False,
     spot: bool = False,
-) -> Choices:
-    """Return the configurations of a scenario that reach a goal, on its machine or on those named with commas between.
+    within: str | None = None,
+    budget: str | None = None,
+) -> Found:
+    """Search the configurations of a scenario that reach a goal, on its machine or on those named with commas between.
 
     Args:
         scenario: Name or path.
@@ -51,124 +126,181 @@ def search(
         most_devices: Bound of the search.
         parts: A part of a machine costs that part of its price; else machines are paid for whole.
         spot: Take spot prices, of the price lists; a machine without one has no price.
+        within: A deadline with its unit, for the cheapest within it.
+        budget: Dollars; alone for the fastest that they pay for, beside a deadline a limit too.
 
     Raises:
         ConfigError: anything that cannot be read, or a workload without a search.
+        DoesNotFit: not one configuration can run at all; the reasons are counted.
     """
     case = scenarios.load(scenario, settings=settings)
     changed = {"stack": case.scenario.stack} if case.scenario.stack else {}
     named = [name.strip() for name in machines.split(",")] if machines else []
     loaded = [library.load_machine(name, changed) for name in named] or [case.machine]
-    priced = [_at_spot(machine) for machine in loaded] if spot else loaded
-    goal = Goal(until=_amounts_of(until), most_devices=most_devices, parts=parts)
-    return case.workload.choices(case.parameters, priced, goal)
+    priced = [at_spot(machine) for machine in loaded] if spot else loaded
+    limits = {TIME: (within, "s", "--within"), COST: (budget, "USD", "--budget")}
+    constraints = {m: limit(text, unit, option) for m, (text, unit, option) in limits.items() if text is not None}
+    objective = FASTEST if within is None and budget is not None else CHEAPEST
+    return found_in(
+        case,
+        priced,
+        amounts_of(until),
+        most_devices=most_devices,
+        parts=parts,
+        constraints=constraints,
+        objective=objective,
+    )
 
 
-def _at_spot(machine: Machine) -> Machine:
-    """Return the machine at the lowest spot price of its instance over regions; without a price if there is none."""
-    price = machine.price
-    rows = [] if price is None or price.provider is None else library.price_rows(price.provider, price.instance)
-    offers = [(row.spot_usd_per_h, row.as_of) for row in rows if row.spot_usd_per_h is not None]
-    if price is None or not offers:
-        return machine.model_copy(update={"price": None})
-    usd_per_h, as_of = min(offers)
-    update = {"usd_per_h": usd_per_h, "as_of": as_of, "kind": "spot"}
-    return machine.model_copy(update={"price": price.model_copy(update=update)})
+def found_in(
+    case: Case,
+    machines: Sequence[Machine],
+    until: Mapping[str, float],
+    *,
+    most_devices: int = 64,
+    parts: bool = False,
+    constraints: Mapping[str, str] | None = None,
+    objective: tuple[str, ...] = CHEAPEST,
+) -> Found:
+    """Search the configurations of a case on loaded machines; see `search`."""
+    searched = search_of(case.workload.name)
+    goal = searched.goal(case.parameters, until)
+    study = Study(
+        name=case.scenario.name,
+        workload=case.workload.name,
+        parameters=case.scenario.parameters,
+        cases=tuple(
+            {"machine": machine} | changes
+            for machine in machines
+            for changes in searched.cases(case.parameters, machine, most_devices)
+        ),
+        constraints=dict(constraints or {}),
+        objective=objective,
+    )
+    timed = estimated(study, refused=lambda m: "" if m.price else f"no price for {m.name}")
+    outcome = timed.also(_amounts(timed, searched, goal, parts=parts)) if timed.runs.any() else timed
+    return choose(outcome, goal.words, searched.settings)
 
 
-def _amounts_of(texts: Sequence[str]) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _amounts(timed: Outcome, searched: Search[Any], goal: Goal, *, parts: bool) -> dict[str, Any]:
+    """Return time until the goal with its ends, dollars, and facts of each point."""
+    step, used, usd_per_h = (np.full(len(timed.points), math.nan) for _ in range(3))
+    for place in map(int, np.flatnonzero(timed.runs)):
+        parameters, machine = timed.parameters[place], timed.machines[place]
+        step[place] = searched.amount_per_step(parameters)
+        used[place] = searched.n_machines(parameters, machine)
+        usd_per_h[place] = machine.price.usd_per_h if machine.price else math.nan
+    steps = goal.amount / step
+    seconds = timed.column("step_s") * steps
+    usd = usd_per_h * (used if parts else np.ceil(used)) * seconds / HOUR_S
+    bought = np.divide(goal.amount, usd, out=np.full_like(usd, math.nan), where=usd > 0)
+    ends = {"low_s": timed.column("low_s") * steps, "high_s": timed.column("high_s") * steps}
+    facts = {f"{goal.unit}_per_s": step / timed.column("step_s")}
+    # of a machine that costs nothing a further dollar buys nothing
+    gains = {f"{name}_per_usd": gain * bought for name, gain in goal.gain.items()}
+    return {TIME: seconds, COST: usd} | ends | facts | gains
+
+
+def choose(outcome: Outcome, goal: str, settings: Sequence[str]) -> Found:
+    """Choose among points with time and cost: the best by the study's objective, and the Pareto front.
+
+    Raises:
+        DoesNotFit: not one of them can run at all; the reasons are counted.
+    """
+    if not outcome.runs.any():
+        raise DoesNotFit(
+            f"none of {len(outcome.points)} configurations can run ({_counted(outcome)}): take other machines"
+            + (f"; nearest: {outcome.nearest}" if outcome.nearest else "")
+        )
+    front = outcome.front(*CHEAPEST)
+    return Found(outcome=outcome, goal=goal, settings=settings, best=outcome.best(), front=front)
+
+
+def amounts_of(texts: Sequence[str]) -> dict[str, float]:
+    """Return the amounts of ``NAME=NUMBER`` texts by name.
+
+    Raises:
+        ConfigError: a name twice, or no number.
+    """
+    amounts: dict[str, float] = {}
     for text in texts:
         name, _, number = (part.strip() for part in text.partition("="))
-        if name in found:
+        if name in amounts:
             raise ConfigError(f"--until names {name} twice")
         try:
-            found[name] = units.parse_count(number)
+            amounts[name] = units.parse_count(number)
         except ValueError:
             raise ConfigError(f"--until needs NAME=NUMBER, such as tokens=10B, not {text!r}") from None
-    return found
+    return amounts
 
 
-def limit(text: str | None, quantity: str, option: str) -> float | None:
-    """Return a limit from the command line, None if it is not given.
+def limit(text: str, quantity: str, option: str) -> str:
+    """Return a limit from the command line as a constraint.
 
     Raises:
         ConfigError: not a quantity of that kind, or none above zero.
     """
-    if text is None:
-        return None
     try:
         value = units.parse(text, quantity)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from None
     if value <= 0:
         raise ConfigError(f"{option} must be above zero, not {text!r}")
-    return value
+    return f"<= {text}"
 
 
-def find(choices: Choices, *, within_s: float | None = None, budget_usd: float | None = None) -> Found:
-    """Return the cheapest choice within a time; with a budget only, the fastest that it pays for.
-
-    Raises:
-        DoesNotFit: not one configuration can run at all; the reasons are counted.
-    """
-    if not choices.choices:
-        raise DoesNotFit(
-            f"none of {choices.considered} configurations can run ({_counted(choices)}): take other machines"
-            + (f"; nearest: {choices.nearest}" if choices.nearest else "")
-        )
-    kept = [
-        choice
-        for choice in choices.choices
-        if (within_s is None or choice.seconds <= within_s) and (budget_usd is None or choice.usd <= budget_usd)
-    ]
-    fastest = within_s is None and budget_usd is not None
-    best = min(kept, key=lambda c: (c.seconds, c.usd) if fastest else (c.usd, c.seconds), default=None)
-    return Found(best=best, front=pareto(choices.choices), n_within=len(kept))
+# --- showing -----------------------------------------------------------------------------------------------------
 
 
-def pareto(choices: Sequence[Choice]) -> tuple[Choice, ...]:
-    """Return the choices that no other beats in both time and dollars, cheapest first."""
-    front: list[Choice] = []
-    for choice in sorted(choices, key=lambda c: (c.usd, c.seconds)):
-        if not front or choice.seconds < front[-1].seconds:
-            front.append(choice)
-    return tuple(front)
-
-
-def table(choices: Choices, found: Found) -> Table:
+def table(found: Found) -> Table:
     """Return the front as a table, the best marked, times with their 90 % interval, dollars also over the best's."""
-    front = _thinned(found.front, found.best)
-    names = _telling(front)
-    facts = list(dict.fromkeys(fact for c in front for fact in c.facts))
-    base = found.best or front[0]
+    columns, shown = found.outcome.columns, _evenly_spaced(found)
+    names = [name for name in found.settings if len({_setting(found, place, name) for place in shown}) > 1]
+    facts = [fact for fact in found.facts if not np.isnan(columns[fact][shown]).all()]
+    base = float(columns[COST][shown[0] if found.best is None else found.best])
     rows: list[list[Any]] = []
-    for c in front:
-        mark = CHOSEN if c is found.best else ""
-        factor = c.usd / base.usd if base.usd else None  # of what costs nothing
-        numbers = [c.seconds / HOUR_S, c.low_s / HOUR_S, c.high_s / HOUR_S, c.usd, factor]
-        known = [c.facts.get(fact) for fact in facts]
-        rows.append([mark, c.machine, *(c.settings[name] for name in names), *numbers, *known])
-    columns = ("chosen", "machine", *names, "time", "low", "high", "cost", "factor", *facts)
+    for place in shown:
+        usd = float(columns[COST][place])
+        hours = [float(columns[name][place]) / HOUR_S for name in (TIME, "low_s", "high_s")]
+        known = [None if math.isnan(columns[fact][place]) else float(columns[fact][place]) for fact in facts]
+        machine = found.outcome.machines[place].name
+        settings = [_setting(found, place, name) for name in names]
+        mark = CHOSEN if place == found.best else ""
+        rows.append([mark, machine, *settings, *hours, usd, usd / base if base else None, *known])
+    headings = ("chosen", "machine", *names, "time", "low", "high", "cost", "factor", *facts)
     unit = ("", "", *("" for _ in names), "h", "h", "h", "USD", "", *(units.unit_of(fact) for fact in facts))
-    return Table(columns=columns, units=unit, rows=rows, title=choices.goal, notes=notes(choices, found))
+    return Table(columns=headings, units=unit, rows=rows, title=found.goal, notes=notes(found))
 
 
-def notes(choices: Choices, found: Found) -> tuple[str, ...]:
+def _setting(found: Found, place: int, name: str) -> Any:
+    return found.outcome.points[place].changes.get(name)
+
+
+def _evenly_spaced(found: Found) -> list[int]:
+    """Return at most `N_ROWS` of the front, evenly spaced, with its ends and the best, cheapest first."""
+    front, outcome = found.front, found.outcome
+    step = max(1.0, (len(front) - 1) / (N_ROWS - 1))
+    kept = {front[min(round(index * step), len(front) - 1)] for index in range(N_ROWS)}
+    kept |= set() if found.best is None else {found.best}
+    return sorted(kept, key=lambda place: (outcome.columns[COST][place], outcome.columns[TIME][place]))
+
+
+def notes(found: Found) -> tuple[str, ...]:
     """Return how many configurations were considered, dropped and within the limits, and how to run the best."""
-    first = f"{choices.considered} considered, {len(choices.choices)} can run, {found.n_within} within the limits"
-    dropped = [f"dropped: {_counted(choices)}"] if choices.dropped else []
-    return (first, *dropped, *([f"the chosen one: {options(found.best)}"] if found.best else []))
+    outcome = found.outcome
+    counts = (len(outcome.points), int(outcome.runs.sum()), int(outcome.within().sum()))
+    first = "{} considered, {} can run, {} within the limits".format(*counts)
+    dropped = [f"dropped: {_counted(outcome)}"] if outcome.dropped() else []
+    return (first, *dropped, *([] if found.best is None else [f"the chosen one: {options(found, found.best)}"]))
 
 
-def options(choice: Choice) -> str:
-    """Return a choice as options of the other commands, such as ``simulate``."""
-    return " ".join(
-        (f"--machine {choice.machine}", *(f"--set parameters.{n}={v}" for n, v in choice.settings.items()))
-    )
+def options(found: Found, place: int) -> str:
+    """Return a configuration as options of the other commands, such as ``simulate``."""
+    settings = (f"--set parameters.{name}={_setting(found, place, name)}" for name in found.settings)
+    return " ".join((f"--machine {found.outcome.machines[place].name}", *settings))
 
 
-def check(found: Found, *, within_s: float | None = None, budget_usd: float | None = None) -> None:
+def check(found: Found) -> None:
     """Refuse a search that found nothing within its limits, with the nearest that there is.
 
     Raises:
@@ -176,34 +308,18 @@ def check(found: Found, *, within_s: float | None = None, budget_usd: float | No
     """
     if found.best is not None:
         return
-    limits = [units.format_seconds(within_s)] if within_s is not None else []
-    limits += [f"{budget_usd:.4g} USD"] if budget_usd is not None else []
-    cheapest, fastest = found.front[0], found.front[-1]
+    limits = [text.removeprefix("<= ") for text in found.outcome.study.constraints.values()]
     raise CheckFailed(
-        f"no configuration ends within {' and '.join(limits)}: the cheapest takes {_amounts(cheapest)}, "
-        f"the fastest {_amounts(fastest)}"
+        f"no configuration ends within {' and '.join(limits)}: the cheapest takes {_spent(found, found.front[0])}, "
+        f"the fastest {_spent(found, found.front[-1])}"
     )
 
 
-def _amounts(choice: Choice) -> str:
-    return f"{units.format_seconds(choice.seconds)} and {choice.usd:.4g} USD on {choice.machine}"
+def _spent(found: Found, place: int) -> str:
+    seconds, usd = (float(found.outcome.columns[name][place]) for name in (TIME, COST))
+    return f"{units.format_seconds(seconds)} and {usd:.4g} USD on {found.outcome.machines[place].name}"
 
 
-def _counted(choices: Choices) -> str:
-    ordered = sorted(choices.dropped.items(), key=lambda item: (-item[1], item[0]))
+def _counted(outcome: Outcome) -> str:
+    ordered = sorted(outcome.dropped().items(), key=lambda item: (-item[1], item[0]))
     return "; ".join(f"{count} {reason}" for reason, count in ordered)
-
-
-def _thinned(front: Sequence[Choice], best: Choice | None) -> list[Choice]:
-    """Return at most `N_ROWS` of the front, evenly, with its ends and the best, cheapest first."""
-    step = max(1.0, (len(front) - 1) / (N_ROWS - 1))
-    places = {round(index * step) for index in range(N_ROWS)}
-    kept = [c for place, c in enumerate(front) if place in places or place == len(front) - 1 or c is best]
-    if best is not None and all(c is not best for c in kept):
-        kept.append(best)
-    return sorted(kept, key=lambda c: (c.usd, c.seconds))
-
-
-def _telling(choices: Sequence[Choice]) -> list[str]:
-    """Return the settings that differ among choices."""
-    return [name for name in choices[0].settings if len({c.settings[name] for c in choices}) > 1]

@@ -61,8 +61,8 @@ def part_of(path: str) -> tuple[Part, str]:
 class Point:
     """One point of a study: labels by axis, which name it, and the changes that they stand for, by path."""
 
-    labels: Mapping[str, Any]
-    changes: Mapping[str, Any]
+    labels: dict[str, Any]
+    changes: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -71,8 +71,12 @@ class Point:
 
     def of(self, part: Part) -> dict[str, Any]:
         """Return the changes of one part, by the path within it."""
-        split = ((part_of(path), value) for path, value in self.changes.items())
-        return {path: value for (where, path), value in split if where is part}
+        found = {}
+        for path, value in self.changes.items():
+            where, within = part_of(path)
+            if where is part:
+                found[within] = value
+        return found
 
 
 def _worded(axis: str, label: Any) -> str:
@@ -122,18 +126,26 @@ class Study(Frozen):
 
     def points(self) -> Iterator[Point]:
         """Yield the points in order, cases first and the last axis fastest; what comes twice once."""
-        seen = set()
+        seen: set[tuple[tuple[str, ...], tuple[Any, ...]]] = set()
         for case in self.cases or ({},):
             axes = {axis: _choices(axis, values) for axis, values in {**case, **self._axes_beside(case)}.items()}
-            for chosen in itertools.product(*axes.values()):
-                labels = dict(zip(axes, (label for label, _ in chosen), strict=True))
-                changes: dict[str, Any] = dict(self.changes)
-                for _, change in chosen:
-                    changes.update(change)
-                key = tuple(labels.items())
+            names, labels, changes = (
+                tuple(axes),
+                {axis: c[0][0] for axis, c in axes.items() if c},
+                dict(self.changes),
+            )
+            for choices in axes.values():
+                changes |= choices[0][1] if len(choices) == 1 else {}
+            open_axes = {axis: choices for axis, choices in axes.items() if len(choices) != 1}
+            for chosen in itertools.product(*open_axes.values()):
+                point = Point(labels.copy(), changes.copy())
+                for axis, (label, change) in zip(open_axes, chosen, strict=True):
+                    point.labels[axis] = label
+                    point.changes.update(change)
+                key = (names, tuple(point.labels.values()))
                 if key not in seen:
                     seen.add(key)
-                    yield Point(labels, changes)
+                    yield point
 
     def _axes_beside(self, case: Mapping[str, Any]) -> dict[str, Any]:
         return {axis: values for axis, values in self.axes.items() if axis not in case}

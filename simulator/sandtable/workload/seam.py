@@ -22,8 +22,8 @@ from sandtable.engine.process import Process
 from sandtable.engine.recorder import Recorder, StepResult
 from sandtable.errors import ConfigError, PlanError, UnknownName
 from sandtable.hardware import Frozen, Machine
+from sandtable.model.law import Columns
 from sandtable.results import Metric, TraceRow
-from sandtable.table import Table
 
 P = TypeVar("P", bound=Frozen)
 
@@ -78,66 +78,22 @@ class Execution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
-    """What a search for configurations is for.
+class Verdict:
+    """Whether a configuration fits: bytes needed and there, the largest kind, and the kind that passes the limit.
 
-    ``until`` is what the work must reach, in names that the workload knows, such as tokens or a loss; empty for what
-    its parameters say. ``most_devices`` bounds the search. Machines are paid for whole, as most are rented, unless
-    ``parts`` says that a part of one costs that part.
+    ``breaks`` is the first kind, in the order in which they are taken, with which the sum passes what there is; None if
+    it fits.
     """
 
-    until: Mapping[str, float] = field(default_factory=dict)
-    most_devices: int = 64
-    parts: bool = False
+    needed_bytes: float
+    has_bytes: float
+    largest: str
+    breaks: str | None
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One configuration that reaches a goal: what was chosen, how long it takes, what it costs.
-
-    ``settings`` are parameters that differ among choices, ``facts`` metrics worth showing beside.
-    """
-
-    machine: str
-    settings: Mapping[str, Any]
-    seconds: float
-    low_s: float
-    high_s: float
-    usd: float
-    facts: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
-    """All configurations that reach a goal, and how many were dropped for which reason.
-
-    ``goal`` says in words what is reached, ``nearest`` which of those that do not fit comes nearest to it.
-    """
-
-    goal: str
-    considered: int
-    dropped: Mapping[str, int]
-    choices: Sequence[Choice]
-    nearest: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What a paper found, predicted: the data of a figure, and whether the prediction shows the same.
-
-    ``data`` has the columns panel, series, x and y; one figure has a panel each and a line per series. ``mark`` is a
-    level to draw across.
-    """
-
-    name: str
-    claim: str
-    holds: bool
-    evidence: str
-    data: Table
-    x: str
-    y: str
-    log_y: bool = True
-    mark: float | None = None
+    @property
+    def fits(self) -> bool:
+        """Whether it fits."""
+        return self.breaks is None
 
 
 class Workload(ABC, Generic[P]):
@@ -190,29 +146,23 @@ class Workload(ABC, Generic[P]):
         """Return metrics that follow from others by counting, predicted or measured alike; they replace equal names."""
         return {}
 
-    def estimate(self, parameters: Sequence[P], machine: Machine) -> list[dict[str, float]]:
-        """Return metrics of many configurations at once by a closed form, where a workload has one.
+    def estimate(self, parameters: Sequence[P], machine: Machine) -> Columns:
+        """Return metrics of many configurations by a closed form, where a workload has one: an entry for each.
+
+        ``step_s`` is the mean time of the main phase's steps, ``low_s`` to ``high_s`` its 90 % interval.
 
         Raises:
             PlanError: this workload has none.
         """
         raise PlanError(f"{self.name} has no closed form for many configurations: predict them one by one")
 
-    def choices(self, parameters: P, machines: Sequence[Machine], goal: Goal) -> Choices:
-        """Return the configurations of ``parameters`` that reach a goal on any of the machines.
+    def faults(self, parameters: Sequence[P], machine: Machine) -> Sequence[str]:
+        """Return why each configuration cannot be laid out, the setting at fault first; empty texts if they can."""
+        return [""] * len(parameters)
 
-        Raises:
-            ConfigError: this workload has no such search, or does not know the goal.
-        """
-        raise ConfigError(f"{self.name} has no search over its configurations: compare two with whatif")
-
-    def findings(self) -> Sequence[Finding]:
-        """Return what the paper behind this workload found, predicted from device files.
-
-        Raises:
-            ConfigError: there are none.
-        """
-        raise ConfigError(f"{self.name} has no findings of a paper to show")
+    def verdicts(self, parameters: Sequence[P], machine: Machine) -> Sequence[Verdict]:
+        """Return whether each configuration fits into memory; nothing where a workload has no closed form of it."""
+        return []
 
     def prepare(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> None:
         """Make what every repeat of `execute` needs, such as files on disk; not timed.

@@ -3,69 +3,83 @@
 from __future__ import annotations
 
 import json
+import math
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandtable.contracts import run_command
 from sandtable.errors import CheckFailed, ConfigError, DoesNotFit
+from sandtable.hardware import library
 from sandtable.study import cheapest
-from sandtable.workload.seam import Choice, Choices
+from sandtable.study.cheapest import CHEAPEST, COST, FASTEST, TIME, Found
+from sandtable.study.outcome import Outcome
+from sandtable.study.study import Study
+
+LAPTOP = library.load_machine("laptop_pcie4")
+TOO_LARGE = 3
+# seconds and dollars of each configuration, by the number that tells them apart
+ALL = {4: (1800.0, 20.0), 3: (3600.0, 15.0), 1: (7200.0, 10.0), 2: (3600.0, 12.0)}
 
 
-def choice(seconds: float, usd: float, **settings: int) -> Choice:
-    return Choice(
-        machine="m",
-        settings=settings,
-        seconds=seconds,
-        low_s=0.9 * seconds,
-        high_s=1.1 * seconds,
-        usd=usd,
-        facts={},
+def outcome_of(amounts: dict[int, tuple[float, float]], **fields: Any) -> Outcome:
+    """Points as given, and three more that are too large."""
+    study = Study(name="s", axes={"n": [*amounts, -1, -2, -3]}, **fields)
+    seconds, usd = np.array([*amounts.values(), *[(math.nan, math.nan)] * TOO_LARGE]).T
+    return Outcome(
+        study=study,
+        points=list(study.points()),
+        columns={TIME: seconds, COST: usd, "low_s": 0.9 * seconds, "high_s": 1.1 * seconds},
+        reasons=[*[""] * len(amounts), *["too large"] * TOO_LARGE],
+        machines=[LAPTOP] * (len(amounts) + TOO_LARGE),
     )
 
 
-def offered(*choices: Choice) -> Choices:
-    return Choices(goal="a goal", considered=len(choices) + 3, dropped={"too large": 3}, choices=choices)
+def chosen(amounts: dict[int, tuple[float, float]], objective: tuple[str, ...] = CHEAPEST, **limits: str) -> Found:
+    constraints = {metric: limits[name] for name, metric in (("time", TIME), ("cost", COST)) if name in limits}
+    return cheapest.choose(outcome_of(amounts, objective=objective, constraints=constraints), "a goal", ("n",))
 
 
-SLOW, MIDDLE, FAST = choice(7200, 10, n=1), choice(3600, 12, n=2), choice(1800, 20, n=4)
-WORSE = choice(3600, 15, n=3)
-ALL = offered(FAST, WORSE, SLOW, MIDDLE)
+def best(found: Found) -> int | None:
+    return None if found.best is None else found.outcome.points[found.best].changes["n"]
 
 
 def test_without_limits_the_cheapest_wins() -> None:
-    assert cheapest.find(ALL).best is SLOW
+    assert best(chosen(ALL)) == 1
 
 
 def test_a_deadline_takes_the_cheapest_within_it() -> None:
-    assert cheapest.find(ALL, within_s=3600).best is MIDDLE
-    assert cheapest.find(ALL, within_s=3600).n_within == 3
+    found = chosen(ALL, time="<= 1 h")
+    assert best(found) == 2
+    assert found.outcome.within().sum() == 3
+    assert found.outcome.missed() == {"time_s <= 1 h": 1}
 
 
 def test_a_budget_takes_the_fastest_that_it_pays_for() -> None:
-    assert cheapest.find(ALL, budget_usd=15).best is MIDDLE
-    assert cheapest.find(ALL, budget_usd=100).best is FAST
+    assert best(chosen(ALL, FASTEST, cost="<= 15 USD")) == 2
+    assert best(chosen(ALL, FASTEST, cost="<= 100 USD")) == 4
 
 
 def test_both_limits_hold_together() -> None:
-    found = cheapest.find(ALL, within_s=1800, budget_usd=15)
+    found = chosen(ALL, time="<= 30 min", cost="<= 15 USD")
     assert found.best is None
     with pytest.raises(CheckFailed, match=r"within 30 min and 15 USD: the cheapest takes 2 h and 10 USD"):
-        cheapest.check(found, within_s=1800, budget_usd=15)
+        cheapest.check(found)
 
 
 def test_nothing_that_can_run_is_refused_with_the_reasons() -> None:
     with pytest.raises(DoesNotFit, match="none of 3 configurations can run \\(3 too large\\)"):
-        cheapest.find(offered())
+        chosen({})
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=30))
 def test_nothing_beats_the_front_and_all_else_is_beaten(pairs: list[tuple[int, int]]) -> None:
-    choices = [choice(float(seconds), float(usd)) for seconds, usd in pairs]
-    front = cheapest.pareto(choices)
-    ends = {(c.seconds, c.usd) for c in front}
+    outcome = outcome_of({n: (float(seconds), float(usd)) for n, (seconds, usd) in enumerate(pairs)})
+    ends = {pairs[place] for place in outcome.front(*CHEAPEST)}
+    assert all(place < len(pairs) for place in outcome.front(*CHEAPEST))
     for seconds, usd in pairs:
         assert any(s <= seconds and u <= usd for s, u in ends)
         if (seconds, usd) in ends:
@@ -73,8 +87,7 @@ def test_nothing_beats_the_front_and_all_else_is_beaten(pairs: list[tuple[int, i
 
 
 def test_the_table_marks_the_best_and_shows_what_differs() -> None:
-    found = cheapest.find(ALL, within_s=3600)
-    table = cheapest.table(ALL, found)
+    table = cheapest.table(chosen(ALL, time="<= 1 h"))
     assert [row[0] for row in table.rows] == ["", cheapest.CHOSEN, ""]
     assert "n" in table.columns
     factors = [row[table.columns.index("factor")] for row in table.rows]
@@ -83,9 +96,8 @@ def test_the_table_marks_the_best_and_shows_what_differs() -> None:
 
 
 def test_a_long_front_is_thinned_and_keeps_its_best() -> None:
-    many = offered(*(choice(1000.0 - i, 10.0 + i, n=i) for i in range(100)))
-    found = cheapest.find(many, budget_usd=47.5)
-    table = cheapest.table(many, found)
+    many = {i: (1000.0 - i, 10.0 + i) for i in range(100)}
+    table = cheapest.table(chosen(many, FASTEST, cost="<= 47.5 USD"))
     assert len(table.rows) <= cheapest.N_ROWS + 1
     assert sum(row[0] == cheapest.CHOSEN for row in table.rows) == 1
 

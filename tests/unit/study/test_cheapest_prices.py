@@ -7,59 +7,72 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from sandtable import units
 from sandtable.contracts import run_command
+from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine, PriceList, library
 from sandtable.study import cheapest
-from sandtable.workload.seam import Choice, Goal
+from sandtable.study.cheapest import Found
+from sandtable.study.study import at_spot
+from sandtable.workload import scenarios
+from sandtable.workload.seam import Scenario
 from sandtable_workloads.training.choices.scaling_law import law_named
-from sandtable_workloads.training.slm_training import SlmTrainingWorkload
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.presets import shape_named
 
 P4D = library.load_machine("aws_p4d_24xlarge", {"stack": "huggingface_pytorch_2_3"})
-RUN = SlmTraining(model="slm_500m", micro_batch=8, devices=8)
+RUN = {"model": "slm_500m", "micro_batch": 8, "devices": 8}
 
 
-def offered(machine: Machine = P4D, **goal: Any) -> list[Choice]:
-    return list(SlmTrainingWorkload().choices(RUN, [machine], Goal(most_devices=16, **goal)).choices)
+def searched(
+    run: dict[str, Any] = RUN, *, machine: Machine = P4D, until: float | None = None, **options: Any
+) -> Found:
+    scenario = Scenario(name="run", title="Run", workload="slm_training", parameters=run)
+    case = scenarios.case_of(scenario, machine=machine)
+    amounts = {} if until is None else {"tokens": until}
+    return cheapest.found_in(case, [machine], amounts, **({"most_devices": 16} | options))
 
 
-def usd_per_h(choice: Choice) -> float:
-    return choice.usd / choice.seconds * 3600
+def offered(**options: Any) -> pd.DataFrame:
+    """What can run, with its own time and dollars."""
+    outcome = searched(**options).outcome
+    found = outcome.to_frame().query("dropped == ''")
+    return found.assign(usd_per_h=found["cost_usd"] / found["time_s"] * 3600)
 
 
 def test_a_machine_is_paid_for_whole_or_in_parts() -> None:
     assert P4D.price is not None
     price = P4D.price.usd_per_h
-    for whole, part in zip(offered(), offered(parts=True), strict=True):
-        devices = whole.settings["devices"]
-        assert usd_per_h(whole) == pytest.approx(price * max(1, devices // 8))
-        assert usd_per_h(part) == pytest.approx(price * devices / 8)
-        assert whole.seconds == part.seconds
+    whole, part = offered(), offered(parts=True)
+    machines = whole["devices"] / 8
+    assert whole["usd_per_h"].to_numpy() == pytest.approx(price * np.maximum(1, machines))
+    assert part["usd_per_h"].to_numpy() == pytest.approx(price * machines)
+    assert (whole["time_s"] == part["time_s"]).all()
 
 
 def test_paid_for_whole_a_part_of_a_machine_is_never_chosen_when_all_of_it_is_faster() -> None:
-    best = min(offered(), key=lambda choice: choice.usd)
-    assert best.settings["devices"] == 8
-    assert min(offered(parts=True), key=lambda choice: choice.usd).settings["devices"] < 8
+    whole, part = offered(), offered(parts=True)
+    assert whole["devices"][whole["cost_usd"].idxmin()] == 8
+    assert part["devices"][part["cost_usd"].idxmin()] < 8
 
 
 def test_the_next_dollar_lowers_the_loss_by_loss_per_usd() -> None:
     tokens = 5e9
-    found = offered(until={"tokens": tokens})
-    law = law_named(RUN.scaling_law)
-    n_params = law.params_of(shape_named(RUN.model))
-    for choice in found[:: len(found) // 10]:
-        more = tokens * (choice.usd + 1) / choice.usd
-        gained = law.loss(n_params, tokens) - law.loss(n_params, more)
-        assert choice.facts["loss_per_usd"] == pytest.approx(gained, rel=0.02)
+    run = SlmTraining(**RUN)
+    law = law_named(run.scaling_law)
+    n_params = law.params_of(shape_named(run.model))
+    found = offered(until=tokens)
+    for usd, loss_per_usd in found[["cost_usd", "loss_per_usd"]].iloc[:: len(found) // 10].to_numpy():
+        more = tokens * (usd + 1) / usd
+        assert loss_per_usd == pytest.approx(law.loss(n_params, tokens) - law.loss(n_params, more), rel=0.02)
 
 
 def test_spot_prices_are_the_lowest_of_the_instance() -> None:
-    machine = cheapest._at_spot(P4D)
+    machine = at_spot(P4D)
     assert machine.price is not None
     rows = library.price_rows("aws", "p4d.24xlarge")
     assert len(rows) > 1
@@ -72,7 +85,7 @@ def test_spot_prices_are_the_lowest_of_the_instance() -> None:
 
 @pytest.mark.parametrize("name", ["lambda_8x_h100", "oci_bm_gpu4_8", "dgx_b200"])
 def test_a_machine_without_a_spot_price_has_none(name: str) -> None:
-    assert cheapest._at_spot(library.load_machine(name)).price is None
+    assert at_spot(library.load_machine(name)).price is None
 
 
 @pytest.mark.parametrize("name", sorted(library.device_files("machine")))
@@ -94,13 +107,11 @@ def test_price_rows_of_an_unknown_provider_are_none() -> None:
 
 
 def test_the_nearest_of_what_does_not_fit_is_named_with_what_it_needs() -> None:
-    run = SlmTraining(model="llama_3_70b", micro_batch=1, devices=8)
-    found = SlmTrainingWorkload().choices(run, [P4D], Goal(most_devices=8))
-    assert not found.choices
-    assert sum(found.dropped.values()) == found.considered
+    run = {"model": "llama_3_70b", "micro_batch": 1, "devices": 8}
     # eight devices, as finely split as they can be, come nearest
-    assert "devices 8" in found.nearest
-    assert "of the 40 GiB of a device of aws_p4d_24xlarge" in found.nearest
+    nearest = "nearest: devices 8, .* of the 40 GiB of a device of aws_p4d_24xlarge"
+    with pytest.raises(DoesNotFit, match=nearest):
+        searched(run, most_devices=8)
 
 
 def test_the_command_takes_parts_and_spot_prices() -> None:

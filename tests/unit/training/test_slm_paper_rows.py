@@ -11,21 +11,18 @@ from sandtable.published.adapter import Scored, Skipped
 from sandtable.published.rows import MalformedRow, Row
 from sandtable_workloads.training.published.slm_paper import (
     BY_FIGURE,
-    COUNTS,
     FIRST,
     LAST,
-    MACHINES,
     OOM_AGREED,
     OOM_MISSED,
     OOM_WRONG,
     RANK,
     SlmPaper,
     best,
-    grid,
     measured_ranks,
-    prices,
     ranks,
 )
+from sandtable_workloads.training.published.slm_paper_grid import cells, labels, machine_of, prices
 
 CELLS = {
     "figure": "2",
@@ -50,7 +47,8 @@ def row(**cells: str) -> Row:
 def test_best_is_the_maximum_of_what_is_open() -> None:
     everything = best(row(gpu="best", n_gpus=""))
     assert everything is not None
-    assert everything.value == max(point.value for gpu in MACHINES for point in grid("500M", "flash", gpu))
+    own = cells()[(cells()["model"] == "500M") & (cells()["attention"] == "flash")]
+    assert everything.value == own["speed"].max()
     one = best(row(scheme="ddp", global_batch="128"))
     assert one is not None
     assert (one.n_gpus, one.batch, one.scheme) == (8, 16, "ddp")
@@ -60,7 +58,7 @@ def test_a_scheme_needs_two_gpus() -> None:
     found = best(row(gpu="best", n_gpus="", scheme="ddp", global_batch="16"))
     assert found is not None
     assert found.n_gpus > 1
-    assert COUNTS[0] == 1
+    assert cells()["devices"].min() == 1
 
 
 def test_speeds_are_per_gpu_where_it_is_named() -> None:
@@ -73,7 +71,11 @@ def test_speeds_are_per_gpu_where_it_is_named() -> None:
 
 def test_more_memory_fits_no_fewer_configurations() -> None:
     def fitting(gpu: str, model: str, attention: str) -> set[tuple[int, int, str]]:
-        return {(p.n_gpus, p.batch, p.scheme) for p in grid(model, attention, gpu)}
+        wanted = {"gpu": gpu, "model": model, "attention": attention}
+        own = cells()[cells()["speed"] > 0]
+        for axis, label in wanted.items():
+            own = own[own[axis] == label]
+        return set(own[["devices", "micro_batch", "sharding"]].itertuples(index=False, name=None))
 
     for model in ("500M", "1B"):
         assert fitting("A100-40GB", model, "flash") < fitting("A100-80GB", model, "flash")
@@ -120,7 +122,7 @@ def test_ranks_and_what_error_bars_leave_open() -> None:
 def test_a_folder_of_other_models_is_used(tmp_path: Path) -> None:
     names = [name for name in CELLS if name not in (FIRST, LAST)]
     lines = [",".join(names)]
-    for gpu in MACHINES:
+    for gpu in labels("gpu"):
         lines.append(
             ",".join((CELLS | {"gpu": gpu, "model": "2B", "tokens_per_price": "5000"})[name] for name in names)
         )
@@ -131,6 +133,15 @@ def test_a_folder_of_other_models_is_used(tmp_path: Path) -> None:
     assert len(by_metric[RANK].malformed_lines) == 1
 
 
+def test_the_interval_is_at_least_what_the_stack_allows_for() -> None:
+    found = best(row())
+    stack = machine_of("A100-40GB").stack
+    assert found is not None
+    assert stack is not None
+    assert found.low <= found.value * stack.datasheet.residual_low_frac
+    assert found.high >= found.value * stack.datasheet.residual_high_frac
+
+
 def test_prices_are_those_of_every_machine() -> None:
-    assert set(prices()) == set(MACHINES)
+    assert set(prices()) == set(labels("gpu"))
     assert prices()["A100-40GB"] == 1.0

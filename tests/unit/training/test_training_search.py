@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
-from sandtable.errors import ConfigError
+from sandtable.errors import ConfigError, DoesNotFit
 from sandtable.hardware import Machine, library
-from sandtable.workload.seam import Goal
+from sandtable.study import cheapest
+from sandtable.study.outcome import Outcome
+from sandtable.workload import scenarios
+from sandtable.workload.scenarios import Case
+from sandtable.workload.seam import Scenario
 from sandtable_workloads.training.choices import scaling_law, search
 from sandtable_workloads.training.slm_training import SlmTrainingWorkload
 from sandtable_workloads.training.training_parameters import SlmTraining
 
-WORKLOAD = SlmTrainingWorkload()
+WORKLOAD, SEARCH = SlmTrainingWorkload(), search.TrainingSearch()
 STACK = {"stack": "huggingface_pytorch_2_3"}
 P4D = library.load_machine("aws_p4d_24xlarge", STACK)
 P5 = library.load_machine("aws_p5_48xlarge", STACK)
 
 
-def run(**changes: Any) -> SlmTraining:
-    return SlmTraining.model_validate({"model": "slm_500m", "micro_batch": 8, "devices": 8} | changes)
+def case_of(machine: Machine = P4D, **changes: Any) -> Case:
+    parameters = {"model": "slm_500m", "micro_batch": 8, "devices": 8} | changes
+    scenario = Scenario(name="run", title="Run", workload="slm_training", parameters=parameters)
+    return scenarios.case_of(scenario, machine=machine)
+
+
+def searched(machines: Sequence[Machine], until: Mapping[str, float] | None = None, **changes: Any) -> Outcome:
+    most = changes.pop("most_devices", 8)
+    return cheapest.found_in(case_of(**changes), machines, until or {}, most_devices=most).outcome
+
+
+def candidates(most_devices: int, **changes: Any) -> list[SlmTraining]:
+    return [
+        p for p in searched([P4D], most_devices=most_devices, **changes).parameters if isinstance(p, SlmTraining)
+    ]
+
+
+def goal(until: dict[str, float] | None = None, **changes: Any) -> float:
+    return SEARCH.goal(SlmTraining.model_validate({"model": "slm_500m"} | changes), until or {}).amount
 
 
 def test_every_candidate_trains_on_the_same_batch() -> None:
-    found = list(search.candidates_on(run(), P4D, 16))
+    found = candidates(16)
     assert len(found) > 100
     assert {p.global_batch for p in found} == {64}
     assert {p.devices for p in found} == {1, 2, 4, 8, 16}
     for p in found:
         assert p.devices % (p.tensor_parallel * p.pipeline_parallel) == 0
-        SlmTraining.model_validate(p.model_dump())  # copies skip validation
 
 
 def test_no_candidate_comes_twice() -> None:
-    found = list(search.candidates_on(run(attention="vanilla"), P4D, 8))
+    found = candidates(8, attention="vanilla")
     assert len({p.model_dump_json() for p in found}) == len(found)
     assert {p.checkpointing for p in found} == {"none", "selective", "full"}
 
@@ -50,56 +72,57 @@ def test_one_machine_without_a_network_stays_alone() -> None:
 
 
 def test_all_that_was_considered_is_accounted_for() -> None:
-    found = WORKLOAD.choices(run(attention="vanilla"), [P4D, P5], Goal(most_devices=8))
-    assert found.considered == len(found.choices) + sum(found.dropped.values())
-    assert any(reason.startswith("does not fit: ") for reason in found.dropped)
-    assert {choice.machine for choice in found.choices} == {P4D.name, P5.name}
-    for choice in found.choices:
-        assert 0 < choice.low_s <= choice.seconds <= choice.high_s
-        assert choice.usd > 0
+    found = searched([P4D, P5], attention="vanilla")
+    assert len(found.points) == found.runs.sum() + found.dropped().total()
+    assert any(reason.startswith("does not fit: ") for reason in found.dropped())
+    for machine in (P4D, P5):
+        own = found.runs & np.array([other is machine for other in found.machines])
+        low, time, high = (found.columns[name][own] for name in ("low_s", "time_s", "high_s"))
+        assert own.any()
+        assert ((low > 0) & (low <= time) & (time <= high)).all()
+        assert (found.columns["cost_usd"][own] > 0).all()
 
 
 def test_a_choice_costs_what_a_prediction_of_it_says() -> None:
-    p = run(total_tokens=1e9)
-    found = WORKLOAD.choices(p, [P4D], Goal(most_devices=8))
+    p = case_of(total_tokens=1e9).parameters
+    assert isinstance(p, SlmTraining)
+    found = searched([P4D], total_tokens=1e9)
     same = {name: getattr(p, name) for name in search.SETTINGS}
-    (choice,) = [choice for choice in found.choices if choice.settings == same]
-    (times,) = WORKLOAD.estimate([p], P4D)
+    (place,) = [i for i, q in enumerate(found.parameters) if same == {n: getattr(q, n) for n in search.SETTINGS}]
+    step_s = WORKLOAD.estimate([p], P4D)["step_s"][0]
     assert P4D.price is not None
-    assert choice.seconds == pytest.approx(times["step_s"] * 1e9 / p.tokens_per_step)
-    assert choice.usd == pytest.approx(choice.seconds / 3600 * P4D.price.usd_per_h)
-    assert choice.facts["tokens_per_s"] == pytest.approx(p.tokens_per_step / times["step_s"])
+    time = found.columns["time_s"][place]
+    assert time == pytest.approx(step_s * 1e9 / p.tokens_per_step)
+    assert found.columns["cost_usd"][place] == pytest.approx(time / 3600 * P4D.price.usd_per_h)
+    assert found.columns["tokens_per_s"][place] == pytest.approx(p.tokens_per_step / step_s)
 
 
 def test_twice_the_tokens_take_twice_the_time_and_money() -> None:
-    one, two = (
-        WORKLOAD.choices(run(), [P4D], Goal(until={"tokens": tokens}, most_devices=2)) for tokens in (1e9, 2e9)
-    )
-    for a, b in zip(one.choices, two.choices, strict=True):
-        assert (b.seconds, b.usd) == (pytest.approx(2 * a.seconds), pytest.approx(2 * a.usd))
+    one, two = (searched([P4D], {"tokens": tokens}, most_devices=2) for tokens in (1e9, 2e9))
+    for name in ("time_s", "cost_usd"):
+        assert two.columns[name] == pytest.approx(2 * one.columns[name], nan_ok=True)
 
 
 def test_a_loss_becomes_tokens_by_the_scaling_law() -> None:
-    p = run(scaling_law="kaplan")
-    shape = p.shape
     law = scaling_law.law_named("kaplan")
-    tokens = search.tokens_until(p, shape, Goal(until={"loss": 3.0}))
-    assert law.loss(law.params_of(shape), tokens) == pytest.approx(3.0)
+    tokens = goal({"loss": 3.0}, scaling_law="kaplan")
+    assert law.loss(law.params_of(SlmTraining(model="slm_500m").shape), tokens) == pytest.approx(3.0)
 
 
 def test_without_a_goal_the_parameters_say_how_many_tokens() -> None:
-    assert search.tokens_until(run(), run().shape, Goal()) == 20 * 526_550_016
-    assert search.tokens_until(run(total_tokens=3e9), run().shape, Goal()) == 3e9
+    assert goal() == 20 * 526_550_016
+    assert goal(total_tokens=3e9) == 3e9
 
 
 @pytest.mark.parametrize("until", [{"steps": 5.0}, {"tokens": 1e9, "loss": 3.0}, {"tokens": -1.0}])
 def test_other_goals_are_refused(until: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
-        WORKLOAD.choices(run(), [P4D], Goal(until=until))
+        goal(until)
 
 
 def test_a_machine_without_a_price_is_counted_as_such() -> None:
-    free: Machine = P4D.model_copy(update={"price": None})
-    found = WORKLOAD.choices(run(), [free], Goal(most_devices=1))
-    assert found.choices == []
-    assert found.dropped == {f"no price for {P4D.name}": found.considered}
+    free: Machine = P4D.model_copy(update={"name": "free", "price": None})
+    found = searched([free, P4D], most_devices=1)
+    assert found.dropped()["no price for free"] == len(found.points) / 2
+    with pytest.raises(DoesNotFit, match="no price for free"):
+        searched([free], most_devices=1)

@@ -12,10 +12,10 @@ from sandtable.demand.plan import Plan
 from sandtable.errors import PlanError
 from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
+from sandtable.model.law import Columns, FloatArray
 from sandtable.results import Metric
-from sandtable.workload.seam import Choices, Execution, ExecutionContext, Finding, Goal, Workload
+from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
 from sandtable_workloads.training import layout, metrics, training_memory
-from sandtable_workloads.training.choices import findings, search
 from sandtable_workloads.training.closed_form import StepTimes, step_times
 from sandtable_workloads.training.step_demand import Configuration, configuration_of, stacked, structure
 from sandtable_workloads.training.training_parameters import SlmTraining
@@ -54,22 +54,19 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """Return what follows from a step's time; see `sandtable_workloads.training.metrics`."""
         return metrics.derived(parameters, parameters.shape, machine, known)
 
-    def estimate(self, parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
+    def estimate(self, parameters: Sequence[SlmTraining], machine: Machine) -> Columns:
         """Return step time and its parts of many runs by the closed form, in the order given."""
         return estimate(parameters, machine)
 
-    def choices(self, parameters: SlmTraining, machines: Sequence[Machine], goal: Goal) -> Choices:
-        """Return the configurations of this training that fit, with time and dollars; see `search`.
+    def faults(self, parameters: Sequence[SlmTraining], machine: Machine) -> Sequence[str]:
+        """Return why each run cannot be laid out; see `layout`."""
+        return [next(layout.faults(p, p.shape, machine), "") for p in parameters]
 
-        Raises:
-            ConfigError: a goal that is neither tokens nor a loss, or a loss out of reach.
-        """
-        _all_weights(parameters)
-        return search.choices(parameters, parameters.shape, machines, goal, memories=memories, estimate=estimate)
-
-    def findings(self) -> Sequence[Finding]:
-        """Return the findings of arXiv 2410.19456, predicted; see `findings`."""
-        return findings.findings(memories, estimate)
+    def verdicts(self, parameters: Sequence[SlmTraining], machine: Machine) -> Sequence[Verdict]:
+        """Return whether each run fits, and which kind of tensor passes the limit."""
+        held = memories(parameters, machine)
+        capacities = [training_memory.capacity_bytes(machine, p.devices) for p in parameters]
+        return [training_memory.verdict(*judged) for judged in zip(held, capacities, strict=True)]
 
     def prepare(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> None:
         """Check that this machine can do it, and make the files of tokens."""
@@ -134,12 +131,6 @@ def memories(parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[s
     return found
 
 
-def verdict(parameters: SlmTraining, machine: Machine) -> training_memory.Verdict:
-    """Return whether a run fits, and which kind of tensor passes the limit."""
-    held = memories([parameters], machine)[0]
-    return training_memory.verdict(held, training_memory.capacity_bytes(machine, parameters.devices))
-
-
 def _groups(parameters: Sequence[SlmTraining], machine: Machine) -> Iterator[tuple[list[int], Configuration]]:
     """Yield runs that can be counted together: their places in the list, and their numbers as one configuration."""
     groups: dict[Any, list[int]] = {}
@@ -150,17 +141,19 @@ def _groups(parameters: Sequence[SlmTraining], machine: Machine) -> Iterator[tup
         yield members, stacked([configurations[index] for index in members])
 
 
-def estimate(parameters: Sequence[SlmTraining], machine: Machine) -> list[dict[str, float]]:
+def estimate(parameters: Sequence[SlmTraining], machine: Machine) -> dict[str, FloatArray]:
     """Return ``step_s`` and its parts of many runs on one machine, by the closed form."""
     for p in parameters:
         _all_weights(p)
-    costs = CostModel(machine)
-    found: list[dict[str, float]] = [{} for _ in parameters]
+    costs, names = CostModel(machine), tuple(StepTimes.__dataclass_fields__)
+    found = {f"{name}_s": np.empty(len(parameters)) for name in names}
     for members, together in _groups(parameters, machine):
         times = step_times(together, costs, len(members))
-        for row, index in enumerate(members):
-            found[index] = _cold(_row(times, row), parameters[index], machine)
-    return found
+        for name in names:
+            found[f"{name}_s"][members] = getattr(times, name)
+    # what the first step takes once is spread over all measured steps, if no step before those warmed up
+    once = np.array([startup_s(p, machine) / p.steps for p in parameters])
+    return {name: column + once if name in LONGER_WHEN_COLD else column for name, column in found.items()}
 
 
 def startup_s(parameters: SlmTraining, machine: Machine) -> float:
@@ -170,13 +163,3 @@ def startup_s(parameters: SlmTraining, machine: Machine) -> float:
     sheet = machine.stack.datasheet
     ranks = min(parameters.devices, layout.devices_per_machine(machine, parameters.devices))
     return sheet.first_step_s + sheet.connect_s * math.log2(ranks)
-
-
-def _cold(times: dict[str, float], parameters: SlmTraining, machine: Machine) -> dict[str, float]:
-    """Spread what the first step takes once over all measured steps, if no step before those warmed up."""
-    share = startup_s(parameters, machine) / parameters.steps
-    return {name: seconds + (share if name in LONGER_WHEN_COLD else 0.0) for name, seconds in times.items()}
-
-
-def _row(times: StepTimes, row: int) -> dict[str, float]:
-    return {f"{name}_s": float(getattr(times, name)[row]) for name in StepTimes.__dataclass_fields__}

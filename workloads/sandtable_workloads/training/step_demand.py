@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,7 @@ def configuration_of(
     dtype = COMPUTE_DTYPE[parameters.precision]
     experts = 0 if moe is None else moe.n_experts * shape.expert_params
     layer = shape.attention_params + shape.norm_params * shape.d_model
+    parts = shape.parts
     return Configuration(
         dtype=dtype,
         gemm_dtype="fp8" if parameters.precision == "mixed_fp8" else dtype,
@@ -187,7 +189,7 @@ def configuration_of(
         + shape.router_params
         + shape.shared_expert_params
         + experts / parameters.expert_parallel,
-        outer_params=shape.parts["embedding"] + shape.parts["head"],
+        outer_params=parts["embedding"] + parts["head"],
         batch=parameters.micro_batch,
         sequence=parameters.sequence_tokens,
         accumulation=parameters.grad_accumulation,
@@ -208,6 +210,11 @@ def configuration_of(
         bucket_bytes=parameters.bucket_bytes,
         per_machine=per_machine,
     )
+
+
+_NUMBERS = tuple(field.name for field in fields(Configuration) if field.type == "Number")
+_NUMBERS_OF = attrgetter(*_NUMBERS)
+_REST_OF = attrgetter(*(field.name for field in fields(Configuration) if field.type != "Number"))
 
 
 def _latent(shape: ModelShape) -> tuple[int, int, int, int, int] | None:
@@ -236,17 +243,14 @@ def optimizer_bytes(parameters: SlmTraining) -> float:
 
 def stacked(configurations: Sequence[Configuration]) -> Configuration:
     """Return many configurations of one structure as one, with an array per number."""
-    first = configurations[0]
-    changes: dict[str, Any] = {}
-    for field in fields(Configuration):
-        if field.type == "Number":
-            changes[field.name] = np.array([getattr(c, field.name) for c in configurations], dtype=np.float64)
-    return replace(first, **changes)
+    columns = np.array([_NUMBERS_OF(c) for c in configurations], dtype=np.float64).T
+    return replace(configurations[0], **dict(zip(_NUMBERS, columns.copy(), strict=True)))
 
 
 def structure(configuration: Configuration) -> tuple[Any, ...]:
     """Return what configurations must share to be `stacked`."""
-    return tuple(getattr(configuration, f.name) for f in fields(Configuration) if f.type != "Number")
+    found: tuple[Any, ...] = _REST_OF(configuration)
+    return found
 
 
 class Software:

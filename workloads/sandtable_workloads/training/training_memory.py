@@ -8,6 +8,7 @@ configuration; letters are those of `sandtable_workloads.training.step_demand`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import numpy as np
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine, Stack
 from sandtable.units import format_bytes
+from sandtable.workload.seam import Verdict
 from sandtable_workloads.training.step_demand import (
     CHECKPOINTING,
     EVERY_SECOND,
@@ -411,33 +413,15 @@ def capacity_bytes(machine: Machine, n_devices: int) -> float:
     return float(machine.memory.datasheet.capacity_bytes) / n_devices
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Whether a run fits: bytes needed and there, the largest kind, and the kind that passes the limit.
-
-    ``breaks`` is the first kind, states before activations, with which the sum passes what there is; None if it fits.
-    """
-
-    needed_bytes: float
-    has_bytes: float
-    largest: str
-    breaks: str | None
-
-    @property
-    def fits(self) -> bool:
-        """Whether it fits."""
-        return self.breaks is None
-
-
 def verdict(held: Mapping[str, float], has_bytes: float) -> Verdict:
-    """Judge bytes by kind against what one device has."""
-    total, breaks = 0.0, None
-    for kind in sorted(held, key=_order):
-        total += held[kind]
-        if breaks is None and total > has_bytes:
-            breaks = kind
+    """Judge bytes by kind against what one device has; states are taken before activations."""
+    needed = sum(held.values())
+    ordered = sorted(held, key=_order) if needed > has_bytes else []
+    totals = itertools.accumulate(held[kind] for kind in ordered)
+    passing = (kind for kind, total in zip(ordered, totals, strict=True) if total > has_bytes)
+    breaks = next(passing, ordered[-1]) if ordered else None
     largest = max(held, key=lambda kind: held[kind], default="")
-    return Verdict(needed_bytes=total, has_bytes=has_bytes, largest=largest, breaks=breaks)
+    return Verdict(needed_bytes=needed, has_bytes=has_bytes, largest=largest, breaks=breaks)
 
 
 def _order(kind: str) -> int:

@@ -23,33 +23,16 @@ A data set of the same columns may hold more models. ``n_gpus`` may list several
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sandtable import units
-from sandtable.hardware import Machine, library
+from sandtable.model.intervals import joined
 from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
 from sandtable.published.rows import MalformedRow, Row, Rows
-from sandtable_workloads.training import slm_training
-from sandtable_workloads.training.training_parameters import SlmTraining
-
-STACK = "huggingface_pytorch_2_3"
-DATA = Path(__file__).parent / "data"
-# cloud machines with eight of them; the paper names AWS's network adapters (EFA)
-MACHINES = {"A100-40GB": "aws_p4d_24xlarge", "A100-80GB": "aws_p4de_24xlarge", "H100-80GB": "aws_p5_48xlarge"}
-# section 3: the grid, and the steps of a run
-COUNTS = (1, 2, 4, 8, 16, 32, 64)
-BATCHES = (4, 8, 16, 32, 64)
-SCHEMES = ("ddp", "fsdp_full", "fsdp_grad_op")
-ATTENTION = ("vanilla", "flash")
-SEQUENCE_TOKENS = 1024
-STEPS = 10
-PRESETS = {"100M": "slm_100m", "500M": "slm_500m", "1B": "slm_1b", "2B": "slm_2b"}
+from sandtable_workloads.training.published.slm_paper_grid import cells, labels, machine_of, prices
 
 SPEED = "tokens_per_s_per_device"
 BY_FIGURE = {
@@ -100,7 +83,7 @@ class SlmPaper(Adapter):
         places = []
         for row in rows:
             column = columns.get((row.cells.get("model", ""), row.cells.get("n_gpus", "")), {})
-            own = row.cells.get("figure") == "2" and set(column) == set(MACHINES)
+            own = row.cells.get("figure") == "2" and set(column) == set(labels("gpu"))
             places.append(measured_ranks(row, list(column.values())) if own else ("", ""))
         first, last = zip(*places, strict=True) if places else ((), ())
         return Rows(rows.frame.assign(**{FIRST: first, LAST: last}))
@@ -138,7 +121,7 @@ class SlmPaper(Adapter):
         first, last = row.number(FIRST), row.number(LAST)
         if first is None or last is None:
             return Skipped("not a comparison of all GPU types", RANK)
-        found = {gpu: best(row, gpu) for gpu in MACHINES}
+        found = {gpu: best(row, gpu) for gpu in labels("gpu")}
         speeds = {gpu: point.value for gpu, point in found.items() if point is not None}
         predicted = float(ranks(speeds)[row.text("gpu")])
         return Scored(
@@ -179,35 +162,43 @@ def ranks(values: dict[str, float]) -> dict[str, int]:
     return {key: 1 + ordered.index(key) for key in values}
 
 
-@lru_cache(maxsize=1)
-def prices() -> dict[str, float]:
-    """Return the price of a GPU relative to an A100 40 GB, as the paper uses it."""
-    import pandas as pd
-
-    table = pd.read_csv(DATA / "slm_paper_prices.csv", dtype=str)
-    return dict(zip(table["gpu"], table["used"].map(float), strict=True))
-
-
 def best(row: Row, gpu: str | None = None) -> Point | None:
     """Return the best configuration of those that a row leaves open, None if nothing fits.
 
     Args:
         row: A plotted point.
         gpu: Another GPU type than the row's.
+
+    Raises:
+        MalformedRow: a name that is not in the paper.
     """
-    gpus = _choices(gpu or row.text("gpu"), tuple(MACHINES))
-    schemes = _choices(row.text("scheme"), SCHEMES)
-    counts = _counts(row) or (COUNTS if len(schemes) > 1 else COUNTS[1:])
-    global_batch = row.number("global_batch")
-    points = [
-        point
-        for one in gpus
-        for point in grid(row.text("model"), row.text("attention"), one)
-        if point.n_gpus in counts
-        and point.scheme in schemes
-        and (global_batch is None or point.n_gpus * point.batch == global_batch)
-    ]
-    return max(points, key=lambda point: point.value, default=None)
+    wanted = {"model": row.text("model"), "attention": row.text("attention")}
+    for axis, name in wanted.items():
+        if name not in labels(axis):
+            raise MalformedRow(f"{axis} {name!r} is not in the paper")
+    found, schemes = cells(), _choices(row.text("scheme"), "sharding")
+    chosen = found["gpu"].isin(_choices(gpu or row.text("gpu"), "gpu")) & found["sharding"].isin(schemes)
+    for axis, name in wanted.items():
+        chosen &= found[axis] == name
+    counts, global_batch = _counts(row), row.number("global_batch")
+    # a scheme of communication needs a second GPU
+    chosen &= found["devices"].isin(counts) if counts else (found["devices"] > 1) | (len(schemes) > 1)
+    if global_batch is not None:
+        chosen &= found["batch"] == global_batch
+    fitting = found[chosen & (found["speed"] > 0)]
+    return None if fitting.empty else _point(fitting.loc[fitting["speed"].idxmax()])
+
+
+def _point(cell: Any) -> Point:
+    """Return a configuration with what the stack allows for: laws know how far operators miss, not how they count."""
+    value, low, high = (float(cell["work"] / cell[name]) for name in ("step_s", "high_s", "low_s"))
+    stack = machine_of(cell["gpu"]).stack
+    if stack is not None:
+        sheet = stack.datasheet
+        below = joined([(1 - low / value, 0.0), (1 - sheet.residual_low_frac, 0.0)])
+        above = joined([(high / value - 1, 0.0), (sheet.residual_high_frac - 1, 0.0)])
+        low, high = value * max(0.0, 1 - below), value * (1 + above)
+    return Point(int(cell["devices"]), int(cell["micro_batch"]), str(cell["sharding"]), value, low, high)
 
 
 def _counts(row: Row) -> tuple[int, ...]:
@@ -217,64 +208,10 @@ def _counts(row: Row) -> tuple[int, ...]:
         raise MalformedRow(f"n_gpus: {row.text('n_gpus')!r} are not whole numbers") from None
 
 
-def _choices(text: str, everything: tuple[str, ...]) -> tuple[str, ...]:
+def _choices(text: str, axis: str) -> list[str]:
+    everything = labels(axis)
     if text in ("", "best"):
         return everything
     if text not in everything:
         raise MalformedRow(f"{text!r} is none of {', '.join(everything)}")
-    return (text,)
-
-
-@lru_cache(maxsize=64)
-def grid(model: str, attention: str, gpu: str) -> tuple[Point, ...]:
-    """Return all configurations of the paper's grid on one GPU type that fit into its memory.
-
-    Raises:
-        MalformedRow: not a model or an attention of the paper.
-    """
-    if model not in PRESETS or attention not in ATTENTION:
-        raise MalformedRow(f"model {model!r} with {attention!r} attention is not in the paper")
-    machine = _machine(gpu)
-    combinations = list(itertools.product(COUNTS, BATCHES, SCHEMES))
-    candidates = [_parameters(model, attention, *combination) for combination in combinations]
-    fits = [slm_training.verdict(candidate, machine).fits for candidate in candidates]
-    fitting = list(itertools.compress(zip(candidates, combinations, strict=True), fits))
-    estimates = slm_training.estimate([candidate for candidate, _ in fitting], machine)
-    found = []
-    for (_, (n_gpus, batch, scheme)), times in zip(fitting, estimates, strict=True):
-        tokens = batch * SEQUENCE_TOKENS / prices()[gpu]
-        value, low, high = (tokens / times[name] for name in ("step_s", "high_s", "low_s"))
-        low, high = _with_software(machine, value, low, high)
-        found.append(Point(n_gpus, batch, scheme, value, low, high))
-    return tuple(found)
-
-
-def _with_software(machine: Machine, value: float, low: float, high: float) -> tuple[float, float]:
-    """Return the interval with what the stack allows for: laws know how far operators miss, not how well they count."""
-    if machine.stack is None:
-        return low, high
-    sheet = machine.stack.datasheet
-    below = math.hypot(1 - low / value, 1 - sheet.residual_low_frac)
-    above = math.hypot(high / value - 1, sheet.residual_high_frac - 1)
-    return value * max(0.0, 1 - below), value * (1 + above)
-
-
-def _parameters(model: str, attention: str, n_gpus: int, batch: int, scheme: str) -> SlmTraining:
-    return SlmTraining(
-        model=PRESETS[model],
-        sequence_tokens=SEQUENCE_TOKENS,
-        micro_batch=batch,
-        devices=n_gpus,
-        sharding=scheme,
-        attention=attention,
-        precision="bfloat16",
-        optimizer_dtype="float32",
-        overlap_gradients=scheme == "ddp",
-        steps=STEPS,
-        warmup_steps=0,
-    )
-
-
-@lru_cache(maxsize=8)
-def _machine(gpu: str) -> Machine:
-    return library.load_machine(MACHINES[gpu], {"stack": STACK})
+    return [text]

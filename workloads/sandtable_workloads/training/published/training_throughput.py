@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import numpy as np
+
 from sandtable import units
 from sandtable.errors import ConfigError, DoesNotFit, PlanError
 from sandtable.hardware import Machine, library
@@ -469,10 +471,9 @@ def _best(run: Run) -> tuple[SlmTraining, Mapping[str, float]] | Skipped:
             valid.append(parameters)
     if not valid:
         return Skipped(fault)
-    estimates = estimate(valid, machine)
-    speeds = [p.tokens_per_step / e["step_s"] for p, e in zip(valid, estimates, strict=True)]
-    best = max(range(len(valid)), key=speeds.__getitem__)
-    return valid[best], estimates[best]
+    times = estimate(valid, machine)
+    best = int(np.argmax([p.tokens_per_step for p in valid] / times["step_s"]))
+    return valid[best], {name: float(column[best]) for name, column in times.items()}
 
 
 def _sentence(error: Exception) -> str:
