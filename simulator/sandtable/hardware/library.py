@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -199,11 +199,12 @@ def _resolve(part: Any, kind: str, path: Path, data: CommentedMap, above: list[s
         _complete_variant(part, path, line_of(data, [*above, "variant_of"]))
     for dotted, kind_of_part in _PARTS.get(kind, {}).items():
         *parents, key = dotted.split(".")
-        node = part
+        node: Any = part
         for parent in parents:
             node = node.get(parent) if isinstance(node, Mapping) else None
-        found = node.get(key) if isinstance(node, Mapping) else None
-        where = [*above, *parents, key]
+        if not isinstance(node, MutableMapping):
+            continue
+        found, where = node.get(key), [*above, *parents, key]
         if isinstance(found, str):
             try:
                 node[key] = load_component(kind_of_part, str(found))
@@ -249,12 +250,13 @@ def _complete_variant(variant: Any, path: Path, line: int | None) -> None:
 
 def _fill(own: Any, base: Any) -> None:
     """Put into nested mappings what only ``base`` has."""
-    if isinstance(own, Mapping) and isinstance(base, Mapping) and own is not base:
-        for key, value in base.items():
-            if key in own:
-                _fill(own[key], value)
-            else:
-                own[key] = value  # type: ignore[index]
+    if own is base or not isinstance(own, MutableMapping) or not isinstance(base, Mapping):
+        return
+    for key, value in base.items():
+        if key in own:
+            _fill(own[key], value)
+        else:
+            own[key] = value
 
 
 def load_accelerator(name: str) -> hardware.Accelerator:

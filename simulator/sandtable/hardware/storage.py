@@ -41,6 +41,31 @@ class StorageFit(Frozen):
     random_evidence: Evidence
     sequential_evidence: Evidence | None = None
 
+    def scaled(self, fitted_to: StorageDatasheet, other: StorageDatasheet) -> StorageFit:
+        """Return the fit of another size of the device ``fitted_to``: rates in proportion, times as they are.
+
+        A lone request goes as fast as before, unless the whole offer is slower.
+        """
+        of_bytes = other.sequential_read_bytes_per_s / fitted_to.sequential_read_bytes_per_s
+        of_requests = (
+            of_bytes
+            if other.random_read_per_s is None or fitted_to.random_read_per_s is None
+            else other.random_read_per_s / fitted_to.random_read_per_s
+        )
+        slowed = min(1.0, of_bytes * self.bandwidth_bytes_per_s.value / self.lane_bytes_per_s.value)
+        return self.model_copy(
+            update={
+                "lane_bytes_per_s": _times(self.lane_bytes_per_s, slowed),
+                "requests_per_s": _times(self.requests_per_s, of_requests),
+                "bandwidth_bytes_per_s": _times(self.bandwidth_bytes_per_s, of_bytes),
+                "sequential_bytes_per_s": _times(self.sequential_bytes_per_s, of_bytes),
+            }
+        )
+
+
+def _times(estimate: Estimate[float], factor: float) -> Estimate[float]:
+    return Estimate[float](value=factor * estimate.value, low=factor * estimate.low, high=factor * estimate.high)
+
 
 class StoragePoint(Frozen):
     """One measured point of a storage curve, kept beside the fit that it supports."""
@@ -80,7 +105,8 @@ class Storage(Component):
     def select(self, variant: str) -> Storage:
         """Return the device as the offer ``variant`` has it: rates scaled by share of a drive and drives.
 
-        A slice gets its share of what the provider allows per drive, never more than one drive does.
+        A slice gets its share of what the provider allows per drive, never more than one drive does. What was fitted to
+        the whole drive holds for the offer in the same proportion.
 
         Raises:
             KeyError: no such variant.
@@ -105,6 +131,12 @@ class Storage(Component):
                 "slice_random_read_per_s": None,
             }
         )
+        changes = {"name": f"{self.name}@{variant}", "datasheet": datasheet, "variants": {}}
+        if self.fitted is None:
+            return self.model_copy(update=changes)
+        sources = self.sources | {
+            "fitted": "derived: the fit of the whole drive, its rates as the data sheets' rates"
+        }
         return self.model_copy(
-            update={"name": f"{self.name}@{variant}", "datasheet": datasheet, "variants": {}, "fitted": None}
+            update=changes | {"fitted": self.fitted.scaled(whole, datasheet), "sources": sources}
         )

@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from sandtable import hardware, units
+from sandtable.model.laws.storage_law import law_of
 
 
 def storage(**changes: Any) -> hardware.Storage:
@@ -121,6 +122,27 @@ class TestSelect:
         sheet = {"interface": "NVMe", "capacity": "1 TB", "sequential_read": "1 GB/s"}
         drive = storage(datasheet=sheet, variants={"half": {"capacity": "500 GB"}})
         assert drive.select("half").datasheet.random_read_per_s is None
+
+    @pytest.mark.parametrize("variant", ["quarter", "one", "four", "published"])
+    def test_what_was_fitted_to_the_drive_holds_in_proportion(
+        self, machine: hardware.Machine, variant: str
+    ) -> None:
+        whole = self.drive.model_copy(update={"fitted": machine.storage.fitted})
+        chosen = whole.select(variant)
+        law, of_drive = law_of(chosen), law_of(whole)
+        sheet, was = chosen.datasheet, whole.datasheet
+        assert sheet.random_read_per_s is not None
+        assert was.random_read_per_s is not None
+        bytes_times = sheet.sequential_read_bytes_per_s / was.sequential_read_bytes_per_s
+        assert law.bandwidth_bytes_per_s == pytest.approx(bytes_times * of_drive.bandwidth_bytes_per_s)
+        assert law.sequential_bytes_per_s == pytest.approx(bytes_times * of_drive.sequential_bytes_per_s)
+        requests_times = sheet.random_read_per_s / was.random_read_per_s
+        assert law.requests_per_s == pytest.approx(requests_times * of_drive.requests_per_s)
+        # a lone request is served by one drive, and waits for no other
+        assert law.first_byte_s == of_drive.first_byte_s
+        assert law.lane_bytes_per_s == min(of_drive.lane_bytes_per_s, law.bandwidth_bytes_per_s)
+        assert chosen.sources["fitted"].startswith("derived")
+        assert whole.select("one").fitted == whole.fitted
 
     def test_an_unknown_variant_is_a_key_error(self) -> None:
         with pytest.raises(KeyError):
