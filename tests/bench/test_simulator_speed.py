@@ -7,7 +7,7 @@ import os
 import pytest
 import simpy
 
-from sandtable.engine.resources import StorageServer
+from sandtable.engine.sharing import RequestByRequest, random_reads
 from sandtable.hardware import Storage, library
 from sandtable.model.laws.storage_law import law_of
 from sandtable.run import predict
@@ -26,11 +26,11 @@ def test_one_token_of_opt_request_by_request(benchmark) -> None:  # type: ignore
 
     def token() -> float:
         env = simpy.Environment()
-        server = StorageServer(env, law)
+        device = RequestByRequest(env)
 
         def layers():  # type: ignore[no-untyped-def]
             for _ in range(32):
-                yield from server.read(393, 16384, 32)
+                yield device.serve(random_reads(law, 393, 16384, 32))
 
         env.process(layers())
         env.run()

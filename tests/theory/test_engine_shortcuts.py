@@ -93,7 +93,7 @@ def test_the_accounts_of_a_chain_add_up_to_its_time(machine: Machine, plan: Plan
 
 @same_machine
 @given(plans())
-def test_a_graph_takes_at_least_its_busiest_resource_and_at_most_the_sum(machine: Machine, plan: Plan) -> None:
+def test_a_graph_takes_at_least_its_busiest_processor_and_at_most_the_sum(machine: Machine, plan: Plan) -> None:
     costs = CostModel(machine)
     result = simulate(plan, machine)
     index = 0
@@ -103,20 +103,22 @@ def test_a_graph_takes_at_least_its_busiest_resource_and_at_most_the_sum(machine
             for op in step.ops:
                 times[op.resource] = times.get(op.resource, 0.0) + costs.time(op).seconds
             found = result.steps[index].total_s
-            assert max(times.values()) - TICKS * 100 <= found <= sum(times.values()) + TICKS * 100
+            # storage serves several at a time
+            busiest = max((time for resource, time in times.items() if resource != "storage"), default=0.0)
+            assert busiest - TICKS * 100 <= found <= sum(times.values()) + TICKS * 100
             index += step.repeat
 
 
 @same_machine
 @given(plans())
-def test_intervals_hold_and_timelines_do_not_overlap(machine: Machine, plan: Plan) -> None:
+def test_intervals_hold_and_timelines_of_processors_do_not_overlap(machine: Machine, plan: Plan) -> None:
     result = simulate(plan, machine, trace=True, expand=True)
     for step in result.steps:
         assert step.low["total"] <= step.total_s * (1 + 1e-9)
         assert step.high["total"] >= step.total_s * (1 - 1e-9)
         for account, value in step.by_account.items():
             assert step.low[account] <= value <= step.high[account]
-    for track in {row.track for row in result.trace}:
+    for track in {row.track for row in result.trace} - {"storage"}:
         own = sorted((row for row in result.trace if row.track == track), key=lambda row: (row.end_s, row.start_s))
         for before, after in pairwise(own):
             assert after.start_s >= before.end_s - TICKS / 2

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandtable.engine.clock import seconds
-from sandtable.engine.resources import StorageServer
+from sandtable.engine.sharing import RequestByRequest, SharedDevice, random_reads
 from sandtable.model.laws import storage_law as model
 from sandtable.model.laws.storage_law import StorageLaw
 
@@ -34,7 +34,7 @@ def law(**changes: float) -> StorageLaw:
 
 def simulated(law: StorageLaw, n: int, chunk: float, concurrency: int) -> float:
     env = simpy.Environment()
-    env.process(StorageServer(env, law).read(n, chunk, concurrency))
+    RequestByRequest(env).serve(random_reads(law, n, chunk, concurrency))
     env.run()
     return seconds(env.now)
 
@@ -69,15 +69,15 @@ def test_a_token_of_opt_agrees_request_by_request() -> None:
 
 
 def test_two_readers_share_the_device() -> None:
-    env = simpy.Environment()
-    server = StorageServer(env, law())
-    env.process(server.read(2000, 16384.0, 16))
-    env.process(server.read(2000, 16384.0, 16))
-    env.run()
-    together = model.batch_s(law(), 4000, 16384.0, 32)
-    assert seconds(env.now) == pytest.approx(together, rel=0.02)
-    alone = model.batch_s(law(), 2000, 16384.0, 16)
-    assert seconds(env.now) > alone
+    together, alone = model.batch_s(law(), 4000, 16384.0, 32), model.batch_s(law(), 2000, 16384.0, 16)
+    for kind in (SharedDevice, RequestByRequest):
+        env = simpy.Environment()
+        device = kind(env)
+        for _ in range(2):
+            device.serve(random_reads(law(), 2000, 16384.0, 16))
+        env.run()
+        assert seconds(env.now) == pytest.approx(together, rel=0.02)
+        assert seconds(env.now) > alone
 
 
 @given(laws, chunks, st.integers(1, 63))

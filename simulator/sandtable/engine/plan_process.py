@@ -104,22 +104,12 @@ class _Player:
         yield self.env.all_of(done)
 
     def _serve(self, op: Op, cost: OpTime, index: int) -> Body:
-        world, start = self.world, int(self.env.now)
-        if op.kind == "random_read" and world.options.per_request:
-            yield from world.read_requests(op)
-        else:
-            once = ticks(cost.seconds / op.repeat)
-            start, end = world.server_of(op).book(once * op.repeat)
-            if world.options.expand:
-                yield self.env.timeout(start - self.env.now)
-                for _ in range(op.repeat):
-                    yield self.env.timeout(once)
-            else:
-                yield self.env.timeout(end - self.env.now)
+        start, done = self.world.request(op, cost.seconds)
+        yield done
         if self._intervals is not None:
             self._intervals.append(Interval(start, int(self.env.now), op, self._sequence_share(op)))
-        if world.options.trace:
-            world.note(op, start, int(self.env.now), index)
+        if self.world.options.trace:
+            self.world.note(op, start, index)
 
     def _sequence_share(self, op: Op) -> float:
         """Return the share of a sequence's time that is communication within it."""

@@ -27,7 +27,8 @@ from sandtable.engine.memory_pool import MemoryPool, capacity_bytes
 from sandtable.engine.plan_process import process_of
 from sandtable.engine.process import Body, Process
 from sandtable.engine.recorder import LATENCY, NOTHING, Recorder
-from sandtable.engine.resources import Server, StorageServer
+from sandtable.engine.resources import Server
+from sandtable.engine.sharing import RequestByRequest, SharedDevice, load_of
 from sandtable.model.cost_model import CostModel, OpTime
 from sandtable.results import TraceRow
 
@@ -54,8 +55,6 @@ class _Known:
 
     op: Op
     cost: OpTime
-    ticks: int
-    server: Server
     n: int = 0
 
 
@@ -82,7 +81,7 @@ class World:
         self.recorder = Recorder()
         self.ledger = Ledger()
         self.trace: list[TraceRow] = []
-        self._storage = StorageServer(self.env, costs.storage_law)
+        self._devices: dict[str, SharedDevice | RequestByRequest] = {}
         self._servers: dict[tuple[str, str, int, str], Server] = {}
         self._known: dict[int, _Known] = {}
 
@@ -132,26 +131,52 @@ class World:
     def serve(self, op: Op) -> simpy.Event:
         """Have an op done by the resource that its kind needs; the value is when its service began, in seconds.
 
-        Ops queue for processors, memory and the network, first come first served; whatever else is in use does not
-        slow them down. Where the host issues work ahead, an op takes as long as issuing it, or doing it, whichever is
-        longer.
+        Ops queue for processors, memory and the network, first come first served. Storage and the link to an
+        accelerator serve all ops at once, each more slowly. Where the host issues work ahead, an op takes as long as
+        issuing it, or doing it, whichever is longer.
         """
         known = self._known.get(id(op))
         if known is None:
             known = self._first(op)
         known.n += 1
-        start, end = known.server.book(known.ticks)
-        event = self.env.timeout(end - self.env.now, seconds(start))
+        start, event = self.request(op, max(known.cost.seconds, known.cost.host_s))
         if self.options.trace:
-            self.note(op, start, end, len(self.recorder))
+            self._note_when(event, op, start)
         return event
+
+    def _note_when(self, event: simpy.Event, op: Op, start: int) -> None:
+        assert event.callbacks is not None
+        event.callbacks.append(lambda _: self.note(op, start, len(self.recorder)))
+
+    def request(self, op: Op, seconds_alone: float) -> tuple[int, simpy.Event]:
+        """Return the tick at which an op's service begins, and what happens when it ends; nothing is booked."""
+        now = int(self.env.now)
+        once = ticks(seconds_alone / op.repeat)
+        if op.resource in ("storage", "link"):
+            load = load_of(op, self.costs).taking(once)
+            return now, self._shared(op.resource).serve(load, op.repeat, seconds(now))
+        start, end = self.server_of(op).book(once * op.repeat)
+        if self.options.expand:
+            return start, self.env.process(self._one_by_one(start, once, op.repeat))
+        return start, self.env.timeout(end - now, seconds(start))
+
+    def _one_by_one(self, start: int, once: int, times: int) -> Body:
+        for duration in (start - int(self.env.now), *(once,) * times):
+            yield self.env.timeout(duration)
+        return seconds(start)
+
+    def _shared(self, resource: str) -> SharedDevice | RequestByRequest:
+        device = self._devices.get(resource)
+        if device is None:
+            by_request = self.options.per_request and resource == "storage"
+            shared = SharedDevice(self.env, expand=self.options.expand)
+            device = self._devices[resource] = RequestByRequest(self.env) if by_request else shared
+        return device
 
     def _first(self, op: Op) -> _Known:
         if len(self._known) >= MOST_KNOWN:
             self.settle()
-        cost = self.time(op)
-        known = _Known(op, cost, ticks(max(cost.seconds, cost.host_s)), self.server_of(op))
-        self._known[id(op)] = known
+        known = self._known[id(op)] = _Known(op, self.time(op))
         return known
 
     def settle(self) -> None:
@@ -182,11 +207,6 @@ class World:
         """Return ``n`` slots to hold for as long as it takes: ``with slots.request() as turn: yield turn; ...``."""
         return simpy.Resource(self.env, n)
 
-    def read_requests(self, op: Op) -> Body:
-        """Send a batch of reads through the storage device, request by request."""
-        for _ in range(op.repeat):
-            yield from self._storage.read(op.n_chunks, op.chunk_bytes, op.concurrency)
-
     # --- reports ---
 
     def record(
@@ -205,10 +225,10 @@ class World:
         row: dict[str, Any] = {LATENCY: (self.now if end_s is None else end_s) - start_s, **counters}
         self.recorder.record(unit, row, start_s=start_s, name=name)
 
-    def note(self, op: Op, start: int, end: int, step: int) -> None:
-        """Add a slice to the timeline, from and to a tick."""
+    def note(self, op: Op, start: int, step: int) -> None:
+        """Add a slice to the timeline, from a tick until now."""
         track = op.resource if op.on == "host" else f"{op.on} {op.resource}"
         if op.place:
             track += f" {op.place}"
-        row = TraceRow(track=track, name=op.name, start_s=seconds(start), end_s=seconds(end), step=step)
+        row = TraceRow(track=track, name=op.name, start_s=seconds(start), end_s=self.now, step=step)
         self.trace.append(row)

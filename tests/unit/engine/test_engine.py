@@ -182,12 +182,12 @@ def test_a_timeline_of_a_chain(machine: Machine) -> None:
         assert after.start_s == pytest.approx(before.end_s, abs=TICK)
 
 
-def test_one_resource_does_one_thing_at_a_time(machine: Machine) -> None:
+def test_a_processor_does_one_thing_at_a_time(machine: Machine) -> None:
     ops = [compute(str(i), n_bytes=1e7 * (i + 1), after=()) for i in range(6)]
     ops += [memory("m", after=(2,)), stream(after=(0,)), stream(after=(1,))]
     rows = simulate(machine, *ops, trace=True).trace
     assert len(rows) == len(ops)
-    for track in {row.track for row in rows}:
+    for track in ("compute", "memory"):
         own = sorted((row for row in rows if row.track == track), key=lambda row: row.end_s)
         for before, after in pairwise(own):
             assert after.start_s >= before.end_s - TICK, f"{before} and {after} overlap"
