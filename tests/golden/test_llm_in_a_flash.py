@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
 import pytest
 
 from sandtable.published import scoring
@@ -27,16 +26,6 @@ def cells(report: scoring.PublishedReport) -> list[Scored]:
 
 def test_every_cell_is_within_fifteen_percent(report: scoring.PublishedReport) -> None:
     assert {point.label: point.error_frac for point in cells(report) if abs(point.error_frac) > 0.15} == {}
-
-
-def test_the_median_error_is_within_eight_percent(report: scoring.PublishedReport) -> None:
-    errors = [abs(point.error_frac) for point in cells(report)]
-    assert len(errors) >= 18
-    assert np.median(errors) < 0.08
-
-
-def test_most_cells_are_inside_their_interval(report: scoring.PublishedReport) -> None:
-    assert np.mean([point.covered for point in cells(report)]) >= 0.85
 
 
 def test_rows_are_scored_or_skipped_for_a_reason(report: scoring.PublishedReport) -> None:

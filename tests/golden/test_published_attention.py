@@ -21,17 +21,6 @@ def folder(reference_folder: Path) -> Path:
     return reference_folder
 
 
-def test_in_sample_and_held_out(folder: Path) -> None:
-    (score,) = scoring.run(folder, "op_attention").datasets
-    data = score.to_json()
-    assert data["scored"] == data["rows"]
-    assert data["median_abs_error_frac"] < 0.10
-    assert data["p90_abs_error_frac"] < 0.30
-    assert abs(data["bias_frac"]) < 0.05
-    assert data["coverage_frac"] > 0.85
-    assert data["held_out"]["median_abs_error_frac"] < 0.10
-
-
 def test_a_device_left_out_follows_from_its_data_sheet_and_its_siblings(folder: Path) -> None:
     adapter = OpAttention()
     points = list(adapter.operator_points(adapter.read(folder)))
@@ -45,7 +34,7 @@ def test_a_device_left_out_follows_from_its_data_sheet_and_its_siblings(folder: 
         residuals = Predictor(law, own, sheets_of(own)).residuals(fit_constants(law, others, sheets_of(others)))
         errors.append(np.abs(np.expm1(residuals)))
     assert len(errors) >= 10
-    assert np.median(np.concatenate(errors)) < 0.12
+    assert np.median(np.concatenate(errors)) < 0.105
 
 
 def test_export_variants_latent_and_sparse(folder: Path) -> None:
@@ -54,18 +43,16 @@ def test_export_variants_latent_and_sparse(folder: Path) -> None:
     adapter = OpInfersim()
     points = [p for p in adapter.operator_points(adapter.read(folder)) if p.op == "attention"]
     assert len(points) >= 100
-    assert np.median(errors_of(points)) < 0.08
+    assert np.median(errors_of(points)) < 0.045
 
 
 def test_training_forward_and_backward() -> None:
     (score,) = scoring.run(only="op_flash_attention").datasets
-    data = score.to_json()
-    assert data["scored"] == data["rows"]
-    assert data["median_abs_error_frac"] < 0.11
+    assert score.scored == score.rows
     backward = [p.error_frac for p in score.points if "h100_sxm flash_attention_2 backward" in p.label]
     # no constant is of the backward pass alone: its products and its rate follow from the forward pass
     assert len(backward) >= 7
-    assert np.median(np.abs(backward)) < 0.06
+    assert np.median(np.abs(backward)) < 0.025
 
 
 def errors_of(points: list[OperatorPoint]) -> list[float]:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from sandtable.calibration.fit.operator_fit import Predictor, fit_constants
-from sandtable.published import scoring
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import constants_of, kind_of, sheets_of
 from sandtable.published.operators.op_comm import OpComm
@@ -21,18 +20,6 @@ def folder(reference_folder: Path) -> Path:
     return reference_folder
 
 
-def test_in_sample_and_held_out(folder: Path) -> None:
-    (score,) = scoring.run(folder, "op_comm").datasets
-    data = score.to_json()
-    assert data["scored"] >= 0.98 * data["rows"]
-    assert set(score.skipped) <= {"network between machines not stated"}
-    assert data["median_abs_error_frac"] < 0.07
-    assert data["p90_abs_error_frac"] < 0.26
-    assert data["coverage_frac"] > 0.85
-    assert len(score.held_out) > 1000
-    assert data["held_out"]["median_abs_error_frac"] < 0.08
-
-
 def test_a_link_left_out_follows_from_its_data_sheet_and_its_siblings(folder: Path) -> None:
     adapter = OpComm()
     points = [p for p in adapter.operator_points(adapter.read(folder)) if p.software == "nccl"]
@@ -42,7 +29,7 @@ def test_a_link_left_out_follows_from_its_data_sheet_and_its_siblings(folder: Pa
         residuals = Predictor(law, own, sheets_of(own)).residuals(fit_constants(law, others, sheets_of(others)))
         errors.append(np.abs(np.expm1(residuals)))
     assert len(errors) >= 4
-    assert np.median(np.concatenate(errors)) < 0.35
+    assert np.median(np.concatenate(errors)) < 0.265
 
 
 def test_constants_come_from_the_link_itself(folder: Path) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from sandtable.calibration.fit.operator_fit import Predictor, fit_constants
-from sandtable.published import scoring
 from sandtable.published.operator_rows import kind_of, sheets_of
 from sandtable.published.operators.op_moe import OpMoe
 
@@ -20,18 +19,6 @@ def folder(reference_folder: Path) -> Path:
     return reference_folder
 
 
-def test_in_sample_and_held_out(folder: Path) -> None:
-    (score,) = scoring.run(folder, "op_moe").datasets
-    data = score.to_json()
-    assert data["scored"] >= 0.92 * data["rows"]
-    assert set(score.skipped) <= {"routing is not what its label says"}
-    assert data["median_abs_error_frac"] < 0.12
-    assert data["p90_abs_error_frac"] < 0.38
-    assert abs(data["bias_frac"]) < 0.05
-    assert data["coverage_frac"] > 0.85
-    assert data["held_out"]["median_abs_error_frac"] < 0.14
-
-
 def test_a_device_left_out_follows_from_its_data_sheet_and_its_siblings(folder: Path) -> None:
     adapter = OpMoe()
     points = [p for p in adapter.operator_points(adapter.read(folder)) if p.software == "vllm"]
@@ -41,4 +28,4 @@ def test_a_device_left_out_follows_from_its_data_sheet_and_its_siblings(folder: 
         residuals = Predictor(law, own, sheets_of(own)).residuals(fit_constants(law, others, sheets_of(others)))
         errors.append(np.abs(np.expm1(residuals)))
     assert len(errors) >= 5
-    assert np.median(np.concatenate(errors)) < 0.19
+    assert np.median(np.concatenate(errors)) < 0.165
