@@ -55,7 +55,7 @@ def test_an_anchor_is_not_scored(report: scoring.PublishedReport) -> None:
 @lru_cache(maxsize=8)
 def ladder(rung: str) -> Prediction:
     settings = [f"parameters.rung={rung}", "parameters.tokens=16"]
-    case = scenarios.load("flash_m1_max_metal", settings=settings)
+    case = scenarios.load("flash_m1_max_metal", changes=scenarios.changes_of(settings))
     return predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0]
 
 

@@ -10,15 +10,20 @@ import errno
 import json
 import sys
 import traceback
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from sandtable import __version__
 from sandtable.cli.terminal import Format, emit, emit_comparison, emit_result, progress, say
 from sandtable.errors import CheckFailed, ConfigError, DoesNotFit, SandtableError
+
+if TYPE_CHECKING:
+    from sandtable.api import RealRun, Simulation
+    from sandtable.results import TraceRow
 
 INTERRUPTED = 130
 
@@ -150,22 +155,17 @@ def simulate(
     format_: FormatOption = Format.table,
 ) -> None:
     """Predict a scenario: latency, memory, energy and dollars, each with a 90 % interval."""
-    from sandtable.engine.world import Options
-    from sandtable.run import compare, predict
+    from sandtable import api
+    from sandtable.run import compare
     from sandtable.workload import scenarios
 
-    case = scenarios.load(scenario, settings=settings or (), machine=machine)
-    options = Options(per_request=per_request, trace=trace is not None)
-    prediction, rows, _ = predict.predict(case.scenario, case.workload, case.parameters, case.machine, options)
-    run = _save(case.scenario.name, prediction, case)
-    emit_result(prediction, format_)
-    if trace is not None:
-        from sandtable.report.timeline import write_trace
-
-        write_trace(trace, rows, [])
-        say(f"  timeline: {trace} (open it at ui.perfetto.dev)")
-    _report([run], report)
-    _thresholds(compare.check_thresholds(case.scenario.thresholds, prediction))
+    changes = scenarios.changes_of(settings)
+    found = api.simulate(scenario, changes, machine=machine, trace=trace is not None, per_request=per_request)
+    folder = _save(found)
+    emit_result(found.prediction, format_)
+    _timeline(trace, found.trace, ())
+    _report([folder], report)
+    _thresholds(compare.check_thresholds(found.case.scenario.thresholds, found.prediction))
 
 
 @app.command()
@@ -179,28 +179,17 @@ def run(
     format_: FormatOption = Format.table,
 ) -> None:
     """Execute a scenario for real on this machine, and keep the measurement."""
-    from dataclasses import replace
-
-    from sandtable.run import compare, measure
+    from sandtable import api
+    from sandtable.run import compare
     from sandtable.workload import scenarios
 
-    case = scenarios.load(scenario, settings=settings or (), machine=machine)
     with progress() as shown:
-        context = measure.execution_context(store, shown)
-        parameters, notes = case.workload.resolve(case.parameters, context)
-        case = replace(case, parameters=parameters)
-        measurement, rows = measure.measure(case.scenario, case.workload, parameters, case.machine, context)
-    measurement = measurement.model_copy(
-        update={"warnings": (*notes, *measurement.validity, *measurement.warnings)}
-    )
-    folder = _save(case.scenario.name, measurement, case)
-    emit_result(measurement, format_)
-    if trace is not None:
-        from sandtable.report.timeline import write_trace
-
-        write_trace(trace, [], rows)
+        found = api.run(scenario, scenarios.changes_of(settings), machine=machine, store=store, progress=shown)
+    folder = _save(found)
+    emit_result(found.measurement, format_)
+    _timeline(trace, (), found.trace)
     _report([folder], report)
-    _thresholds(compare.check_thresholds(case.scenario.thresholds, measurement))
+    _thresholds(compare.check_thresholds(found.case.scenario.thresholds, found.measurement))
 
 
 @app.command()
@@ -215,13 +204,18 @@ def check(
     format_: FormatOption = Format.table,
 ) -> None:
     """Predict, write the prediction down, run for real, and compare; exit code 3 when it is too far off."""
-    from sandtable.run import check as checking
-    from sandtable.run import measure
+    from sandtable import api
+    from sandtable.study import study
+    from sandtable.workload import scenarios
 
-    cases, label, baseline = _cases(names or [], suite, settings or [], machine)
+    if bool(names) == (suite is not None):
+        raise ConfigError("check needs scenarios or --suite NAME, one of the two")
+    what = study.load(suite) if suite is not None else names or []
+    baseline = what.baseline if isinstance(what, study.Study) else None
+    changes = scenarios.changes_of(settings)
     with progress() as shown:
-        context = measure.execution_context(store, shown)
-        comparison, checked, folder = checking.check(cases, context, name=label, trace=trace is not None)
+        found = api.check(what, changes, machine=machine, store=store, trace=trace is not None, progress=shown)
+    comparison, checked = found.comparison, found.cases
     emit_comparison(comparison, format_)
     if baseline is not None and format_ in (Format.table, Format.md):
         from sandtable.report import rendering
@@ -230,33 +224,13 @@ def check(
     for item in checked:
         for note in (*item.prediction.warnings, *(item.measurement.validity if item.measurement else ())):
             say(f"  ! {item.name}: {note}")
-    if trace is not None:
-        from sandtable.report.timeline import write_trace
-
-        ran = checked[0].repeats.executions
-        write_trace(trace, checked[0].predicted_trace, list(ran[-1].trace) if ran else [])
-        say(f"  timeline: {trace} (open it at ui.perfetto.dev)")
-    say(f"  saved {folder.path}")
-    runs = [folder] if len(checked) == 1 else [folder, *(item.folder for item in checked)]
-    _report(runs, report)
+    ran = found.cases[0].repeats.executions
+    _timeline(trace, found.cases[0].predicted_trace, ran[-1].trace if ran else ())
+    say(f"  saved {found.folder}")
+    own = [item.folder.path for item in checked] if len(checked) > 1 else []
+    _report([found.folder, *own], report)
     if comparison.verdict == "fail":
         raise CheckFailed("; ".join(comparison.reasons))
-
-
-def _cases(
-    names: list[str], suite: str | None, settings: list[str], machine: str | None
-) -> tuple[list[Any], str, str | None]:
-    """Load what is to be checked, its name, and for a suite that has one the name of its baseline."""
-    from sandtable.study import study
-    from sandtable.workload import scenarios
-
-    if bool(names) == (suite is not None):
-        raise ConfigError("check needs scenarios or --suite NAME, one of the two")
-    if suite is None:
-        cases = [scenarios.load(name, settings=settings, machine=machine) for name in names]
-        return cases, cases[0].scenario.name, None
-    loaded = study.load(suite).changed(study.changes_of(settings) | ({"machine": machine} if machine else {}))
-    return list(loaded.resolved()), loaded.name, loaded.baseline
 
 
 @app.command()
@@ -267,13 +241,14 @@ def whatif(
     format_: FormatOption = Format.table,
 ) -> None:
     """Show what a change makes of a prediction, in time and dollars."""
+    from sandtable import api
     from sandtable.report import rendering
-    from sandtable.study import evaluate, study
+    from sandtable.workload import scenarios
 
     if not settings:
         raise ConfigError("whatif needs at least one --set PATH=VALUE: the change to look at")
-    both = study.pair(scenario, study.changes_of(settings), machine=machine)
-    emit(rendering.difference_table(*evaluate.predictions(both)), format_)
+    found = api.whatif(scenario, scenarios.changes_of(settings), machine=machine)
+    emit(rendering.difference_table(found.before, found.after), format_)
 
 
 @app.command()
@@ -350,6 +325,7 @@ def calibrate(
     format_: FormatOption = Format.table,
 ) -> None:
     """Measure this machine's storage, memory, processor and GPUs, fit the model, and write a machine file."""
+    from sandtable.calibration import session
     from sandtable.cli import calibrate_command
 
     if from_data is not None:
@@ -359,7 +335,7 @@ def calibrate(
         emit(calibrate_command.refit(refit), format_)
         return
     with progress() as shown:
-        outcome = calibrate_command.run(
+        found = session.run(
             quick=quick,
             only=only,
             folder=storage_path,
@@ -371,11 +347,11 @@ def calibrate(
             record=record,
             replay=replay,
         )
-    for table in outcome.tables:
+    for table in calibrate_command.tables(found):
         emit(table, format_)
-    for warning in outcome.warnings:
+    for warning in found.warnings:
         say(f"  ! {warning}")
-    say(f"  wrote {output} in {outcome.seconds:.0f} s")
+    say(f"  wrote {output} in {found.seconds:.0f} s")
 
 
 def _calibrate_from_data(folder: Path, only: str | None, dry_run: bool, format_: Format) -> None:
@@ -444,28 +420,37 @@ def report_(
     """Write one self-contained HTML report of runs."""
     from sandtable.run import run_folder
 
-    _report([run_folder.open_run(name) for name in runs], output)
+    _report([run_folder.open_run(name).path for name in runs], output)
 
 
 # --- shared ------------------------------------------------------------------------------------------------
 
 
-def _save(name: str, result: Any, case: Any) -> Any:
+def _save(found: Simulation | RealRun) -> Path:
     from sandtable.run import run_folder
 
-    folder = run_folder.RunFolder.create(name)
-    folder.save(result)
-    folder.save_inputs(case.scenario, case.machine)
+    folder = run_folder.RunFolder.create(found.case.scenario.name)
+    folder.save(found.result)
+    folder.save_inputs(found.case.scenario, found.case.machine)
     say(f"  saved {folder.path}")
-    return folder
+    return folder.path
 
 
-def _report(runs: list[Any], output: Path | None) -> None:
+def _timeline(output: Path | None, predicted: Sequence[TraceRow], measured: Sequence[TraceRow]) -> None:
+    if output is None:
+        return
+    from sandtable.report.timeline import write_trace
+
+    write_trace(output, predicted, measured)
+    say(f"  timeline: {output} (open it at ui.perfetto.dev)")
+
+
+def _report(runs: Sequence[Path], output: Path | None) -> None:
     if output is None:
         return
     from sandtable.report.html import write_report
 
-    write_report([folder.path for folder in runs], output)
+    write_report(runs, output)
     say(f"  report: {output}")
 
 

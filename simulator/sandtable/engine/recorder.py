@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +125,11 @@ class Units:
         """Return when the last unit ended, in seconds from the start of the run; NaN where no start was recorded."""
         return float(np.max(np.array(self._starts) + self.values[LATENCY], initial=-np.inf)) if len(self) else 0.0
 
+    def table(self) -> dict[str, Any]:
+        """Return all columns by name: ``name`` and ``start_s`` of each unit, then what was recorded of it."""
+        columns = {column: self.values[column] for column in self.values.names}
+        return {"name": self.names(), "start_s": np.array(self._starts), **columns}
+
     def rows(self, phase: str) -> Iterator[StepResult]:
         """Yield one view per unit."""
         columns = {name: (self.values[name], *self.ends(name)) for name in self.values.names}
@@ -196,6 +202,11 @@ class Recorder:
     def end_s(self) -> float:
         """Return when the last unit of all ended, in seconds from the start of the run."""
         return max((units.end_s() for units in self.units.values()), default=0.0)
+
+    def tables(self) -> Iterator[dict[str, Any]]:
+        """Yield the columns of each kind of unit, with its name as ``unit``."""
+        for unit, units in self.units.items():
+            yield {"unit": unit, **units.table()}
 
     def steps(self) -> list[StepResult]:
         """Return a view of every row, kind by kind."""

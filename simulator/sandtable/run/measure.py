@@ -22,7 +22,7 @@ from sandtable.engine.recorder import LATENCY, FloatArray
 from sandtable.errors import NoDevice
 from sandtable.hardware import Frozen, Machine, library
 from sandtable.model.cost_model import CostModel
-from sandtable.results import Measurement, Metric, TraceRow, distribution, measured_metric, point
+from sandtable.results import Measurement, Metric, distribution, measured_metric, point
 from sandtable.run import energy, predict, reduction
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
@@ -57,8 +57,8 @@ def measure(
     parameters: Frozen,
     machine: Machine,
     context: ExecutionContext,
-) -> tuple[Measurement, list[TraceRow]]:
-    """Execute ``scenario`` ``repeats`` times, probing the machine before each, and reduce to metrics."""
+) -> tuple[Measurement, Sequence[Execution]]:
+    """Execute ``scenario`` ``repeats`` times, probing the machine before each; return metrics and executions."""
     process = workload.process(parameters, machine, scenario.seed)
     workload.prepare(parameters, machine, scenario.seed, context)
     executions, probes = [], []
@@ -68,7 +68,7 @@ def measure(
         executions.append(execute(scenario, workload, parameters, machine, context))
     repeats = Repeats(executions=executions, probes=probes)
     measurement = measurement_of(scenario, parameters, machine, process, repeats, workload)
-    return measurement, list(executions[-1].trace)
+    return measurement, executions
 
 
 def execute(

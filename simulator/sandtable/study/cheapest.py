@@ -133,7 +133,7 @@ def search(
         ConfigError: anything that cannot be read, or a workload without a search.
         DoesNotFit: not one configuration can run at all; the reasons are counted.
     """
-    case = scenarios.load(scenario, settings=settings)
+    case = scenarios.load(scenario, changes=scenarios.changes_of(settings))
     changed = {"stack": case.scenario.stack} if case.scenario.stack else {}
     named = [name.strip() for name in machines.split(",")] if machines else []
     loaded = [library.load_machine(name, changed) for name in named] or [case.machine]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -279,8 +279,3 @@ def at_spot(machine: Machine) -> Machine:
     usd_per_h, as_of = min(offers)
     update = {"usd_per_h": usd_per_h, "as_of": as_of, "kind": "spot"}
     return machine.model_copy(update={"price": price.model_copy(update=update)})
-
-
-def changes_of(settings: Sequence[str]) -> dict[str, Any]:
-    """Return ``PATH=VALUE`` settings as changes by path."""
-    return dict(scenarios.parse_setting(setting) for setting in settings)

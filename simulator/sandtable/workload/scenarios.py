@@ -54,11 +54,16 @@ def set_in(data: dict[str, Any], dotted: str, value: Any) -> None:
         yaml_files.set_path(data, dotted, value)
 
 
-def load(name: str, *, settings: Sequence[str] = (), machine: str | None = None) -> Case:
-    """Load the scenario ``name`` (a library name or a path), changed by ``PATH=VALUE`` settings.
+def load(
+    name: str,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    machine: str | None = None,
+) -> Case:
+    """Load the scenario ``name`` (a library name or a path), changed by values by path.
 
-    Paths lead into the scenario (``parameters.window=5``, ``seed=2``) or, from ``machine.`` on, into its machine
-    (``machine.storage=samsung_990_pro``).
+    Paths lead into the scenario (``parameters.window``, ``seed``) or, from ``machine.`` on, into its machine
+    (``machine.storage``).
 
     Raises:
         ConfigError: with file and line, or with the setting that is at fault.
@@ -66,8 +71,7 @@ def load(name: str, *, settings: Sequence[str] = (), machine: str | None = None)
     path = library.find_file("scenario", name, files())
     data = yaml_files.read_yaml(path)
     overrides: dict[str, Any] = {}
-    for setting in settings:
-        dotted, value = parse_setting(setting)
+    for dotted, value in (changes or {}).items():
         if dotted.startswith("machine."):
             overrides[dotted.removeprefix("machine.")] = value
         else:
@@ -111,3 +115,8 @@ def parse_setting(setting: str) -> tuple[str, Any]:
         return dotted.strip(), YAML(typ="safe", pure=True).load(text)
     except YAMLError:
         raise ConfigError(f"--set {dotted}: {text!r} cannot be read as a value") from None
+
+
+def changes_of(settings: Sequence[str] | None) -> dict[str, Any]:
+    """Return ``PATH=VALUE`` settings as values by path."""
+    return dict(parse_setting(setting) for setting in settings or ())

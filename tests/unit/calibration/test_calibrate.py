@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("scipy", reason="fitting needs the `run` extra")
 
-from sandtable.calibration import this_host
+from sandtable.calibration import session, this_host
 from sandtable.calibration.this_host import Settings
 from sandtable.cli import calibrate_command
 from sandtable.contracts import run_command
@@ -163,7 +163,7 @@ def test_one_pass_shows_no_drift() -> None:
 
 def test_the_command_cleans_up_after_itself(complete: Machine, tmp_path: Path) -> None:
     output = tmp_path / "m.yaml"
-    outcome = calibrate_command.run(
+    outcome = session.run(
         quick=True,
         only=None,
         folder=tmp_path / "disk",
@@ -174,10 +174,10 @@ def test_the_command_cleans_up_after_itself(complete: Machine, tmp_path: Path) -
         progress=lambda _: None,
     )
     assert output.is_file()
-    assert not (tmp_path / "disk" / calibrate_command.TEST_FILE).exists()
-    fitted = [row[0] for row in outcome.tables[0].rows]
+    assert not (tmp_path / "disk" / session.TEST_FILE).exists()
+    fitted = [row[0] for row in calibrate_command.tables(outcome)[0].rows]
     assert "first_byte" in fitted
-    kernels = [row[0] for row in outcome.tables[1].rows]
+    kernels = [row[0] for row in calibrate_command.tables(outcome)[1].rows]
     assert "random_read" in kernels
 
 
@@ -201,4 +201,4 @@ def test_bad_settings(tmp_path: Path, changes: dict[str, str], sentence: str) ->
         "progress": lambda _: None,
     }
     with pytest.raises(ConfigError, match=sentence):
-        calibrate_command.run(**(options | changes))
+        session.run(**(options | changes))

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sandtable.calibration import session
 from sandtable.calibration.gpu import gpu_datasheet, gpu_fit, recordings
 from sandtable.calibration.gpu.recordings import Gpu, RecordedGpus, Recording, TimedPoint
-from sandtable.cli import calibrate_command
 from sandtable.demand.kernel import Dims, Kernel
 from sandtable.demand.op import Op
 from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, MeasureError, NoDevice
@@ -406,7 +406,7 @@ def test_a_recording_is_about_gpus(base_file: Path, tmp_path: Path) -> None:
 
 
 def test_recording_writes_what_was_timed(base_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate_command, "LiveGpus", lambda: GeneratedGpus([one()]))
+    monkeypatch.setattr(session, "LiveGpus", lambda: GeneratedGpus([one()]))
     file = tmp_path / "seen.json"
     done = sandtable("--only", "gpu", "--quick", "--record", str(file), "-o", str(base_file))
     assert done.exit_code == 0, done.output
@@ -479,7 +479,7 @@ def test_a_recording_makes_a_machine_that_trains(base_file: Path) -> None:
     assert accelerator.peer_link.datasheet.shared, "without NVLink, GPUs meet on PCIe"
     assert accelerator.link.datasheet.bandwidth_bytes_per_s == pytest.approx(31.5e9, rel=0.01)
     settings = ("parameters.devices=2", "parameters.sharding=fsdp_full")
-    case = scenarios.load("slm_100m_a100", settings=settings, machine=str(base_file))
+    case = scenarios.load("slm_100m_a100", changes=scenarios.changes_of(settings), machine=str(base_file))
     two = predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0]
     assert two.metrics["communication_s.mean"].value > 0
     assert two.metrics["energy_j"].value > 0
@@ -491,7 +491,7 @@ def test_a_recording_makes_a_machine_that_trains(base_file: Path) -> None:
 
 
 def command(replay: Path, output: Path) -> None:
-    calibrate_command.run(
+    session.run(
         quick=True,
         only="gpu",
         folder=output.parent,

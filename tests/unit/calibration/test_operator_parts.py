@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable.calibration import machine_fit, this_host
+from sandtable.calibration import machine_fit, session, this_host
 from sandtable.calibration.machine_fit import Timed
-from sandtable.cli import calibrate_command
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
 from sandtable.errors import ConfigError
@@ -109,17 +108,17 @@ def test_half_a_device_takes_twice_as_long_on_large_work(machine: Machine) -> No
 
 def parts(only: str | None, *, quick: bool) -> tuple[tuple[str, ...], list[str]]:
     said: list[str] = []
-    return calibrate_command._parts(only, quick, said.append), said
+    return session.parts_of(only, quick, said.append), said
 
 
 def test_a_full_calibration_includes_training_where_pytorch_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate_command.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(session.importlib.util, "find_spec", lambda name: object())
     assert parts(None, quick=False) == (("storage", "memory", "compute", "training", "link"), [])
     assert parts(None, quick=True) == (("storage", "memory", "compute"), [])
 
 
 def test_without_pytorch_training_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate_command.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(session.importlib.util, "find_spec", lambda name: None)
     found, said = parts(None, quick=False)
     assert found == ("storage", "memory", "compute")
     assert said == ["torch is not installed: training, link are left out"]

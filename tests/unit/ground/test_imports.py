@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("calibration", "study"),
     ("published",),
     ("report",),
+    ("api",),
     ("cli",),
     ("contracts",),
 )
@@ -200,7 +201,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 from sandtable.run import predict
 from sandtable.workload import scenarios
-case = scenarios.load("flash_laptop", settings=["parameters.geometry=llama_2_7b_1l", "parameters.tokens=2"])
+case = scenarios.load("flash_laptop", changes={{"parameters.geometry": "llama_2_7b_1l", "parameters.tokens": 2}})
 print(predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0].binding_resource)
 """
     done = python(code)

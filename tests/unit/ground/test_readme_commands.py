@@ -131,7 +131,7 @@ def test_what_a_command_names_exists(command: Command) -> None:
     names = [word for word in command.words[2:] if not word.startswith("-") and word not in taken]
     assert names or suites
     for name in names:
-        scenarios.load(name, settings=values_of(command, "--set"))
+        scenarios.load(name, changes=scenarios.changes_of(values_of(command, "--set")))
 
 
 def test_links_between_readmes_lead_somewhere() -> None:

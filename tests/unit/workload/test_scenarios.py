@@ -55,7 +55,7 @@ def test_settings_reach_scenario_parameters_and_machine(mine: str) -> None:
         "machine.storage=samsung_990_pro_2tb",
         "machine.price.hour=9 USD/h",
     ]
-    case = scenarios.load(mine, settings=settings)
+    case = scenarios.load(mine, changes=scenarios.changes_of(settings))
     assert case.parameters.window == 7  # type: ignore[attr-defined]
     assert case.scenario.seed == 9
     assert case.machine.storage.name == "samsung_990_pro_2tb"
@@ -64,7 +64,7 @@ def test_settings_reach_scenario_parameters_and_machine(mine: str) -> None:
 
 
 def test_a_setting_is_marked_as_the_users_own(mine: str) -> None:
-    case = scenarios.load(mine, settings=["machine.power.max=99 W"])
+    case = scenarios.load(mine, changes=scenarios.changes_of(["machine.power.max=99 W"]))
     assert case.machine.sources["power.max"] == "set by the user"
 
 

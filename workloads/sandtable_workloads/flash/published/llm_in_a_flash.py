@@ -64,5 +64,5 @@ class LlmInAFlash(Adapter):
 @lru_cache(maxsize=32)
 def _prediction(scenario: str, rung: str) -> Prediction:
     settings = [f"parameters.rung={rung}", "parameters.tokens=24", "parameters.prompt_tokens=128"]
-    case = scenarios.load(scenario, settings=settings)
+    case = scenarios.load(scenario, changes=scenarios.changes_of(settings))
     return predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0]

@@ -1,0 +1,382 @@
+"""The functions that notebooks and scripts call; the command line calls the same. `sandtable` offers them by name.
+
+Each names a scenario by its name in the library or by a path, changes it by dotted paths as ``--set`` does, and returns
+an object that shows as a table in a notebook and gives pandas frames with ``to_frame()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sandtable.errors import ConfigError, UnknownName
+from sandtable.hardware import Machine, library
+from sandtable.results import Comparison, Measurement, Metric, Prediction, Result, TraceRow
+from sandtable.run import check as checking
+from sandtable.run import measure, predict
+from sandtable.study import evaluate
+from sandtable.study.study import Study, load, pair
+from sandtable.workload import scenarios
+from sandtable.workload.scenarios import Case
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from sandtable.calibration.session import Calibrated
+    from sandtable.engine.recorder import Recorder
+    from sandtable.published.scoring import PublishedReport
+
+STORES = Path("stores")
+Changes = Mapping[str, Any]
+Progress = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """A scenario's result, the units of work behind it, and its timeline."""
+
+    case: Case
+    result: Result
+    recorder: Recorder
+    trace: Sequence[TraceRow] = ()
+
+    def __getitem__(self, metric: str) -> Metric:
+        """Return a metric, such as ``latency_s.p95`` or ``tokens_per_s``.
+
+        Raises:
+            UnknownName: with the nearest names.
+        """
+        if metric not in self.result.metrics:
+            raise UnknownName("metric", metric, self.result.metrics)
+        return self.result.metrics[metric]
+
+    def to_frame(self, of: str = "metrics") -> DataFrame:
+        """Return a pandas frame of the ``metrics``, the ``steps`` (a row per unit of work), the ``ops`` or ``memory``.
+
+        Raises:
+            UnknownName: anything else.
+        """
+        import pandas as pd
+
+        if of == "steps":
+            return pd.concat([pd.DataFrame(table) for table in self.recorder.tables()], ignore_index=True)
+        frames: dict[str, Callable[[], DataFrame]] = {
+            "metrics": lambda: metrics_frame(self.result),
+            "ops": lambda: _column("seconds", "op", getattr(self.result, "by_op", {})),
+            "memory": lambda: _column("bytes", "kind", self.result.memory),
+        }
+        if of not in frames:
+            raise UnknownName("frame", of, (*frames, "steps"))
+        return frames[of]()
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html())
+
+
+def _column(name: str, index: str, values: Mapping[str, float]) -> DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame({name: pd.Series(values, dtype=float)}).rename_axis(index)
+
+
+def metrics_frame(result: Result) -> DataFrame:
+    """Return the metrics of a prediction or a measurement, a row each: value, ends of the 90 % interval, unit."""
+    import pandas as pd
+
+    rows = {name: metric.model_dump(exclude={"samples"}) for name, metric in result.metrics.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+
+
+class Simulation(_Outcome):
+    """What `simulate` foresees."""
+
+    @property
+    def prediction(self) -> Prediction:
+        """The record that is written down."""
+        assert isinstance(self.result, Prediction)
+        return self.result
+
+
+class RealRun(_Outcome):
+    """What `run` measured."""
+
+    @property
+    def measurement(self) -> Measurement:
+        """The record that is written down."""
+        assert isinstance(self.result, Measurement)
+        return self.result
+
+
+def load_machine(name: str | Path, changes: Changes | None = None) -> Machine:
+    """Load a machine by name or path, changed by dotted path: ``{"storage": "samsung_990_pro_2tb"}``.
+
+    Raises:
+        ConfigError: no such machine, or a file that is none, with file and line.
+    """
+    return library.load_machine(str(name), changes)
+
+
+def simulate(
+    scenario: str | Path,
+    changes: Changes | None = None,
+    *,
+    machine: str | Path | None = None,
+    trace: bool = False,
+    per_request: bool = False,
+) -> Simulation:
+    """Predict a scenario: latency, memory, energy and dollars, each with a 90 % interval.
+
+    Args:
+        scenario: Name or path.
+        changes: By dotted path, as in ``{"parameters.micro_batch": 8, "machine.storage": "samsung_990_pro_2tb"}``.
+        machine: Name or path of another machine.
+        trace: Keep the timeline.
+        per_request: Send every storage request through the engine on its own.
+
+    Raises:
+        ConfigError: a scenario, change or machine that cannot be used.
+        DoesNotFit: it needs more memory than the machine has.
+    """
+    from sandtable.engine.world import Options
+
+    case = scenarios.load(str(scenario), changes=changes, machine=None if machine is None else str(machine))
+    options = Options(trace=trace, per_request=per_request)
+    prediction, rows, found = predict.predict(case.scenario, case.workload, case.parameters, case.machine, options)
+    return Simulation(case=case, result=prediction, recorder=found.recorder, trace=rows)
+
+
+def run(
+    scenario: str | Path,
+    changes: Changes | None = None,
+    *,
+    machine: str | Path | None = None,
+    store: str | Path = STORES,
+    progress: Progress = _silent,
+) -> RealRun:
+    """Execute a scenario for real on this machine.
+
+    Args:
+        scenario: Name or path.
+        changes: By dotted path; see `simulate`.
+        machine: Name or path of the machine that the scenario is planned for.
+        store: Folder for the model files that are read.
+        progress: Told which repeat goes on.
+
+    Raises:
+        ConfigError: a scenario that cannot be used or executed.
+        NoDevice: a device or a package that this machine lacks.
+        DoesNotFit: too little memory or disk.
+    """
+    case = scenarios.load(str(scenario), changes=changes, machine=None if machine is None else str(machine))
+    context = measure.execution_context(Path(store), progress)
+    parameters, notes = case.workload.resolve(case.parameters, context)
+    case = replace(case, parameters=parameters)
+    measurement, executions = measure.measure(case.scenario, case.workload, parameters, case.machine, context)
+    warnings = (*notes, *measurement.validity, *measurement.warnings)
+    last = executions[-1]
+    result = measurement.model_copy(update={"warnings": warnings})
+    return RealRun(case=case, result=result, recorder=last.recorder, trace=list(last.trace))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Predictions beside measurements: a verdict, what was compared, and the folder that keeps it all."""
+
+    comparison: Comparison
+    cases: Sequence[checking.Checked]
+    folder: Path
+
+    def to_frame(self) -> DataFrame:
+        """Return a row for each compared metric of each scenario; errors are predicted / measured - 1."""
+        import pandas as pd
+
+        return pd.DataFrame([row.model_dump() for row in self.comparison.comparisons])
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html())
+
+
+def check(
+    scenarios_or_suite: str | Path | Study | Iterable[str | Path],
+    changes: Changes | None = None,
+    *,
+    machine: str | Path | None = None,
+    store: str | Path = STORES,
+    trace: bool = False,
+    progress: Progress = _silent,
+) -> Check:
+    """Predict, write the prediction down, run for real, and compare.
+
+    Args:
+        scenarios_or_suite: One scenario or several, by name or path, or a suite.
+        changes: By dotted path, made to all of them; see `simulate`.
+        machine: Name or path of the machine that they are planned for.
+        store: Folder for the model files that are read.
+        trace: Keep timelines.
+        progress: Told which run goes on.
+
+    Raises:
+        ConfigError, NoDevice, DoesNotFit: as `run`.
+    """
+    cases, name = cases_of(scenarios_or_suite, changes, machine)
+    context = measure.execution_context(Path(store), progress)
+    comparison, checked, folder = checking.check(cases, context, name=name, trace=trace)
+    return Check(comparison=comparison, cases=checked, folder=folder.path)
+
+
+def cases_of(
+    what: str | Path | Study | Iterable[str | Path],
+    changes: Changes | None = None,
+    machine: str | Path | None = None,
+) -> tuple[list[Case], str]:
+    """Return the cases of scenarios or of a suite, and a name for them together."""
+    if isinstance(what, str | Path) and str(what) in scenarios.suite_files():
+        what = load(str(what))
+    on = None if machine is None else str(machine)
+    if isinstance(what, Study):
+        return list(what.changed({**(changes or {}), **({"machine": on} if on else {})}).resolved()), what.name
+    names = [what] if isinstance(what, str | Path) else list(what)
+    cases = [scenarios.load(str(name), changes=changes, machine=on) for name in names]
+    if not cases:
+        raise ConfigError("nothing to check: name a scenario or a suite")
+    return cases, cases[0].scenario.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Two predictions of one scenario, before and after a change."""
+
+    before: Prediction
+    after: Prediction
+
+    def to_frame(self) -> DataFrame:
+        """Return a row for each metric: before, after, and after / before - 1."""
+        import pandas as pd
+
+        rows = {
+            name: {"before": old.value, "after": self.after.metrics[name].value, "unit": old.unit}
+            for name, old in self.before.metrics.items()
+            if name in self.after.metrics
+        }
+        frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+        frame.insert(2, "change_frac", frame["after"] / frame["before"] - 1)
+        return frame
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html())
+
+
+def whatif(scenario: str | Path, changes: Changes, *, machine: str | Path | None = None) -> Difference:
+    """Predict a scenario before and after changes.
+
+    Raises:
+        ConfigError, DoesNotFit: as `simulate`; no change is given.
+    """
+    if not changes:
+        raise ConfigError("whatif needs at least one change to look at")
+    both = pair(str(scenario), dict(changes), machine=None if machine is None else str(machine))
+    before, after = evaluate.predictions(both)
+    return Difference(before=before, after=after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studied:
+    """The predictions of all points of a study."""
+
+    study: Study
+    predictions: Mapping[str, Prediction]
+
+    def to_frame(self) -> DataFrame:
+        """Return a row for each point: the value of each axis, then of each metric."""
+        import pandas as pd
+
+        labels = {point.name: dict(point.labels) for point in self.study.points()}
+        rows = {
+            name: labels.get(name, {}) | {metric: m.value for metric, m in prediction.metrics.items()}
+            for name, prediction in self.predictions.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("point")
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html())
+
+
+def study(
+    base: str | Path | Study,
+    axes: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    changes: Changes | None = None,
+) -> Studied:
+    """Predict every combination of ``axes``, values by dotted path, of a scenario or of a study.
+
+    Raises:
+        ConfigError, DoesNotFit: as `simulate`, for any of the points.
+    """
+    grid = base if isinstance(base, Study) else Study(name="study", base=str(base))
+    grid = grid.model_copy(update={"axes": {**grid.axes, **{path: list(v) for path, v in (axes or {}).items()}}})
+    grid = grid.changed(changes or {})
+    return Studied(study=grid, predictions={str(p.scenario["name"]): p for p in evaluate.predictions(grid)})
+
+
+def calibrate(
+    *,
+    quick: bool = True,
+    only: str | None = None,
+    storage_path: str | Path = STORES,
+    output: str | Path = f"{library.THIS_MACHINE}.yaml",
+    progress: Progress = _silent,
+) -> Calibrated:
+    """Measure this machine, fit the model to it, and write a machine file.
+
+    Args:
+        quick: Under a minute, with wider intervals.
+        only: Parts, with commas between: storage, memory, compute, training, link, gpu.
+        storage_path: A folder on the disk to measure.
+        output: The machine file.
+        progress: Told what is measured.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        NoDevice: a package, a program or a GPU that is missing.
+    """
+    from sandtable.calibration import session
+
+    return session.run(quick=quick, only=only, folder=Path(storage_path), output=Path(output), progress=progress)
+
+
+def score(folder: str | Path | None = None, only: str | None = None) -> PublishedReport:
+    """Predict published measurements, those of a folder or those shipped, and score the predictions.
+
+    Raises:
+        ConfigError: no such folder, or no known file in it.
+    """
+    from sandtable.published import scoring
+
+    return scoring.run(None if folder is None else Path(folder), only=only)
+
+
+def devices() -> DataFrame:
+    """Return the device files of the library: name, kind, title, and whether numbers were fitted."""
+    return _listed("devices")
+
+
+def prices() -> DataFrame:
+    """Return the price lists: a row for each instance and region, in USD/h."""
+    return _listed("prices")
+
+
+def runs() -> DataFrame:
+    """Return the runs of the current folder."""
+    return _listed("runs")
+
+
+def _listed(what: str) -> DataFrame:
+    from sandtable.report import listing
+
+    return listing.listing(what).to_frame()

@@ -1,0 +1,265 @@
+"""Calibrating from beginning to end: what can be measured here, in which order, and the file that is written."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sandtable import units, yaml_files
+from sandtable.calibration import this_host
+from sandtable.calibration.gpu import gpu_fit, recordings
+from sandtable.calibration.gpu.recordings import Gpus, LiveGpus, RecordedGpus
+from sandtable.calibration.this_host import FittedPoint, Settings
+from sandtable.demand.instruments import storage_cross_check
+from sandtable.errors import CalibrationError, ConfigError, NoDevice
+from sandtable.hardware import Machine, library
+from sandtable.model.cost_model import CostModel
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+QUICK_FILE_BYTES = 1 << 30
+FULL_FILE_BYTES = 4 << 30
+QUICK_BUDGET_S = 32.0
+FULL_BUDGET_S = 290.0
+QUICK_OPERATOR_BUDGET_S = 45.0
+FULL_OPERATOR_BUDGET_S = 130.0
+# what training and its collectives are timed with
+FRAMEWORK = "torch"
+# requests at which another program's storage curve is taken
+CROSS_CHECKED_BYTES = (4096, 16384, 65536, 262144)
+TEST_FILE = "calibration"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A calibrated machine, the points behind it, and what the user should know of its quality.
+
+    ``cross_check`` holds this calibration's rate and another program's at some points of the storage curve: bytes of a
+    request, requests in flight, bytes/s of each. ``host`` says whether parts of the host were measured.
+    """
+
+    machine: Machine
+    points: Sequence[FittedPoint] = ()
+    cross_check: Sequence[tuple[float, int, float, float]] = ()
+    warnings: Sequence[str] = ()
+    host: bool = True
+    seconds: float = 0.0
+
+    def to_frame(self) -> DataFrame:
+        """Return the measured points beside what the fitted laws say, as a pandas frame; times in seconds."""
+        import pandas as pd
+
+        rows = [
+            {
+                "kernel": point.kernel,
+                "point": this_host.describe(point.dims),
+                "measured_s": point.measured_s,
+                "fitted_s": point.fitted_s,
+                "error_frac": point.error_frac,
+            }
+            for point in self.points
+        ]
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html())
+
+
+def run(
+    *,
+    quick: bool = False,
+    only: str | None = None,
+    folder: Path = Path("stores"),
+    file_size: str | None = None,
+    output: Path = Path("this_machine.yaml"),
+    cross_check: str | None = None,
+    keep_file: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+    record: Path | None = None,
+    replay: Path | None = None,
+) -> Calibrated:
+    """Calibrate this machine, and write its machine file.
+
+    Args:
+        quick: Under a minute, with wider intervals.
+        only: Parts to measure, with commas between; a new calibration needs storage, memory and compute.
+        folder: A folder on the disk to measure.
+        file_size: Size of the file that storage is measured on, such as "4 GiB".
+        output: The machine file, read as the base where only some parts are measured.
+        cross_check: A program that measures the storage curve too; "fio".
+        keep_file: Leave the test file for the next time.
+        progress: Told what is measured.
+        record: Keeps what was timed on GPUs in this file.
+        replay: Fits to such a file instead of timing GPUs.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        NoDevice: a package or program that is missing, or a GPU.
+    """
+    if cross_check not in (None, "fio"):
+        raise ConfigError(f"--cross-check knows 'fio', not {cross_check!r}")
+    parts = parts_of(recordings.PART if replay is not None and only is None else only, quick, progress)
+    this_host.check_parts(parts)
+    host_parts = tuple(part for part in parts if part != recordings.PART)
+    if recordings.PART not in parts and (record or replay):
+        raise ConfigError(f"--record and --replay are about GPUs: write --only {recordings.PART}")
+    base = library.load_machine(str(output)) if (only or replay) is not None and output.is_file() else None
+    # before minutes of other work, and before any talk of files: there may be no GPU
+    gpus, without = _gpus(replay, asked=only is not None) if recordings.PART in parts else (None, [])
+    begin = time.perf_counter()
+    try:
+        if base is None and not set(parts) >= set(this_host.PARTS):
+            raise ConfigError(this_host.needs_base(parts))
+        settings = Settings(
+            folder=folder / TEST_FILE,
+            quick=quick,
+            only=host_parts,
+            file_bytes=_file_bytes(file_size, quick),
+            budget_s=QUICK_BUDGET_S if quick else FULL_BUDGET_S,
+            operator_budget_s=QUICK_OPERATOR_BUDGET_S if quick else FULL_OPERATOR_BUDGET_S,
+            passes=2 if quick else 4,
+            progress=progress,
+        )
+        found = (
+            _host(settings, base, output, cross_check, keep_file) if host_parts else Calibrated(machine=_kept(base))
+        )
+        if gpus is not None:
+            found = _with_gpus(found, gpus, quick=quick, record=record, output=output, progress=progress)
+    finally:
+        if gpus is not None:
+            gpus.close()
+    warnings = [*found.warnings, *without]
+    return replace(found, warnings=warnings, host=bool(host_parts), seconds=time.perf_counter() - begin)
+
+
+def _host(
+    settings: Settings, base: Machine | None, output: Path, cross_check: str | None, keep_file: bool
+) -> Calibrated:
+    """Measure the host's parts, and write the machine file."""
+    with _test_folder(settings.folder, keep_file):
+        result = this_host.calibrate(settings, base)
+        curve = [] if cross_check is None else cross_checked(result.machine, settings)
+    library.save_component(result.machine, output)
+    return Calibrated(machine=result.machine, points=result.points, cross_check=curve, warnings=result.warnings)
+
+
+def cross_checked(machine: Machine, settings: Settings) -> list[tuple[float, int, float, float]]:
+    """Return this calibration's storage curve beside another program's, on the same file; see `Calibrated`."""
+    path = next(path for path in settings.folder.iterdir() if path.stat().st_size >= settings.file_bytes)
+    points = [p for p in machine.storage.measurements if p.access == "random"]
+    chosen = [p for p in points if p.concurrency in (1, 8, 16, 32) and p.chunk_bytes in CROSS_CHECKED_BYTES]
+    asked = [(int(p.chunk_bytes), p.concurrency) for p in chosen]
+    rates = storage_cross_check().bytes_per_s(path, asked, 1.0)
+    return [(p.chunk_bytes, p.concurrency, p.read_bytes_per_s, r) for p, r in zip(chosen, rates, strict=True)]
+
+
+def _kept(base: Machine | None) -> Machine:
+    """Return an earlier calibration, whose host's parts stay as they are."""
+    assert base is not None
+    return base
+
+
+# --- GPUs --------------------------------------------------------------------------------------------------
+
+
+def _gpus(replay: Path | None, *, asked: bool) -> tuple[Gpus | None, list[str]]:
+    """Return the GPUs to calibrate; none and the reason, where nobody asked for them by name and there are none."""
+    if replay is not None:
+        return RecordedGpus(recordings.read_recording(replay)), []
+    try:
+        return LiveGpus(), []
+    except NoDevice as missing:
+        if asked:
+            raise
+        return None, [f"{recordings.PART} is left out: {missing}"]
+
+
+def _with_gpus(
+    found: Calibrated,
+    gpus: Gpus,
+    *,
+    quick: bool,
+    record: Path | None,
+    output: Path,
+    progress: Callable[[str], None],
+) -> Calibrated:
+    """Time GPUs, keep the recording, fit, and write the machine file; what was finished is kept if it breaks off."""
+    observed = recordings.observe(gpus, quick=quick, progress=progress)
+    recording = observed.recording()
+    if record is not None:
+        yaml_files.write_atomically(record, recording.to_json())
+    try:
+        method = f"sandtable calibrate{' --quick' if quick else ''}"
+        fitted = gpu_fit.fitted(found.machine, recording, method)
+    except (CalibrationError, ConfigError) as error:
+        # too few points to fit, which is no surprise where it broke off
+        raise observed.broken_by or error from None
+    library.save_component(fitted.machine, output)
+    if observed.broken_by is not None:
+        raise observed.broken_by
+    points, warnings = [*found.points, *_gpu_points(fitted)], [*found.warnings, *fitted.notes]
+    return replace(found, machine=fitted.machine, points=points, warnings=warnings)
+
+
+def _gpu_points(fitted: gpu_fit.Fitted) -> list[FittedPoint]:
+    """Return the points that a law of the machine predicts, beside what it predicts."""
+    costs = CostModel(fitted.machine)
+    return [
+        FittedPoint(
+            kernel=point.kernel, dims=point.dims, measured_s=point.seconds, fitted_s=costs.time(point.op).seconds
+        )
+        for point in fitted.points
+        # a launch is a constant, and the machine's law of transfers is the one of pinned memory
+        if point.op.kind != "host" and point.dims.get("pinned", True)
+    ]
+
+
+# --- settings ----------------------------------------------------------------------------------------------
+
+
+def parts_of(only: str | None, quick: bool, progress: Callable[[str], None]) -> tuple[str, ...]:
+    """Return the parts to measure: those named, or all that can be; a quick one leaves training and GPUs out."""
+    if only is not None:
+        return tuple(part.strip() for part in only.split(",") if part.strip())
+    if quick:
+        return this_host.PARTS
+    if importlib.util.find_spec(FRAMEWORK) is None:
+        progress(f"{FRAMEWORK} is not installed: {', '.join(this_host.OPERATOR_PARTS)} are left out")
+        return this_host.PARTS
+    there = (recordings.PART,) if recordings.may_have_gpu() else ()
+    return (*this_host.PARTS, *this_host.OPERATOR_PARTS, *there)
+
+
+def _file_bytes(text: str | None, quick: bool) -> int:
+    if text is None:
+        return QUICK_FILE_BYTES if quick else FULL_FILE_BYTES
+    try:
+        size = int(units.parse(text, "bytes"))
+    except ValueError as error:
+        raise ConfigError(f"--file-size: {error}") from None
+    if size < 256 << 20:
+        raise ConfigError("--file-size: at least 256 MiB, or the device's own cache is measured")
+    return size // 4096 * 4096
+
+
+@contextlib.contextmanager
+def _test_folder(folder: Path, keep: bool) -> Iterator[None]:
+    """Make a folder of our own for the test file, and remove what is in it afterwards."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot be used: {error.strerror}", file=str(folder)) from None
+    try:
+        yield
+    finally:
+        if not keep:
+            for path in folder.iterdir():
+                if path.is_file():
+                    path.unlink()
+            folder.rmdir()
