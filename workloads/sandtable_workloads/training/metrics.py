@@ -72,13 +72,13 @@ def derived(
             rates["loss_per_usd"] = gain_per_token(parameters, shape) * tokens / usd_per_s
     if machine.power is not None:
         products["energy_j"] = machine.power.max_w * machines
-    found = {name: _rate(step, amount, name) for name, amount in rates.items()}
-    found |= {name: _scaled(step, factor, name) for name, factor in products.items()}
+    found = {name: per_step(step, amount, name) for name, amount in rates.items()}
+    found |= {name: times_step(step, factor, name) for name, factor in products.items()}
     if machine.price is not None:
         law, total = law_named(parameters.scaling_law), total_tokens(parameters, shape)
         if law.covers(shape, total):
             found["final_loss"] = point(law.loss(law.params_of(shape), total), "1")
-        found["usd_per_h"] = point(machine.price.usd_per_h * machines, units.unit_of("usd_per_h"))
+        found["usd_per_h"] = priced(machine.price.usd_per_h * machines)
     return found
 
 
@@ -93,12 +93,18 @@ def gain_per_token(parameters: SlmTraining, shape: ModelShape) -> float:
     return law.gain_per_token(law.params_of(shape), total_tokens(parameters, shape))
 
 
-def _rate(step: Metric, amount: float, name: str) -> Metric:
+def per_step(step: Metric, amount: float, name: str) -> Metric:
     """Return ``amount`` per step time; the slow end of the interval is the low one."""
     high = math.inf if step.low <= 0 else amount / step.low
     return Metric(value=amount / step.value, low=amount / step.high, high=high, unit=units.unit_of(name))
 
 
-def _scaled(step: Metric, factor: float, name: str) -> Metric:
+def times_step(step: Metric, factor: float, name: str) -> Metric:
+    """Return ``factor`` times the step time."""
     low, high = step.low * factor, step.high * factor
     return Metric(value=step.value * factor, low=low, high=high, unit=units.unit_of(name))
+
+
+def priced(usd_per_h: float) -> Metric:
+    """Return the price of an hour, which is known exactly."""
+    return point(usd_per_h, units.unit_of("usd_per_h"))

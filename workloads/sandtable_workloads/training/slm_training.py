@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sandtable.demand.plan import Plan
-from sandtable.errors import PlanError
 from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
 from sandtable.model.law import Columns, FloatArray
@@ -43,7 +42,6 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
             PlanError: the run cannot be laid out.
             DoesNotFit: one device needs more memory than it has.
         """
-        _all_weights(parameters)
         shape = parameters.shape
         layout.check(parameters, shape, machine)
         held = training_memory.check(parameters, machine, shape.name, lambda p: memory_of(p, machine))
@@ -72,7 +70,6 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """Check that this machine can do it, and make the files of tokens."""
         from sandtable_workloads.training.executed import run_job
 
-        _all_weights(parameters)
         run_job.prepare(parameters, machine, seed, context)
 
     def execute(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
@@ -92,16 +89,6 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
             "steps": 3,
             "warmup_steps": 1,
         }
-
-
-def _all_weights(parameters: SlmTraining) -> None:
-    """Refuse adapters where all weights are trained: they have memory and a closed form only.
-
-    Raises:
-        PlanError: an adapter is chosen.
-    """
-    if parameters.adapter != "none":
-        raise PlanError(f"adapter {parameters.adapter!r} is neither played nor executed: set adapter to none")
 
 
 def configuration(parameters: SlmTraining, machine: Machine) -> Configuration:
@@ -143,8 +130,6 @@ def _groups(parameters: Sequence[SlmTraining], machine: Machine) -> Iterator[tup
 
 def estimate(parameters: Sequence[SlmTraining], machine: Machine) -> dict[str, FloatArray]:
     """Return ``step_s`` and its parts of many runs on one machine, by the closed form."""
-    for p in parameters:
-        _all_weights(p)
     costs, names = CostModel(machine), tuple(StepTimes.__dataclass_fields__)
     found = {f"{name}_s": np.empty(len(parameters)) for name in names}
     for members, together in _groups(parameters, machine):

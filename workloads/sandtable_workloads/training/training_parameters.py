@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,8 +16,8 @@ Sharding = Literal["ddp", "zero_1", "fsdp_grad_op", "fsdp_full"]
 Attention = Literal["vanilla", "flash"]
 Checkpointing = Literal["none", "selective", "alternate", "full"]
 Precision = Literal["float32", "bfloat16", "mixed_bfloat16", "mixed_float16", "mixed_fp8"]
-Adapter = Literal["none", "lora", "adapter", "adapter_v2"]
-Quantization = Literal["none", "nf4", "nf4_dq"]
+# what belongs to the workload that trains a few weights beside frozen ones
+OF_FINETUNING = ("adapter", "lora_rank", "lora_targets", "quantization")
 
 
 class SlmTraining(Frozen):
@@ -50,11 +51,6 @@ class SlmTraining(Frozen):
         overlap_input_gradients: Sum a product's input gradients over the tensor-parallel group while its weights'
             gradients are computed, as Megatron-LM does since 2022.
         overlap_gradients: Reduce gradients while the backward pass goes on; else after it.
-        adapter: Weights that are trained beside frozen ones: ``lora`` on queries and values, prompts in front of
-            attention (LLaMA-Adapter), or those with scales and biases (its second version); ``none`` trains all.
-            For memory and for the closed form; see `sandtable_workloads.finetuning.adapters`.
-        lora_rank: Rank of LoRA's products.
-        quantization: How frozen weights are packed: not, in four bits, or with packed scales too.
         steps: Measured steps.
         warmup_steps: Steps before those, not measured.
         text: Text file to train on; the text that ships with the package if none.
@@ -87,9 +83,6 @@ class SlmTraining(Frozen):
     overlap_gradients: bool = True
     overlap_tensor: bool = False
     overlap_input_gradients: bool = False
-    adapter: Adapter = "none"
-    lora_rank: int = Field(default=8, ge=1)
-    quantization: Quantization = "none"
     steps: int = Field(default=10, ge=1)
     warmup_steps: int = Field(default=3, ge=0)
     text: str | None = None
@@ -98,11 +91,13 @@ class SlmTraining(Frozen):
     total_tokens: float | None = Field(default=None, gt=0)
     scaling_law: str = "chinchilla"
 
-    @model_validator(mode="after")
-    def _packed_is_frozen(self) -> SlmTraining:
-        if self.quantization != "none" and self.adapter == "none":
-            raise ValueError("packed weights cannot be trained: choose an adapter, or quantization none")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _trains_all_weights(cls, values: Any) -> Any:
+        found = [name for name in OF_FINETUNING if isinstance(values, Mapping) and name in values]
+        if found:
+            raise ValueError(f"{', '.join(found)}: slm_training trains all weights; write 'workload: finetuning'")
+        return values
 
     @model_validator(mode="after")
     def _groups_divide(self) -> SlmTraining:

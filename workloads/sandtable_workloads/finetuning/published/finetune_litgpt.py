@@ -18,8 +18,8 @@ from sandtable.errors import ConfigError, PlanError
 from sandtable.hardware import Machine, StackDatasheet, library
 from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
 from sandtable.published.rows import Row
-from sandtable_workloads.finetuning import adapters
-from sandtable_workloads.training.training_parameters import SlmTraining
+from sandtable_workloads.finetuning import finetuning_memory, finetuning_times
+from sandtable_workloads.finetuning.finetuning_parameters import Finetuning
 from sandtable_workloads.transformer.shapes import ModelShape
 
 MEMORY, ITERATION, DECODE = "memory_bytes", "iteration_s", "decode_tokens_per_s"
@@ -155,8 +155,8 @@ def _training(row: Row, adapter: str, quantization: str, machine: Machine) -> di
     }
     usual = max(8, round(padded_tokens(longest, micro_batch * devices)))
     run, shape = _run(common, longest)
-    held = adapters.memory_of(run, shape)
-    times = adapters.iteration_s(*_run(common, usual), machine)
+    held = finetuning_memory.memory_of(run, shape)
+    times = finetuning_times.iteration_s(*_run(common, usual), machine)
     validated = (VALIDATION_BATCHES + VALIDATION_TOKENS) * times["inference_s"] / N_ITERATIONS
     return {MEMORY: sum(held.values()), ITERATION: times["step_s"] + validated}
 
@@ -170,13 +170,13 @@ def _decoding(row: Row, quantization: str, machine: Machine) -> dict[str, float]
         "micro_batch": 1,
     }
     run, shape = _run(common, PROMPT_TOKENS + NEW_TOKENS)
-    times = adapters.token_s(run, shape, machine)
+    times = finetuning_times.token_s(run, shape, machine)
     rate = NEW_TOKENS / (times["start_s"] + NEW_TOKENS * times["token_s"])
-    return {MEMORY: sum(adapters.decode_memory_of(run, shape).values()), DECODE: rate}
+    return {MEMORY: sum(finetuning_memory.decode_memory_of(run, shape).values()), DECODE: rate}
 
 
-def _run(values: dict[str, Any], tokens: int) -> tuple[SlmTraining, ModelShape]:
-    run = SlmTraining.model_validate(values | {"sequence_tokens": tokens}, context=units.AT_EDGE)
+def _run(values: dict[str, Any], tokens: int) -> tuple[Finetuning, ModelShape]:
+    run = Finetuning.model_validate(values | {"sequence_tokens": tokens}, context=units.AT_EDGE)
     return run, run.shape
 
 

@@ -1,0 +1,92 @@
+"""What a user may choose about fine-tuning a model, and what follows from it by counting alone."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sandtable.hardware import Frozen
+from sandtable_workloads.training.training_parameters import Precision, SlmTraining
+from sandtable_workloads.transformer.presets import shape_for
+from sandtable_workloads.transformer.shapes import ModelShape
+
+Adapter = Literal["none", "lora", "adapter", "adapter_v2"]
+Quantization = Literal["none", "nf4", "nf4_dq"]
+LoraTarget = Literal["query", "key", "value", "output", "up", "down"]
+# those that are one product with three parts
+JOINED: tuple[LoraTarget, ...] = ("query", "key", "value")
+
+
+class Finetuning(Frozen):
+    """Parameters of one fine-tuning run.
+
+    Attributes:
+        model: As of `sandtable_workloads.training.training_parameters.SlmTraining`.
+        adapter: Weights that are trained beside frozen ones: ``lora`` on the products that ``lora_targets`` names,
+            prompts in front of attention (LLaMA-Adapter), or those with scales and biases (its second version);
+            ``none`` trains all weights.
+        lora_rank: Rank of LoRA's products.
+        lora_targets: Products that LoRA is added to; ``up`` is the gate too.
+        quantization: How frozen weights are packed: not, in four bits, or with packed scales too.
+        sequence_tokens: Tokens per sequence, padding included.
+        micro_batch: Sequences that one device processes at once.
+        grad_accumulation: Micro-batches per step and device.
+        devices: Devices in all, each with its own data.
+        sharding: ``ddp`` keeps everything on every device; ``fsdp_full`` shards the weights and gathers each layer.
+        checkpointing: ``full`` keeps only the input of each layer and computes the rest again.
+        precision: Of weights and activations; adapters are described in pure ``bfloat16`` only.
+        optimizer_dtype: Type of AdamW's two moments; the weights' if not given, float32 with mixed precision.
+        steps: Steps that are reported.
+        warmup_steps: Steps before those.
+        total_tokens: Tokens of the whole fine-tuning, for its time and price; none leaves them out.
+    """
+
+    model: str = "llama_2_7b"
+    adapter: Adapter = "lora"
+    lora_rank: int = Field(default=8, ge=1)
+    lora_targets: tuple[LoraTarget, ...] = Field(default=("query", "value"), min_length=1)
+    quantization: Quantization = "none"
+    sequence_tokens: int = Field(default=512, ge=8)
+    micro_batch: int = Field(default=1, ge=1)
+    grad_accumulation: int = Field(default=1, ge=1)
+    devices: int = Field(default=1, ge=1)
+    sharding: Literal["ddp", "fsdp_full"] = "ddp"
+    checkpointing: Literal["none", "full"] = "none"
+    precision: Precision = "bfloat16"
+    optimizer_dtype: Literal["float32", "bfloat16"] | None = None
+    steps: int = Field(default=10, ge=1)
+    warmup_steps: int = Field(default=1, ge=0)
+    total_tokens: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _packed_is_frozen(self) -> Finetuning:
+        if self.quantization != "none" and self.adapter == "none":
+            raise ValueError("packed weights cannot be trained: choose an adapter, or quantization none")
+        return self
+
+    @property
+    def shape(self) -> ModelShape:
+        """The shape of the model, with as many learned positions as a sequence has tokens."""
+        return shape_for(self.model, self.sequence_tokens)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens per optimiser step, on all devices."""
+        return self.micro_batch * self.grad_accumulation * self.devices * self.sequence_tokens
+
+    @property
+    def joined_targets(self) -> tuple[LoraTarget, ...]:
+        """Which parts of the joined projection LoRA is added to."""
+        return tuple(target for target in JOINED if target in self.lora_targets) if self.adapter == "lora" else ()
+
+    def as_training(self) -> SlmTraining:
+        """Return the training of all weights on the same sequences."""
+        return _as_training(self)
+
+
+@lru_cache(maxsize=256)
+def _as_training(p: Finetuning) -> SlmTraining:
+    own = SlmTraining.model_fields.keys() & type(p).model_fields.keys()
+    return SlmTraining(**{name: getattr(p, name) for name in own})
