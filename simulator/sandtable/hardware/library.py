@@ -219,8 +219,9 @@ def _check_accelerator(machine: Any, path: Path) -> None:
     section = machine.get("accelerator")
     for key in ("processor", "memory"):
         if isinstance(section, Mapping) and key in section:
-            known = section.get("processor") in device_files("accelerator")
-            device = section["processor"] if known else "<name of a file in devices/accelerators>"
+            processor = section.get("processor")
+            known = isinstance(processor, str) and processor in device_files("accelerator")
+            device = processor if known else "<name of a file in devices/accelerators>"
             n = f", n: {section['n']}" if "n" in section else ""
             raise ConfigError(
                 f"accelerator.{key}: processor and memory of an accelerator stand in one file: write "

@@ -140,6 +140,8 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(folder: Path, old: str, n
     [
         ("{processor: card, memory: hbm, link: pcie4_x16, n: 8}", "write 'accelerator: {device: card, n: 8}'"),
         ("{processor: card_2, memory: hbm}", "write 'accelerator: {device: <name of a file"),
+        # as calibration wrote it: the parts themselves instead of their names
+        ("{processor: {kind: processor}, memory: {kind: memory}}", "'sandtable calibrate --only gpu' measures"),
     ],
 )
 def test_parts_named_one_by_one_are_refused_with_what_to_write(folder: Path, section: str, advice: str) -> None:
