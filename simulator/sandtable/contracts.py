@@ -24,15 +24,17 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import numpy as np
 
 from sandtable import hardware, units
 from sandtable.demand.kernel import Kernel, KernelContext
-from sandtable.demand.op import RESOURCE_OF_KIND, Op
+from sandtable.demand.op import Op
+from sandtable.demand.operator import Resource, operator_named, operators
 from sandtable.demand.plan import Plan
+from sandtable.demand.shapes import RandomReadShape
 from sandtable.engine.process import Process
 from sandtable.engine.recorder import ACCOUNT_OF_COLUMN, ACCOUNTS, LATENCY, Recorder, Units
 from sandtable.engine.simulation import Run
@@ -43,7 +45,7 @@ from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workl
 
 # parts that calibration measures, and the resources whose laws the timings of each fit
 RESOURCES_OF_PART: dict[str | None, tuple[str, ...]] = {
-    None: tuple(sorted(set(RESOURCE_OF_KIND.values()))),
+    None: get_args(Resource),
     "storage": ("storage",),
     "memory": ("memory",),
     "compute": ("compute",),
@@ -82,11 +84,26 @@ def check_device(path: Path, *, allow_guesses: bool = True) -> Component:
         used = used or _holds_text(component, source)
         _require(used, f"{path}: {source} has a source but no value")
     _require(allow_guesses or not component.guesses(), f"{path}: guessed: {', '.join(component.guesses())}")
+    _check_fits(component, path)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
         library.save_component(component, copy)
         _require(library.load_file(copy) == component, f"{path}: writing and reading it back changes it")
     return component
+
+
+def _check_fits(component: Component, path: Path) -> None:
+    """Check that every fit of an operator has the constants of its law, and no other."""
+    fits: hardware.OperatorFits = getattr(getattr(component, "fitted", None), "operators", {})
+    known = {operator.fitted_as: operator for operator in operators().values()}
+    for name, by_software in fits.items():
+        _require(name in known, f"{path}: fitted.operators.{name}: no installed package declares this operator")
+        wanted = {constant.name for constant in known[name].constants}
+        for software, fit in by_software.items():
+            _require(
+                set(fit.constants) == wanted,
+                f"{path}: fitted.operators.{name}.{software} has {sorted(fit.constants)}, not {sorted(wanted)}",
+            )
 
 
 def _holds_text(component: Component, dotted: str) -> bool:
@@ -139,11 +156,13 @@ def check_kernel_cost(kernel: Kernel, context: KernelContext) -> None:
         op, where = kernel.cost(dims), f"{kernel.name} at {dict(dims)}"
         check_op(op)
         _require(op.bytes_moved > 0, f"{where} moves no bytes")
-        # the last chunk may be shorter
-        _require(op.bytes_moved > (op.n_chunks - 1) * op.chunk_bytes, f"{where} has more chunks than bytes")
+        if op.resource == "storage":
+            # the last chunk may be shorter
+            least = (op.n_requests - 1) * op.shape.chunk_bytes
+            _require(op.bytes_moved > least, f"{where} has more chunks than bytes")
         resources = RESOURCES_OF_PART[kernel.calibrates]
         _require(op.resource in resources, f"{where} calibrates {kernel.calibrates}, but costs {op.resource}")
-        there = op.on == "accelerator" or op.kind == "host"
+        there = op.on == "accelerator" or op.operator == "host"
         _require(kernel.calibrates != "gpu" or there, f"{where} calibrates a GPU, but runs on the {op.on}")
         _require(dims.get("dtype", op.dtype) == op.dtype, f"{where} costs {op.dtype}")
         for key, value in dims.items():
@@ -211,18 +230,20 @@ def _close(result: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> bool:
 
 
 def check_op(op: Op) -> None:
-    """Check that an op names a known kind and account, and that its counts are possible."""
-    _require(op.kind in RESOURCE_OF_KIND, f"op {op.name!r} is of unknown kind {op.kind!r}")
+    """Check that an op names a known operator and account, and that its counts are possible."""
+    _require(op.operator in operators(), f"op {op.name!r} is of unknown operator {op.operator!r}")
+    shape_type = operator_named(op.operator).Shape
+    _require(op.shape is None or isinstance(op.shape, shape_type or ()), f"op {op.name!r} has another's shape")
     _require(op.account in ACCOUNTS, f"op {op.name!r} is booked to {op.account!r}, which is none of {ACCOUNTS}")
-    for count in ("flops", "bytes_read", "bytes_written", "n_items", "n_chunks", "chunk_bytes"):
-        value = getattr(op, count)
+    counts = {name: getattr(op, name) for name in ("flops", "bytes_read", "bytes_written", "n_special", "n_items")}
+    columns = {} if op.shape is None else op.shape._asdict()
+    for count, value in (counts | columns).items():
         _require(np.isfinite(value) and value >= 0, f"op {op.name!r} has {count} {value}")
-    _require(op.repeat >= 1 and op.concurrency >= 1, f"op {op.name!r} needs repeat and concurrency of at least 1")
-    if op.kind == "random_read":
-        _require(
-            op.bytes_read == op.n_chunks * op.chunk_bytes,
-            f"op {op.name!r} reads {op.bytes_read} bytes in {op.n_chunks} chunks of {op.chunk_bytes}",
-        )
+    _require(op.repeat >= 1, f"op {op.name!r} needs a repeat of at least 1")
+    if isinstance(op.shape, RandomReadShape):
+        n, size, lanes = op.shape
+        _require(op.bytes_read == n * size, f"op {op.name!r} reads {op.bytes_read} bytes in {n} chunks of {size}")
+        _require(lanes >= 1, f"op {op.name!r} needs a concurrency of at least 1")
 
 
 def check_plan(plan: Plan) -> None:

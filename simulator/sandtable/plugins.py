@@ -53,7 +53,7 @@ def modules_of(package: ModuleType, *, published: bool = False) -> list[ModuleTy
 
 
 def classes(base: type[T], *, published: bool = False) -> dict[str, type[T]]:
-    """Return every concrete class of a kind by its ``name``, sorted; see `modules` for ``published``.
+    """Return every concrete class of a kind that has a ``name``, by it, sorted; see `modules` for ``published``.
 
     Raises:
         ConfigError: two classes of one name.
@@ -61,9 +61,11 @@ def classes(base: type[T], *, published: bool = False) -> dict[str, type[T]]:
     found: dict[str, type[T]] = {}
     for module in modules(published=published):
         for _, item in inspect.getmembers(module, inspect.isclass):
+            name = getattr(item, "name", None)
             if not issubclass(item, base) or inspect.isabstract(item) or item.__module__ != module.__name__:
                 continue
-            name = str(item.name)  # type: ignore[attr-defined]
+            if not isinstance(name, str):
+                continue  # a common part of several
             if found.setdefault(name, item) is not item:
                 raise ConfigError(f"{base.__name__.lower()} {name!r} is defined twice: {found[name]} and {item}")
     return dict(sorted(found.items()))

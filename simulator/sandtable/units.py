@@ -192,6 +192,22 @@ def quantity_of(name: str) -> str | None:
     return next((quantity for suffix, quantity in SUFFIXES if base.endswith(suffix)), None)
 
 
+def suffix_of(value: object) -> str:
+    """Return the suffix for a name of what ``value`` states: "3 us" -> "_s", "83 %" -> "_frac"; none for a number.
+
+    Raises:
+        ValueError: text without a known unit.
+    """
+    if not isinstance(value, str):
+        return ""
+    match = _NUMBER.match(value)
+    unit = "" if match is None else match.group(2)
+    for suffix, quantity in SUFFIXES:
+        if unit and unit in _TABLES[quantity]:
+            return suffix
+    raise ValueError(f"{value!r} has no unit that is known: write it like '118 us', or a bare number without one")
+
+
 def strip_suffix(name: str) -> str:
     """Return ``name`` without its unit suffix; the YAML key of a field, as its value carries the unit."""
     for suffix, _ in SUFFIXES:

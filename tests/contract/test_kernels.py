@@ -63,7 +63,7 @@ BROKEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "a point twice": ("check_kernel_grid", {"grid": twice}, "twice"),
     "other dims": ("check_kernel_grid", {"grid": lambda self, *, quick: [{"other": 1}]}, "other dims"),
     "unknown part": ("check_kernel_grid", {"calibrates": "luck"}, "no part of a machine"),
-    "no bytes": ("check_kernel_cost", {"cost": costing(bytes_read=0, bytes_written=0, n_chunks=0)}, "no bytes"),
+    "no bytes": ("check_kernel_cost", {"cost": costing(bytes_read=0, bytes_written=0)}, "no bytes"),
     "not on the GPU": ("check_kernel_cost", {"calibrates": "gpu"}, "runs on the host"),
     "other resource": ("check_kernel_cost", {"calibrates": "storage"}, "but costs"),
     "no seconds": ("check_kernel_timings", {"timings": lambda self, dims, context, **_: []}, "no seconds"),

@@ -80,12 +80,12 @@ def test_a_good_plan_passes() -> None:
 @pytest.mark.parametrize(
     ("op", "sentence"),
     [
-        (dataclasses.replace(READ, kind="teleport"), "unknown kind"),
+        (dataclasses.replace(READ, operator="teleport"), "unknown operator"),
         (dataclasses.replace(READ, account="luck"), "booked to"),
-        (dataclasses.replace(READ, n_chunks=3), "reads 8192"),
+        (dataclasses.replace(READ, shape=READ.shape._replace(n_chunks=3)), "reads 8192"),
         (dataclasses.replace(READ, flops=-1.0), "flops -1"),
         (dataclasses.replace(READ, repeat=0), "repeat"),
-        (dataclasses.replace(READ, bytes_read=float("nan"), n_chunks=0), "nan"),
+        (dataclasses.replace(READ, bytes_read=float("nan")), "nan"),
     ],
 )
 def test_a_bad_op_is_found(op: Op, sentence: str) -> None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from sandtable.hardware import Link, library
+from sandtable.hardware import Link, LinkSheet, library
 from sandtable.model.fitted_constants import resolve
-from sandtable.model.law import LinkSheet
-from sandtable.model.laws.collective_law import CollectiveLaw
+from sandtable.model.laws.collective_law import AllReduce
 from sandtable.published import systems
 
-LAW = CollectiveLaw()
+LAW = AllReduce()
 GIB = 2.0**30
 # within, between, machines, ranks in each, bytes, seconds, who says so
 PUBLISHED = [
@@ -45,5 +44,5 @@ def test_within_a_factor(
     constants = resolve(LAW, network, "nccl", systems.stack_of("nccl"))
     columns = LAW.columns((n_bytes, float(machines * local), float(local)))
     sheet = LinkSheet.of(_link(within), network, local)
-    found = float(LAW.seconds(sheet, constants.values, columns, dtype="float32", op="all_reduce")[0])
+    found = float(LAW.seconds(sheet, constants.values, columns, dtype="float32")[0])
     assert 1 / 1.6 < found / seconds < 1.6

@@ -45,7 +45,7 @@ def test_sizes_in_elements_agree_with_sizes_in_bytes(folder: Path) -> None:
     for row in adapter.read(folder):
         timed = adapter.timed(row)
         for item in () if isinstance(timed, Skipped) else timed:
-            if isinstance(item, Skipped) or item.point.op != "all_reduce" or item.point.shape[1] != 2:
+            if isinstance(item, Skipped) or item.point.operator != "all_reduce" or item.point.shape.n_ranks != 2:
                 continue
             rate = item.point.shape[0] / item.point.seconds
             found[row.text("system")] = max(rate, found.get(row.text("system"), 0.0))

@@ -16,6 +16,6 @@ def test_a_device_left_out(software: str, kind: str, bound: float) -> None:
     stack = library.load_component("stack", software)
     assert isinstance(stack, Stack)
     assert stack.fitted is not None
-    evidence = stack.fitted.operators.of(kind)[software].evidence
+    evidence = stack.fitted.operators[kind][software].evidence
     assert evidence.held_out_median_abs_error_frac is not None
     assert evidence.held_out_median_abs_error_frac < bound

@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable.demand.op import OPERATOR_COLUMNS
-from sandtable.model.law import Sheet
+from sandtable.demand.shapes import AttentionShape
+from sandtable.hardware import Roofline
 from sandtable.model.laws.attention_law import (
     BACKWARD_RATE,
     CACHE_SPEEDUP,
     CLOCKS_PER_SCORE,
     SMALL_TILE,
     TILE,
-    AttentionLaw,
+    Attention,
     vanilla_traffic,
 )
 
-LAW = AttentionLaw()
-SHEET = Sheet(
+LAW = Attention()
+SHEET = Roofline(
     name="device",
     n_units=100,
     peak_flops_per_s={"bfloat16": 1e15, "fp8": 2e15, "float32": 5e13},
@@ -32,7 +32,7 @@ SHEET = Sheet(
     clock_hz=1.5e9,
 )
 # no clock: exponentials take no time
-BARE = Sheet(
+BARE = Roofline(
     name="device",
     n_units=100,
     peak_flops_per_s={"bfloat16": 1e15, "fp8": 2e15},
@@ -61,11 +61,11 @@ DEFAULTS = {
 
 
 def seconds(
-    *, sheet: Sheet = SHEET, constants: dict[str, float] | None = None, dtype: str = "bfloat16", **sizes: float
+    *, sheet: Roofline = SHEET, constants: dict[str, float] | None = None, dtype: str = "bfloat16", **sizes: float
 ) -> float:
     values = {**DEFAULTS, **sizes}
-    columns = LAW.columns([values[name] for name in OPERATOR_COLUMNS["attention"]])
-    return float(LAW.seconds(sheet, constants or LAW.typical(), columns, dtype=dtype, op="attention")[0])
+    columns = LAW.columns(AttentionShape(**values))
+    return float(LAW.seconds(sheet, constants or LAW.typical(), columns, dtype=dtype)[0])
 
 
 def prefill(tokens: float, **more: float) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class TestLimits:
         assert found == pytest.approx(flops / BARE.peak(dtype), rel=0.03)
 
     def test_exponentials_bind_where_products_are_fast(self) -> None:
-        fast = Sheet(
+        fast = Roofline(
             name="device",
             n_units=100,
             peak_flops_per_s={"bfloat16": 1e18},
@@ -106,7 +106,7 @@ class TestLimits:
 
     def test_the_tiles_on_the_diagonal_are_whole(self) -> None:
         # one head of two tiles, on two units: the longer one takes two steps, and three of four are taken
-        two = Sheet(
+        two = Roofline(
             name="two", n_units=2, peak_flops_per_s={"bfloat16": 1e12}, bandwidth_bytes_per_s=1e18, cache_bytes=0
         )
         step = 4 * TILE**2 * 128 / 5e11
@@ -141,14 +141,14 @@ class TestDecoding:
 
     def test_keys_that_fit_the_last_level_cache_come_from_there(self) -> None:
         sizes: dict[str, Any] = {"batch": 8.0, "kv_tokens": 1024.0}  # 34 MB of 50
-        cold = Sheet(
+        cold = Roofline(
             name="cold",
             n_units=100,
             peak_flops_per_s={"bfloat16": 1e18},
             bandwidth_bytes_per_s=3e12,
             cache_bytes=0.0,
         )
-        warm = Sheet(
+        warm = Roofline(
             name="warm",
             n_units=100,
             peak_flops_per_s={"bfloat16": 1e18},
@@ -284,7 +284,7 @@ def test_scores_on_chip_are_never_slower_forward(shape: dict[str, float], share:
 @given(shape=shapes, share=st.sampled_from([0.0, 1.0]), group=st.sampled_from([1.0, 8.0]))
 def test_a_faster_device_is_never_slower(shape: dict[str, float], share: float, group: float) -> None:
     sizes = complete(shape, share, group)
-    faster = Sheet(
+    faster = Roofline(
         name="faster",
         n_units=SHEET.n_units,
         peak_flops_per_s={key: 2 * value for key, value in SHEET.peak_flops_per_s.items()},
@@ -298,16 +298,16 @@ def test_a_faster_device_is_never_slower(shape: dict[str, float], share: float, 
 
 def test_many_at_once_equal_one_at_a_time() -> None:
     tokens = np.array([1.0, 128.0, 129.0, 4096.0])
-    values: list[Any] = [DEFAULTS[name] for name in OPERATOR_COLUMNS["attention"]]
+    values: list[Any] = [*AttentionShape(**DEFAULTS)]
     values[1] = tokens
     values[2] = 4096.0
-    found = LAW.seconds(SHEET, LAW.typical(), LAW.columns(values), dtype="bfloat16", op="attention")
+    found = LAW.seconds(SHEET, LAW.typical(), LAW.columns(values), dtype="bfloat16")
     single = [seconds(query_tokens=float(t), kv_tokens=4096) for t in tokens]
     assert found == pytest.approx(single)
 
 
 def test_the_same_work_on_a_processor() -> None:
-    cpu = Sheet(
+    cpu = Roofline(
         name="cpu",
         n_units=16,
         peak_flops_per_s={"float32": 1e12},

@@ -9,19 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable.demand.op import COLLECTIVES
-from sandtable.hardware import Link, library
-from sandtable.model.law import LinkSheet
-from sandtable.model.laws.collective_law import CollectiveLaw
+from sandtable.demand.operator import operators
+from sandtable.hardware import Link, LinkSheet, library
+from sandtable.model.laws.collective_law import AllReduce
 
-LAW = CollectiveLaw()
+LAW = AllReduce()
 TYPICAL = LAW.typical()
 FABRIC = LinkSheet(within_bytes_per_s=400e9, within_latency_s=1e-6)
 CLUSTER = LinkSheet(
     within_bytes_per_s=400e9, within_latency_s=1e-6, between_bytes_per_s=50e9, between_latency_s=10e-6
 )
 GIB = float(2**30)
-OPS = sorted(COLLECTIVES)
+OPS = sorted(name for name, law in operators().items() if law.resource == "network")
 
 
 def seconds(
@@ -32,8 +31,9 @@ def seconds(
     sheet: LinkSheet = FABRIC,
     **constants: float,
 ) -> float:
-    columns = LAW.columns((n_bytes, n_ranks, per_machine))
-    return float(LAW.seconds(sheet, {**TYPICAL, **constants}, columns, dtype="bfloat16", op=op)[0])
+    law = operators()[op]
+    columns = law.columns((n_bytes, n_ranks, per_machine))
+    return float(law.seconds(sheet, {**TYPICAL, **constants}, columns, dtype="bfloat16")[0])
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -106,7 +106,7 @@ def test_a_tree_keeps_small_all_reduces_over_many_machines_short() -> None:
 def test_one_column_may_be_an_array() -> None:
     sizes = np.logspace(3, 10, 5000)
     columns = LAW.columns((sizes, 64.0, 8.0))
-    found = LAW.seconds(CLUSTER, TYPICAL, columns, dtype="bfloat16", op="all_reduce")
+    found = LAW.seconds(CLUSTER, TYPICAL, columns, dtype="bfloat16")
     assert found.shape == sizes.shape
     assert found[1234] == pytest.approx(seconds("all_reduce", sizes[1234], 64, 8, CLUSTER))
 

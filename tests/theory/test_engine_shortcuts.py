@@ -40,7 +40,7 @@ def ops(draw: st.DrawFn, index: int, *, chain: bool) -> Op:
     elif kind == "sequential":
         op = sequential_read("stream", n_bytes=n_bytes, chunk_bytes=1 << 20, concurrency=4)
     else:
-        op = Op(name=kind, kind=kind, account="compute" if kind == "gemv" else "memory", bytes_read=n_bytes)
+        op = Op(name=kind, operator=kind, account="compute" if kind == "gemv" else "memory", bytes_read=n_bytes)
     return dataclasses.replace(op, after=after, repeat=repeat)
 
 

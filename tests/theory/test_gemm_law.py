@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable.hardware import DTYPE_BYTES
-from sandtable.model.law import Sheet
+from sandtable.hardware import DTYPE_BYTES, Roofline
 from sandtable.model.laws import gemm_law
-from sandtable.model.laws.gemm_law import GemmLaw
+from sandtable.model.laws.gemm_law import Gemm
 
-LAW = GemmLaw()
+LAW = Gemm()
 # every constant where it changes nothing, so that closed forms hold
 IDEAL = {"rate_frac": 1.0, "bandwidth_frac": 1.0, "launch_s": 1e-12, "tile_s": 1e-15, "quantise_passes": 1.0}
-SHEET = Sheet(
+SHEET = Roofline(
     name="made_up",
     n_units=100,
     peak_flops_per_s={"float32": 50e12, "bfloat16": 800e12, "fp8": 1600e12, "int8": 1600e12, "fp4": 3200e12},
@@ -37,11 +36,11 @@ def seconds(
     batch: float = 1,
     *,
     dtype: str = "bfloat16",
-    sheet: Sheet = SHEET,
+    sheet: Roofline = SHEET,
     **constants: float,
 ) -> float:
     columns = LAW.columns((m, n, k, batch))
-    return float(LAW.seconds(sheet, {**IDEAL, **constants}, columns, dtype=dtype, op="gemm")[0])
+    return float(LAW.seconds(sheet, {**IDEAL, **constants}, columns, dtype=dtype)[0])
 
 
 def test_a_large_product_takes_its_arithmetic_over_the_rate() -> None:
@@ -152,13 +151,13 @@ def test_no_product_beats_the_roofline(m: float, n: float, k: float, dtype: str)
 def test_many_products_in_one_call_cost_what_they_cost_alone() -> None:
     sizes = np.array([[1, 4096, 4096], [512, 1024, 8192], [8192, 8192, 128]], dtype=float)
     columns = LAW.columns([*sizes.T, 1.0])
-    together = LAW.seconds(SHEET, LAW.typical(), columns, dtype="bfloat16", op="gemm")
+    together = LAW.seconds(SHEET, LAW.typical(), columns, dtype="bfloat16")
     alone = [seconds(*row, **LAW.typical()) for row in sizes]
     assert together == pytest.approx(alone)
 
 
 @pytest.mark.parametrize(("sheet", "slowest"), [(OLDER, 3.0), (SHEET, 6.0)])
-def test_rows_that_start_at_odd_elements_cost_a_multiple(sheet: Sheet, slowest: float) -> None:
+def test_rows_that_start_at_odd_elements_cost_a_multiple(sheet: Roofline, slowest: float) -> None:
     """A width of 4147 in 16 bits, as an FFN of int(2.7 D) has, against 4144 (whole 16 bytes) and 4146."""
     whole, even, odd = (seconds(16384, n, 1536, sheet=sheet) for n in (4144, 4146, 4147))
     assert whole <= even < odd

@@ -24,7 +24,7 @@ BYTES = 1e8  # the test machine's compute and memory laws are equal: 10 us + byt
 
 
 def op(kind: str, account: str, n_bytes: float = BYTES, **changes: Any) -> Op:
-    return Op(name=kind, kind=kind, account=account, bytes_read=n_bytes, **changes)
+    return Op(name=kind, operator=kind, account=account, bytes_read=n_bytes, **changes)
 
 
 GEMV, COPY, ATTEND = op("gemv", "compute"), op("copy", "memory"), op("attend", "compute")

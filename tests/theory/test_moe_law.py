@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable.model.law import Sheet
-from sandtable.model.laws.experts_law import MoeLaw, _Batch
+from sandtable.hardware import Roofline
+from sandtable.model.laws.experts_law import MixtureOfExperts, _Batch
 from sandtable.model.laws.gemm_law import EDGE
 
-LAW = MoeLaw()
-SHEET = Sheet(
+LAW = MixtureOfExperts()
+SHEET = Roofline(
     name="device",
     n_units=100,
     peak_flops_per_s={"bfloat16": 1e15, "fp8": 2e15},
@@ -46,7 +46,7 @@ def seconds(
     n_tokens: float, *, dtype: str = "bfloat16", constants: dict[str, float] | None = None, **s: float
 ) -> float:
     columns = LAW.columns(shape(n_tokens, **s))
-    return float(LAW.seconds(SHEET, constants or LAW.typical(), columns, dtype=dtype, op="moe")[0])
+    return float(LAW.seconds(SHEET, constants or LAW.typical(), columns, dtype=dtype)[0])
 
 
 class TestRouting:
@@ -147,6 +147,6 @@ class TestTime:
     def test_columns_may_be_arrays_of_different_layers(self) -> None:
         experts = np.array([8.0, 128.0, 256.0])
         columns = LAW.columns((64.0, 4096.0, 1536.0, 2.0, experts, 1.0, 1.0, 0.0))
-        found = LAW.seconds(SHEET, LAW.typical(), columns, dtype="bfloat16", op="moe")
+        found = LAW.seconds(SHEET, LAW.typical(), columns, dtype="bfloat16")
         alone = [seconds(64, top_k=2, n_experts=count) for count in experts]
         assert found == pytest.approx(alone)

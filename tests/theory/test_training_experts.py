@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sandtable.demand.op import Op
+from sandtable.demand.shapes import CollectiveShape
 from sandtable.engine.simulation import run
 from sandtable.hardware import library
 from sandtable.model.cost_model import CostModel
@@ -57,7 +58,13 @@ def test_devices_share_the_one_adapter_of_their_machine() -> None:
     machine = library.load_machine("server_8x_v100_16gb", {"stack": "megatron_lm"})
     assert machine.network is not None
     n_bytes, n_ranks = 2.0**28, 32
-    op = Op(name="", kind="all_reduce", account="", shape=(n_bytes, float(n_ranks), 8.0), dtype="float16")
+    op = Op(
+        name="",
+        operator="all_reduce",
+        account="",
+        shape=CollectiveShape(n_bytes, float(n_ranks), 8.0),
+        dtype="float16",
+    )
     passed = 2 * (n_ranks - 1) / n_ranks * n_bytes
     least = passed / machine.network.datasheet.bandwidth_bytes_per_s
     assert least < CostModel(machine).time(op).seconds < 2 * least

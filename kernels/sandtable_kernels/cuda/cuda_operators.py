@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from sandtable.demand.kernel import Dims, KernelContext
-from sandtable.demand.op import BACKWARD_PASSES, Op
+from sandtable.demand.op import Op
+from sandtable.demand.shapes import BACKWARD_PASSES, AttentionShape, MemoryBoundShape
 from sandtable_kernels.cuda.cuda_pool import CudaTimer
 from sandtable_kernels.pytorch import eager
 from sandtable_kernels.pytorch.torch_operators import (
@@ -116,13 +117,13 @@ class CudaAttention(CudaKernel, TorchAttention):
         item, passes = ITEM_BYTES[dims["dtype"]], BACKWARD_PASSES if dims["pass"] == "backward" else 1.0
         return Op(
             name="attention",
-            kind="attention",
+            operator="attention",
             account="compute",
             dtype=dims["dtype"],
             flops=passes * (4 if t == 1 else 2) * b * h * t * s * e,
             bytes_read=passes * b * (t * h + 2 * s * g) * e * item,
             bytes_written=passes * b * t * h * e * item,
-            shape=(b, t, s, h, g, e, e, 1.0, item, float(dims["flash"]), passes),
+            shape=AttentionShape(b, t, s, h, g, e, e, 1.0, item, float(dims["flash"]), passes),
             on="accelerator",
         )
 
@@ -203,11 +204,11 @@ class CudaAdamW(CudaKernel, TorchAdamW):
         moved = eager.adamw(n, tensors, ITEM_BYTES[dims["dtype"]]).n_bytes
         return Op(
             name="optimizer",
-            kind="stream",
+            operator="memory_bound",
             account="compute",
             dtype=dims["dtype"],
             bytes_read=moved,
-            shape=(moved, launches, 0.0),
+            shape=MemoryBoundShape(moved, launches),
             on="accelerator",
         )
 
@@ -263,7 +264,7 @@ class CudaCopy(CudaPlain):
     def cost(self, dims: Dims) -> Op:
         """Read once, written once."""
         n = dims["n_bytes"]
-        return Op(name="copy", kind="copy", account="memory", bytes_read=n, bytes_written=n, on="accelerator")
+        return Op(name="copy", operator="copy", account="memory", bytes_read=n, bytes_written=n, on="accelerator")
 
     def example(self) -> Dims:
         """A few bytes."""
@@ -287,7 +288,9 @@ class CudaTransfer(CudaPlain):
 
     def cost(self, dims: Dims) -> Op:
         """Every byte crosses the link once."""
-        return Op(name="transfer", kind="transfer", account="memory", bytes_read=dims["n_bytes"], on="accelerator")
+        return Op(
+            name="transfer", operator="transfer", account="memory", bytes_read=dims["n_bytes"], on="accelerator"
+        )
 
     def example(self) -> Dims:
         """A few pinned bytes."""
@@ -306,7 +309,7 @@ class CudaLaunch(CudaPlain):
 
     def cost(self, dims: Dims) -> Op:
         """One call; it moves one number."""
-        return Op(name="launch", kind="host", account="compute", bytes_read=4, n_items=1)
+        return Op(name="launch", operator="host", account="compute", bytes_read=4, n_items=1)
 
     def example(self) -> Dims:
         """The host's side."""

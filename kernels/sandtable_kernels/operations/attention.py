@@ -99,7 +99,7 @@ class Attend(Kernel):
         cached = dims["n_ctx"] * dims["n_kv_heads"] * dims["head_dim"]
         return Op(
             name="attention",
-            kind="attend",
+            operator="attend",
             account="compute",
             dtype=dims["dtype"],
             flops=4 * dims["n_ctx"] * dims["n_heads"] * dims["head_dim"],

@@ -70,7 +70,7 @@ class AddNorm(Kernel):
         n, d = dims["n"] * dims["d_model"], dims["d_model"]
         return Op(
             name="residual and norm",
-            kind="elementwise",
+            operator="elementwise",
             account="compute",
             flops=8 * n,
             bytes_read=8 * n + 12 * d,

@@ -20,6 +20,7 @@ import numpy as np
 
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op
+from sandtable.demand.operator import PlainOperator, Resource
 from sandtable.errors import ConfigError
 from sandtable_kernels.files.dtypes import DTYPES, decode, itemsize
 from sandtable_kernels.support import F32, Array, Ids, cold_weights, compiled, cycling, seeded, seeded_weights
@@ -133,6 +134,13 @@ def _check(x: F32, rows: Array, activation: str, gated: bool) -> None:
         raise ConfigError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
 
 
+class SparseFfnOperator(PlainOperator):
+    """A feed-forward block of the rows that a token uses."""
+
+    name: ClassVar[str] = "sparse_ffn"
+    resource: ClassVar[Resource] = "compute"
+
+
 class SparseFfn(Kernel):
     """The block over ``n_rows`` present neurons; dims n_rows, d_model, n_vectors (3 is gated), dtype."""
 
@@ -153,7 +161,7 @@ class SparseFfn(Kernel):
         n_items, n_elements = dims["n_rows"], dims["n_rows"] * dims["n_vectors"] * dims["d_model"]
         return Op(
             name="ffn",
-            kind="sparse_ffn",
+            operator="sparse_ffn",
             account="compute",
             dtype=dims["dtype"],
             flops=2 * n_elements,

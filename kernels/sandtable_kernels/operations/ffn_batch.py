@@ -17,6 +17,7 @@ import numpy as np
 
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op
+from sandtable.demand.operator import Bound, PlainOperator, Resource
 from sandtable_kernels.files.dtypes import DTYPES, decode, itemsize
 from sandtable_kernels.operations.ffn import Activation, activate
 from sandtable_kernels.support import F32, Array, cold_weights, compiled, cycling, seeded, seeded_weights
@@ -93,6 +94,14 @@ def dense_ffn_batch_reference(
     return result
 
 
+class FfnBatchOperator(PlainOperator):
+    """A feed-forward block of many tokens."""
+
+    name: ClassVar[str] = "ffn_batch"
+    resource: ClassVar[Resource] = "compute"
+    bound_by: ClassVar[Bound] = "both"
+
+
 class DenseFfnBatch(Kernel):
     """The dense block for ``n`` tokens; dims n, n_rows, d_model, n_vectors (3 is gated), dtype."""
 
@@ -115,7 +124,7 @@ class DenseFfnBatch(Kernel):
         elements = dims["n_rows"] * dims["n_vectors"] * dims["d_model"]
         return Op(
             name="feed-forward",
-            kind="ffn_batch",
+            operator="ffn_batch",
             account="compute",
             dtype=dims["dtype"],
             flops=2 * dims["n"] * elements,

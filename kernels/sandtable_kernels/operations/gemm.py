@@ -84,7 +84,7 @@ class Gemm(Kernel):
         n, m, k = dims["n"], dims["m"], dims["k"]
         return Op(
             name="gemm",
-            kind="gemm",
+            operator="gemm",
             account="compute",
             dtype=dims["dtype"],
             flops=2 * n * m * k,

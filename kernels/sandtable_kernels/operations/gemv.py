@@ -72,7 +72,7 @@ class Gemv(Kernel):
         m, k = dims["m"], dims["k"]
         return Op(
             name="gemv",
-            kind="gemv",
+            operator="gemv",
             account="compute",
             dtype=dims["dtype"],
             flops=2 * m * k,

@@ -15,6 +15,7 @@ import numpy as np
 
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op
+from sandtable.demand.operator import PlainOperator, Resource
 from sandtable_kernels.files.buffers import aligned_empty
 from sandtable_kernels.neurons.neuron_cache import CacheDelta, NeuronCache, WindowIndex
 from sandtable_kernels.support import F32, Array, Ids, cold_copies, compiled, cycling
@@ -49,7 +50,7 @@ class MemoryRead(Kernel):
 
     def cost(self, dims: Dims) -> Op:
         """Every byte is read once."""
-        return Op(name="read", kind="memory_read", account="memory", bytes_read=dims["n_bytes"], n_items=1)
+        return Op(name="read", operator="memory_read", account="memory", bytes_read=dims["n_bytes"], n_items=1)
 
     def prepare(self, dims: Dims, context: KernelContext) -> AbstractContextManager[Callable[[], None]]:
         """Cycle through cold buffers."""
@@ -86,7 +87,7 @@ class Copy(Kernel):
     def cost(self, dims: Dims) -> Op:
         """Every byte is read once and written once."""
         n = dims["n_bytes"]
-        return Op(name="copy", kind="copy", account="memory", bytes_read=n, bytes_written=n, n_items=1)
+        return Op(name="copy", operator="copy", account="memory", bytes_read=n, bytes_written=n, n_items=1)
 
     def prepare(self, dims: Dims, context: KernelContext) -> AbstractContextManager[Callable[[], None]]:
         """Cycle through cold pairs of buffers."""
@@ -127,7 +128,7 @@ class _RowCopy(Kernel):
         """Every row is read once and written once."""
         n = dims["n_rows"] * dims["row_bytes"]
         rows = dims["n_rows"]
-        return Op(name=self.name, kind=self.name, account="memory", bytes_read=n, bytes_written=n, n_items=rows)
+        return Op(name=self.name, operator=self.name, account="memory", bytes_read=n, bytes_written=n, n_items=rows)
 
     def example(self) -> Dims:
         """A few short rows."""
@@ -219,6 +220,13 @@ class _LayerCache:
         return delta
 
 
+class CacheUpdateOperator(PlainOperator):
+    """Making room in a cache of neurons, and looking up which it holds."""
+
+    name: ClassVar[str] = "cache_update"
+    resource: ClassVar[Resource] = "memory"
+
+
 class CacheUpdate(Kernel):
     """Bookkeeping and moves of one token on one layer's cache; dims n_active, n_new, row_bytes.
 
@@ -242,7 +250,7 @@ class CacheUpdate(Kernel):
         n = dims["n_new"] * dims["row_bytes"]
         return Op(
             name="cache update",
-            kind="cache_update",
+            operator="cache_update",
             account="memory",
             bytes_read=n,
             bytes_written=n,

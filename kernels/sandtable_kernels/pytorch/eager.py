@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sandtable.demand.shapes import MemoryBoundShape
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
@@ -19,9 +21,9 @@ class Traffic:
     n_special: float = 0.0
 
     @property
-    def shape(self) -> tuple[float, float, float]:
-        """The numbers of a ``stream`` operator, see `sandtable.demand.plan.OPERATOR_COLUMNS`."""
-        return self.n_bytes, self.n_kernels, self.n_special
+    def shape(self) -> MemoryBoundShape:
+        """The same as columns of a memory-bound operator."""
+        return MemoryBoundShape(self.n_bytes, self.n_kernels, self.n_special)
 
     def __add__(self, other: Traffic) -> Traffic:
         """Both, one after the other."""

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
-from sandtable.demand.op import BACKWARD_PASSES, Op
+from sandtable.demand.op import Op
+from sandtable.demand.shapes import BACKWARD_PASSES, AttentionShape, CollectiveShape, GemmShape
 from sandtable.errors import missing_extra
 from sandtable_kernels.pytorch import eager
 from sandtable_kernels.pytorch.torch_pool import pool
@@ -86,11 +87,11 @@ def points(*grids: dict[str, Any], shares: Sequence[int] = SHARES) -> list[Dims]
     return [{**grid, "processes": n} for grid, n in itertools.product(grids, shares)]
 
 
-def stream_op(name: str, traffic: eager.Traffic, dims: Dims) -> Op:
+def memory_bound_op(name: str, traffic: eager.Traffic, dims: Dims) -> Op:
     """Return the demand of a composite that moves and launches so much."""
     return Op(
         name=name,
-        kind="stream",
+        operator="memory_bound",
         account="compute",
         dtype=dims["dtype"],
         bytes_read=traffic.n_bytes,
@@ -130,13 +131,13 @@ class TorchGemm(TorchKernel):
         }[dims["pass"]]
         return Op(
             name="linear",
-            kind="gemm",
+            operator="gemm",
             account="compute",
             dtype=dims["dtype"],
             flops=2 * m * n * k,
             bytes_read=item * inner * (rows + columns),
             bytes_written=item * rows * columns,
-            shape=(rows, columns, inner, 1),
+            shape=GemmShape(rows, columns, inner),
             sharing=dims["processes"],
         )
 
@@ -192,13 +193,13 @@ class TorchAttention(TorchKernel):
         passes = BACKWARD_PASSES if dims["pass"] == "backward" else 1.0
         return Op(
             name="attention",
-            kind="attention",
+            operator="attention",
             account="compute",
             dtype=dims["dtype"],
             flops=passes * 2 * b * h * t * t * e,
             bytes_read=passes * 3 * b * t * h * e * item,
             bytes_written=passes * b * t * h * e * item,
-            shape=(b, t, t, h, h, e, e, 1.0, item, float(dims["flash"]), passes),
+            shape=AttentionShape(b, t, t, h, h, e, e, 1.0, item, float(dims["flash"]), passes),
             sharing=dims["processes"],
         )
 
@@ -253,7 +254,7 @@ class TorchStream(TorchKernel):
 
     def cost(self, dims: Dims) -> Op:
         """Bytes and kernels as eager PyTorch launches them."""
-        return stream_op(dims["case"], self.traffic(dims), dims)
+        return memory_bound_op(dims["case"], self.traffic(dims), dims)
 
     def traffic(self, dims: Dims) -> eager.Traffic:
         """Return what the composite moves and launches."""
@@ -306,7 +307,7 @@ class TorchEmbedding(TorchKernel):
         back = dims["pass"] == "backward"
         n, width, vocabulary = dims["n_tokens"], dims["width"], dims["vocabulary"]
         traffic = eager.embedding(n, width, vocabulary, ITEM_BYTES[dims["dtype"]], backward=back)
-        return stream_op("embedding", traffic, dims)
+        return memory_bound_op("embedding", traffic, dims)
 
     def example(self) -> Dims:
         """A few tokens of a small table."""
@@ -343,7 +344,7 @@ class TorchAdamW(TorchKernel):
     def cost(self, dims: Dims) -> Op:
         """Weights and two states read and written, gradients read."""
         traffic = eager.adamw(dims["n_params"], dims["n_tensors"], ITEM_BYTES[dims["dtype"]])
-        return stream_op("optimizer", traffic, dims)
+        return memory_bound_op("optimizer", traffic, dims)
 
     def example(self) -> Dims:
         """Two small tensors."""
@@ -387,10 +388,10 @@ class TorchCollective(TorchKernel):
         """The whole buffer, two ranks, one machine."""
         return Op(
             name=dims["op"],
-            kind=dims["op"],
+            operator=dims["op"],
             account="communication",
             bytes_read=dims["n_bytes"],
-            shape=(dims["n_bytes"], dims["processes"], dims["processes"]),
+            shape=CollectiveShape(dims["n_bytes"], dims["processes"], dims["processes"]),
         )
 
     def example(self) -> Dims:

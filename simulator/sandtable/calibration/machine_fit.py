@@ -11,26 +11,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint, fit_operator
-from sandtable.demand.op import OPERATOR_COLUMNS, Op
+from sandtable.demand.op import Op
+from sandtable.demand.operator import Operator, operator_named
 from sandtable.errors import UnknownName
 from sandtable.hardware import (
     Link,
     LinkDatasheet,
     LinkFit,
+    LinkSheet,
     Machine,
     OperatorFit,
     OperatorFits,
     Processor,
     ProcessorFit,
+    Roofline,
     Stack,
     library,
 )
-from sandtable.model.fitted_constants import SHARED, law_of
-from sandtable.model.law import LinkSheet, OperatorLaw, Sheet
+from sandtable.model.fitted_constants import SHARED
 
 LINK = "this_process_link"
-# ends the name of constants for attention that writes its scores to memory
-VANILLA = "_vanilla"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +42,21 @@ class Timed:
     seconds: float
     n_samples: int
 
+    @property
+    def law(self) -> Operator[Any]:
+        """The operator that was timed."""
+        return operator_named(self.op.operator)
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """What shares constants: the operator's name in device files, and the software's."""
+        variant = self.law.variant(self.op.shape)
+        name = f"{self.software}_{variant}" if variant else self.software
+        return self.law.fitted_as, name + (SHARED if self.op.sharing > 1 else "")
+
 
 def fitted(machine: Machine, timed: Sequence[Timed], method: str) -> Machine:
-    """Return the machine with constants fitted to ``timed``; other softwares' and kinds' constants stay."""
+    """Return the machine with constants fitted to ``timed``; constants of other software and operators stay."""
     compute = [item for item in timed if item.op.resource == "compute"]
     network = [item for item in timed if item.op.resource == "network"]
     changes: dict[str, Any] = {}
@@ -74,7 +86,7 @@ def _stack(software: str) -> Stack | None:
 
 def _processor(machine: Machine, timed: Sequence[Timed], method: str) -> Processor:
     processor = with_peaks(machine.processor, timed)
-    sheet = Sheet.of(processor, machine.memory)
+    sheet = Roofline.of(processor, machine.memory)
     fits = fits_of(timed, lambda item: sheet.share(item.op.sharing), method)
     before = processor.fitted or ProcessorFit()
     return processor.model_copy(
@@ -88,7 +100,7 @@ def with_peaks(processor: Processor, timed: Sequence[Timed]) -> Processor:
     for item in timed:
         # each of several equal processes had its part of the device
         rate = item.op.flops * item.op.sharing / item.seconds
-        if item.op.kind == "gemm" and rate > peaks.get(item.op.dtype, 0.0):  # type: ignore[call-overload]
+        if item.law.dense and rate > peaks.get(item.op.dtype, 0.0):  # type: ignore[call-overload]
             peaks[item.op.dtype] = rate  # type: ignore[index]
     datasheet = processor.datasheet.model_copy(update={"peak_flops_per_s": peaks})
     return processor.model_copy(update={"datasheet": datasheet})
@@ -96,63 +108,56 @@ def with_peaks(processor: Processor, timed: Sequence[Timed]) -> Processor:
 
 def merged(before: OperatorFits, fits: dict[str, dict[str, OperatorFit]]) -> OperatorFits:
     """Return earlier constants with new ones put over them."""
-    kinds = {kind: {**before.of(kind), **found} for kind, found in fits.items()}
-    return before.model_copy(update=kinds)
+    return before | {name: before.get(name, {}) | found for name, found in fits.items()}
 
 
 def fits_of(timed: Sequence[Timed], sheet_of: Any, method: str) -> dict[str, dict[str, OperatorFit]]:
-    """Fit the law of every kind and software among ``timed``; ``sheet_of`` gives the data sheet behind one of them.
+    """Fit the law of every operator and software among ``timed``; ``sheet_of`` gives the data sheet behind one of them.
 
     Raises:
-        CalibrationError: a kind and software with fewer points than its law has constants.
+        CalibrationError: an operator and software with fewer points than its law has constants.
     """
-    groups: dict[tuple[str, str], list[Timed]] = {}
-    for item in timed:
-        law = law_of(item.op.kind)
-        assert law is not None, item.op.kind
-        groups.setdefault((law.kind, software_of(law, item)), []).append(item)
     found: dict[str, dict[str, OperatorFit]] = {}
-    for (kind, software), group in groups.items():
-        law = law_of(group[0].op.kind)
-        assert law is not None
-        found.setdefault(kind, {})[software] = _fit(law, group, sheet_of(group[0]), method)
+    for (operator, software), group in grouped(timed).items():
+        found.setdefault(operator, {})[software] = _fit(group, sheet_of(group[0]), method)
     return found
 
 
-def software_of(law: OperatorLaw, item: Timed) -> str:
-    """Return the name that constants of this operator go by."""
-    name = item.software
-    if law.kind == "attention" and not item.op.shape[OPERATOR_COLUMNS["attention"].index("flash")]:
-        name += VANILLA
-    return name + (SHARED if item.op.sharing > 1 else "")
+def grouped(timed: Sequence[Timed]) -> dict[tuple[str, str], list[Timed]]:
+    """Return what was timed by what shares constants."""
+    groups: dict[tuple[str, str], list[Timed]] = {}
+    for item in timed:
+        groups.setdefault(item.group, []).append(item)
+    return groups
 
 
-def _fit(law: OperatorLaw, group: Sequence[Timed], sheet: Sheet | LinkSheet, method: str) -> OperatorFit:
+def _fit(group: Sequence[Timed], sheet: Roofline | LinkSheet, method: str) -> OperatorFit:
     points = [
         OperatorPoint(
             device="this",
             software=item.software,
-            op=item.op.kind,
+            operator=item.op.operator,
             dtype=item.op.dtype,
             shape=item.op.shape,
             seconds=item.seconds,
         )
         for item in group
     ]
-    return fit_operator(law, points, {"this": sheet}, method=method)
+    return fit_operator(group[0].law, points, {"this": sheet}, method=method)
 
 
 # --- collectives -------------------------------------------------------------------------------------------
 
 
-def passed_bytes(op: Op) -> float:
-    """Return the bytes that pass each of n ranks: it has an n-th and needs the rest, twice in an all-reduce."""
-    n_bytes, n = op.shape[0], op.shape[1]
-    return (2 if op.kind == "all_reduce" else 1) * n_bytes * (1.0 if op.kind == "send_recv" else 1 - 1 / n)
+def best_rate(timed: Sequence[Timed]) -> float | None:
+    """Return the most bytes per second that passed a rank in any collective, None if there are none."""
+    rates = (float(item.law.passed_bytes(item.op.shape)) / item.seconds for item in timed)
+    return max(rates, default=None)
 
 
 def _link(machine: Machine, timed: Sequence[Timed], method: str) -> Link:
-    rate = max(passed_bytes(item.op) / item.seconds for item in timed)
+    rate = best_rate(timed)
+    assert rate is not None
     datasheet = LinkDatasheet(scope="intra_node", bandwidth_bytes_per_s=rate, latency_s=0.0)
     sheet = LinkSheet(datasheet.bandwidth_bytes_per_s, datasheet.latency_s)
     fits = fits_of(timed, lambda _: sheet, method)
@@ -162,7 +167,7 @@ def _link(machine: Machine, timed: Sequence[Timed], method: str) -> Link:
         name=LINK,
         title="Between processes of this machine",
         datasheet=datasheet,
-        fitted=LinkFit(operators=merged(before.operators if before is not None else OperatorFits(), fits)),
+        fitted=LinkFit(operators=merged(before.operators if before is not None else {}, fits)),
         sources={
             "datasheet.bandwidth": "measured: the best collective of this calibration, not a data sheet's",
             "datasheet.latency": "none of its own: the fitted time of a hop contains it",

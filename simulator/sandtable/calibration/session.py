@@ -216,7 +216,7 @@ def _gpu_points(fitted: gpu_fit.Fitted) -> list[FittedPoint]:
         )
         for point in fitted.points
         # a launch is a constant, and the machine's law of transfers is the one of pinned memory
-        if point.op.kind != "host" and point.dims.get("pinned", True)
+        if point.op.operator != "host" and point.dims.get("pinned", True)
     ]
 
 

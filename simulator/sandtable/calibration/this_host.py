@@ -24,6 +24,7 @@ from sandtable.calibration.fit.least_squares import OpPoint
 from sandtable.calibration.gpu import recordings
 from sandtable.demand.kernel import Dims, Kernel, KernelContext, kernels
 from sandtable.demand.op import Op
+from sandtable.demand.operator import PlainOperator, operator_named
 from sandtable.errors import ConfigError, DoesNotFit, UnknownName
 from sandtable.hardware import (
     DType,
@@ -52,8 +53,6 @@ PARTS = ("storage", "memory", "compute")
 OPERATOR_PARTS = ("training", "link")
 # their points repeat well, since each call is the mean over many
 OPERATOR_PASSES, OPERATOR_REPEATS = 2, 12
-# ops whose arithmetic can bind; all others stream
-ROOFLINE_KINDS = frozenset({"gemm", "ffn_batch"})
 # beyond this, passes disagree too much for predictions at the level of ten percent
 NOISY_SPREAD_FRAC = 0.25
 # first touches: a file of its own for every point, and few enough calls that each still finds untouched regions
@@ -354,33 +353,39 @@ def drift(observations: Sequence[Observation]) -> float | None:
 
 
 def fit_ops(observations: Sequence[Observation], method: str) -> dict[str, dict[DType, OpFit]]:
-    """Fit one law per kind of op and dtype of one part of the machine."""
+    """Fit one law per operator and dtype of one part of the machine."""
     shared = drift(observations)
     groups: dict[tuple[str, str], list[Observation]] = {}
     for observation in observations:
-        groups.setdefault((observation.op.kind, observation.op.dtype), []).append(observation)
+        groups.setdefault((observation.op.operator, observation.op.dtype), []).append(observation)
     fits: dict[str, dict[DType, OpFit]] = {}
-    for (kind, dtype), group in groups.items():
+    for (name, dtype), group in groups.items():
+        operator = operator_named(name)
         points = [
-            OpPoint(n_items=o.op.n_items, n_bytes=o.op.bytes_moved, flops=o.op.flops, seconds=o.seconds)
+            OpPoint(
+                n_items=o.op.n_items,
+                n_bytes=o.op.bytes_moved,
+                flops=o.op.flops,
+                n_special=o.op.n_special,
+                seconds=o.seconds,
+            )
             for o in group
         ]
-        fits.setdefault(kind, {})[cast("DType", dtype)] = least_squares.fit_op(
+        fits.setdefault(name, {})[cast("DType", dtype)] = least_squares.fit_op(
             points,
             method=method,
             n_samples=sum(o.n_samples for o in group),
             repeat_spread_frac=repeat_spread(group),
             drift_frac=shared,
-            bound_by="both" if kind in ROOFLINE_KINDS else "bandwidth",
+            bound_by=operator.bound_by if isinstance(operator, PlainOperator) else "bandwidth",
         )
     return fits
 
 
 def _processor(observations: Sequence[Observation], method: str) -> Processor:
     fits = fit_ops(observations, method)
-    rates = [
-        law.rate_flops_per_s.value for law in fits.get("gemm", {}).values() if law.rate_flops_per_s is not None
-    ]
+    dense = [law for name, laws in fits.items() if operator_named(name).dense for law in laws.values()]
+    rates = [law.rate_flops_per_s.value for law in dense if law.rate_flops_per_s is not None]
     best = max(rates, default=max(o.op.flops / o.seconds for o in observations))
     overheads = [law.overhead_s for law in fits.get("gemv", {}).values()]
     return Processor(
@@ -430,16 +435,16 @@ def _memory(observations: Sequence[Observation], method: str) -> Memory:
 def _storage(observations: Sequence[Observation], method: str, settings: Settings) -> Storage:
     import shutil
 
-    random = [o for o in observations if o.op.kind == "random_read" and "touch" not in o.dims]
-    sequential = [o for o in observations if o.op.kind == "sequential_read"]
+    random = [o for o in observations if o.op.operator == "random_read" and "touch" not in o.dims]
+    sequential = [o for o in observations if o.op.operator == "sequential_read"]
     rates = np.array([o.op.bytes_read / np.median(part) for o in sequential for part in o.samples])
     rate = _estimate(rates)
     fitted = least_squares.fit_storage(
         [
             ReadPoint(
-                n_requests=o.op.n_chunks,
-                chunk_bytes=o.op.chunk_bytes,
-                concurrency=o.op.concurrency,
+                n_requests=o.op.shape.n_chunks,
+                chunk_bytes=o.op.shape.chunk_bytes,
+                concurrency=o.op.shape.concurrency,
                 seconds=o.seconds,
             )
             for o in random
@@ -465,8 +470,8 @@ def _storage(observations: Sequence[Observation], method: str, settings: Setting
         measurements=tuple(
             StoragePoint(
                 access="random",
-                chunk_bytes=float(o.op.chunk_bytes),
-                concurrency=o.op.concurrency,
+                chunk_bytes=float(o.op.shape.chunk_bytes),
+                concurrency=o.op.shape.concurrency,
                 read_bytes_per_s=o.op.bytes_read / o.seconds,
             )
             for o in _longest(random)
@@ -484,8 +489,8 @@ def _longest(observations: Sequence[Observation]) -> list[Observation]:
     """Return, for each chunk and concurrency, the observation with the longest batch: the sustained rate."""
     best: dict[tuple[float, int], Observation] = {}
     for observation in observations:
-        key = (observation.op.chunk_bytes, observation.op.concurrency)
-        if key not in best or best[key].op.n_chunks < observation.op.n_chunks:
+        key = (observation.op.shape.chunk_bytes, observation.op.shape.concurrency)
+        if key not in best or best[key].op.n_requests < observation.op.n_requests:
             best[key] = observation
     return [best[key] for key in sorted(best)]
 

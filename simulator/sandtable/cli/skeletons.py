@@ -109,7 +109,9 @@ class {title}(Kernel):
     def cost(self, dims: Dims) -> Op:
         """What one call demands."""
         n = dims["n"]
-        return Op(name=self.name, kind="elementwise", account="compute", flops=n, bytes_read=4 * n, bytes_written=4 * n)
+        return Op(
+            name=self.name, operator="elementwise", account="compute", flops=n, bytes_read=4 * n, bytes_written=4 * n
+        )
 
     @contextmanager
     def prepare(self, dims: Dims, context: KernelContext) -> Iterator[Callable[[], None]]:
@@ -171,7 +173,7 @@ class {title}Workload(Workload[{title}]):
     def plan(self, parameters: {title}, machine: Machine, seed: int) -> Plan:
         """Demands, without any time in them."""
         n_bytes = 4 * parameters.n
-        op = Op(name="copy", kind="copy", account="memory", bytes_read=n_bytes, bytes_written=n_bytes)
+        op = Op(name="copy", operator="copy", account="memory", bytes_read=n_bytes, bytes_written=n_bytes)
         steps = (Step(name="step", ops=(op,), repeat=parameters.steps),)
         memory = {{"arrays": 2.0 * n_bytes}}
         phases = (Phase(name="main", steps=steps),)

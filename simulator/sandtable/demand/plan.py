@@ -115,7 +115,7 @@ class Plan(Reported):
             totals["flops"] += op.flops * times
             if op.resource == "storage":
                 totals["storage_bytes"] += op.bytes_read * times
-                totals["storage_requests"] += op.n_chunks * times
+                totals["storage_requests"] += op.n_requests * times
             else:
                 totals["memory_bytes"] += op.bytes_moved * times
         return totals

@@ -45,12 +45,12 @@ class Share:
 
 def attribute(intervals: Sequence[Interval], start: int, end: int) -> Share:
     """Return what the step from ``start`` to ``end`` was spent on, as the mean over its devices."""
-    places: dict[int, list[Interval]] = {}
+    devices: dict[int, list[Interval]] = {}
     for interval in intervals:
-        places.setdefault(interval.op.place, []).append(interval)
+        devices.setdefault(interval.op.device, []).append(interval)
     share = Share(seconds(end - start))
-    for found in places.values():
-        _device(share, found, start, end, 1 / len(places))
+    for found in devices.values():
+        _device(share, found, start, end, 1 / len(devices))
     return share
 
 

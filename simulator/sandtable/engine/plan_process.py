@@ -127,16 +127,16 @@ class _Player:
 def _exposed_host(ops: Sequence[Op], costs: Sequence[OpTime], busy_s: float | None) -> float:
     """Return the host's time in a step that the device's work does not hide, in seconds.
 
-    Every place has a host process of its own. Where ops overlap, it also works on while they wait for each other,
+    Every device has a host process of its own. Where ops overlap, it also works on while they wait for each other,
     so that all of ``busy_s``, the time of the step, hides it.
     """
     hosts: dict[int, float] = {}
-    devices: dict[int, float] = {}
+    working: dict[int, float] = {}
     for op, cost in zip(ops, costs, strict=True):
         if cost.host_s > 0:
-            hosts[op.place] = hosts.get(op.place, 0.0) + cost.host_s
-            devices[op.place] = devices.get(op.place, 0.0) + cost.seconds
-    exposed = (host - (devices[place] if busy_s is None else busy_s) for place, host in hosts.items())
+            hosts[op.device] = hosts.get(op.device, 0.0) + cost.host_s
+            working[op.device] = working.get(op.device, 0.0) + cost.seconds
+    exposed = (host - (working[device] if busy_s is None else busy_s) for device, host in hosts.items())
     return max(0.0, max(exposed, default=0.0))
 
 
@@ -156,7 +156,7 @@ def _reduced(
         misses[key] = added(misses.get(key, NO_MISS), miss_of(cost))
         if op.resource == "storage":
             counters["bytes_read"] += op.bytes_read * op.repeat
-            counters["n_requests"] += op.n_chunks * op.repeat
+            counters["n_requests"] += op.n_requests * op.repeat
     by_account["compute"] += hidden
     serial = sum(by_account.values())
     # waiting and overlap scale the interval of the total as they scale the total

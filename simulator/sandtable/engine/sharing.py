@@ -18,6 +18,7 @@ from typing import Any
 import simpy
 
 from sandtable.demand.op import Op
+from sandtable.demand.shapes import RandomReadShape
 from sandtable.engine.clock import TICKS_PER_S, ticks
 from sandtable.model.cost_model import CostModel
 from sandtable.model.laws import storage_law
@@ -98,10 +99,10 @@ def transfer(n_bytes: float, seconds_alone: float, latency_s: float) -> Load:
 def load_of(op: Op, costs: CostModel) -> Load:
     """Return the load of one execution of an op that a shared device serves."""
     law = costs.storage_law
-    if op.kind == "random_read":
-        return random_reads(law, op.n_chunks, op.chunk_bytes, op.concurrency)
+    if isinstance(op.shape, RandomReadShape):
+        return random_reads(law, *op.shape)
     if op.resource == "storage":
-        return reads_in_order(law, op.bytes_read, op.n_chunks, op.concurrency)
+        return reads_in_order(law, op.bytes_read, op.n_requests, op.shape.concurrency)
     alone, empty = (costs.time(replace(op, repeat=1, bytes_read=size)).seconds for size in (op.bytes_read, 0.0))
     return transfer(op.bytes_read, alone, empty)
 

@@ -193,7 +193,7 @@ class World:
 
     def server_of(self, op: Op) -> Server:
         """Return the server that does ops of this kind, one at a time."""
-        key = (op.on, op.resource, op.place, op.lane)
+        key = (op.on, op.resource, op.device, op.stream)
         server = self._servers.get(key)
         if server is None:
             server = self._servers[key] = Server(self.env)
@@ -228,7 +228,7 @@ class World:
     def note(self, op: Op, start: int, step: int) -> None:
         """Add a slice to the timeline, from a tick until now."""
         track = op.resource if op.on == "host" else f"{op.on} {op.resource}"
-        if op.place:
-            track += f" {op.place}"
+        if op.device:
+            track += f" {op.device}"
         row = TraceRow(track=track, name=op.name, start_s=seconds(start), end_s=self.now, step=step)
         self.trace.append(row)

@@ -18,27 +18,18 @@ from sandtable.hardware.component import (
     Evidence,
     Frozen,
     Number,
-    OpFit,
     Power,
     Price,
     number_paths,
     numbers,
     source_of,
 )
-from sandtable.hardware.fits import (
-    MOST_CONSTANTS,
-    AttentionFit,
-    CollectiveFit,
-    GemmFit,
-    MoeFit,
-    OperatorFit,
-    OperatorFits,
-    StreamFit,
-)
+from sandtable.hardware.fits import OperatorFit, OperatorFits, OpFit
 from sandtable.hardware.link import Link, LinkDatasheet, LinkFit, TransferFit
 from sandtable.hardware.machine import Machine, PriceList, PriceRow
 from sandtable.hardware.memory import Memory, MemoryDatasheet, MemoryFit
 from sandtable.hardware.processor import Processor, ProcessorDatasheet, ProcessorFit
+from sandtable.hardware.roofline import LinkSheet, Roofline
 from sandtable.hardware.stack import OpEfficiency, Stack, StackDatasheet, StackFit
 from sandtable.hardware.storage import Storage, StorageDatasheet, StorageFit, StoragePoint, StorageVariant
 
@@ -69,25 +60,21 @@ __all__ = [
     "FOLDERS",
     "GUESS",
     "KINDS",
-    "MOST_CONSTANTS",
     "Accelerator",
     "Accelerators",
-    "AttentionFit",
-    "CollectiveFit",
     "Component",
     "DType",
     "Estimate",
     "Evidence",
     "Frozen",
-    "GemmFit",
     "Link",
     "LinkDatasheet",
     "LinkFit",
+    "LinkSheet",
     "Machine",
     "Memory",
     "MemoryDatasheet",
     "MemoryFit",
-    "MoeFit",
     "Number",
     "OpEfficiency",
     "OpFit",
@@ -100,6 +87,7 @@ __all__ = [
     "Processor",
     "ProcessorDatasheet",
     "ProcessorFit",
+    "Roofline",
     "Stack",
     "StackDatasheet",
     "StackFit",
@@ -108,7 +96,6 @@ __all__ = [
     "StorageFit",
     "StoragePoint",
     "StorageVariant",
-    "StreamFit",
     "TransferFit",
     "number_paths",
     "numbers",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sandtable import units
-from sandtable.units import BytesPerSecond, FlopsPerSecond, Fraction, Seconds, UsdPerHour, Watts
+from sandtable.units import Fraction, UsdPerHour, Watts
 
 GUESS = "guess"
 DType = Literal[
@@ -55,6 +55,12 @@ class Frozen(BaseModel):
         frozen=True, extra="forbid", populate_by_name=True, alias_generator=units.strip_suffix
     )
 
+    def entries(self, *, stated: bool = False) -> Iterator[tuple[str, str, Any]]:
+        """Yield name, key in a file, and value of each field; with ``stated``, only of those that were given."""
+        for name, field in type(self).model_fields.items():
+            if not stated or name in self.model_fields_set:
+                yield name, field.alias or name, getattr(self, name)
+
 
 T = TypeVar("T")
 
@@ -98,26 +104,6 @@ class Evidence(Frozen):
     repeat_spread_frac: Fraction | None = None
     # how far the machine as a whole wanders from one minute to another: half of a 90 % interval, part of the residuals
     drift_frac: Fraction | None = None
-
-
-class OpFit(Frozen):
-    """Law of one kind of operation: ``t = overhead + items * per_item + max(bytes / bandwidth, flops / rate)``.
-
-    With ``serial`` the two are added instead: the operation first moves its data, then computes.
-    """
-
-    overhead_s: Estimate[Seconds]
-    per_item_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
-    bandwidth_bytes_per_s: Estimate[BytesPerSecond] | None = None
-    rate_flops_per_s: Estimate[FlopsPerSecond] | None = None
-    serial: bool = False
-    evidence: Evidence
-
-    @model_validator(mode="after")
-    def _bound(self) -> OpFit:
-        if self.bandwidth_bytes_per_s is None and self.rate_flops_per_s is None:
-            raise ValueError("an operation's fit needs 'bandwidth', 'rate', or both")
-        return self
 
 
 def as_date(value: Any) -> Any:
@@ -200,13 +186,9 @@ def _walk(found: Number, stated: bool) -> Iterator[Number]:
     path, value, quantity = found
     if isinstance(value, Evidence | Estimate):
         yield found
-    elif isinstance(value, BaseModel):
-        for name, field in type(value).model_fields.items():
-            if not stated or name in value.model_fields_set:
-                below = Number(
-                    f"{path}.{field.alias or name}", getattr(value, name), units.quantity_of(name) or "1"
-                )
-                yield from _walk(below, stated)
+    elif isinstance(value, Frozen):
+        for name, part, item in value.entries(stated=stated):
+            yield from _walk(Number(f"{path}.{part}", item, units.quantity_of(name) or "1"), stated)
     elif isinstance(value, dict | tuple):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _walk(Number(f"{path}.{key}", item, quantity), stated)

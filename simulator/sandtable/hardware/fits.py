@@ -1,117 +1,93 @@
-"""Fitted constants of operators on accelerators and CPUs: a few physical numbers per device, software and kind.
+"""Constants of laws that were fitted to measurements: a few physical numbers per device and software.
 
-Each class belongs to one law of `sandtable.model` (``GemmFit`` to `sandtable.model.laws.gemm_law`, and so on) and
-holds at
-most five constants, all element types together. A device file keeps them under ``fitted.operators.<kind>.<software>``;
-a stack file keeps those pooled from its devices, for a device that was never measured.
+A device file keeps them under ``fitted.operators.<operator>.<software>``, a stack file those pooled from its devices,
+for a device that was never measured. Which constants there are is said by the operator's class (see
+`sandtable.demand.operator`); here they are numbers with names. The unit of a value is part of the constant's name, as
+everywhere: ``launch: 3 us`` is ``launch_s``, ``rate: 83 %`` is ``rate_frac``, and a bare number has no suffix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from pydantic import Field
+from pydantic import ValidationInfo, model_validator
 
+from sandtable import units
 from sandtable.hardware.component import Estimate, Evidence, Frozen
-from sandtable.units import Bytes, Fraction, Seconds
+from sandtable.units import BytesPerSecond, FlopsPerSecond, Seconds
 
-MOST_CONSTANTS = 5
+EVIDENCE = "evidence"
+
+
+class OpFit(Frozen):
+    """Constants of a plain operation's law, see `sandtable.demand.operator.plain_seconds`.
+
+    ``per_special_s`` is the time of one exponential, logarithm or the like. With ``serial`` moving data and arithmetic
+    are added: the operation first moves its data, then computes.
+    """
+
+    overhead_s: Estimate[Seconds]
+    per_item_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
+    per_special_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
+    bandwidth_bytes_per_s: Estimate[BytesPerSecond] | None = None
+    rate_flops_per_s: Estimate[FlopsPerSecond] | None = None
+    serial: bool = False
+    evidence: Evidence
+
+    @model_validator(mode="after")
+    def _bound(self) -> OpFit:
+        if self.bandwidth_bytes_per_s is None and self.rate_flops_per_s is None:
+            raise ValueError("an operation's fit needs 'bandwidth', 'rate', or both")
+        return self
+
+    def constants(self) -> dict[str, float]:
+        """Return the constants by name, in SI units."""
+        found = ((name, value) for name, _, value in self.entries() if isinstance(value, Estimate))
+        return {name: float(value.value) for name, value in found}
 
 
 class OperatorFit(Frozen):
-    """Base of fitted constants. Every field but ``evidence`` is one constant with its 90 % interval.
+    """Fitted constants by name, in SI units, with 90 % intervals.
 
     An interval without width says that the points told nothing of that constant: it is that of siblings, or typical.
     """
 
     evidence: Evidence
+    constants: dict[str, Estimate[float]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any, info: ValidationInfo) -> Any:
+        """Gather what stands beside the evidence in a file as constants."""
+        if info.context != units.AT_EDGE or not isinstance(data, Mapping):
+            return data
+        rest = {key: value for key, value in data.items() if key != EVIDENCE}
+        constants = dict(_constant(key, value) for key, value in rest.items())
+        return {"constants": constants} | {key: data[key] for key in data if key == EVIDENCE}
+
+    def entries(self, *, stated: bool = False) -> Iterator[tuple[str, str, Any]]:
+        """See `Frozen.entries`: constants stand beside the evidence."""
+        yield EVIDENCE, EVIDENCE, self.evidence
+        for name, estimate in self.constants.items():
+            yield name, units.strip_suffix(name), estimate
 
     def values(self) -> dict[str, float]:
-        """Return the constants by field name, in SI units."""
-        names = [name for name in type(self).model_fields if name != "evidence"]
-        return {name: float(getattr(self, name).value) for name in names}
+        """Return the constants by name, in SI units."""
+        return {name: estimate.value for name, estimate in self.constants.items()}
 
 
-class GemmFit(OperatorFit):
-    """Constants of `sandtable.model.laws.gemm_law`.
-
-    Shares of the peak rate and of the bandwidth reached; time of a launch; time before and after the main loop of a
-    tile; how many times the activations are swept to quantise them, as a multiple of what their format needs.
-    """
-
-    rate_frac: Estimate[Fraction]
-    bandwidth_frac: Estimate[Fraction]
-    launch_s: Estimate[Seconds]
-    tile_s: Estimate[Seconds]
-    quantise_passes: Estimate[float]
+# by `Operator.fitted_as`, then by software
+OperatorFits = dict[str, dict[str, OperatorFit]]
 
 
-class AttentionFit(OperatorFit):
-    """Constants of `sandtable.model.laws.attention_law`.
-
-    Shares of the peak rate and of the bandwidth reached; time of all launches; time to begin and end a tile of
-    queries; how much faster products are with keys and values narrower than the queries.
-    """
-
-    rate_frac: Estimate[Fraction]
-    bandwidth_frac: Estimate[Fraction]
-    launch_s: Estimate[Seconds]
-    item_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
-    narrow_gain: Estimate[float] = Estimate[float](value=1.0, low=1.0, high=1.0)
-
-
-class StreamFit(OperatorFit):
-    """Constants of `sandtable.model.laws.memory_bound`: norms, element-wise operations, embeddings, losses, optimisers.
-
-    ``special_s`` is the time that one unit (core, multiprocessor) takes for one exponential or the like,
-    ``wait_clocks`` how many of its clocks a block of threads waits for one round trip to memory.
-    """
-
-    bandwidth_frac: Estimate[Fraction]
-    launch_s: Estimate[Seconds]
-    special_s: Estimate[Seconds] = Estimate[float](value=0.0, low=0.0, high=0.0)
-    wait_clocks: Estimate[float] = Estimate[float](value=0.0, low=0.0, high=0.0)
-
-
-class MoeFit(OperatorFit):
-    """Constants of `sandtable.model.laws.experts_law`: grouped products over the experts that the tokens touch.
-
-    Shares of the peak rate and of the bandwidth reached; time of all launches; how often routed activations pass
-    through memory, as a multiple of what the kernels need, and how often those of other ranks' experts do.
-    """
-
-    rate_frac: Estimate[Fraction]
-    bandwidth_frac: Estimate[Fraction]
-    launch_s: Estimate[Seconds]
-    passes: Estimate[float]
-    idle_passes: Estimate[float]
-
-
-class CollectiveFit(OperatorFit):
-    """Constants of `sandtable.model.laws.collective_law` on one link.
-
-    ``bandwidth_frac`` is the share of the link's rate that each of eight ranks reaches, ``pair_frac`` what each of two
-    reaches of that; ``hop_s`` is the time from one rank to the next. All-reduces up to ``direct_bytes`` are done by
-    reading peers directly; a byte means that the software never does so.
-    """
-
-    bandwidth_frac: Estimate[Fraction]
-    pair_frac: Estimate[Fraction]
-    launch_s: Estimate[Seconds]
-    hop_s: Estimate[Seconds]
-    direct_bytes: Estimate[Bytes]
-
-
-class OperatorFits(Frozen):
-    """Fitted constants by kind of operator, then by software."""
-
-    gemm: dict[str, GemmFit] = Field(default_factory=dict)
-    attention: dict[str, AttentionFit] = Field(default_factory=dict)
-    stream: dict[str, StreamFit] = Field(default_factory=dict)
-    moe: dict[str, MoeFit] = Field(default_factory=dict)
-    collective: dict[str, CollectiveFit] = Field(default_factory=dict)
-
-    def of(self, kind: str) -> Mapping[str, OperatorFit]:
-        """Return the fits of one kind, by software; empty for a kind that is not fitted this way."""
-        found: Mapping[str, OperatorFit] = getattr(self, kind, {})
-        return found
+def _constant(key: str, value: Any) -> tuple[str, Any]:
+    """Return the name of a constant in a file, with the suffix of its unit, and its value in SI units."""
+    parts = dict(value) if isinstance(value, Mapping) else {"value": value}
+    suffixes = {units.suffix_of(part) for part in parts.values()}
+    if len(suffixes) > 1:
+        raise ValueError(f"{key}: value, low and high need units of one kind")
+    suffix = suffixes.pop()
+    quantity = units.quantity_of(suffix) if suffix else None
+    numbers = {name: part if quantity is None else units.parse(part, quantity) for name, part in parts.items()}
+    return key + suffix, numbers if isinstance(value, Mapping) else numbers["value"]

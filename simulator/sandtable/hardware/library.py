@@ -17,7 +17,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from sandtable import hardware, units
 from sandtable.errors import ConfigError, UnknownName, did_you_mean
-from sandtable.hardware import Component
+from sandtable.hardware import Component, Frozen
 from sandtable.yaml_files import dump_yaml, line_of, read_key, read_yaml, set_path, validate, write_atomically
 
 SEARCH_PATH_VARIABLE = "SANDTABLE_PATH"
@@ -291,17 +291,16 @@ def price_rows(provider: str, instance: str | None) -> tuple[hardware.PriceRow, 
 
 def _with_pooled(stack: hardware.Stack) -> hardware.Stack:
     """Return a stack with the constants that the files of the software it names were given; its own stay."""
-    own = hardware.OperatorFits() if stack.fitted is None else stack.fitted.operators
-    tables: dict[str, dict[str, Any]] = {kind: dict(own.of(kind)) for kind in type(own).model_fields}
+    tables = {} if stack.fitted is None else dict(stack.fitted.operators)
     files = device_files("stack")
     for software in set(stack.software.values()) & files.keys() - {stack.name}:
         other = load_file(files[software], "stack")
         assert isinstance(other, hardware.Stack)
-        theirs = hardware.OperatorFits() if other.fitted is None else other.fitted.operators
-        tables = {kind: dict(theirs.of(kind)) | fits for kind, fits in tables.items()}
-    if not any(tables.values()):
+        for operator, fits in ({} if other.fitted is None else other.fitted.operators).items():
+            tables[operator] = fits | tables.get(operator, {})
+    if not tables:
         return stack
-    pooled = hardware.StackFit(operators=own.model_copy(update=tables))
+    pooled = hardware.StackFit(operators=tables)
     sources = {"fitted": "constants of the software that the stack names, from its file"} | stack.sources
     return stack.model_copy(update={"fitted": pooled, "sources": sources})
 
@@ -314,19 +313,20 @@ def digest(model: BaseModel) -> str:
 # --- writing -----------------------------------------------------------------------------------------------
 
 
-def to_yaml_data(model: BaseModel) -> dict[str, Any]:
+def to_yaml_data(model: Frozen) -> dict[str, Any]:
     """Return a model as the mapping its YAML file holds: aliases as keys, quantities as strings with units.
 
     Estimates whose three values coincide are written as one scalar; fields at their default are left out.
     """
     data: dict[str, Any] = {}
-    for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        is_default = not field.is_required() and value == field.get_default(call_default_factory=True)
+    for name, key, value in model.entries():
+        field = type(model).model_fields.get(name)
+        required = field is None or field.is_required()
+        is_default = not required and value == field.get_default(call_default_factory=True)  # type: ignore[union-attr]
         if value is None or (is_default and name != "schema_version"):
             continue
         # a device's stand-in is a reference, not a part
-        data[field.alias or name] = value.name if name == "like" else _yaml_value(value, units.quantity_of(name))
+        data[key] = value.name if name == "like" else _yaml_value(value, units.quantity_of(name))
     return data
 
 
@@ -334,7 +334,7 @@ def _yaml_value(value: Any, quantity: str | None) -> Any:
     if isinstance(value, hardware.Estimate):
         parts = {key: _yaml_value(getattr(value, key), quantity) for key in ("value", "low", "high")}
         return parts["value"] if value.low == value.high else parts
-    if isinstance(value, BaseModel):
+    if isinstance(value, Frozen):
         return to_yaml_data(value)
     if isinstance(value, dict):
         return {str(key): _yaml_value(item, quantity) for key, item in value.items()}

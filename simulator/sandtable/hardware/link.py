@@ -41,7 +41,7 @@ class LinkFit(Frozen):
 
     transfer: TransferFit | None = None
     pageable: TransferFit | None = None
-    operators: OperatorFits = OperatorFits()
+    operators: OperatorFits = Field(default_factory=dict)
 
 
 class Link(Component):

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from sandtable.hardware.component import Component, Frozen, OpFit
+from sandtable.hardware.component import Component, Frozen
+from sandtable.hardware.fits import OpFit
 from sandtable.units import Bytes, BytesPerSecond
 
 

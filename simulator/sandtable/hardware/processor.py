@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from sandtable.hardware.component import Component, DType, Estimate, Frozen, OpFit
-from sandtable.hardware.fits import OperatorFits
+from sandtable.hardware.component import Component, DType, Estimate, Frozen
+from sandtable.hardware.fits import OperatorFits, OpFit
 from sandtable.units import Bytes, FlopsPerSecond, Fraction, Hertz, Seconds, Watts
 
 
@@ -33,11 +33,11 @@ class ProcessorDatasheet(Frozen):
 class ProcessorFit(Frozen):
     """Measured laws of compute operations: kind (gemv, gemm, sparse_ffn) and dtype -> law.
 
-    ``operators`` are the constants of shape-aware laws instead, by kind and software; see `OperatorFits`.
+    ``operators`` are the constants of operators' own laws instead, by operator and software; see `OperatorFit`.
     """
 
     ops: dict[str, dict[DType, OpFit]] = Field(default_factory=dict)
-    operators: OperatorFits = OperatorFits()
+    operators: OperatorFits = Field(default_factory=dict)
     call_overhead_s: Estimate[Seconds] | None = None
 
 

@@ -25,6 +25,7 @@ class OpEfficiency(Frozen):
     rate_frac: Annotated[Fraction | None, Field(default=None, gt=0, le=1, alias="rate_frac")] = None
     overhead_s: Seconds = Field(default=0.0, ge=0)
     per_item_s: Seconds = Field(default=0.0, ge=0)
+    per_special_s: Seconds = Field(default=0.0, ge=0)
     traffic: float = Field(default=1.0, gt=0)
     calls: int = Field(default=1, ge=0)
     calls_per_layer: int = Field(default=0, ge=0)
@@ -36,7 +37,7 @@ class StackDatasheet(Frozen):
     """Software as part of the device: what each kind of operation reaches, and what the host adds per call."""
 
     version: str
-    efficiency: dict[str, OpEfficiency]  # by op kind, or kind.dtype; "default" for the rest
+    efficiency: dict[str, OpEfficiency]  # by operator, or operator.dtype; "default" for the rest
     host_call_s: Seconds = Field(default=0.0, ge=0)  # host time of one framework call
     overlaps_host: bool = False  # the host queues ahead, so a step costs max(host, device)
     dynamic_shape_s: Seconds = Field(default=0.0, ge=0)  # extra per op whose shape changes from step to step
@@ -58,14 +59,14 @@ class StackDatasheet(Frozen):
 class StackFit(Frozen):
     """Constants pooled from the devices that this software was measured on, for a device that was not."""
 
-    operators: OperatorFits = OperatorFits()
+    operators: OperatorFits = Field(default_factory=dict)
 
 
 class Stack(Component):
     """An engine or framework version with its overheads and efficiencies.
 
-    ``software`` names, by kind of operator, whose fitted constants apply, and where one element type has others, by
-    that too: ``{gemm: vllm, gemm.fp8_block: vllm_fp8_block}``; the stack's own name if it says nothing.
+    ``software`` names, by operator, whose fitted constants apply, and where a variant or one element type has others,
+    by that too: ``{gemm: vllm, gemm.fp8_block: vllm_fp8_block}``; the stack's own name if it says nothing.
     """
 
     kind: Literal["stack"]

@@ -6,19 +6,29 @@ A calibrated machine answers from its fitted laws. Otherwise the data sheet is s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from sandtable.demand.op import OPERATOR_COLUMNS, RESOURCE_OF_KIND, Op
+from sandtable.demand.op import Op
+from sandtable.demand.operator import Columns, FloatArray, Operator, PlainOperator, operator_named, plain_seconds
 from sandtable.errors import PlanError
-from sandtable.hardware import DTYPE_BYTES, Link, Machine, Memory, OpEfficiency, OpFit, Processor, Stack
+from sandtable.hardware import (
+    DTYPE_BYTES,
+    Link,
+    LinkSheet,
+    Machine,
+    Memory,
+    OpEfficiency,
+    OpFit,
+    Processor,
+    Roofline,
+    Stack,
+)
 from sandtable.model import fitted_constants
-from sandtable.model.law import Columns, FloatArray, LinkSheet, OperatorLaw, Sheet
 from sandtable.model.laws import storage_law as storage_model
-from sandtable.model.laws.storage_law import StorageLaw
+from sandtable.model.laws.storage_law import StorageLaw, StorageOperator
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +78,10 @@ class CostModel:
         """Return the time of all repeats of ``op`` when nothing else uses its resource."""
         if op.parts:
             return self._sequence(op)
-        demand = replace(op, name="", account="", section="", lane="", place=0, repeat=1, after=None)
+        demand = replace(op, name="", account="", section="", stream="", device=0, repeat=1, after=None)
         known = self._known.get(demand)
         if known is None:
-            known = self._known[demand] = replace(self._exposed(demand), law=self._law(demand))
+            known = self._known[demand] = self._exposed(demand)
         return known if op.repeat == 1 else known.times(op.repeat)
 
     def demands(self) -> list[Op]:
@@ -89,152 +99,132 @@ class CostModel:
         return known[1] if op.repeat == 1 else known[1].times(op.repeat)
 
     def _exposed(self, op: Op) -> OpTime:
-        """Return the time of one execution, less what the op that it is behind hides of it."""
+        """Return the time of one execution, less what the op that hides it hides of it."""
         time = self._once(op)
-        if op.behind is None or time.seconds == 0:
+        if op.hidden_by is None or time.seconds == 0:
             return time
-        left = max(0.0, 1 - self.time(op.behind).seconds / time.seconds)
+        left = max(0.0, 1 - self.time(op.hidden_by).seconds / time.seconds)
         return replace(time, seconds=time.seconds * left, low=time.low * left, high=time.high * left)
 
     def _once(self, op: Op) -> OpTime:
-        if op.kind == "startup":
-            return replace(ZERO, seconds=op.seconds, low=op.seconds, high=op.seconds)
-        if op.shape:
-            return self._operator(op)
-        if op.resource == "storage":
-            return self._storage(op)
-        if op.resource == "link":
-            return self._link(op)
-        fit = self._fit(op)
-        return self._datasheet(op) if fit is None else self._fitted(op, fit)
+        """Return the time of one execution, with the name of the law that it follows.
 
-    def _law(self, op: Op) -> str:
-        """Name the law that an op follows; what no fit covers follows one reading of the data sheet, all of it."""
-        if op.resource == "storage" or op.kind == "startup":
-            return op.kind
-        if op.shape:
-            law = fitted_constants.law_of(op.kind)
-            return f"{op.on} {op.kind if law is None else law.kind}"
-        if op.resource == "link":
-            link = None if self.machine.accelerator is None else self.machine.accelerator.link
-            return "data sheet" if link is None or link.fitted is None or link.fitted.transfer is None else op.kind
-        if self._fit(op) is None:
-            return "data sheet"
-        return f"{op.on} {op.kind}" if op.resource == "memory" else f"{op.on} {op.kind} {op.dtype}"
+        What no fit covers follows one reading of the data sheet, all of it.
+        """
+        operator = operator_named(op.operator)
+        if isinstance(operator, StorageOperator):
+            return self._storage(op, operator)
+        if op.shape is not None:
+            return replace(self._by_columns(op, operator), law=f"{op.on} {operator.fitted_as}")
+        if not isinstance(operator, PlainOperator):
+            raise PlanError(f"op {op.name!r} needs the shape that the law of {op.operator!r} reads")
+        if operator.states_time:
+            return replace(ZERO, seconds=op.seconds, low=op.seconds, high=op.seconds, law=op.operator)
+        if operator.resource == "link":
+            return self._link(op, operator)
+        fit = self._fit(op)
+        if fit is None:
+            return self._datasheet(op, operator)
+        kind = f"{op.on} {op.operator}"
+        return replace(_fitted(op, fit), law=kind if operator.resource == "memory" else f"{kind} {op.dtype}")
 
     # --- storage and links ---
 
-    def _storage(self, op: Op) -> OpTime:
-        law = self.storage_law
-        if op.kind == "random_read":
-            seconds = storage_model.batch_s(law, op.n_chunks, op.chunk_bytes, op.concurrency)
-            return _interval(seconds, law.residual_low_frac, law.residual_high_frac, law.drift_frac)
-        seconds = storage_model.sequential_s(law, op.bytes_read)
-        return _interval(seconds, law.sequential_low_frac, law.sequential_high_frac, law.drift_frac)
+    def _storage(self, op: Op, operator: StorageOperator) -> OpTime:
+        seconds = float(operator.seconds(self.storage_law, {}, op.shape, dtype=op.dtype))
+        low, high = operator.spread(self.storage_law)
+        return replace(_interval(seconds, low, high, self.storage_law.drift_frac), law=op.operator)
 
-    def _link(self, op: Op) -> OpTime:
+    def _link(self, op: Op, operator: PlainOperator) -> OpTime:
         accelerator = self.machine.accelerator
         if accelerator is None:
-            raise PlanError(f"{self.machine.name!r} has no accelerator to transfer to (op {op.kind!r})")
+            raise PlanError(f"{self.machine.name!r} has no accelerator to transfer to (op {op.operator!r})")
         link = accelerator.link
         fit = None if link.fitted is None else link.fitted.transfer
         if fit is not None:
             evidence = fit.evidence
             seconds = fit.latency_s.value + op.bytes_read / fit.bandwidth_bytes_per_s.value
-            return _interval(seconds, evidence.residual_low_frac, evidence.residual_high_frac)
+            time = _interval(seconds, evidence.residual_low_frac, evidence.residual_high_frac)
+            return replace(time, law=op.operator)
         efficiency, stack = self._efficiency(op)
         bandwidth = _bandwidth(efficiency, link.datasheet.bandwidth_bytes_per_s)
         seconds = link.datasheet.latency_s + efficiency.overhead_s + op.bytes_read * efficiency.traffic / bandwidth
-        return self._with_host(op, seconds, efficiency, stack)
+        return _with_host(op, operator, seconds, efficiency, stack)
 
-    # --- operators with a law of their own ---
+    # --- operators whose law reads columns ---
 
-    def _operator(self, op: Op) -> OpTime:
-        law = _law_of(op.kind)
-        constants = self._constants(law, op)
-        seconds = float(self.seconds(op, law.columns(op.shape))[0])
+    def _by_columns(self, op: Op, operator: Operator[Any]) -> OpTime:
+        constants = self._constants(op, operator)
+        seconds = float(self.seconds(op, operator.columns(op.shape))[0])
         time = _interval(seconds, constants.residual_low_frac, constants.residual_high_frac)
-        return replace(time, host_s=self.issue_s(op.kind, op.shape))
+        return replace(time, host_s=float(self.issue_s(op.operator, op.shape)))
 
     def seconds(self, op: Op, columns: Columns) -> FloatArray:
-        """Return the seconds of many operators of one kind at once: those of ``op``, with these columns.
+        """Return the seconds of many demands of one operator at once: those of ``op``, with these columns.
 
         Collectives may differ in whether they leave a machine, and follow the constants of the link they use.
         """
-        law = _law_of(op.kind)
-        if op.resource != "network":
-            constants, sheet = self._constants(law, op), self._sheet(op)[1]
-            alone = law.seconds(sheet, constants.values, columns, dtype=op.dtype, op=op.kind)
-            return np.asarray(alone / self._speed_frac(op))
-        crosses = columns["n_ranks"] > columns["ranks_per_machine"]
+        operator = operator_named(op.operator)
+        if operator.resource != "network":
+            constants, roofline = self._constants(op, operator), self._roofline(op)
+            alone = operator.seconds(roofline, constants.values, columns, dtype=op.dtype)
+            return np.asarray(alone / self._speed_frac(op, operator))
+        crosses, empty = operator.crosses(columns), operator.is_empty(columns)
+        software = self._software(op, operator)
         seconds = np.zeros(crosses.shape)
         for where in (False, True):
-            chosen = (crosses == where) & (columns["n_ranks"] > 1)
+            chosen = (crosses == where) & ~empty
             if chosen.any():
-                part = {name: column[chosen] for name, column in columns.items()}
-                link, sheet_of_link = self._link_sheet(op, crosses=where)
-                values = fitted_constants.resolve(law, link, self._software(law, op), self.machine.stack).values
-                seconds[chosen] = law.seconds(sheet_of_link, values, part, dtype=op.dtype, op=op.kind)
+                link, links = self._link_sheet(op, crosses=where)
+                values = fitted_constants.resolve(operator, link, software, self.machine.stack).values
+                part = type(columns)(*(column[chosen] for column in columns))
+                seconds[chosen] = operator.seconds(links, values, part, dtype=op.dtype)
         return seconds
 
-    def _speed_frac(self, op: Op) -> float:
+    def _speed_frac(self, op: Op, operator: Operator[Any]) -> float:
         """Return the speed of an operator within a step over that of the lone one that its law was fitted to."""
+        variant = operator.variant(op.shape)
+        key = f"law.{op.operator}.{variant}" if variant else f"law.{op.operator}"
         stack = self.machine.stack
-        key = f"law.{op.kind}.vanilla" if _is_vanilla(op) else f"law.{op.kind}"
         efficiency = None if stack is None else stack.datasheet.efficiency.get(key)
         speed = 1.0 if efficiency is None or efficiency.rate_frac is None else efficiency.rate_frac
-        if op.sustained and op.kind == "gemm":
-            speed *= self._place(op)[0].datasheet.sustained_frac or 1.0
+        if op.sustained and operator.dense:
+            speed *= self._processor(op)[0].datasheet.sustained_frac or 1.0
         return speed
 
     def spread(self, op: Op) -> tuple[float, float]:
         """Return predicted over measured at the ends of the 90 % interval of the operator's law."""
-        constants = self._constants(_law_of(op.kind), op)
+        constants = self._constants(op, operator_named(op.operator))
         return constants.residual_low_frac, constants.residual_high_frac
 
-    def issue_s(self, kind: str, shape: Sequence[float | FloatArray]) -> Any:
-        """Return the time that the host takes to issue an operator, where that goes on beside the device's work.
-
-        Products of a batch, as those of experts are, are calls of their own.
-        """
-        stack = self.machine.stack
-        if stack is None or not stack.datasheet.overlaps_host or RESOURCE_OF_KIND[kind] == "network":
+    def issue_s(self, operator_name: str, shape: Any) -> Any:
+        """Return the time that the host takes to issue an operator, where that goes on beside the device's work."""
+        operator, stack = operator_named(operator_name), self.machine.stack
+        if stack is None or not stack.datasheet.overlaps_host or operator.resource == "network":
             return 0.0
-        efficiency = stack.datasheet.efficiency.get(kind)
-        calls: Any = 1 if efficiency is None else efficiency.calls
-        if kind == "stream":
-            calls = shape[OPERATOR_COLUMNS[kind].index("n_kernels")]
-        elif kind == "gemm":
-            calls = calls * shape[OPERATOR_COLUMNS[kind].index("batch")]
-        return calls * stack.datasheet.host_call_s
+        efficiency = stack.datasheet.efficiency.get(operator_name)
+        stated = 1 if efficiency is None else efficiency.calls
+        return operator.calls(stated, shape=shape) * stack.datasheet.host_call_s
 
-    def _constants(self, law: OperatorLaw, op: Op) -> fitted_constants.Resolved:
-        if op.resource == "network":
-            device: Link | Processor = self._link_sheet(op, crosses=op.crosses)[0]
+    def _constants(self, op: Op, operator: Operator[Any]) -> fitted_constants.Resolved:
+        device: Link | Processor
+        if operator.resource == "network":
+            device = self._link_sheet(op, crosses=op.crosses)[0]
         else:
-            device = self._place(op)[0]
-        software = self._software(law, op)
+            device = self._processor(op)[0]
+        software, stack = self._software(op, operator), self.machine.stack
         if op.sharing > 1:
             # processes that share a device have constants of their own, where they were measured
-            shared = fitted_constants.resolve(law, device, software + fitted_constants.SHARED, self.machine.stack)
+            shared = fitted_constants.resolve(operator, device, software + fitted_constants.SHARED, stack)
             if shared.origin != "typical":
                 return shared
-        return fitted_constants.resolve(law, device, software, self.machine.stack)
+        return fitted_constants.resolve(operator, device, software, stack)
 
-    def _software(self, law: OperatorLaw, op: Op) -> str:
-        stack = self.machine.stack
-        if stack is None:
-            return ""
-        if op.resource == "network" and op.kind in stack.software:
-            return stack.software[op.kind]
-        if _is_vanilla(op):
-            return stack.software.get("attention.vanilla", stack.software.get(law.kind, stack.name))
-        # some software multiplies one type in a way of its own: 'gemm.fp8_block'
-        return stack.software.get(f"{law.kind}.{op.dtype}", stack.software.get(law.kind, stack.name))
+    def _software(self, op: Op, operator: Operator[Any]) -> str:
+        return fitted_constants.software_of(operator, op.shape, op.dtype, self.machine.stack)
 
-    def _sheet(self, op: Op) -> tuple[Processor, Sheet]:
-        processor, memory = self._place(op)
-        return processor, Sheet.of(processor, memory).share(op.sharing)
+    def _roofline(self, op: Op) -> Roofline:
+        return Roofline.of(*self._processor(op)).share(op.sharing)
 
     def _link_sheet(self, op: Op, *, crosses: bool) -> tuple[Link, LinkSheet]:
         accelerator = self.machine.accelerator
@@ -248,79 +238,76 @@ class CostModel:
             return within, LinkSheet.of(within)
         if self.machine.network is None:
             raise PlanError(
-                f"{self.machine.name!r} names no 'network', and {op.kind} needs one: more ranks than one machine has"
+                f"{self.machine.name!r} names no 'network', and {op.operator} needs one: more ranks than one machine "
+                "has"
             )
         n_devices = 1 if accelerator is None else accelerator.n
         return self.machine.network, LinkSheet.of(within, self.machine.network, n_devices)
 
-    # --- compute and memory ---
+    # --- plain operations ---
 
     def _fit(self, op: Op) -> OpFit | None:
-        processor, memory = self._place(op)
+        processor, memory = self._processor(op)
         if op.resource == "memory":
-            return None if memory.fitted is None else memory.fitted.ops.get(op.kind)
+            return None if memory.fitted is None else memory.fitted.ops.get(op.operator)
         if processor.fitted is None:
             return None
-        laws = processor.fitted.ops.get(op.kind, {})
+        laws = processor.fitted.ops.get(op.operator, {})
         return laws.get(op.dtype)  # type: ignore[call-overload,no-any-return]
 
-    def _fitted(self, op: Op, fit: OpFit) -> OpTime:
-        streaming = 0.0 if fit.bandwidth_bytes_per_s is None else op.bytes_moved / fit.bandwidth_bytes_per_s.value
-        computing = 0.0 if fit.rate_flops_per_s is None else op.flops / fit.rate_flops_per_s.value
-        work = streaming + computing if fit.serial else max(streaming, computing)
-        seconds = fit.overhead_s.value + op.n_items * fit.per_item_s.value + work
-        known = fit.evidence
-        return _interval(seconds, known.residual_low_frac, known.residual_high_frac, known.drift_frac or 0.0)
-
-    def _datasheet(self, op: Op) -> OpTime:
+    def _datasheet(self, op: Op, operator: PlainOperator) -> OpTime:
         efficiency, stack = self._efficiency(op)
         placed = op if efficiency.on is None else replace(op, on=efficiency.on)
-        processor, memory = self._place(placed)
+        processor, memory = self._processor(placed)
         bandwidth = _bandwidth(efficiency, memory.datasheet.bandwidth_bytes_per_s)
         streaming = op.bytes_moved * efficiency.traffic / bandwidth
         computing = 0.0 if op.flops == 0 else op.flops / _rate(efficiency, processor, op.dtype)
-        seconds = efficiency.overhead_s + op.n_items * efficiency.per_item_s + max(streaming, computing)
-        return self._with_host(op, seconds, efficiency, stack)
+        items = op.n_items * efficiency.per_item_s + op.n_special * efficiency.per_special_s
+        seconds = efficiency.overhead_s + items + max(streaming, computing)
+        return _with_host(op, operator, seconds, efficiency, stack)
 
-    def _with_host(self, op: Op, device_s: float, efficiency: OpEfficiency, stack: Stack) -> OpTime:
-        sheet = stack.datasheet
-        calls = op.n_items if op.kind == "host" else efficiency.calls
-        host = calls * sheet.host_call_s + (sheet.dynamic_shape_s if op.dynamic else 0.0)
-        seconds = device_s if sheet.overlaps_host else device_s + host
-        time = _interval(seconds, sheet.residual_low_frac, sheet.residual_high_frac)
-        return replace(time, host_s=host if sheet.overlaps_host else 0.0)
-
-    def _place(self, op: Op) -> tuple[Processor, Memory]:
+    def _processor(self, op: Op) -> tuple[Processor, Memory]:
         if op.on == "host":
             return self.machine.processor, self.machine.memory
         if self.machine.accelerator is None:
-            raise PlanError(f"{self.machine.name!r} has no accelerator to run {op.kind!r} on")
+            raise PlanError(f"{self.machine.name!r} has no accelerator to run {op.operator!r} on")
         return self.machine.accelerator.processor, self.machine.accelerator.memory
 
     def _efficiency(self, op: Op) -> tuple[OpEfficiency, Stack]:
         stack = self.machine.stack
         if stack is None:
             raise PlanError(
-                f"{self.machine.name!r} has no fit for {op.kind!r} and no 'stack' that says what it reaches: "
+                f"{self.machine.name!r} has no fit for {op.operator!r} and no 'stack' that says what it reaches: "
                 "calibrate again, or name a stack"
             )
         table = stack.datasheet.efficiency
-        for key in (f"{op.kind}.{op.dtype}", op.kind, "default"):
+        for key in (f"{op.operator}.{op.dtype}", op.operator, "default"):
             if key in table:
                 return table[key], stack
-        raise PlanError(f"stack {stack.name!r} says nothing of {op.kind!r} and has no 'default'")
+        raise PlanError(f"stack {stack.name!r} says nothing of {op.operator!r} and has no 'default'")
 
 
-def _is_vanilla(op: Op) -> bool:
-    """Whether it is attention that writes its scores to memory."""
-    return op.kind == "attention" and bool(op.shape) and not op.shape[OPERATOR_COLUMNS["attention"].index("flash")]
+def _fitted(op: Op, fit: OpFit) -> OpTime:
+    seconds = plain_seconds(
+        fit.constants(),
+        n_items=op.n_items,
+        n_special=op.n_special,
+        n_bytes=op.bytes_moved,
+        flops=op.flops,
+        serial=fit.serial,
+    )
+    known = fit.evidence
+    return _interval(float(seconds), known.residual_low_frac, known.residual_high_frac, known.drift_frac or 0.0)
 
 
-def _law_of(kind: str) -> OperatorLaw:
-    law = fitted_constants.law_of(kind)
-    if law is None:
-        raise PlanError(f"op kind {kind!r} has no law that reads a shape")
-    return law
+def _with_host(op: Op, operator: PlainOperator, device_s: float, efficiency: OpEfficiency, stack: Stack) -> OpTime:
+    """Return the time of an operation that follows the data sheet, with the host's part in it."""
+    sheet = stack.datasheet
+    calls = operator.calls(efficiency.calls, n_items=op.n_items)
+    host = float(calls * sheet.host_call_s + (sheet.dynamic_shape_s if op.dynamic else 0.0))
+    seconds = device_s if sheet.overlaps_host else device_s + host
+    time = _interval(seconds, sheet.residual_low_frac, sheet.residual_high_frac)
+    return replace(time, host_s=host if sheet.overlaps_host else 0.0, law="data sheet")
 
 
 def _bandwidth(efficiency: OpEfficiency, datasheet_bytes_per_s: float) -> float:

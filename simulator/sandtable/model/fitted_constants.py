@@ -1,22 +1,16 @@
-"""Which law serves a kind of operator, and whose fitted constants it uses."""
+"""Whose fitted constants an operator uses on a device under a software."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sandtable.demand.op import COLLECTIVES
+from sandtable.demand.operator import Operator
+from sandtable.errors import ConfigError
 from sandtable.hardware import Link, OperatorFit, Processor, Stack
-from sandtable.model.law import OperatorLaw
-from sandtable.model.laws.attention_law import AttentionLaw
-from sandtable.model.laws.collective_law import CollectiveLaw
-from sandtable.model.laws.experts_law import MoeLaw
-from sandtable.model.laws.gemm_law import GemmLaw
-from sandtable.model.laws.memory_bound import StreamLaw
+from sandtable.units import strip_suffix
 
-LAWS: dict[str, OperatorLaw] = {
-    law.kind: law for law in (GemmLaw(), AttentionLaw(), StreamLaw(), MoeLaw(), CollectiveLaw())
-}
 # ends the name of a software's constants for processes that share a device, see `Op.sharing`
 SHARED = "_shared"
 # predicted / measured at the ends of the 90 % interval where no constant was ever fitted
@@ -25,7 +19,7 @@ UNFITTED_LOW_FRAC, UNFITTED_HIGH_FRAC = 0.5, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Constants for one kind of operator on one device: their values, their interval, and where they are from.
+    """Constants of one operator on one device: their values, their interval, and where they are from.
 
     ``origin`` is "device" (fitted on it), "like" (fitted on the one that its file names), "siblings" (pooled by the
     software's file) or "typical".
@@ -37,27 +31,57 @@ class Resolved:
     origin: str
 
 
-def law_of(op_kind: str) -> OperatorLaw | None:
-    """Return the law that serves an op of this kind, None where it has none of its own."""
-    return LAWS.get("collective" if op_kind in COLLECTIVES else op_kind)
+def resolve(operator: Operator[Any], device: Processor | Link, software: str, stack: Stack | None) -> Resolved:
+    """Return the constants of ``operator``: the device's own for that software, else its siblings', else typical ones.
 
-
-def resolve(law: OperatorLaw, device: Processor | Link, software: str, stack: Stack | None) -> Resolved:
-    """Return the constants of ``law``: the device's own for that software, else its siblings', else typical ones."""
-    own = None if device.fitted is None else device.fitted.operators.of(law.kind).get(software)
-    pooled = None if stack is None or stack.fitted is None else stack.fitted.operators.of(law.kind).get(software)
-    if own is not None:
-        return _resolved(own, own, "device")
+    Raises:
+        ConfigError: a fit lacks a constant that the operator's law needs.
+    """
+    pooled = fit_of(operator, stack, software)
     like = device.like if isinstance(device, Processor) else None
-    near = None if like is None or like.fitted is None else like.fitted.operators.of(law.kind).get(software)
-    if near is not None:
-        # how far constants miss on a device they were not fitted to is what pooling found out
-        return _resolved(near, pooled or near, "like")
-    if pooled is not None:
-        return _resolved(pooled, pooled, "siblings")
-    return Resolved(law.typical(), UNFITTED_LOW_FRAC, UNFITTED_HIGH_FRAC, "typical")
+    for component, origin in ((device, "device"), (like, "like"), (stack, "siblings")):
+        fit = fit_of(operator, component, software)
+        if component is not None and fit is not None:
+            values = values_of(operator, fit, component.name, software)
+            # how far constants miss on a device they were not fitted to is what pooling found out
+            evidence = (pooled or fit if origin == "like" else fit).evidence
+            return Resolved(values, evidence.residual_low_frac, evidence.residual_high_frac, origin)
+    return Resolved(operator.typical(), UNFITTED_LOW_FRAC, UNFITTED_HIGH_FRAC, "typical")
 
 
-def _resolved(fit: OperatorFit, spread: OperatorFit, origin: str) -> Resolved:
-    evidence = spread.evidence
-    return Resolved(fit.values(), evidence.residual_low_frac, evidence.residual_high_frac, origin)
+def fit_of(
+    operator: Operator[Any], component: Processor | Link | Stack | None, software: str
+) -> OperatorFit | None:
+    """Return the fit that a device file or a software's file holds, None if it has none."""
+    if component is None or component.fitted is None:
+        return None
+    return component.fitted.operators.get(operator.fitted_as, {}).get(software)
+
+
+def values_of(operator: Operator[Any], fit: OperatorFit, component: str, software: str) -> dict[str, float]:
+    """Return the constants that an operator's law needs, from a fit in the file of ``component``.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    values = fit.values()
+    for name in (constant.name for constant in operator.constants if constant.name not in values):
+        raise ConfigError(
+            f"fitted.operators.{operator.fitted_as}.{software} lacks {strip_suffix(name)!r}, which the law of "
+            f"{operator.name!r} needs: calibrate again, or add it",
+            file=f"{component}.yaml",
+        )
+    return values
+
+
+def software_of(operator: Operator[Any], shape: Any, dtype: str, stack: Stack | None) -> str:
+    """Return whose constants apply under a stack: by variant, by operator or element type, by what it is fitted as.
+
+    Some software has another way for one type, 'gemm.fp8_block', or for one collective, 'all_reduce'.
+    """
+    if stack is None:
+        return ""
+    shared, variant = operator.fitted_as, operator.variant(shape)
+    own = (operator.name,) if operator.name != shared else ()
+    keys = (f"{shared}.{variant}",) if variant else (*own, f"{shared}.{dtype}")
+    return next((stack.software[key] for key in (*keys, shared) if key in stack.software), stack.name)

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from sandtable.model.law import FloatArray
+from sandtable.demand.operator import FloatArray
 
 
 @overload

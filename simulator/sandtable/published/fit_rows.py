@@ -1,6 +1,6 @@
 """``calibrate --from-data``: fit the constants of operator laws to published rows, and write them into device files.
 
-Constants are fitted per device, software and kind of operator. Those of one software pooled over its devices go into
+Constants are fitted per device, software and operator. Those of one software pooled over its devices go into
 ``devices/stacks/<software>.yaml`` for a device that was never measured; the interval stated there is what leaving one
 device out at a time misses.
 """
@@ -30,7 +30,7 @@ from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import OperatorFit, library
 from sandtable.model.fitted_constants import UNFITTED_HIGH_FRAC, UNFITTED_LOW_FRAC
 from sandtable.published import scoring, systems
-from sandtable.published.operator_rows import OperatorAdapter, group_of, kind_of, sheets_of
+from sandtable.published.operator_rows import OperatorAdapter, group_of, operator_of, sheets_of
 from sandtable.published.rows import file_of
 from sandtable.table import Table
 
@@ -40,11 +40,11 @@ Group = tuple[str, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFit:
-    """Constants of one device under one software for one kind of operator, and what they were fitted to."""
+    """Constants of one device under one software for one operator, and what they were fitted to."""
 
     device: str
     software: str
-    kind: str
+    operator: str
     fit: OperatorFit
     source: str
     # log(predicted / measured) with the constants of its siblings, where it has any
@@ -53,10 +53,10 @@ class DeviceFit:
 
 @dataclass(frozen=True, kw_only=True)
 class PooledFit:
-    """Constants of one software that several devices share, for one kind of operator."""
+    """Constants of one software that several devices share, for one operator."""
 
     software: str
-    kind: str
+    operator: str
     fit: OperatorFit
     source: str
     devices: tuple[str, ...]
@@ -80,7 +80,7 @@ class FromData:
 
 
 def collect(folder: Path, only: Sequence[str] | None = None) -> dict[Group, list[tuple[OperatorPoint, str]]]:
-    """Return the timed operators of all adapters with their public sources, by device, software and kind.
+    """Return the timed operators of all adapters with their public sources, by device, software and operator.
 
     Rows that the package ships join those of the folder, which come first where both have a file. With ``only``, the
     groups that these adapters have points of; points of other adapters in such a group stay, so that constants never
@@ -113,7 +113,7 @@ def collect(folder: Path, only: Sequence[str] | None = None) -> dict[Group, list
         raise ConfigError(
             f"no timed operator of a known device here; expected any of: {expected}", file=str(folder)
         )
-    # the softwares and kinds touched, with all their devices: siblings are needed whole
+    # the softwares and operators touched, with all their devices: siblings are needed whole
     pairs = {group[1:] for group in touched}
     return {group: members for group, members in sorted(groups.items()) if group[1:] in pairs}
 
@@ -122,32 +122,32 @@ def collect(folder: Path, only: Sequence[str] | None = None) -> dict[Group, list
 
 
 def fit_all(folder: Path, only: Sequence[str] | None = None, *, date: dt.date | None = None) -> FromData:
-    """Fit every device, software and kind, and pool the devices of each software."""
+    """Fit every device, software and operator, and pool the devices of each software."""
     groups = collect(folder, only)
     found = FromData()
     pairs = dict.fromkeys(group[1:] for group in groups)
-    for software, kind in pairs:
-        members = {group[0]: points for group, points in groups.items() if group[1:] == (software, kind)}
-        _fit_software(found, software, kind, members, date)
+    for software, operator in pairs:
+        members = {group[0]: points for group, points in groups.items() if group[1:] == (software, operator)}
+        _fit_software(found, software, operator, members, date)
     return found
 
 
 def _fit_software(
     found: FromData,
     software: str,
-    kind: str,
+    operator: str,
     members: Mapping[str, list[tuple[OperatorPoint, str]]],
     date: dt.date | None,
 ) -> None:
     points = {device: [point for point, _ in rows] for device, rows in members.items()}
-    law = kind_of(next(iter(points.values()))[0])
+    law = operator_of(next(iter(points.values()))[0])
     for device in [name for name, rows in points.items() if len(rows) <= len(law.constants)]:
-        found.notes.append(f"{device}, {software}, {kind}: only {len(points[device])} points, not fitted")
+        found.notes.append(f"{device}, {software}, {operator}: only {len(points[device])} points, not fitted")
         del points[device]
     if not points:
         return
     left_out = {device: _left_out(device, points) for device in points} if len(points) > 1 else {}
-    pooled = _pool(software, kind, points, left_out, members, date)
+    pooled = _pool(software, operator, points, left_out, members, date)
     found.pooled.append(pooled)
     for device, own in points.items():
         method = f"{len(own)} published timings of {software}"
@@ -156,7 +156,12 @@ def _fit_software(
         source = _source(members[device])
         found.devices.append(
             DeviceFit(
-                device=device, software=software, kind=kind, fit=fit, source=source, left_out=left_out.get(device)
+                device=device,
+                software=software,
+                operator=operator,
+                fit=fit,
+                source=source,
+                left_out=left_out.get(device),
             )
         )
 
@@ -164,21 +169,21 @@ def _fit_software(
 def _left_out(device: str, points: Mapping[str, list[OperatorPoint]]) -> FloatArray:
     """Return log(predicted / measured) on a device under constants fitted to its siblings."""
     own, others = points[device], [p for name, rows in points.items() if name != device for p in rows]
-    law = kind_of(own[0])
+    law = operator_of(own[0])
     constants = operator_fit.fit_constants(law, others, sheets_of(others))
-    return operator_fit.Predictor(law, own, sheets_of(own)).residuals(constants)
+    return operator_fit.Predictor(own, sheets_of(own)).residuals(constants)
 
 
 def _pool(
     software: str,
-    kind: str,
+    operator: str,
     points: Mapping[str, list[OperatorPoint]],
     left_out: Mapping[str, FloatArray],
     members: Mapping[str, list[tuple[OperatorPoint, str]]],
     date: dt.date | None,
 ) -> PooledFit:
     everything = [point for rows in points.values() for point in rows]
-    law = kind_of(everything[0])
+    law = operator_of(everything[0])
     names = tuple(sorted(points))
     method = f"pooled over {', '.join(names)}; held out: one device at a time"
     fit = operator_fit.fit_operator(law, everything, sheets_of(everything), method=method, date=date)
@@ -195,7 +200,7 @@ def _pool(
     source = _source([row for device in names for row in members[device]])
     return PooledFit(
         software=software,
-        kind=kind,
+        operator=operator,
         fit=fit.model_copy(update={"evidence": evidence}),
         source=source,
         devices=names,
@@ -215,26 +220,28 @@ def write(found: FromData) -> list[Path]:
     paths: dict[Path, None] = {}
     for item in found.devices:
         path = library.device_files()[item.device]
-        put_fit(path, item.kind, item.software, item.fit, item.source)
+        put_fit(path, item.operator, item.software, item.fit, item.source)
         paths[path] = None
     for pool in found.pooled:
         stack = library.device_files("stack").get(pool.software)
         if stack is None:
-            found.notes.append(f"no stack file {pool.software}.yaml: its pooled {pool.kind} constants are not kept")
+            found.notes.append(
+                f"no stack file {pool.software}.yaml: its pooled {pool.operator} constants are not kept"
+            )
             continue
-        put_fit(stack, pool.kind, pool.software, pool.fit, pool.source)
+        put_fit(stack, pool.operator, pool.software, pool.fit, pool.source)
         paths[stack] = None
     systems.forget()
     return list(paths)
 
 
-def put_fit(path: Path, kind: str, software: str, fit: OperatorFit, source: str) -> None:
+def put_fit(path: Path, operator: str, software: str, fit: OperatorFit, source: str) -> None:
     """Replace one fit and its source in a device file; all else in it stays, comments too.
 
     Raises:
         ConfigError: the file would not load any more; it is left as it was.
     """
-    dotted = f"fitted.operators.{kind}.{software}"
+    dotted = f"fitted.operators.{operator}.{software}"
     with _locked(path.parent):
         data = _yaml().load(path.read_text(encoding="utf-8"))
         if not isinstance(data.get("fitted"), CommentedMap):
@@ -287,16 +294,16 @@ def _text(data: CommentedMap) -> str:
 
 
 def device_table(fits: Sequence[DeviceFit]) -> Table:
-    """Return the constants by device, software and kind, with errors in sample and held out."""
-    rows = [[i.device, i.software, i.kind, *_summary(i.fit)] for i in fits]
-    columns = ("device", "software", "kind", *_SUMMARY)
+    """Return the constants by device, software and operator, with errors in sample and held out."""
+    rows = [[i.device, i.software, i.operator, *_summary(i.fit)] for i in fits]
+    columns = ("device", "software", "operator", *_SUMMARY)
     return Table(columns=columns, rows=rows, title="Constants by device", units=("", "", "", *_SUMMARY_UNITS))
 
 
 def pooled_table(fits: Sequence[PooledFit]) -> Table:
     """Return the constants that devices share; held out is one device at a time."""
-    rows = [[i.software, i.kind, len(i.devices), *_summary(i.fit)] for i in fits]
-    columns = ("software", "kind", "devices", *_SUMMARY)
+    rows = [[i.software, i.operator, len(i.devices), *_summary(i.fit)] for i in fits]
+    columns = ("software", "operator", "devices", *_SUMMARY)
     return Table(columns=columns, rows=rows, title="Constants pooled", units=("", "", "", *_SUMMARY_UNITS))
 
 
@@ -308,10 +315,10 @@ def left_out_table(fits: Sequence[DeviceFit]) -> Table:
             errors = np.abs(np.expm1(item.left_out))
             bias = float(np.expm1(np.median(item.left_out)))
             rows.append(
-                [item.device, item.software, item.kind, len(errors), *_errors(errors), f"{100 * bias:+.1f}"]
+                [item.device, item.software, item.operator, len(errors), *_errors(errors), f"{100 * bias:+.1f}"]
             )
     return Table(
-        columns=("device left out", "software", "kind", "points", "median error", "p90 error", "bias"),
+        columns=("device left out", "software", "operator", "points", "median error", "p90 error", "bias"),
         units=("", "", "", "", "%", "%", "%"),
         rows=rows,
         title="Devices left out",
@@ -321,11 +328,11 @@ def left_out_table(fits: Sequence[DeviceFit]) -> Table:
 
 def _left_out_notes(fits: Sequence[DeviceFit]) -> list[str]:
     notes = []
-    for kind in dict.fromkeys(item.kind for item in fits):
-        errors = [np.abs(np.expm1(i.left_out)) for i in fits if i.kind == kind and i.left_out is not None]
+    for operator in dict.fromkeys(item.operator for item in fits):
+        errors = [np.abs(np.expm1(i.left_out)) for i in fits if i.operator == operator and i.left_out is not None]
         if errors:
             median = 100 * float(np.median(np.concatenate(errors)))
-            notes.append(f"{kind}: median error of all points of devices left out {median:.1f} %")
+            notes.append(f"{operator}: median error of all points of devices left out {median:.1f} %")
     return notes
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint, held_out_seconds
+from sandtable.demand.operator import Operator, operator_named
+from sandtable.demand.shapes import GemmShape
 from sandtable.errors import PlanError
 from sandtable.hardware import Accelerator
-from sandtable.model.fitted_constants import Resolved, law_of, resolve
-from sandtable.model.law import OperatorLaw
+from sandtable.model.fitted_constants import Resolved, fit_of, resolve, values_of
 from sandtable.published import systems
 from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
 from sandtable.published.rows import MalformedRow, Row
@@ -37,7 +38,7 @@ class Timed:
 
 
 def framework_latency(
-    row: Row, system: Accelerator, *, op: str, dtype: str, shape: tuple[float, ...], label: str, group: str
+    row: Row, system: Accelerator, *, operator: str, dtype: str, shape: Any, label: str, group: str
 ) -> Timed:
     """Return the ``latency_ms`` of one operator that a serving framework ran on one processor.
 
@@ -50,7 +51,7 @@ def framework_latency(
     point = OperatorPoint(
         device=system.name,
         software=row.text("framework"),
-        op=op,
+        operator=operator,
         dtype=dtype,
         shape=shape,
         seconds=1e-3 * latency_ms,
@@ -88,9 +89,9 @@ def product_at_rate(
     point = OperatorPoint(
         device=found.name,
         software=LIBRARY,
-        op="gemm",
+        operator="gemm",
         dtype=dtype,
-        shape=(m, n, k, 1.0),
+        shape=GemmShape(m, n, k),
         seconds=2 * m * n * k / (1e12 * tflops),
         label=f"{system} {row.text('dtype')} {m:.0f}x{n:.0f}x{k:.0f}",
     )
@@ -174,7 +175,7 @@ class OperatorAdapter(Adapter):
             groups.setdefault(group_of(item.point), []).append(item)
         scored: list[Scored] = []
         for items in groups.values():
-            law = kind_of(items[0].point)
+            law = operator_of(items[0].point)
             points = [item.point for item in items]
             if len(points) <= len(law.constants) or constants_of(points[0]).origin != "device":
                 continue
@@ -194,44 +195,40 @@ def _interval(ratios: np.typing.NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def kind_of(point: OperatorPoint) -> OperatorLaw:
-    """Return the law of a point's operator.
+def operator_of(point: OperatorPoint) -> Operator[Any]:
+    """Return the operator that a point timed.
 
     Raises:
-        PlanError: no law serves it.
+        PlanError: no installed package declares it.
     """
-    law = law_of(point.op)
-    if law is None:
-        raise PlanError(f"no law serves {point.op!r}")
-    return law
+    return operator_named(point.operator)
 
 
 def constants_of(point: OperatorPoint) -> Resolved:
     """Return the constants that the library holds for a point: its device's, else those of siblings, else typical."""
     device = systems.device_named(point.device)
-    return resolve(kind_of(point), device, point.software, systems.stack_of(point.software))
+    return resolve(operator_of(point), device, point.software, systems.stack_of(point.software))
 
 
 def siblings_of(point: OperatorPoint) -> Mapping[str, float] | None:
     """Return the constants pooled for a point's software, None if there are none."""
-    stack = systems.stack_of(point.software)
-    fits = {} if stack is None or stack.fitted is None else stack.fitted.operators.of(kind_of(point).kind)
-    fit = fits.get(point.software)
-    return None if fit is None else fit.values()
+    operator, stack = operator_of(point), systems.stack_of(point.software)
+    fit = fit_of(operator, stack, point.software)
+    return None if fit is None else values_of(operator, fit, point.software, point.software)
 
 
 def group_of(point: OperatorPoint) -> tuple[str, str, str]:
-    """Return what shares constants: device, software and kind."""
-    return point.device, point.software, kind_of(point).kind
+    """Return what shares constants: device, software and operator."""
+    return point.device, point.software, operator_of(point).fitted_as
 
 
 def sheets_of(points: Iterable[OperatorPoint]) -> dict[str, systems.AnySheet]:
-    """Return the data sheets that points need, by `OperatorPoint.place`."""
-    return {point.place: systems.sheet_of(point) for point in points}
+    """Return the data sheets that points need, by `OperatorPoint.sheet`."""
+    return {point.sheet: systems.sheet_of(point) for point in points}
 
 
 def seconds_of(point: OperatorPoint, constants: Mapping[str, float]) -> float:
     """Predict one point with given constants."""
-    law = kind_of(point)
-    columns = law.columns(point.shape)
-    return float(law.seconds(systems.sheet_of(point), constants, columns, dtype=point.dtype, op=point.op)[0])
+    operator = operator_of(point)
+    columns = operator.columns(point.shape)
+    return float(operator.seconds(systems.sheet_of(point), constants, columns, dtype=point.dtype)[0])

@@ -6,12 +6,11 @@ from functools import lru_cache
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.errors import ConfigError
-from sandtable.hardware import Accelerator, Component, Link, Processor, Stack, library
-from sandtable.model.law import LinkSheet, Sheet
+from sandtable.hardware import Accelerator, Component, Link, LinkSheet, Processor, Roofline, Stack, library
 from sandtable.published.adapter import Skipped
 
 NO_DEVICE = Skipped("no device file")
-AnySheet = Sheet | LinkSheet
+AnySheet = Roofline | LinkSheet
 
 
 def find(text: str) -> Accelerator | Skipped:
@@ -67,7 +66,7 @@ def _sheet(name: str, beside: str) -> AnySheet:
         within = component("link", beside) if beside else None
         return LinkSheet.of(within, device) if isinstance(within, Link) else LinkSheet.of(device)
     assert isinstance(device, Accelerator)
-    return Sheet.of(device, device.memory)
+    return Roofline.of(device, device.memory)
 
 
 def forget() -> None:

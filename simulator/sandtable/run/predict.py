@@ -69,15 +69,15 @@ def scenario_record(scenario: Scenario, parameters: Frozen) -> dict[str, Any]:
 def used_parts(ops: Sequence[Op], machine: Machine) -> list[Component]:
     """Return the parts of a machine whose numbers the times of these ops rest on."""
     resources = {op.resource for op in ops}
-    places = {op.on for op in ops if op.resource in ("compute", "memory")}
+    used = {op.on for op in ops if op.resource in ("compute", "memory")}
     accelerator = machine.accelerator
     found: list[Component | None] = []
-    if "host" in places or not places:
+    if "host" in used or not used:
         found += [machine.processor, machine.memory]
     if "storage" in resources:
         found.append(machine.storage)
     if accelerator is not None:
-        found += [accelerator.processor, accelerator.memory] if "accelerator" in places else []
+        found += [accelerator.processor, accelerator.memory] if "accelerator" in used else []
         found.append(accelerator.link if "link" in resources else None)
     if "network" in resources:
         found.append(machine.group_link)
@@ -90,7 +90,7 @@ def guesses_of(ops: Sequence[Op], parts: Sequence[Component], machine: Machine) 
 
     Shares of a data sheet and the software's own spread stand in where no law reads an operation's shape.
     """
-    by_share = any(not op.shape and op.resource != "storage" and op.kind != "startup" for op in ops)
+    by_share = any(op.shape is None and not op.seconds for op in ops)
     paths = [(part.name, path) for part in (machine, *parts) for path in part.guesses()]
     unused = () if by_share else ("datasheet.efficiency.default", "datasheet.residual")
     return [f"{name}: {path}" for name, path in paths if not path.startswith(unused)]

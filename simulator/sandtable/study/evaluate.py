@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from sandtable import units, yaml_files
+from sandtable.demand.operator import FloatArray
 from sandtable.errors import DoesNotFit, PlanError
 from sandtable.hardware import Frozen, Machine
-from sandtable.model.law import FloatArray
 from sandtable.results import Prediction
 from sandtable.run import predict
 from sandtable.study.outcome import Outcome

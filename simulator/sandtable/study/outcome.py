@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from sandtable.demand.operator import FloatArray
 from sandtable.errors import ConfigError, did_you_mean
 from sandtable.hardware import Frozen, Machine
-from sandtable.model.law import FloatArray
 from sandtable.run.compare import condition
 from sandtable.study.study import Point, Study
 

@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import Field
 
 from sandtable import plugins
+from sandtable.demand.operator import FloatArray
 from sandtable.demand.plan import Plan
 from sandtable.engine.plan_process import process_of
 from sandtable.engine.process import Process
 from sandtable.engine.recorder import Recorder, StepResult
 from sandtable.errors import ConfigError, PlanError, UnknownName
 from sandtable.hardware import Frozen, Machine
-from sandtable.model.law import Columns
 from sandtable.results import Metric, TraceRow
 
 P = TypeVar("P", bound=Frozen)
@@ -146,7 +146,7 @@ class Workload(ABC, Generic[P]):
         """Return metrics that follow from others by counting, predicted or measured alike; they replace equal names."""
         return {}
 
-    def estimate(self, parameters: Sequence[P], machine: Machine) -> Columns:
+    def estimate(self, parameters: Sequence[P], machine: Machine) -> Mapping[str, FloatArray]:
         """Return metrics of many configurations by a closed form, where a workload has one: an entry for each.
 
         ``step_s`` is the mean time of the main phase's steps, ``low_s`` to ``high_s`` its 90 % interval.

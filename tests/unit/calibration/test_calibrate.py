@@ -114,7 +114,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path: Path, monke
 
 
 def test_disagreeing_repeats_are_called_noisy() -> None:
-    op = Op(name="x", kind="copy", account="memory", bytes_read=1e6)
+    op = Op(name="x", operator="copy", account="memory", bytes_read=1e6)
     quiet = this_host.Observation(kernel="copy", dims={}, op=op, samples=[[1.0], [1.01], [0.99]])
     noisy = this_host.Observation(kernel="copy", dims={}, op=op, samples=[[1.0], [1.8], [0.6]])
     assert this_host.repeat_spread([quiet]) == pytest.approx(0.0, abs=0.02)
@@ -125,7 +125,7 @@ def test_disagreeing_repeats_are_called_noisy() -> None:
 
 def observed(deviations: np.ndarray[Any, Any]) -> list[this_host.Observation]:
     """Observations of ten milliseconds, whose passes lie off by e to the deviations [points, passes]."""
-    op = Op(name="x", kind="copy", account="memory", bytes_read=1e6)
+    op = Op(name="x", operator="copy", account="memory", bytes_read=1e6)
     return [
         this_host.Observation(kernel="copy", dims={}, op=op, samples=[[0.01 * float(np.exp(d))] for d in row])
         for row in deviations

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sandtable.calibration.fit.operator_fit import Sheet
 from sandtable.cli.app import app
+from sandtable.demand.operator import operators
 from sandtable.errors import ConfigError, UnknownName
-from sandtable.hardware import Accelerator, Processor, Stack, library
-from sandtable.model.fitted_constants import LAWS, resolve
+from sandtable.hardware import Accelerator, Processor, Roofline, Stack, library
+from sandtable.model.fitted_constants import resolve
 from sandtable.published import fit_rows, scoring, systems
 
 TRUE = {"rate_frac": 0.7, "bandwidth_frac": 0.9, "launch_s": 4e-6, "tile_s": 1e-6, "quantise_passes": 1.5}
@@ -57,11 +57,11 @@ def found(data: Path) -> fit_rows.FromData:
 def _rows(system: str, dtype: str, rng: np.random.Generator) -> list[dict[str, object]]:
     found = systems.find(system)
     assert isinstance(found, Accelerator)
-    sheet = Sheet.of(found, found.memory)
-    law, rows = LAWS["gemm"], []
+    sheet = Roofline.of(found, found.memory)
+    law, rows = operators()["gemm"], []
     for m in (1, 16, 256, 4096):
         for n, k in ((4096, 4096), (1024, 8192), (16_384, 4096)):
-            exact = law.seconds(sheet, TRUE, law.columns((m, n, k, 1)), dtype=dtype, op="gemm")[0]
+            exact = law.seconds(sheet, TRUE, law.columns((m, n, k, 1)), dtype=dtype)[0]
             milliseconds = 1e3 * float(exact * np.exp(rng.normal(0, 0.02)))
             cells = (system, "vllm", dtype, m, n, k, f"{milliseconds:.6f}")
             rows.append(dict(zip(COLUMNS, cells, strict=True)))
@@ -72,7 +72,7 @@ def gemm_of(software: str, device: str = "nvidia_h100_sxm") -> dict[str, float]:
     systems.forget()
     processor, stack = library.load_accelerator(device), library.load_component("stack", software)
     assert isinstance(stack, Stack)
-    return dict(resolve(LAWS["gemm"], processor, software, stack).values)
+    return dict(resolve(operators()["gemm"], processor, software, stack).values)
 
 
 def test_constants_are_written_and_used(devices: Path, data: Path, found: fit_rows.FromData) -> None:
@@ -93,7 +93,7 @@ def test_constants_are_written_and_used(devices: Path, data: Path, found: fit_ro
 def test_a_device_without_rows_gets_its_siblings_constants(devices: Path, found: fit_rows.FromData) -> None:
     fit_rows.write(found)
     l4 = library.load_accelerator("nvidia_l4")
-    resolved = resolve(LAWS["gemm"], l4, "vllm", systems.stack_of("vllm"))
+    resolved = resolve(operators()["gemm"], l4, "vllm", systems.stack_of("vllm"))
     assert resolved.origin == "siblings"
     assert resolved.values["rate_frac"] == pytest.approx(0.7, rel=0.1)
     # leaving one device out missed little, as all follow one law
@@ -108,11 +108,11 @@ def test_a_device_may_name_the_sibling_that_it_takes_constants_from(
     fit_rows.write(found)
     l4, h100 = (library.load_accelerator(name) for name in ("nvidia_l4", "nvidia_h100_sxm"))
     stack = systems.stack_of("vllm")
-    near, own = (resolve(LAWS["gemm"], device, "vllm", stack) for device in (l4, h100))
+    near, own = (resolve(operators()["gemm"], device, "vllm", stack) for device in (l4, h100))
     assert (near.origin, own.origin) == ("like", "device")
     assert near.values == own.values
     # how far it may miss is known from devices that were left out
-    pooled = resolve(LAWS["gemm"], l4.model_copy(update={"like": None}), "vllm", stack)
+    pooled = resolve(operators()["gemm"], l4.model_copy(update={"like": None}), "vllm", stack)
     assert near.residual_high_frac == pooled.residual_high_frac
     path.write_text(path.read_text().replace("like: nvidia_h100_sxm", "like: nvidia_h1000", 1))
     with pytest.raises(ConfigError, match="nvidia_h100"):
@@ -133,9 +133,9 @@ def test_what_else_is_in_a_file_stays(devices: Path, found: fit_rows.FromData) -
     assert after.datasheet == before.datasheet
     assert after.fitted is not None
     if before.fitted is not None:
-        assert after.fitted.operators.attention == before.fitted.operators.attention
-        assert after.fitted.operators.stream == before.fitted.operators.stream
-        assert after.fitted.operators.gemm["trtllm"] == before.fitted.operators.gemm["trtllm"]
+        assert after.fitted.operators.get("attention") == before.fitted.operators.get("attention")
+        assert after.fitted.operators.get("memory_bound") == before.fitted.operators.get("memory_bound")
+        assert after.fitted.operators["gemm"]["trtllm"] == before.fitted.operators["gemm"]["trtllm"]
     assert "aiconfigurator" in after.sources["fitted.operators.gemm.vllm"]
 
 

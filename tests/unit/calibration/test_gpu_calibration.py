@@ -19,10 +19,9 @@ from sandtable.calibration.gpu import gpu_datasheet, gpu_fit, recordings
 from sandtable.calibration.gpu.recordings import Gpu, RecordedGpus, Recording, TimedPoint
 from sandtable.demand.kernel import Dims, Kernel
 from sandtable.demand.op import Op
+from sandtable.demand.operator import operator_named
 from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, MeasureError, NoDevice
-from sandtable.hardware import Machine, OperatorFits, library
-from sandtable.model.fitted_constants import law_of
-from sandtable.model.law import LinkSheet, Sheet
+from sandtable.hardware import LinkSheet, Machine, OperatorFits, Roofline, library
 from sandtable.run import predict
 from sandtable.run.nvml import GpuFacts, GpuSample
 from sandtable.workload import scenarios
@@ -42,7 +41,7 @@ CONSTANTS = {
         "item_s": 1.1e-6,
         "narrow_gain": 1.0,
     },
-    "stream": {"bandwidth_frac": 0.83, "launch_s": 2.3e-6, "special_s": 6e-11, "wait_clocks": 1000.0},
+    "memory_bound": {"bandwidth_frac": 0.83, "launch_s": 2.3e-6, "special_s": 6e-11, "wait_clocks": 1000.0},
     "collective": {
         "bandwidth_frac": 0.7,
         "pair_frac": 0.9,
@@ -67,16 +66,16 @@ H100 = GpuFacts(
 )
 
 
-def seconds_of(op: Op, dims: Dims, sheet: Sheet, links: LinkSheet) -> float:
+def seconds_of(op: Op, dims: Dims, sheet: Roofline, links: LinkSheet) -> float:
     """Return what the constants above make of one demand."""
-    law = law_of(op.kind)
-    if law is not None:
-        place: Sheet | LinkSheet = links if op.resource == "network" else sheet
-        found = law.seconds(place, CONSTANTS[law.kind], law.columns(op.shape), dtype=op.dtype, op=op.kind)
+    law = operator_named(op.operator)
+    if op.shape is not None:
+        place: Roofline | LinkSheet = links if op.resource == "network" else sheet
+        found = law.seconds(place, CONSTANTS[law.fitted_as], law.columns(op.shape), dtype=op.dtype)
         return float(found[0]) / (SUSTAINED_FRAC if op.sustained else 1.0)
-    if op.kind == "host":
+    if op.operator == "host":
         return HOST_CALL_S if dims["what"] == "host" else LAUNCH_S
-    latency, rate = COPY if op.kind == "copy" else PINNED if dims["pinned"] else PAGEABLE
+    latency, rate = COPY if op.operator == "copy" else PINNED if dims["pinned"] else PAGEABLE
     return latency + op.bytes_moved / rate
 
 
@@ -96,7 +95,7 @@ class GeneratedGpus(RecordedGpus):
         made = "laws of sandtable.model with known constants, 2 % noise"
         super().__init__(Recording(generated=made, gpus=tuple(gpus), software=software, watched=watched))
         device, memory = gpu_datasheet.known_gpu(gpus[0]), gpu_datasheet.memory_of(gpus[0], 2.9e12)
-        self.sheet = Sheet.of(device or library.load_accelerator("nvidia_h100_sxm"), memory)
+        self.sheet = Roofline.of(device or library.load_accelerator("nvidia_h100_sxm"), memory)
         host = gpu_datasheet.link_of(gpus[0], None)
         self.links = LinkSheet.of(gpu_datasheet.peer_link_of(gpus[0], host, 400e9))
         self.refuses = refuses
@@ -154,16 +153,16 @@ def operators(component: Any) -> OperatorFits:
     [
         ("gemm", ("rate_frac", "bandwidth_frac", "launch_s"), 0.1),
         ("attention", ("rate_frac", "bandwidth_frac", "launch_s"), 0.1),
-        ("stream", ("bandwidth_frac", "launch_s"), 0.1),
+        ("memory_bound", ("bandwidth_frac", "launch_s"), 0.1),
     ],
 )
 def test_the_constants_are_found_again(
     calibrated: Machine, kind: str, names: tuple[str, ...], tolerance: float
 ) -> None:
     assert calibrated.accelerator is not None
-    fit = operators(calibrated.accelerator.processor).of(kind)["pytorch_cuda"]
+    fit = operators(calibrated.accelerator.processor)[kind]["pytorch_cuda"]
     for name in names:
-        estimate, true = getattr(fit, name), CONSTANTS[kind][name]
+        estimate, true = fit.constants[name], CONSTANTS[kind][name]
         assert estimate.value == pytest.approx(true, rel=tolerance), name
         # the interval, with a little more for the noise that all of its draws share
         assert estimate.low * 0.95 <= true <= estimate.high * 1.05, name
@@ -173,15 +172,15 @@ def test_the_constants_are_found_again(
 
 def test_collectives_are_found_again(calibrated: Machine) -> None:
     assert calibrated.accelerator is not None
-    fit = operators(calibrated.accelerator.peer_link).collective["nccl"]
-    assert fit.bandwidth_frac.value == pytest.approx(0.7, rel=0.1)
-    assert fit.launch_s.value == pytest.approx(9e-6, rel=0.15)
+    fit = operators(calibrated.accelerator.peer_link)["collective"]["nccl"]
+    assert fit.constants["bandwidth_frac"].value == pytest.approx(0.7, rel=0.1)
+    assert fit.constants["launch_s"].value == pytest.approx(9e-6, rel=0.15)
     assert fit.evidence.median_abs_error_frac < 0.04
 
 
 def test_attention_that_writes_its_scores_has_constants_of_its_own(calibrated: Machine) -> None:
     assert calibrated.accelerator is not None
-    assert "pytorch_cuda_vanilla" in operators(calibrated.accelerator.processor).attention
+    assert "pytorch_cuda_vanilla" in operators(calibrated.accelerator.processor)["attention"]
 
 
 def test_copies_are_found_again(calibrated: Machine) -> None:
@@ -239,7 +238,7 @@ def test_a_product_costs_on_the_machine_what_was_timed(calibrated: Machine) -> N
     from sandtable.model.cost_model import CostModel
 
     costs = CostModel(calibrated)
-    points = [p for p in gpu_fit.points_of(recording(8)) if p.op.kind == "gemm" and not p.op.sustained]
+    points = [p for p in gpu_fit.points_of(recording(8)) if p.op.operator == "gemm" and not p.op.sustained]
     errors = [costs.time(p.op).seconds / p.seconds - 1 for p in points]
     assert len(errors) > 30
     assert np.median(np.abs(errors)) < 0.04
@@ -486,7 +485,7 @@ def test_a_recording_makes_a_machine_that_trains(base_file: Path) -> None:
     # every number of the machine has a source, and what was generated is not passed off as measured
     assert all(
         "generated" in accelerator.processor.sources[f"fitted.operators.{kind}.pytorch_cuda"]
-        for kind in ("gemm", "stream")
+        for kind in ("gemm", "memory_bound")
     )
 
 

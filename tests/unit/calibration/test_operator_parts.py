@@ -11,11 +11,12 @@ from sandtable.calibration import machine_fit, session, this_host
 from sandtable.calibration.machine_fit import Timed
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
+from sandtable.demand.operator import operator_named
+from sandtable.demand.shapes import GemmShape, MemoryBoundShape
 from sandtable.errors import ConfigError
-from sandtable.hardware import Machine, library
+from sandtable.hardware import LinkSheet, Machine, Roofline, library
 from sandtable.model.cost_model import CostModel
-from sandtable.model.fitted_constants import SHARED, law_of
-from sandtable.model.law import LinkSheet, Sheet
+from sandtable.model.fitted_constants import SHARED
 from sandtable_kernels.pytorch.torch_operators import (
     TorchAttention,
     TorchCollective,
@@ -32,13 +33,12 @@ def made_up(kernel: TorchKernel, machine: Machine) -> list[Timed]:
     found = []
     for dims in kernel.grid(quick=False):
         op = kernel.cost(dims)
-        law = law_of(op.kind)
-        assert law is not None
-        sheet: Sheet | LinkSheet = Sheet.of(machine.processor, machine.memory).share(op.sharing)
+        law = operator_named(op.operator)
+        sheet: Roofline | LinkSheet = Roofline.of(machine.processor, machine.memory).share(op.sharing)
         if op.resource == "network":
             sheet = LinkSheet(1e9, 0.0)
         constants = {name: value * FACTORS.get(name, 1.0) for name, value in law.typical().items()}
-        seconds = float(law.seconds(sheet, constants, law.columns(op.shape), dtype=op.dtype, op=op.kind)[0])
+        seconds = float(law.seconds(sheet, constants, law.columns(op.shape), dtype=op.dtype)[0])
         assert kernel.software is not None
         found.append(Timed(software=kernel.software, op=op, seconds=seconds, n_samples=3))
     return found
@@ -55,14 +55,14 @@ def test_operators_are_found_again(kernel: TorchKernel, machine: Machine) -> Non
     assert fitted.stack.name == "pytorch_cpu"
     fits = fitted.processor.fitted
     assert fits is not None
-    names = set(fits.operators.of(law_of(timed[0].op.kind).kind))  # type: ignore[union-attr]
+    names = set(fits.operators[timed[0].law.fitted_as])
     assert {"pytorch_cpu", "pytorch_cpu" + SHARED} <= names
 
 
 def test_attention_that_writes_its_scores_has_constants_of_its_own(machine: Machine) -> None:
     fitted = machine_fit.fitted(machine, made_up(TorchAttention(), machine), "made up")
     assert fitted.processor.fitted is not None
-    assert "pytorch_cpu_vanilla" in fitted.processor.fitted.operators.attention
+    assert "pytorch_cpu_vanilla" in fitted.processor.fitted.operators["attention"]
 
 
 def test_collectives_make_a_link(machine: Machine) -> None:
@@ -79,7 +79,7 @@ def test_collectives_make_a_link(machine: Machine) -> None:
 
 
 def test_a_peak_is_at_least_the_best_product_of_all_processes(machine: Machine) -> None:
-    op = Op(name="p", kind="gemm", account="compute", flops=1e9, shape=(10, 10, 10, 1), sharing=2)
+    op = Op(name="p", operator="gemm", account="compute", flops=1e9, shape=GemmShape(10, 10, 10), sharing=2)
     timed = [Timed(software="pytorch_cpu", op=op, seconds=1e-3, n_samples=1)]
     processor = machine_fit.with_peaks(machine.processor, timed)
     assert processor.datasheet.peak_flops_per_s["float32"] == 2e12
@@ -91,14 +91,14 @@ def test_other_constants_stay(machine: Machine) -> None:
     twice = machine_fit.fitted(once, made_up(TorchStream(), machine), "made up")
     assert once.processor.fitted is not None
     assert twice.processor.fitted is not None
-    assert twice.processor.fitted.operators.gemm == once.processor.fitted.operators.gemm
+    assert twice.processor.fitted.operators["gemm"] == once.processor.fitted.operators["gemm"]
     assert twice.processor.fitted.ops == machine.processor.fitted.ops  # type: ignore[union-attr]
 
 
 def test_half_a_device_takes_twice_as_long_on_large_work(machine: Machine) -> None:
     costs = CostModel(machine)
-    whole = Op(name="s", kind="stream", account="compute", shape=(1e9, 1.0))
-    half = Op(name="s", kind="stream", account="compute", shape=(1e9, 1.0), sharing=2)
+    whole = Op(name="s", operator="memory_bound", account="compute", shape=MemoryBoundShape(1e9))
+    half = Op(name="s", operator="memory_bound", account="compute", shape=MemoryBoundShape(1e9), sharing=2)
     machine_s, shared_s = costs.time(whole).seconds, costs.time(half).seconds
     assert shared_s == pytest.approx(2 * machine_s, rel=0.01)
 
@@ -153,7 +153,7 @@ def test_a_kernel_that_times_itself_ends_in_the_machine_file(
     found = this_host.calibrate(this_host.Settings(folder=tmp_path, only=("link",)), base=machine)
     assert found.machine.process_link is not None
     assert found.machine.process_link.fitted is not None
-    fit = found.machine.process_link.fitted.operators.collective["gloo"]
+    fit = found.machine.process_link.fitted.operators["collective"]["gloo"]
     assert fit.evidence.n_points == len(Pretend().grid(quick=False))
     assert fit.evidence.median_abs_error_frac < 0.1
     path = tmp_path / "machine.yaml"

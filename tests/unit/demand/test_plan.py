@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable.demand.op import RESOURCE_OF_KIND, Op, random_read, sequential_read
+from sandtable.demand.op import Op, random_read, sequential_read
+from sandtable.demand.operator import operators
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.errors import PlanError
 
-GEMV = Op(name="a", kind="gemv", account="compute", flops=10.0, bytes_read=6.0, bytes_written=2.0)
+GEMV = Op(name="a", operator="gemv", account="compute", flops=10.0, bytes_read=6.0, bytes_written=2.0)
 READ = random_read("r", n_chunks=3, chunk_bytes=4096, concurrency=2)
 
 
@@ -29,14 +30,13 @@ def test_a_random_read_counts_its_bytes() -> None:
 @given(n_bytes=st.integers(0, 1 << 40), chunk_bytes=st.integers(4096, 1 << 24))
 def test_a_sequential_read_needs_a_request_for_its_last_piece_too(n_bytes: int, chunk_bytes: int) -> None:
     op = sequential_read("s", n_bytes=n_bytes, chunk_bytes=chunk_bytes, concurrency=1)
-    assert op.n_chunks == len(range(0, n_bytes, chunk_bytes))
+    assert op.n_requests == len(range(0, n_bytes, chunk_bytes))
     assert op.bytes_read == n_bytes
 
 
-def test_every_kind_has_a_resource() -> None:
-    assert set(RESOURCE_OF_KIND.values()) == {"storage", "memory", "link", "compute", "network"}
-    for kind, resource in RESOURCE_OF_KIND.items():
-        assert dataclasses.replace(GEMV, kind=kind).resource == resource
+def test_every_operator_has_a_resource() -> None:
+    found = {dataclasses.replace(GEMV, operator=name).resource for name in operators()}
+    assert found == {"storage", "memory", "link", "compute", "network"}
 
 
 def test_ops_form_a_chain_unless_they_say_otherwise() -> None:

@@ -22,11 +22,11 @@ TICK = 1e-11
 
 
 def compute(name: str = "c", n_bytes: float = 1e8, **changes: Any) -> Op:
-    return Op(name=name, kind="gemv", account="compute", bytes_read=n_bytes, **changes)
+    return Op(name=name, operator="gemv", account="compute", bytes_read=n_bytes, **changes)
 
 
 def memory(name: str = "m", n_bytes: float = 1e8, **changes: Any) -> Op:
-    return Op(name=name, kind="copy", account="memory", bytes_read=n_bytes, **changes)
+    return Op(name=name, operator="copy", account="memory", bytes_read=n_bytes, **changes)
 
 
 def stream(n_bytes: float = 1e8, **changes: Any) -> Op:

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable.demand.op import RESOURCE_OF_KIND, Op, random_read, sequential_read
+from sandtable.demand.op import Op, random_read, sequential_read
+from sandtable.demand.operator import PlainOperator, operators
+from sandtable.demand.shapes import GemmShape
 from sandtable.errors import PlanError
 from sandtable.hardware import (
     Accelerator,
@@ -27,13 +29,23 @@ from sandtable.hardware import (
 from sandtable.model.cost_model import CostModel
 from sandtable.model.laws import storage_law as storage_model
 
-COMPUTE_KINDS = sorted(kind for kind, resource in RESOURCE_OF_KIND.items() if resource == "compute")
+COMPUTE = sorted(
+    name
+    for name, operator in operators().items()
+    if isinstance(operator, PlainOperator) and operator.resource == "compute"
+)
 MACHINES = ("laptop_pcie4", "desktop_rtx4090", "apple_m1_max_metal", "aws_p5_48xlarge")
 COSTS = {name: CostModel(library.load_machine(name)) for name in MACHINES}
 
 
-def op(kind: str = "gemv", **changes: Any) -> Op:
-    values: dict[str, Any] = {"name": "x", "kind": kind, "account": "compute", "bytes_read": 1e6, "flops": 1e6}
+def op(operator: str = "gemv", **changes: Any) -> Op:
+    values: dict[str, Any] = {
+        "name": "x",
+        "operator": operator,
+        "account": "compute",
+        "bytes_read": 1e6,
+        "flops": 1e6,
+    }
     return Op(**(values | changes))
 
 
@@ -211,7 +223,7 @@ sizes = st.floats(0, 1e12, allow_nan=False)
 
 @given(
     name=st.sampled_from(MACHINES),
-    kind=st.sampled_from(COMPUTE_KINDS),
+    kind=st.sampled_from(COMPUTE),
     dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
     n_bytes=sizes,
     more_bytes=sizes,
@@ -242,7 +254,7 @@ def test_reading_more_never_takes_less_time(n_chunks: int, more: int, chunk: int
     assert less.seconds <= all_of_it.seconds * (1 + 1e-9)
 
 
-@given(factor=st.floats(1, 100), n_bytes=sizes, flops=sizes, kind=st.sampled_from(COMPUTE_KINDS))
+@given(factor=st.floats(1, 100), n_bytes=sizes, flops=sizes, kind=st.sampled_from(COMPUTE))
 def test_a_faster_device_is_never_slower(factor: float, n_bytes: float, flops: float, kind: str) -> None:
     slow = COSTS["laptop_pcie4"].machine
     memory, processor = slow.memory.datasheet, slow.processor.datasheet
@@ -290,7 +302,7 @@ def test_arithmetic_in_a_type_that_no_unit_is_wide_enough_for(accelerated: Machi
 
 
 def test_an_unknown_kind_is_named_in_the_error(machine: Machine) -> None:
-    with pytest.raises(PlanError, match=r"unknown kind 'gemw' \(did you mean 'gemv'"):
+    with pytest.raises(PlanError, match=r"operator 'gemw' \(did you mean 'gemv'"):
         CostModel(machine).time(op("gemw"))
 
 
@@ -303,7 +315,7 @@ def test_a_drive_without_law_or_likeness(machine: Machine) -> None:
 def test_a_type_that_software_multiplies_in_a_way_of_its_own_has_constants_of_its_own() -> None:
     machine = library.load_machine("dgx_b200", {"stack": "vllm"})
     product = op(
-        "gemm", on="accelerator", bytes_read=0, flops=0, shape=(64.0, 4096.0, 4096.0, 1.0), dtype="fp8_block"
+        "gemm", on="accelerator", bytes_read=0, flops=0, shape=GemmShape(64.0, 4096.0, 4096.0), dtype="fp8_block"
     )
     assert machine.stack is not None
     named = machine.stack.model_copy(update={"software": {"gemm.fp8_block": "vllm_fp8_block"}})
@@ -318,6 +330,6 @@ def test_a_type_that_software_multiplies_in_a_way_of_its_own_has_constants_of_it
 def test_the_host_issues_the_products_of_experts_one_by_one() -> None:
     machine = library.load_machine("dgx_h100", {"stack": "megatron_te"})
     costs = CostModel(machine)
-    one, many = (costs.issue_s("gemm", (64.0, 4096.0, 4096.0, batch, 0.0)) for batch in (1.0, 16.0))
+    one, many = (costs.issue_s("gemm", GemmShape(64.0, 4096.0, 4096.0, batch)) for batch in (1.0, 16.0))
     assert one > 0
     assert many == pytest.approx(16 * one)

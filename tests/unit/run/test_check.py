@@ -32,7 +32,7 @@ class Counting(Workload[Nothing]):
 
     def plan(self, parameters: Nothing, machine: Machine, seed: int) -> Plan:
         self.calls["plan"] += 1
-        op = Op(name="copy", kind="copy", account="memory", bytes_read=1e6)
+        op = Op(name="copy", operator="copy", account="memory", bytes_read=1e6)
         phase = Phase(name="main", steps=(Step(name="step", ops=(op,), repeat=4),))
         return Plan(workload=self.name, phases=(phase,), main_phase="main", memory_bytes={"buffer": 1e6})
 

@@ -38,7 +38,7 @@ class MadeUp(Workload[Nothing]):
 
     def plan(self, parameters: Nothing, machine: Machine, seed: int) -> Plan:
         read = sequential_read("weights", n_bytes=6.05e9 / 10, chunk_bytes=1 << 20, concurrency=4)
-        work = Op(name="work", kind="gemv", account="compute", bytes_read=1e9)
+        work = Op(name="work", operator="gemv", account="compute", bytes_read=1e9)
         token = Step(name="token", ops=(read, work), repeat=parameters.repeat, counters={"hit_frac": 0.5})
         phases = (Phase(name="prefill", steps=(Step(name="prompt", ops=(work, work)),)),)
         return Plan(

@@ -79,7 +79,7 @@ def test_one_forward_one_backward() -> None:
 
 def interval(start: int, end: int, kind: str, section: str, place: int = 0) -> Interval:
     account = "communication" if kind == "all_reduce" else "compute"
-    return Interval(start, end, Op(name=kind, kind=kind, account=account, section=section, place=place), 0.0)
+    return Interval(start, end, Op(name=kind, operator=kind, account=account, section=section, device=place), 0.0)
 
 
 def test_hidden_communication_costs_nothing() -> None:

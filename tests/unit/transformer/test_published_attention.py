@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
-from sandtable.demand.op import OPERATOR_COLUMNS
 from sandtable.published.adapter import Adapter, Skipped
 from sandtable.published.operator_rows import OperatorAdapter
 from sandtable.published.operators.op_flash_attention import OpFlashAttention
@@ -64,7 +63,7 @@ def translate(adapter: OperatorAdapter, cells: dict[str, str]) -> OperatorPoint 
 
 def columns(point: OperatorPoint | str) -> dict[str, float]:
     assert isinstance(point, OperatorPoint)
-    return dict(zip(OPERATOR_COLUMNS["attention"], point.shape, strict=False))
+    return point.shape._asdict()
 
 
 class TestServing:

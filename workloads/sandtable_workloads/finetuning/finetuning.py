@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sandtable.demand.operator import FloatArray
 from sandtable.demand.plan import Plan
 from sandtable.errors import DoesNotFit, PlanError
 from sandtable.hardware import Frozen, Machine
-from sandtable.model.law import Columns
 from sandtable.results import Metric
 from sandtable.units import format_bytes
 from sandtable.workload.seam import Verdict, Workload
@@ -84,7 +84,7 @@ class FinetuningWorkload(Workload[Finetuning]):
             products["energy_j"] = machine.power.max_w * machines
         return found | {name: metrics.times_step(step, factor, name) for name, factor in products.items()}
 
-    def estimate(self, parameters: Sequence[Finetuning], machine: Machine) -> Columns:
+    def estimate(self, parameters: Sequence[Finetuning], machine: Machine) -> Mapping[str, FloatArray]:
         """Return the time of a step and its parts, the optimiser's on few weights left out."""
         rows = [_estimated(p, machine) for p in parameters]
         return {name: np.array([row[name] for row in rows]) for name in ESTIMATED}

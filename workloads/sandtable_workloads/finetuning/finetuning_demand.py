@@ -1,7 +1,7 @@
 """What one layer with an adapter demands of a device, forward and backward, and the model's ends.
 
 Frozen weights get no gradient, so that a product's backward pass is one product, not two. Names of element-wise work
-are those of the stack file, under ``efficiency.stream.<name>``.
+are those of the stack file, under ``efficiency.memory_bound.<name>``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sandtable.demand.op import BACKWARD_PASSES
+from sandtable.demand.shapes import BACKWARD_PASSES
 from sandtable_workloads.finetuning.finetuning_memory import (
     FIRST_PROMPTED,
     LOSS_CHUNK,
@@ -42,10 +42,10 @@ def forward(p: Finetuning, shape: ModelShape, c: Configuration, software: Softwa
     return [
         *products,
         step_demand.attention(c, LayerKind(), 1.0),
-        replace(software.stream(norm_name(shape), 2 * wide * b, c), times=c.norms),
-        replace(software.stream("residual", 3 * wide * b, c), times=2.0),
+        replace(software.memory_bound(norm_name(shape), 2 * wide * b, c), times=c.norms),
+        replace(software.memory_bound("residual", 3 * wide * b, c), times=2.0),
         activation(shape, c, software, ""),
-        software.stream("rope", 2 * turned * b, c),
+        software.memory_bound("rope", 2 * turned * b, c),
         *_added(p, shape, c, software, ""),
         *_widening(p, products, c, software, ""),
     ]
@@ -54,7 +54,7 @@ def forward(p: Finetuning, shape: ModelShape, c: Configuration, software: Softwa
 def activation(shape: ModelShape, c: Configuration, software: Software, suffix: str) -> Demand:
     """Return the activation: two kernels with a gate, one without."""
     passes = shape.n_vectors if not suffix else 2 * shape.n_vectors - 1
-    found = software.stream(f"activation{suffix}", c.tokens * shape.n_neurons * passes * c.item_bytes, c)
+    found = software.memory_bound(f"activation{suffix}", c.tokens * shape.n_neurons * passes * c.item_bytes, c)
     return found if shape.n_vectors > 2 else replace(found, times=0.5)
 
 
@@ -67,11 +67,11 @@ def _added(p: Finetuning, shape: ModelShape, c: Configuration, software: Softwar
     if is_prompted(p):
         share = max(0, shape.n_layers - FIRST_PROMPTED) / shape.n_layers
         prompt = step_demand.gemm("prompt", c, PROMPT_TOKENS, shape.qkv_rows, d)
-        seen = software.stream(f"prompt{suffix}", 2 * t * shape.n_heads * shape.head_dim * b, c)
+        seen = software.memory_bound(f"prompt{suffix}", 2 * t * shape.n_heads * shape.head_dim * b, c)
         found += [replace(prompt, times=share), replace(seen, times=share)]
     if p.adapter == "adapter_v2":
         widths = linear_widths(shape)
-        scaled = software.stream(f"scaled{suffix}", 2 * t * sum(o for _, o in widths) / len(widths) * b, c)
+        scaled = software.memory_bound(f"scaled{suffix}", 2 * t * sum(o for _, o in widths) / len(widths) * b, c)
         found.append(replace(scaled, times=float(len(widths))))
     return found
 
@@ -94,8 +94,8 @@ def _lora(p: Finetuning, shape: ModelShape, c: Configuration, software: Software
     if joined:
         # what some parts get is copied between zeros
         moved = 2 * t * (shape.qkv_rows if joined < len(JOINED) else joined_outputs(p, shape)) * b
-        found.append(software.stream(f"lora{suffix}", moved, c))
-    return found + [software.stream(f"lora{suffix}", 2 * t * o * b, c) for _, o in lora_products(p, shape)]
+        found.append(software.memory_bound(f"lora{suffix}", moved, c))
+    return found + [software.memory_bound(f"lora{suffix}", 2 * t * o * b, c) for _, o in lora_products(p, shape)]
 
 
 def _widening(
@@ -106,9 +106,8 @@ def _widening(
         return
     name = ("dequantise" if p.quantization == "nf4" else "dequantise nested") + suffix
     for product in products:
-        _, n, k = product.shape[:3]
-        n_bytes = n * k * (PACKED_BYTES[p.quantization] + c.item_bytes)
-        yield replace(software.stream(name, n_bytes, c), times=product.times)
+        n_bytes = product.shape.n * product.shape.k * (PACKED_BYTES[p.quantization] + c.item_bytes)
+        yield replace(software.memory_bound(name, n_bytes, c), times=product.times)
 
 
 def backward(p: Finetuning, shape: ModelShape, c: Configuration, software: Software) -> list[Demand]:
@@ -122,14 +121,14 @@ def backward(p: Finetuning, shape: ModelShape, c: Configuration, software: Softw
     return [
         *gradients,
         step_demand.attention(c, LayerKind(), BACKWARD_PASSES),
-        replace(software.stream(f"{norm_name(shape)} backward", 3 * wide * b, c), times=c.norms),
-        replace(software.stream("residual backward", 3 * wide * b, c), times=2.0),
+        replace(software.memory_bound(f"{norm_name(shape)} backward", 3 * wide * b, c), times=c.norms),
+        replace(software.memory_bound("residual backward", 3 * wide * b, c), times=2.0),
         activation(shape, c, software, " backward"),
-        software.stream("rope backward", 2 * turned * b, c),
-        software.stream("joined backward", 2 * c.tokens * shape.qkv_rows * b, c),
+        software.memory_bound("rope backward", 2 * turned * b, c),
+        software.memory_bound("joined backward", 2 * c.tokens * shape.qkv_rows * b, c),
         *_added(p, shape, c, software, " backward"),
         *_widening(p, products, c, software, " backward"),
-        *([software.stream("gradient sum", 3 * held, c)] if every else []),
+        *([software.memory_bound("gradient sum", 3 * held, c)] if every else []),
     ]
 
 
@@ -138,7 +137,7 @@ def ends(c: Configuration, software: Software) -> tuple[list[Demand], list[Deman
     chunks = float(np.ceil(c.sequence / LOSS_CHUNK))
     logits = c.tokens * c.vocabulary * c.item_bytes / chunks
     head = replace(step_demand.gemm("head", c, c.tokens / chunks, c.vocabulary, c.d_model), times=chunks)
-    loss = replace(software.stream("loss", logits, c), times=chunks)
-    back = replace(software.stream("loss backward", 2 * logits, c), times=chunks)
+    loss = replace(software.memory_bound("loss", logits, c), times=chunks)
+    back = replace(software.memory_bound("loss backward", 2 * logits, c), times=chunks)
     gradient = next(step_demand.backward_of(head))
     return [head, loss], [back, gradient]

@@ -57,7 +57,7 @@ class _Step:
         done = self._pass(BACKWARD, [*again, *back], head_backward, ["all_gather", "reduce_scatter"], done)
         if p.devices > 1 and p.sharding == "ddp":
             reduce = _over_all(p, c, "all_reduce", trainable_params(p, shape) * ITEM)
-            done = [self.builder.add(replace(op, lane="data"), done) for op in self._some([reduce], BACKWARD)]
+            done = [self.builder.add(replace(op, stream="data"), done) for op in self._some([reduce], BACKWARD)]
         self.builder.add(self._sequence(OPTIMIZER, _optimizer(p, c, software)), done)
         return self.builder.ops
 
@@ -71,7 +71,7 @@ class _Step:
         if self.p.sharding == "fsdp_full":
             n_bytes = layer_weights(self.shape) * ITEM
             each = [replace(_over_all(self.p, self.c, kind, n_bytes), times=float(n_layers)) for kind in sent]
-            passes += [replace(op, lane="data", repeat=op.repeat * n_micro) for op in self._some(each, section)]
+            passes += [replace(op, stream="data", repeat=op.repeat * n_micro) for op in self._some(each, section)]
         between_s = 0.0
         if self.host is not None:
             issue_s = self.host.forward_s if section == FORWARD else self.host.backward_s
@@ -88,11 +88,17 @@ class _Step:
 
     def _sequence(self, section: str, demands: Sequence[Demand]) -> Op:
         parts = tuple(self._some(demands, section))
-        return Op(name=section, kind="sequence", account="compute", parts=parts, on=self.on, section=section)
+        return Op(name=section, operator="sequence", account="compute", parts=parts, on=self.on, section=section)
 
     def _issuing(self, name: str, seconds: float, section: str) -> Op:
         return Op(
-            name=name, kind="startup", account="compute", seconds=seconds, on=self.on, lane="issue", section=section
+            name=name,
+            operator="startup",
+            account="compute",
+            seconds=seconds,
+            on=self.on,
+            stream="issue",
+            section=section,
         )
 
 
@@ -104,4 +110,4 @@ def _optimizer(p: Finetuning, c: Configuration, software: Software) -> list[Dema
     """Return the optimiser's step on one device's share of the weights that are trained."""
     share = p.devices if p.sharding == "fsdp_full" else 1
     n_params = trainable_params(p, p.shape) / share
-    return [software.stream("optimizer", n_params * c.state_bytes, c)]
+    return [software.memory_bound("optimizer", n_params * c.state_bytes, c)]

@@ -180,16 +180,16 @@ def _token_layer(p: Finetuning, shape: ModelShape, c: Configuration, software: S
         products = [_packed(p, product, c, software) for product in products]
     return [
         *products,
-        replace(software.stream(finetuning_demand.norm_name(shape), 2 * d * b, c), times=c.norms),
-        replace(software.stream("residual", 3 * d * b, c), times=2.0),
+        replace(software.memory_bound(finetuning_demand.norm_name(shape), 2 * d * b, c), times=c.norms),
+        replace(software.memory_bound("residual", 3 * d * b, c), times=2.0),
         finetuning_demand.activation(shape, c, software, ""),
-        software.stream("rope", 4 * d * b, c),
-        software.stream("cache", 4 * d * b, c),
+        software.memory_bound("rope", 4 * d * b, c),
+        software.memory_bound("cache", 4 * d * b, c),
     ]
 
 
 def _packed(p: Finetuning, product: Demand, c: Configuration, software: Software) -> Demand:
     """Return a product of one token with packed weights, which are read once."""
-    _, n, k = product.shape[:3]
     name = "packed product" if p.quantization == "nf4" else "packed product nested"
-    return replace(software.stream(name, n * k * PACKED_BYTES[p.quantization], c), times=product.times)
+    elements = product.shape.n * product.shape.k
+    return replace(software.memory_bound(name, elements * PACKED_BYTES[p.quantization], c), times=product.times)

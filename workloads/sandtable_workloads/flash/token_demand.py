@@ -231,7 +231,7 @@ def sparse_token(
             n_vectors = demand.n_missing * sizes.shape.n_vectors
             yield INSERT.cost({"n_rows": n_vectors, "row_bytes": sizes.vector_bytes})
         if where.transfers:
-            yield Op(name="transfer", kind="transfer", account="memory", bytes_read=n_bytes, on="accelerator")
+            yield Op(name="transfer", operator="transfer", account="memory", bytes_read=n_bytes, on="accelerator")
         rows = demand.n_used if parameters.compute_rows == "cached" else demand.n_active
         yield _ffn(parameters, where, rows, dynamic=True)
         yield _add_norm(shape, where)

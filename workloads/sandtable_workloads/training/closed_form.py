@@ -16,14 +16,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sandtable.demand.op import COLUMN_DEFAULTS, OPERATOR_COLUMNS, Op
+from sandtable.demand.op import Op
+from sandtable.demand.operator import FloatArray, operator_named
+from sandtable.demand.shapes import Number
 from sandtable.model.cost_model import CostModel
 from sandtable.model.intervals import joined
-from sandtable.model.law import FloatArray
-from sandtable_workloads.training.step_demand import Configuration, Demand, Number, Software
+from sandtable_workloads.training.step_demand import Configuration, Demand, Software
 from sandtable_workloads.training.step_parts import FULL, GRAD_OP, StepParts, parts_of
-
-LAWS_OF_COLLECTIVES = "collective"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,47 +63,47 @@ class Timer:
         groups: dict[tuple[str, str], list[tuple[int, Demand]]] = {}
         for index, demands in enumerate(lists):
             for demand in demands:
-                groups.setdefault((demand.kind, demand.dtype), []).append((index, demand))
-        for (kind, dtype), members in groups.items():
-            seconds = self._group(kind, dtype, [demand for _, demand in members])
-            of_law = self.by_law.setdefault(kind, [np.zeros(self.n) for _ in lists])
+                groups.setdefault((demand.operator, demand.dtype), []).append((index, demand))
+        for (operator, dtype), members in groups.items():
+            seconds = self._group(operator, dtype, [demand for _, demand in members])
+            of_law = self.by_law.setdefault(operator, [np.zeros(self.n) for _ in lists])
             for (index, demand), alone in zip(members, seconds, strict=True):
-                row = alone if demand.behind is None else self._exposed(alone, demand.behind)
+                row = alone if demand.hidden_by is None else self._exposed(alone, demand.hidden_by)
                 found[index] += row * demand.times
                 of_law[index] += row * demand.times
         return found
 
-    def _exposed(self, seconds: FloatArray, behind: Demand) -> FloatArray:
+    def _exposed(self, seconds: FloatArray, hidden_by: Demand) -> FloatArray:
         """Return what is left of a collective that another demand hides."""
-        hides = self._group(behind.kind, behind.dtype, [behind])[0] * behind.times
+        hides = self._group(hidden_by.operator, hidden_by.dtype, [hidden_by])[0] * hidden_by.times
         return np.asarray(np.maximum(0.0, seconds - hides))
 
-    def _group(self, kind: str, dtype: str, demands: Sequence[Demand]) -> FloatArray:
-        names = OPERATOR_COLUMNS.get(kind) or OPERATOR_COLUMNS[LAWS_OF_COLLECTIVES]
-        shapes = [(*d.shape, *(COLUMN_DEFAULTS[name] for name in names[len(d.shape) :])) for d in demands]
-        columns = {
-            name: np.concatenate([np.broadcast_to(np.asarray(shape[i], np.float64), (self.n,)) for shape in shapes])
-            for i, name in enumerate(names)
-        }
-        first = tuple(float(column[0]) for column in columns.values())
+    def _group(self, operator: str, dtype: str, demands: Sequence[Demand]) -> FloatArray:
+        shape_type = operator_named(operator).Shape
+        columns = shape_type(
+            *(
+                np.concatenate([np.broadcast_to(np.asarray(number, np.float64), (self.n,)) for number in numbers])
+                for numbers in zip(*(demand.shape for demand in demands), strict=True)
+            )
+        )
         op = Op(
             name="",
-            kind=kind,
+            operator=operator,
             account="",
-            shape=first,
+            shape=shape_type(*(float(column[0]) for column in columns)),
             dtype=dtype,
             on=self.on,  # type: ignore[arg-type]
             sharing=self.sharing,
             sustained=True,
         )
-        self.spreads[kind] = self.costs.spread(op)
+        self.spreads[operator] = self.costs.spread(op)
         return self.costs.seconds(op, columns).reshape(len(demands), self.n)
 
     def issue(self, demands: Sequence[Demand]) -> FloatArray:
         """Return the host's time to issue a list of demands."""
         total = np.zeros(self.n)
         for demand in demands:
-            total = total + self.costs.issue_s(demand.kind, demand.shape) * demand.times
+            total = total + self.costs.issue_s(demand.operator, demand.shape) * demand.times
         return total
 
 

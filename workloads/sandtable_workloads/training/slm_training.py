@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sandtable.demand.operator import FloatArray
 from sandtable.demand.plan import Plan
 from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
-from sandtable.model.law import Columns, FloatArray
 from sandtable.results import Metric
 from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
 from sandtable_workloads.training import layout, metrics, training_memory
@@ -52,7 +52,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """Return what follows from a step's time; see `sandtable_workloads.training.metrics`."""
         return metrics.derived(parameters, parameters.shape, machine, known)
 
-    def estimate(self, parameters: Sequence[SlmTraining], machine: Machine) -> Columns:
+    def estimate(self, parameters: Sequence[SlmTraining], machine: Machine) -> Mapping[str, FloatArray]:
         """Return step time and its parts of many runs by the closed form, in the order given."""
         return estimate(parameters, machine)
 

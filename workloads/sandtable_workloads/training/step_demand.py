@@ -5,7 +5,7 @@ scalars, the closed form of `sandtable_workloads.training.closed_form` from arra
 
 Letters: t tokens of a micro-batch on one device, D width, I neurons, H query heads, K key/value heads, E head
 dimension, V vocabulary, b bytes of an element. Bytes are those that an operator has to move at least; what the
-software moves beyond that, and in how many kernels, is in its stack file under ``efficiency.stream.<name>``.
+software moves beyond that, and in how many kernels, is in its stack file under ``efficiency.memory_bound.<name>``.
 
 Sources: layers and their backward passes as in Korthikanti et al. (arXiv 2205.05198), sections 2 and 4; the
 five products of a fused attention's backward pass in Dao (arXiv 2307.08691), section 3.1.
@@ -19,14 +19,14 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sandtable.demand.op import BACKWARD_PASSES
-from sandtable.hardware import DTYPE_BYTES, Stack
+from sandtable.demand import shapes
+from sandtable.demand.operator import Operator, operator_named
+from sandtable.demand.shapes import BACKWARD_PASSES, Number
+from sandtable.hardware import DTYPE_BYTES, OpEfficiency, Stack
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
-Number = float | npt.NDArray[np.float64]
 # bytes of an element of weights and activations, and of gradients as the optimiser reads them, master weights included
 COMPUTE_DTYPE = {
     "float32": "float32",
@@ -37,27 +37,33 @@ COMPUTE_DTYPE = {
 }
 CHECKPOINTING = {"none": 0, "selective": 1, "full": 2, "alternate": 3}
 EVERY_SECOND = 0.5
+AS_COUNTED = OpEfficiency()  # of work that a stack file says nothing of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """One operator: the numbers that its law reads, and how often it runs; a collective names its group.
+    """One operator: the columns that its law reads, and how often it runs; a collective names its group.
 
-    ``name`` is for reports; ``times`` counts executions in a row. ``behind`` is what runs at the same time as a
+    ``name`` is for reports; ``times`` counts executions in a row. ``hidden_by`` is what runs at the same time as a
     collective and hides it, as long as that goes.
     """
 
     name: str
-    kind: str
-    shape: tuple[Number, ...]
+    operator: str
+    shape: Any
     dtype: str
     times: Number = 1.0
-    behind: Demand | None = None
+    hidden_by: Demand | None = None
+
+    @property
+    def law(self) -> Operator[Any]:
+        """What says how it is served."""
+        return operator_named(self.operator)
 
     @property
     def communicates(self) -> bool:
         """Whether it is a collective."""
-        return self.kind not in ("gemm", "attention", "stream")
+        return self.law.resource == "network"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,13 +227,8 @@ def _latent(shape: ModelShape) -> tuple[int, int, int, int, int] | None:
     found = shape.latent
     if found is None:
         return None
-    return (
-        found.q_lora_rank or 0,
-        found.kv_lora_rank,
-        found.qk_nope_head_dim,
-        found.qk_rope_head_dim,
-        found.v_head_dim,
-    )
+    ranks = (found.q_lora_rank or 0, found.kv_lora_rank)
+    return (*ranks, found.qk_nope_head_dim, found.qk_rope_head_dim, found.v_head_dim)
 
 
 def optimizer_bytes(parameters: SlmTraining) -> float:
@@ -262,15 +263,14 @@ class Software:
         fused, dropout = ("attention.fused_softmax" in self.table, "attention.dropout" in self.table)
         self.scores = (float(fused), float(dropout))
 
-    def stream(self, name: str, n_bytes: Number, c: Configuration, n_kernels: Number = 1.0) -> Demand:
+    def memory_bound(self, name: str, n_bytes: Number, c: Configuration, n_kernels: Number = 1.0) -> Demand:
         """Return element-wise work that has to move ``n_bytes`` at least, in ``n_kernels`` kernels at least."""
-        found = self.table.get(f"stream.{name}")
-        if found is None:
-            return Demand(name=name, kind="stream", shape=(n_bytes, n_kernels), dtype=c.dtype)
+        found = self.table.get(f"memory_bound.{name}", AS_COUNTED)
         special = found.special * n_bytes / c.item_bytes
         layers = c.n_layers / c.pipeline
-        shape = (n_bytes * found.traffic, n_kernels * found.calls + layers * found.calls_per_layer, special)
-        return Demand(name=name, kind="stream", shape=shape, dtype=c.dtype)
+        calls = n_kernels * found.calls + layers * found.calls_per_layer
+        shape = shapes.MemoryBoundShape(n_bytes * found.traffic, calls, special)
+        return Demand(name=name, operator="memory_bound", shape=shape, dtype=c.dtype)
 
 
 def gemm(
@@ -278,7 +278,8 @@ def gemm(
 ) -> Demand:
     """Return a product; only those of ``narrow`` ones run in the narrow type of mixed fp8, on inputs cast before."""
     dtype = c.gemm_dtype if narrow else c.dtype
-    return Demand(name=name, kind="gemm", shape=(m, n, k, batch, float(dtype == "fp8")), dtype=dtype)
+    shape = shapes.GemmShape(m, n, k, batch, narrowed=float(dtype == "fp8"))
+    return Demand(name=name, operator="gemm", shape=shape, dtype=dtype)
 
 
 def casts(products: Sequence[Demand], c: Configuration, software: Software, *, backward: bool) -> list[Demand]:
@@ -290,21 +291,20 @@ def casts(products: Sequence[Demand], c: Configuration, software: Software, *, b
     Engine" and "MXFP8").
     """
     found: list[Demand] = []
-    for product in products:
-        if product.dtype == "fp8":
-            m, n, k, batch = product.shape[:4]
-            elements = batch * (m * n if backward else m * k + k * n)
-            cast = software.stream("cast", (c.item_bytes + 2 * DTYPE_BYTES["fp8"]) * elements, c)
-            found.append(replace(cast, times=product.times))
+    for product in (product for product in products if product.dtype == "fp8"):
+        p = product.shape
+        elements = p.batch * (p.m * p.n if backward else p.m * p.k + p.k * p.n)
+        cast = software.memory_bound("cast", (c.item_bytes + 2 * DTYPE_BYTES["fp8"]) * elements, c)
+        found.append(replace(cast, times=product.times))
     return found
 
 
 def backward_of(product: Demand) -> Iterator[Demand]:
     """Yield the gradients of a product with respect to its input and to its weights."""
-    m, n, k, batch, narrowed = product.shape
-    yield replace(product, shape=(m, k, n, batch, narrowed))
+    p: shapes.GemmShape = product.shape
+    yield replace(product, shape=p._replace(n=p.k, k=p.n))
     # weights lie as they do in the forward pass: k rows of n, summed over the m tokens
-    yield replace(product, shape=(k, n, m, batch, narrowed))
+    yield replace(product, shape=p._replace(m=p.k, k=p.m))
 
 
 # --- one layer -----------------------------------------------------------------------------------------------
@@ -349,22 +349,23 @@ def attention(c: Configuration, kind: LayerKind, passes: float, software: Softwa
     seen = np.minimum(c.sequence, c.window) if kind.windowed else c.sequence
     # a window narrower than the sequence is seen whole by nearly all tokens
     causal = np.where(np.asarray(seen) < c.sequence, 0.0, 1.0) if c.causal else 0.0
-    shape = (
-        c.batch,
-        c.sequence / c.context,
-        seen,
-        c.n_heads / c.tensor,
-        np.maximum((c.n_heads if c.latent else c.n_kv_heads) / c.tensor, 1.0),
-        c.head_dim,
-        c.value_dim,
-        causal,
-        c.item_bytes,
-        float(c.flash),
-        passes,
-        0.0,
-        *(() if software is None else software.scores),
+    fused, dropout = (0.0, 0.0) if software is None else software.scores
+    shape = shapes.AttentionShape(
+        batch=c.batch,
+        query_tokens=c.sequence / c.context,
+        kv_tokens=seen,
+        n_heads=c.n_heads / c.tensor,
+        n_kv_heads=np.maximum((c.n_heads if c.latent else c.n_kv_heads) / c.tensor, 1.0),
+        head_dim=c.head_dim,
+        value_dim=c.value_dim,
+        causal=causal,
+        kv_item_bytes=c.item_bytes,
+        flash=float(c.flash),
+        passes=passes,
+        fused_softmax=fused,
+        dropout=dropout,
     )
-    return Demand(name="attention", kind="attention", shape=shape, dtype=c.dtype)
+    return Demand(name="attention", operator="attention", shape=shape, dtype=c.dtype)
 
 
 def expert_products(c: Configuration) -> list[Demand]:
@@ -384,7 +385,7 @@ def expert_products(c: Configuration) -> list[Demand]:
 
 def _routing(c: Configuration, software: Software) -> Demand:
     """Return the sorting of tokens by expert and back, a copy for each expert that they go to; alike backward."""
-    return software.stream("routing", 4 * c.tokens * c.top_k * c.d_model * c.item_bytes, c, 2.0)
+    return software.memory_bound("routing", 4 * c.tokens * c.top_k * c.d_model * c.item_bytes, c, 2.0)
 
 
 def norm_split(c: Configuration) -> Number:
@@ -397,13 +398,13 @@ def forward_streams(c: Configuration, kind: LayerKind, software: Software) -> li
     b, wide = c.item_bytes, c.tokens * c.d_model / norm_split(c)
     used = neurons_used(c, kind)
     found = [
-        software.stream("norm", c.norms * 2 * wide * b, c, c.norms),
-        software.stream("residual", 2 * 3 * wide * b, c, 2.0),
-        software.stream("activation", c.tokens * used * c.n_vectors * b / c.tensor, c),
+        software.memory_bound("norm", c.norms * 2 * wide * b, c, c.norms),
+        software.memory_bound("residual", 2 * 3 * wide * b, c, 2.0),
+        software.memory_bound("activation", c.tokens * used * c.n_vectors * b / c.tensor, c),
     ]
     if c.rotary:
         turned = c.tokens * (c.n_heads + c.n_kv_heads) * c.head_dim / c.tensor
-        found.append(software.stream("rope", 2 * turned * b, c))
+        found.append(software.memory_bound("rope", 2 * turned * b, c))
     return found
 
 
@@ -412,18 +413,18 @@ def backward_streams(c: Configuration, kind: LayerKind, software: Software) -> l
     b, wide = c.item_bytes, c.tokens * c.d_model / norm_split(c)
     used = neurons_used(c, kind)
     found = [
-        software.stream("norm backward", c.norms * 3 * wide * b, c, c.norms),
-        software.stream("residual backward", 2 * 3 * wide * b, c, 2.0),
-        software.stream("activation backward", c.tokens * used * (2 * c.n_vectors - 1) * b / c.tensor, c),
+        software.memory_bound("norm backward", c.norms * 3 * wide * b, c, c.norms),
+        software.memory_bound("residual backward", 2 * 3 * wide * b, c, 2.0),
+        software.memory_bound("activation backward", c.tokens * used * (2 * c.n_vectors - 1) * b / c.tensor, c),
     ]
     joined = c.tokens * (c.n_heads + 2 * c.n_kv_heads) * c.head_dim / c.tensor
-    found.append(software.stream("qkv backward", 2 * joined * b, c))
+    found.append(software.memory_bound("qkv backward", 2 * joined * b, c))
     if c.rotary:
         turned = c.tokens * (c.n_heads + c.n_kv_heads) * c.head_dim / c.tensor
-        found.append(software.stream("rope backward", 2 * turned * b, c))
+        found.append(software.memory_bound("rope backward", 2 * turned * b, c))
     if np.any(np.asarray(c.biased) > 0):
         outputs = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim / c.tensor + used / c.tensor + 2 * c.d_model
-        found.append(software.stream("bias gradient", c.biased * c.tokens * outputs * b, c, 4 * c.biased))
+        found.append(software.memory_bound("bias gradient", c.biased * c.tokens * outputs * b, c, 4 * c.biased))
     return found
 
 
@@ -462,7 +463,7 @@ def _gradient_copy(c: Configuration, kind: LayerKind, software: Software) -> Dem
     """Return the copy of a layer's gradients into the flat buffer that is scattered, in the type it is sent in."""
     held = (c.moe_layer_params if kind.experts else c.layer_params) / c.tensor
     sharded = np.where((np.asarray(c.sharding) >= SHARDING["fsdp_grad_op"]) & (np.asarray(c.devices) > 1), 1.0, 0.0)
-    return software.stream("gradient copy", sharded * held * (c.item_bytes + c.reduce_bytes), c, sharded)
+    return software.memory_bound("gradient copy", sharded * held * (c.item_bytes + c.reduce_bytes), c, sharded)
 
 
 def layer_recompute(c: Configuration, kind: LayerKind, software: Software) -> list[Demand]:
@@ -483,10 +484,14 @@ def layer_recompute(c: Configuration, kind: LayerKind, software: Software) -> li
 # --- communication within a layer ------------------------------------------------------------------------------
 
 
-def collective(name: str, c: Configuration, kind: str, n_bytes: Number, n_ranks: Number, stride: Number) -> Demand:
+def collective(
+    name: str, c: Configuration, operator: str, n_bytes: Number, n_ranks: Number, stride: Number
+) -> Demand:
     """Return a collective over ranks that lie ``stride`` devices apart."""
     local = np.clip(c.per_machine / stride, 1.0, n_ranks)
-    return Demand(name=name, kind=kind, shape=(n_bytes, n_ranks, local), dtype=c.dtype)
+    return Demand(
+        name=name, operator=operator, shape=shapes.CollectiveShape(n_bytes, n_ranks, local), dtype=c.dtype
+    )
 
 
 def layer_communication(c: Configuration, kind: LayerKind, *, backward: bool) -> list[Demand]:
@@ -527,7 +532,7 @@ def _tensor_communication(c: Configuration, kind: LayerKind, wide: Number, *, ba
     if not hiding:
         return [replace(whole, times=2 * (1 - split)), gathers, replace(scatter, times=2 * split)]
     summed = [
-        replace(one, times=share, behind=product)
+        replace(one, times=share, hidden_by=product)
         for product in hiding
         for one, share in ((whole, 1 - split), (scatter, split))
     ]
@@ -547,14 +552,14 @@ def _weight_gradients(c: Configuration, kind: LayerKind) -> list[Demand]:
 
 def embedding_forward(c: Configuration, software: Software) -> list[Demand]:
     """Return the lookup of a micro-batch's tokens."""
-    return [software.stream("embedding", 2 * c.tokens * c.d_model * c.item_bytes, c)]
+    return [software.memory_bound("embedding", 2 * c.tokens * c.d_model * c.item_bytes, c)]
 
 
 def embedding_backward(c: Configuration, software: Software) -> list[Demand]:
     """Return the scatter of gradients into the embedding's, which is cleared first."""
     rows = c.vocabulary * c.d_model / c.tensor
     n_bytes = (2 * c.tokens * c.d_model + rows) * c.item_bytes
-    return [software.stream("embedding backward", n_bytes, c)]
+    return [software.memory_bound("embedding backward", n_bytes, c)]
 
 
 def _head(c: Configuration) -> Demand:
@@ -564,15 +569,15 @@ def _head(c: Configuration) -> Demand:
 def head_forward(c: Configuration, software: Software) -> list[Demand]:
     """Return the output projection and the loss of a micro-batch."""
     logits = c.tokens * c.vocabulary / c.tensor
-    norm = software.stream("norm", 2 * c.tokens * c.d_model * c.item_bytes, c)
-    return [norm, _head(c), software.stream("loss", logits * c.item_bytes, c)]
+    norm = software.memory_bound("norm", 2 * c.tokens * c.d_model * c.item_bytes, c)
+    return [norm, _head(c), software.memory_bound("loss", logits * c.item_bytes, c)]
 
 
 def head_backward(c: Configuration, software: Software) -> list[Demand]:
     """Return the backward pass of loss and output projection."""
     logits = c.tokens * c.vocabulary / c.tensor
-    norm = software.stream("norm backward", 3 * c.tokens * c.d_model * c.item_bytes, c)
-    return [software.stream("loss backward", 2 * logits * c.item_bytes, c), *backward_of(_head(c)), norm]
+    norm = software.memory_bound("norm backward", 3 * c.tokens * c.d_model * c.item_bytes, c)
+    return [software.memory_bound("loss backward", 2 * logits * c.item_bytes, c), *backward_of(_head(c)), norm]
 
 
 def held_params(c: Configuration) -> Number:
@@ -590,6 +595,6 @@ def optimizer(c: Configuration, software: Software) -> list[Demand]:
     """Return the optimiser's step on one device's share of the states, and the norm of the gradients before it."""
     n_params = held_params(c) / np.where(np.asarray(c.sharding) > 0, c.replicas, 1.0)
     return [
-        software.stream("gradient norm", n_params * c.reduce_bytes, c),
-        software.stream("optimizer", n_params * c.state_bytes, c),
+        software.memory_bound("gradient norm", n_params * c.reduce_bytes, c),
+        software.memory_bound("optimizer", n_params * c.state_bytes, c),
     ]

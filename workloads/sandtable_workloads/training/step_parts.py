@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sandtable.demand.shapes import CollectiveShape, Number
 from sandtable_workloads.training import step_demand
-from sandtable_workloads.training.step_demand import Configuration, Demand, LayerKind, Number, Software
+from sandtable_workloads.training.step_demand import Configuration, Demand, LayerKind, Software
 
 FULL, GRAD_OP, ZERO_1 = 3, 2, 1
 
@@ -114,8 +115,8 @@ def _like(c: Configuration, value: np.ndarray) -> Number:
     return value if isinstance(c.n_layers, np.ndarray) else float(value)
 
 
-def _data(name: str, c: Configuration, kind: str, n_bytes: Number) -> Demand:
-    return step_demand.collective(name, c, kind, n_bytes, c.replicas, c.tensor)
+def _data(name: str, c: Configuration, operator: str, n_bytes: Number) -> Demand:
+    return step_demand.collective(name, c, operator, n_bytes, c.replicas, c.tensor)
 
 
 def _reduce(name: str, c: Configuration, params: Number, n_calls: Number) -> Demand:
@@ -134,8 +135,8 @@ def _send(c: Configuration) -> Demand:
     neighbours = c.per_machine >= 2 * c.tensor * c.context * c.data
     local = np.where(neighbours, 2.0, 1.0)
     ranks = np.where(np.asarray(c.pipeline) > 1, 2.0, 1.0)  # one stage sends to nobody
-    shape = (n_bytes, _like(c, ranks), _like(c, np.minimum(local, ranks)))
-    return Demand(name="activations", kind="send_recv", shape=shape, dtype=c.dtype)
+    shape = CollectiveShape(n_bytes, _like(c, ranks), _like(c, np.minimum(local, ranks)))
+    return Demand(name="activations", operator="send_recv", shape=shape, dtype=c.dtype)
 
 
 def _between(c: Configuration, software: Software) -> list[Demand]:
@@ -145,4 +146,4 @@ def _between(c: Configuration, software: Software) -> list[Demand]:
     """
     whole = np.asarray(c.sharding) < GRAD_OP
     n_params = _like(c, np.where(whole & (np.asarray(c.pipeline) == 1), step_demand.held_params(c), 0.0))
-    return [software.stream("gradient sum", 3 * n_params * c.reduce_bytes, c)]
+    return [software.memory_bound("gradient sum", 3 * n_params * c.reduce_bytes, c)]

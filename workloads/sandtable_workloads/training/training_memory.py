@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sandtable.demand.shapes import Number
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine, Stack
 from sandtable.units import format_bytes
@@ -24,7 +25,6 @@ from sandtable_workloads.training.step_demand import (
     SHARDING,
     Configuration,
     LayerKind,
-    Number,
     neurons_used,
     norm_split,
     stage_params,

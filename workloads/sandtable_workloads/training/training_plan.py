@@ -1,7 +1,7 @@
 """The plan of a training step for the engine: ops, what each waits for, and on which device it runs.
 
 One device stands for its data-parallel, tensor-parallel and context-parallel equals, which all do the same at the
-same time; pipeline stages differ, and each is a place of its own. Gradients are reduced on a queue of their own, as
+same time; pipeline stages differ, and each is a device of its own. Gradients are reduced on a queue of their own, as
 a communicator has; so are the sends between stages.
 """
 
@@ -24,34 +24,24 @@ FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
 
 def op_of(demand: Demand, on: Where, section: str, sharing: int = 1) -> Op | None:
     """Return a demand as an op, None if it asks for nothing."""
-    shape = tuple(float(number) for number in demand.shape)
+    shape = type(demand.shape)(*(float(number) for number in demand.shape))
     times, whole = float(demand.times), max(1, round(float(demand.times)))
-    if times == 0 or (demand.communicates and shape[1] <= 1) or (demand.kind == "stream" and shape[0] <= 0):
+    if times == 0 or demand.law.is_empty(shape):
         return None
     return Op(
         name=demand.name,
-        kind=demand.kind,
+        operator=demand.operator,
         account="communication" if demand.communicates else "compute",
         dtype=demand.dtype,
-        flops=_flops(demand.kind, shape),
+        flops=float(demand.law.flops(shape)),
         shape=shape,
         sharing=1 if demand.communicates else sharing,
         sustained=True,
         on=on,
         section=section,
-        behind=None if demand.behind is None else op_of(demand.behind, on, section, sharing),
+        hidden_by=None if demand.hidden_by is None else op_of(demand.hidden_by, on, section, sharing),
         repeat=whole,
     )
-
-
-def _flops(kind: str, shape: tuple[float, ...]) -> float:
-    if kind == "gemm":
-        m, n, k, batch = shape[:4]
-        return 2 * m * n * k * batch
-    if kind == "attention":
-        batch, queries, keys, heads, _, head_dim, value_dim, causal, _, _, passes = shape[:11]
-        return 2 * batch * heads * queries * keys * (head_dim + value_dim) * (1 - causal / 2) * passes
-    return 0.0
 
 
 @dataclass
@@ -96,11 +86,11 @@ def blocks_of(parts: StepParts, on: Where, sharing: int = 1) -> Blocks:
 
     def block(name: str, demands: Sequence[Demand], section: str) -> Op:
         ops = tuple(op for op in (op_of(demand, on, section, sharing) for demand in demands) if op is not None)
-        return Op(name=name, kind="sequence", account="compute", parts=ops, on=on, section=section)
+        return Op(name=name, operator="sequence", account="compute", parts=ops, on=on, section=section)
 
-    def sent(demand: Demand, section: str, lane: str) -> Op | None:
+    def sent(demand: Demand, section: str, stream: str) -> Op | None:
         op = op_of(demand, on, section)
-        return None if op is None else replace(op, lane=lane)
+        return None if op is None else replace(op, stream=stream)
 
     kinds = {layer.kind: layer for layer in parts.layers}
     between = block("gradient sum", parts.between, BACKWARD)
@@ -286,8 +276,8 @@ class _Pipeline:
             came = None if wait is None else done[wait]
             if wait is not None and wait.stage != task.stage and self.blocks.send is not None:
                 section = FORWARD if task.forward else BACKWARD
-                lane = f"pipeline {task.stage} {section}"
-                send = replace(self.blocks.send, place=wait.stage, lane=lane, section=section)
+                stream = f"pipeline {task.stage} {section}"
+                send = replace(self.blocks.send, device=wait.stage, stream=stream, section=section)
                 came = self.builder.add(send, [came])
             if not task.forward and task.micro == self.c.accumulation - 1 and self.c.overlaps > 0:
                 index = self._last_backward(task, [last[task.stage], came])
@@ -302,13 +292,13 @@ class _Pipeline:
         """Add the last micro-batch's backward layer by layer, so that gradients are reduced behind it."""
         index, waits, n_layers = -1, after, 0
         for part in self._chunk(task).parts:
-            index = self.builder.add(replace(part, place=task.stage), waits)
+            index = self.builder.add(replace(part, device=task.stage), waits)
             waits = [index]
             if not self.blocks.is_layer(part):
                 continue
             n_layers += 1
             if self.blocks.reduce is not None and n_layers % self.per_reduce == 0:
-                self.sent[task.stage] = self.builder.add(replace(self.blocks.reduce, place=task.stage), [index])
+                self.sent[task.stage] = self.builder.add(replace(self.blocks.reduce, device=task.stage), [index])
         return index
 
     def _chunk(self, task: Task) -> Op:
@@ -317,7 +307,7 @@ class _Pipeline:
         key = (position, task.forward)
         if key not in self.chunks:
             self.chunks[key] = self._made(position, forward=task.forward)
-        return replace(self.chunks[key], place=task.stage)
+        return replace(self.chunks[key], device=task.stage)
 
     def _made(self, position: int, *, forward: bool) -> Op:
         blocks, n_positions = self.blocks, self.n_stages * self.n_chunks
@@ -334,7 +324,7 @@ class _Pipeline:
         section = FORWARD if forward else BACKWARD
         return Op(
             name=f"chunk {section}",
-            kind="sequence",
+            operator="sequence",
             account="compute",
             parts=tuple(ops),
             on=blocks.optimizer.on,
@@ -347,15 +337,15 @@ class _Pipeline:
         sent = last
         overlaps, n_units = self.c.overlaps > 0, -(-per // self.per_reduce)
         if int(self.c.sharding) >= GRAD_OP and blocks.gather_all is not None:
-            sent = self.builder.add(replace(blocks.gather_all, place=stage, section=FORWARD), [sent])
+            sent = self.builder.add(replace(blocks.gather_all, device=stage, section=FORWARD), [sent])
         for _ in range(0 if overlaps else n_units):
             if blocks.reduce is not None:
-                sent = self.builder.add(replace(blocks.reduce, place=stage), [sent])
+                sent = self.builder.add(replace(blocks.reduce, device=stage), [sent])
         if blocks.reduce_outer is not None and stage in (0, self.n_stages - 1):
-            sent = self.builder.add(replace(blocks.reduce_outer, place=stage), [sent])
-        optimizer = self.builder.add(replace(blocks.optimizer, place=stage), [last, sent, self.sent.get(stage)])
+            sent = self.builder.add(replace(blocks.reduce_outer, device=stage), [sent])
+        optimizer = self.builder.add(replace(blocks.optimizer, device=stage), [last, sent, self.sent.get(stage)])
         if int(self.c.sharding) == ZERO_1 and blocks.gather_all is not None:
-            self.builder.add(replace(blocks.gather_all, place=stage), [optimizer])
+            self.builder.add(replace(blocks.gather_all, device=stage), [optimizer])
 
 
 def _started(step: Step, startup_s: float) -> Step:
@@ -363,7 +353,7 @@ def _started(step: Step, startup_s: float) -> Step:
     last = step.ops[-1]
     once = Op(
         name="startup",
-        kind="startup",
+        operator="startup",
         account="compute",
         seconds=startup_s,
         on=last.on,

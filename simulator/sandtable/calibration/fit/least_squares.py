@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from sandtable.demand.operator import Bound, plain_seconds
 from sandtable.errors import CalibrationError, missing_extra
 from sandtable.hardware import Estimate, Evidence, OpFit, StorageFit
 from sandtable.model.laws import storage_law as storage_model
@@ -279,6 +280,7 @@ class OpPoint:
     n_bytes: float
     flops: float
     seconds: float
+    n_special: float = 0.0
 
 
 def fit_op(
@@ -288,9 +290,9 @@ def fit_op(
     n_samples: int | None = None,
     repeat_spread_frac: float | None = None,
     drift_frac: float | None = None,
-    bound_by: str = "bandwidth",
+    bound_by: Bound = "bandwidth",
 ) -> OpFit:
-    """Fit ``t = overhead + items * per_item + max(bytes / bandwidth, flops / rate)`` to timed operations.
+    """Fit the constants of `sandtable.demand.operator.plain_seconds` to timed operations.
 
     For a roofline, adding the two terms is tried as well, and the form that misses held-out points less is kept.
 
@@ -324,16 +326,17 @@ def fit_op(
     )
 
 
-_OP_COLUMNS = ("n_items", "n_bytes", "flops", "seconds")
+_OP_COLUMNS = ("n_items", "n_bytes", "flops", "n_special", "seconds")
 
 
 @dataclass(frozen=True)
 class _OpColumns:
     """Timed operations as arrays of equal length."""
 
-    items: FloatArray
+    n_items: FloatArray
     n_bytes: FloatArray
     flops: FloatArray
+    n_special: FloatArray
     seconds: FloatArray
 
     def residuals(self, parameters: Sequence[Parameter], serial: bool) -> Residuals:
@@ -341,22 +344,27 @@ class _OpColumns:
         names = [parameter.name for parameter in parameters]
 
         def residuals(values: FloatArray, indices: npt.NDArray[np.intp]) -> FloatArray:
-            by_name = dict(zip(names, values, strict=True))
-            streaming = self.n_bytes[indices] / by_name.get("bandwidth_bytes_per_s", np.inf)
-            computing = self.flops[indices] / by_name.get("rate_flops_per_s", np.inf)
-            work = streaming + computing if serial else np.maximum(streaming, computing)
-            predicted = by_name["overhead_s"] + self.items[indices] * by_name.get("per_item_s", 0.0) + work
+            predicted = plain_seconds(
+                dict(zip(names, values, strict=True)),
+                n_items=self.n_items[indices],
+                n_special=self.n_special[indices],
+                n_bytes=self.n_bytes[indices],
+                flops=self.flops[indices],
+                serial=serial,
+            )
             return np.asarray(np.log(predicted) - np.log(self.seconds[indices]), dtype=np.float64)
 
         return residuals
 
 
-def _op_parameters(columns: _OpColumns, bound_by: str) -> list[Parameter]:
+def _op_parameters(columns: _OpColumns, bound_by: Bound) -> list[Parameter]:
     """Start from what the points show: half the quickest call, the best rates."""
     seconds = columns.seconds
     parameters = [Parameter(name="overhead_s", start=max(1e-7, 0.5 * seconds.min()), low=1e-8, high=1e-1)]
-    if len(set(columns.items)) > 1 and bound_by == "bandwidth" and len(seconds) > 3:
+    if len(set(columns.n_items)) > 1 and bound_by == "bandwidth" and len(seconds) > 3:
         parameters.append(Parameter(name="per_item_s", start=1e-8, low=1e-11, high=1e-3))
+    if columns.n_special.any():
+        parameters.append(Parameter(name="per_special_s", start=1e-9, low=1e-13, high=1e-5))
     if bound_by in ("bandwidth", "both"):
         start = float(np.max(columns.n_bytes / seconds))
         parameters.append(Parameter(name="bandwidth_bytes_per_s", start=start, low=1e7, high=1e14))

@@ -1,7 +1,7 @@
 """Fit the constants of operator laws to timed operators, on one device or pooled over several.
 
 Residuals are logarithms of predicted over measured, since times span decades, and large ones count less than their
-square (see `OperatorLaw.loss`). A fit is refitted five times with a fifth of the points kept out; intervals of the
+square (see `Operator.loss`). A fit is refitted five times with a fifth of the points kept out; intervals of the
 constants come from a bootstrap that takes one Gauss-Newton step per draw.
 """
 
@@ -10,19 +10,20 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sandtable.calibration.fit import least_squares
 from sandtable.calibration.fit.least_squares import Fit
+from sandtable.demand.operator import Columns, Operator, operator_named
 from sandtable.errors import CalibrationError, missing_extra
-from sandtable.hardware import Estimate, Evidence, OperatorFit
-from sandtable.model.law import Columns, LinkSheet, OperatorLaw, Sheet
+from sandtable.hardware import Evidence, LinkSheet, OperatorFit, Roofline
 
 FloatArray = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
-Sheets = Mapping[str, Sheet | LinkSheet]
+Sheets = Mapping[str, Roofline | LinkSheet]
 
 N_FOLDS = 5
 N_DRAWS = 200
@@ -47,52 +48,50 @@ _WEIGHTS: dict[str, Callable[[FloatArray], FloatArray]] = {
 class OperatorPoint:
     """One timed operator: what ran where, under which software, and its time in seconds.
 
-    ``device`` is the name of the accelerator's or link's file whose constants it informs, ``op`` the kind of `Op`,
-    ``shape`` its numbers in the order of `sandtable.demand.plan.OPERATOR_COLUMNS`. ``beside`` names the link within
-    machines that completes the data sheet of a link between machines; empty for none. ``label`` tells people which
-    row it is.
+    ``device`` is the name of the accelerator's or link's file whose constants it informs, ``operator`` and ``shape``
+    are those of an `Op`. ``beside`` names the link within machines that completes the data sheet of a link between
+    machines; empty for none. ``label`` tells people which row it is.
     """
 
     device: str
     software: str
-    op: str
+    operator: str
     dtype: str
-    shape: tuple[float, ...]
+    shape: Any
     seconds: float
     label: str = ""
     beside: str = ""
 
     @property
-    def place(self) -> str:
+    def sheet(self) -> str:
         """Key of the data sheet that it needs: the device, and what stands beside it."""
         return f"{self.device}+{self.beside}" if self.beside else self.device
 
 
 class Predictor:
-    """Predicts many points of one law at once: they are grouped by device, dtype and op, and each group is one call.
+    """Predicts many points at once: they are grouped by device, dtype and operator, and each group is one call.
 
-    ``sheets`` holds one data sheet for each `OperatorPoint.place`.
+    ``sheets`` holds one data sheet for each `OperatorPoint.sheet`.
     """
 
-    def __init__(self, law: OperatorLaw, points: Sequence[OperatorPoint], sheets: Sheets) -> None:
-        self.law = law
+    def __init__(self, points: Sequence[OperatorPoint], sheets: Sheets) -> None:
         self.n_points = len(points)
         self.measured = np.array([point.seconds for point in points])
-        # shapes may leave out their last numbers, and not all do
-        groups: dict[tuple[str, str, str, int], list[int]] = {}
+        groups: dict[tuple[str, str, str], list[int]] = {}
         for index, point in enumerate(points):
-            groups.setdefault((point.place, point.dtype, point.op, len(point.shape)), []).append(index)
-        self.groups: list[tuple[Sheet | LinkSheet, str, str, Indices, Columns]] = []
-        for (place, dtype, op, _), indices in groups.items():
+            groups.setdefault((point.sheet, point.dtype, point.operator), []).append(index)
+        self.groups: list[tuple[Operator[Any], Roofline | LinkSheet, str, Indices, Columns]] = []
+        for (sheet, dtype, name), indices in groups.items():
+            operator = operator_named(name)
             shapes = np.array([points[index].shape for index in indices], dtype=np.float64)
-            columns = law.columns(list(shapes.T))
-            self.groups.append((sheets[place], dtype, op, np.array(indices, dtype=np.intp), columns))
+            columns = operator.columns(shapes.T)
+            self.groups.append((operator, sheets[sheet], dtype, np.array(indices, dtype=np.intp), columns))
 
     def seconds(self, constants: Mapping[str, float]) -> FloatArray:
         """Return the predicted time of every point, in their order."""
         predicted = np.empty(self.n_points)
-        for sheet, dtype, op, indices, columns in self.groups:
-            predicted[indices] = self.law.seconds(sheet, constants, columns, dtype=dtype, op=op)
+        for operator, sheet, dtype, indices, columns in self.groups:
+            predicted[indices] = operator.seconds(sheet, constants, columns, dtype=dtype)
         return predicted
 
     def residuals(self, constants: Mapping[str, float]) -> FloatArray:
@@ -108,17 +107,17 @@ class Fitting:
 
     def __init__(
         self,
-        law: OperatorLaw,
+        law: Operator[Any],
         points: Sequence[OperatorPoint],
         sheets: Sheets,
         towards: Mapping[str, float] | None = None,
     ) -> None:
         if len(points) < len(law.constants):
             raise CalibrationError(
-                f"{len(points)} measured points cannot fit the {len(law.constants)} constants of {law.kind}"
+                f"{len(points)} measured points cannot fit the {len(law.constants)} constants of {law.fitted_as}"
             )
         self.law = law
-        self.predictor = Predictor(law, points, sheets)
+        self.predictor = Predictor(points, sheets)
         self.low = np.log([constant.low for constant in law.constants])
         self.high = np.log([constant.high for constant in law.constants])
         centre = law.typical() if towards is None else towards
@@ -217,7 +216,7 @@ class Fitting:
 
 
 def fit_constants(
-    law: OperatorLaw,
+    law: Operator[Any],
     points: Sequence[OperatorPoint],
     sheets: Sheets,
     towards: Mapping[str, float] | None = None,
@@ -231,7 +230,7 @@ def fit_constants(
 
 
 def held_out_seconds(
-    law: OperatorLaw,
+    law: Operator[Any],
     points: Sequence[OperatorPoint],
     sheets: Sheets,
     towards: Mapping[str, float] | None = None,
@@ -242,7 +241,7 @@ def held_out_seconds(
 
 
 def fit_operator(
-    law: OperatorLaw,
+    law: Operator[Any],
     points: Sequence[OperatorPoint],
     sheets: Sheets,
     *,
@@ -271,13 +270,11 @@ def fit_operator(
     )
 
 
-def as_operator_fit(law: OperatorLaw, found: Fit, evidence: Evidence) -> OperatorFit:
+def as_operator_fit(law: Operator[Any], found: Fit, evidence: Evidence) -> OperatorFit:
     """Return a fit in the form that a device file keeps."""
-    estimates: dict[str, Estimate[float]] = {
-        constant.name: found.estimate(index) for index, constant in enumerate(law.constants)
-    }
-    return law.fit(**estimates, evidence=evidence)
+    estimates = {constant.name: found.estimate(index) for index, constant in enumerate(law.constants)}
+    return OperatorFit(constants=estimates, evidence=evidence)
 
 
-def _named(law: OperatorLaw, values: FloatArray) -> dict[str, float]:
+def _named(law: Operator[Any], values: FloatArray) -> dict[str, float]:
     return {constant.name: float(value) for constant, value in zip(law.constants, values, strict=True)}

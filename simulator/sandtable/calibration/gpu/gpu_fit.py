@@ -27,20 +27,19 @@ from sandtable.hardware import (
     Estimate,
     Link,
     LinkFit,
+    LinkSheet,
     Machine,
     Memory,
     MemoryFit,
-    OperatorFits,
     OpFit,
     Power,
     Processor,
     ProcessorFit,
+    Roofline,
     Stack,
     TransferFit,
     library,
 )
-from sandtable.model.fitted_constants import law_of
-from sandtable.model.law import LinkSheet, Sheet
 from sandtable.run.nvml import ADVICE, GpuSample
 
 # clocks that lie this far below the highest say that something holds them down
@@ -136,7 +135,7 @@ def points_of(recording: Recording) -> list[GpuPoint]:
 
 def of_operators(points: Sequence[GpuPoint], resource: str) -> list[GpuPoint]:
     """Return the points of operators with a law of their own, those of sustained work left out."""
-    return [p for p in points if p.op.shape and p.op.resource == resource and not p.op.sustained]
+    return [p for p in points if p.op.shape is not None and p.op.resource == resource and not p.op.sustained]
 
 
 def _skipped(recording: Recording) -> list[str]:
@@ -162,9 +161,9 @@ def _processor(
     processor = machine_fit.with_peaks(gpu_datasheet.processor_of(gpu), operators)
     if not processor.datasheet.peak_flops_per_s:
         raise CalibrationError("no product was timed, and no device file of the library says what this GPU reaches")
-    sheet = Sheet.of(processor, memory)
+    sheet = Roofline.of(processor, memory)
     fits = machine_fit.fits_of(_enough(operators, notes), lambda _: sheet, method)
-    launches = [p for p in points if p.op.kind == "host"]
+    launches = [p for p in points if p.op.operator == "host"]
     before = processor.fitted or ProcessorFit()
     own = {f"fitted.operators.{kind}.{name}": method for kind, found in fits.items() for name in found}
     datasheet, sources = _seen(processor, points, recording)
@@ -184,19 +183,12 @@ def _processor(
 
 def _enough(timed: Sequence[Timed], notes: list[str]) -> list[Timed]:
     """Return the points of kinds and softwares that have as many as their law has constants; note the others."""
-    groups: dict[tuple[str, str], list[Timed]] = {}
-    for item in timed:
-        law = law_of(item.op.kind)
-        assert law is not None
-        groups.setdefault((law.kind, machine_fit.software_of(law, item)), []).append(item)
     kept = []
-    for (kind, software), group in groups.items():
-        law = law_of(kind)
-        assert law is not None
-        if len(group) >= len(law.constants):
+    for (operator, software), group in machine_fit.grouped(timed).items():
+        if len(group) >= len(group[0].law.constants):
             kept += group
         else:
-            notes.append(f"{kind} of {software}: {len(group)} points are too few to fit its law")
+            notes.append(f"{operator} of {software}: {len(group)} points are too few to fit its law")
     return kept
 
 
@@ -229,7 +221,7 @@ def sustained_frac(points: Sequence[GpuPoint]) -> float | None:
 
 
 def _memory(gpu: Gpu, points: Sequence[GpuPoint], method: str, notes: list[str]) -> Memory:
-    copies = [p for p in points if p.op.kind == "copy"]
+    copies = [p for p in points if p.op.operator == "copy"]
     memory = gpu_datasheet.memory_of(gpu, _best(copies, lambda p: p.op.bytes_moved))
     fit = _copies(copies, lambda p: p.op.bytes_moved, method, notes, "copies within the GPU's memory")
     if fit is None:
@@ -262,7 +254,7 @@ def _median(launches: Sequence[GpuPoint], what: str) -> Estimate[float] | None:
 
 
 def _link(gpu: Gpu, points: Sequence[GpuPoint], method: str, notes: list[str]) -> Link:
-    transfers = [p for p in points if p.op.kind == "transfer"]
+    transfers = [p for p in points if p.op.operator == "transfer"]
     link = gpu_datasheet.link_of(gpu, _best(transfers, lambda p: p.op.bytes_read))
     found: dict[str, TransferFit | None] = {}
     for name, pinned in (("transfer", True), ("pageable", False)):
@@ -285,12 +277,11 @@ def _transfer(fit: OpFit) -> TransferFit:
 
 def _peer_link(gpu: Gpu, host: Link, points: Sequence[GpuPoint], method: str, notes: list[str]) -> Link:
     timed = [point.timed for point in of_operators(points, "network")]
-    best = max((machine_fit.passed_bytes(item.op) / item.seconds for item in timed), default=None)
-    link = gpu_datasheet.peer_link_of(gpu, host, best)
+    link = gpu_datasheet.peer_link_of(gpu, host, machine_fit.best_rate(timed))
     sheet = LinkSheet.of(link)
     fits = machine_fit.fits_of(_enough(timed, notes), lambda _: sheet, method)
     before = link.fitted or LinkFit()
-    operators = machine_fit.merged(before.operators if before else OperatorFits(), fits)
+    operators = machine_fit.merged(before.operators, fits)
     own = {f"fitted.operators.{kind}.{name}": method for kind, found in fits.items() for name in found}
     fitted_link = before.model_copy(update={"operators": operators})
     return link.model_copy(update={"fitted": fitted_link, "sources": link.sources | own})
@@ -381,7 +372,7 @@ def _stack(points: Sequence[GpuPoint], method: str) -> Stack:
     name = next(p.software for p in points if p.op.resource != "network")
     stack = library.load_component("stack", name)
     assert isinstance(stack, Stack)
-    call = _median([p for p in points if p.op.kind == "host"], "host")
+    call = _median([p for p in points if p.op.operator == "host"], "host")
     if call is None:
         return stack
     datasheet = stack.datasheet.model_copy(update={"host_call_s": call.value})

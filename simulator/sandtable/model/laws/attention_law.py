@@ -21,9 +21,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from sandtable.demand.op import BACKWARD_PASSES
-from sandtable.hardware import DTYPE_BYTES, AttentionFit, OperatorFit
-from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
+from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
+from sandtable.demand.shapes import BACKWARD_PASSES, AttentionShape, Number
+from sandtable.hardware import DTYPE_BYTES, Roofline
 
 # queries of a tile, and keys of a step (FlashAttention-2, section 3.3: 64 or 128 by 64 or 128)
 TILE = 128
@@ -115,7 +115,7 @@ def vanilla_traffic(
     )
 
 
-class AttentionLaw(OperatorLaw):
+class Attention(Operator[Roofline]):
     """Steps of tiles over the units, reads of keys and values, and what is done once per query.
 
     ``rate_frac`` is the share of the peak rate that products reach between exponentials; ``item_s`` the time to begin
@@ -123,8 +123,9 @@ class AttentionLaw(OperatorLaw):
     the queries are (fp8 cache, bfloat16 queries): 2 where the kernel narrows the queries, below 1 where it widens keys.
     """
 
-    kind: ClassVar[str] = "attention"
-    fit: ClassVar[type[OperatorFit]] = AttentionFit
+    name: ClassVar[str] = "attention"
+    resource: ClassVar[Resource] = "compute"
+    Shape: ClassVar[type[AttentionShape]] = AttentionShape
     # decode times alone say little of prefill, and the other way round: what they leave open stays with the siblings
     prior: ClassVar[float] = 1.0
     constants: ClassVar[tuple[Constant, ...]] = (
@@ -135,68 +136,73 @@ class AttentionLaw(OperatorLaw):
         Constant(name="narrow_gain", typical=1.2, low=0.1, high=2.5),
     )
 
-    def seconds(
-        self, sheet: Sheet | LinkSheet, constants: Constants, columns: Columns, *, dtype: str, op: str
-    ) -> FloatArray:
-        """See `OperatorLaw.seconds`."""
-        assert isinstance(sheet, Sheet)
-        c, bandwidth = columns, constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s
+    def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
+        """See `Operator.seconds`."""
+        c, bandwidth = columns, constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
         width = max(ACTIVATION_BYTES, DTYPE_BYTES[dtype])
         # half of the way to 2: keys, values and their gradients; queries, outputs and theirs
-        sweeps = 1 + (c["passes"] - 1) / (BACKWARD_PASSES - 1)
-        stepping = _steps_s(sheet, constants, c, dtype)
-        reading = sweeps * _cached(_kv_bytes(c), sheet) / bandwidth
-        per_query = _cached(sweeps * _query_bytes(c, width) + _append_bytes(c, width), sheet) / bandwidth
-        spilled = (1 - c["flash"]) * (
-            _cached(_score_bytes(c, sheet, dtype), sheet) / bandwidth + _scores_s(c, sheet)
+        sweeps = 1 + (c.passes - 1) / (BACKWARD_PASSES - 1)
+        stepping = _steps_s(device, constants, c, dtype)
+        reading = sweeps * _cached(_kv_bytes(c), device) / bandwidth
+        per_query = _cached(sweeps * _query_bytes(c, width) + _append_bytes(c, width), device) / bandwidth
+        spilled = (1 - c.flash) * (
+            _cached(_score_bytes(c, device, dtype), device) / bandwidth + _scores_s(c, device)
         )
-        begun = sweeps * constants["item_s"] * _tiles_of_a_unit(c, sheet.n_units)
+        begun = sweeps * constants["item_s"] * _tiles_of_a_unit(c, device.n_units)
         launches = sweeps * constants["launch_s"]
         return np.asarray(launches + begun + np.hypot(stepping, reading) + per_query + spilled)
 
+    def flops(self, shape: AttentionShape) -> Number:
+        """Both products; half of them where queries see only what is before them."""
+        c = shape
+        pairs = 2 * c.batch * c.n_heads * c.query_tokens * c.kv_tokens
+        return pairs * (c.head_dim + c.value_dim) * (1 - c.causal / 2) * c.passes
 
-def _steps_s(sheet: Sheet, constants: Constants, c: Columns, dtype: str) -> FloatArray:
+    def variant(self, shape: AttentionShape) -> str:
+        """Attention that writes its scores to memory is "vanilla"."""
+        return "" if shape.flash else "vanilla"
+
+
+def _steps_s(device: Roofline, constants: Constants, c: Columns, dtype: str) -> FloatArray:
     """Return the time of the steps over pairs of tiles: those of a unit, joined with those of the longest tile."""
-    few = c["query_tokens"] <= TILE
-    tiles_of_head = np.ceil(c["query_tokens"] / TILE)
-    shared_rows = c["query_tokens"] * c["n_heads"] / c["n_kv_heads"]
-    tiles = c["batch"] * np.where(
-        few, c["n_kv_heads"] * np.ceil(shared_rows / SMALL_TILE), c["n_heads"] * tiles_of_head
-    )
-    longest = np.maximum(1.0, c["kv_tokens"] / TILE)
+    few = c.query_tokens <= TILE
+    tiles_of_head = np.ceil(c.query_tokens / TILE)
+    shared_rows = c.query_tokens * c.n_heads / c.n_kv_heads
+    tiles = c.batch * np.where(few, c.n_kv_heads * np.ceil(shared_rows / SMALL_TILE), c.n_heads * tiles_of_head)
+    longest = np.maximum(1.0, c.kv_tokens / TILE)
     # the queries are the last tokens: those of the first tile see all keys but those of the tiles after it. Attention
     # that writes its scores out computes what the mask hides, too
-    hidden = c["causal"] * c["flash"] * np.minimum(tiles_of_head - 1, longest) / 2
+    hidden = c.causal * c.flash * np.minimum(tiles_of_head - 1, longest) / 2
     mean = np.maximum(1.0, longest - hidden)
-    splits = np.where(few, np.clip(sheet.n_units / tiles, 1.0, np.minimum(MOST_SPLITS, longest)), 1.0)
-    step = np.where(few, SMALL_TILE / TILE, 1.0) * _step_s(sheet, constants, c, dtype)
-    even, alone = tiles * mean / sheet.n_units, longest / splits
+    splits = np.where(few, np.clip(device.n_units / tiles, 1.0, np.minimum(MOST_SPLITS, longest)), 1.0)
+    step = np.where(few, SMALL_TILE / TILE, 1.0) * _step_s(device, constants, c, dtype)
+    even, alone = tiles * mean / device.n_units, longest / splits
     # split evenly over the units, the longest walk is no longer than the others
     return np.asarray(step * np.where(few, np.maximum(even, alone), np.hypot(even, alone)))
 
 
-def _step_s(sheet: Sheet, constants: Constants, c: Columns, dtype: str) -> FloatArray:
+def _step_s(device: Roofline, constants: Constants, c: Columns, dtype: str) -> FloatArray:
     """Return the time of one unit for one pair of whole tiles: its products, joined with its exponentials."""
-    flops = 2 * TILE**2 * (c["head_dim"] + c["value_dim"])
-    gain = np.where(c["kv_item_bytes"] < DTYPE_BYTES[dtype], constants["narrow_gain"], 1.0)
-    rate = constants["rate_frac"] * sheet.peak(dtype) / sheet.n_units * gain
-    backward = np.clip((c["passes"] - 1) / (BACKWARD_PASSES - 1), 0.0, 1.0)
-    slower = np.where(c["flash"] > 0, 1 + (1 / BACKWARD_RATE - 1) * backward, 1.0)
+    flops = 2 * TILE**2 * (c.head_dim + c.value_dim)
+    gain = np.where(c.kv_item_bytes < DTYPE_BYTES[dtype], constants["narrow_gain"], 1.0)
+    rate = constants["rate_frac"] * device.peak(dtype) / device.n_units * gain
+    backward = np.clip((c.passes - 1) / (BACKWARD_PASSES - 1), 0.0, 1.0)
+    slower = np.where(c.flash > 0, 1 + (1 / BACKWARD_RATE - 1) * backward, 1.0)
     # scores that were written out are not made again: four products instead of two
-    products = np.where(c["flash"] > 0, c["passes"] * slower, 1 + (c["passes"] - 1) / (BACKWARD_PASSES - 1))
-    return np.asarray(np.hypot(products * flops / rate, TILE**2 / _exponentials_per_s(sheet)))
+    products = np.where(c.flash > 0, c.passes * slower, 1 + (c.passes - 1) / (BACKWARD_PASSES - 1))
+    return np.asarray(np.hypot(products * flops / rate, TILE**2 / _exponentials_per_s(device)))
 
 
-def _exponentials_per_s(sheet: Sheet) -> float:
+def _exponentials_per_s(device: Roofline) -> float:
     """Return the exponentials that one unit finishes in a second; infinite where its clock is unknown."""
-    per_clock = sheet.exponentials_per_clock or EXPONENTIALS_PER_CLOCK[sheet.family]
-    return float("inf") if sheet.clock_hz is None else per_clock * sheet.clock_hz
+    per_clock = device.exponentials_per_clock or EXPONENTIALS_PER_CLOCK[device.family]
+    return float("inf") if device.clock_hz is None else per_clock * device.clock_hz
 
 
 def _tiles_of_a_unit(c: Columns, n_units: int) -> FloatArray:
     """Return how many tiles' worth of queries a unit begins; a lone tile with few queries counts in part."""
-    of_head = c["query_tokens"] / TILE
-    return np.maximum(np.minimum(1.0, of_head), c["batch"] * c["n_heads"] * of_head / n_units)
+    of_head = c.query_tokens / TILE
+    return np.asarray(np.maximum(np.minimum(1.0, of_head), c.batch * c.n_heads * of_head / n_units))
 
 
 def _kv_bytes(c: Columns) -> FloatArray:
@@ -205,14 +211,14 @@ def _kv_bytes(c: Columns) -> FloatArray:
     One shared head whose values are narrower than its keys is a latent: its values are the first part of its keys
     (DeepSeek-V2, arXiv 2405.04434, section 2.1).
     """
-    latent = (c["n_kv_heads"] == 1) & (c["value_dim"] < c["head_dim"])
-    row = c["head_dim"] + np.where(latent, 0.0, c["value_dim"])
-    return np.asarray(c["batch"] * c["n_kv_heads"] * c["kv_tokens"] * row * c["kv_item_bytes"])
+    latent = (c.n_kv_heads == 1) & (c.value_dim < c.head_dim)
+    row = c.head_dim + np.where(latent, 0.0, c.value_dim)
+    return np.asarray(c.batch * c.n_kv_heads * c.kv_tokens * row * c.kv_item_bytes)
 
 
 def _query_bytes(c: Columns, width: float) -> FloatArray:
     """Return the bytes of queries read and outputs written."""
-    return np.asarray(c["batch"] * c["n_heads"] * c["query_tokens"] * (c["head_dim"] + c["value_dim"]) * width)
+    return np.asarray(c.batch * c.n_heads * c.query_tokens * (c.head_dim + c.value_dim) * width)
 
 
 def _append_bytes(c: Columns, width: float) -> FloatArray:
@@ -220,36 +226,36 @@ def _append_bytes(c: Columns, width: float) -> FloatArray:
 
     Each is read and written once; nothing where ``cached`` is 0.
     """
-    heads = (c["n_heads"] + 2 * c["n_kv_heads"]) * c["head_dim"] + c["n_kv_heads"] * c["value_dim"]
-    return np.asarray(c["cached"] * 2 * c["batch"] * c["query_tokens"] * heads * width)
+    heads = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim + c.n_kv_heads * c.value_dim
+    return np.asarray(c.cached * 2 * c.batch * c.query_tokens * heads * width)
 
 
 def _scores(c: Columns) -> FloatArray:
-    return np.asarray(c["batch"] * c["n_heads"] * c["query_tokens"] * c["kv_tokens"])
+    return np.asarray(c.batch * c.n_heads * c.query_tokens * c.kv_tokens)
 
 
-def _score_bytes(c: Columns, sheet: Sheet, dtype: str) -> FloatArray:
+def _score_bytes(c: Columns, device: Roofline, dtype: str) -> FloatArray:
     """Return the traffic of scores through memory; see `vanilla_traffic`."""
-    width, widens = max(ACTIVATION_BYTES, DTYPE_BYTES[dtype]), dtype == "float16" and sheet.family != "cpu"
-    backward = (c["passes"] - 1) / (BACKWARD_PASSES - 1)
-    each: FloatArray = np.zeros(c["passes"].shape)
+    width, widens = max(ACTIVATION_BYTES, DTYPE_BYTES[dtype]), dtype == "float16" and device.family != "cpu"
+    backward = (c.passes - 1) / (BACKWARD_PASSES - 1)
+    each: FloatArray = np.zeros(c.passes.shape)
     for fused, dropout in ((False, False), (False, True), (True, False), (True, True)):
         count = vanilla_traffic(width, fused=fused, dropout=dropout, widens=widens)
-        chosen = ((c["fused_softmax"] > 0) == fused) & ((c["dropout"] > 0) == dropout)
+        chosen = ((c.fused_softmax > 0) == fused) & ((c.dropout > 0) == dropout)
         each = np.where(chosen, count.forward + backward * (count.backward - count.forward), each)
     return _scores(c) * each
 
 
-def _scores_s(c: Columns, sheet: Sheet) -> FloatArray:
+def _scores_s(c: Columns, device: Roofline) -> FloatArray:
     """Return what products spend on scores beside arithmetic and traffic: two products forward, four backward."""
-    products = 2 + 2 * (c["passes"] - 1) / (BACKWARD_PASSES - 1)
-    clocks = CLOCKS_PER_SCORE[sheet.family] * products * _scores(c)
-    return np.asarray(clocks / (sheet.n_units * sheet.clock_hz) if sheet.clock_hz else np.zeros_like(products))
+    products = 2 + 2 * (c.passes - 1) / (BACKWARD_PASSES - 1)
+    clocks = CLOCKS_PER_SCORE[device.family] * products * _scores(c)
+    return np.asarray(clocks / (device.n_units * device.clock_hz) if device.clock_hz else np.zeros_like(products))
 
 
-def _cached(n_bytes: FloatArray, sheet: Sheet) -> FloatArray:
+def _cached(n_bytes: FloatArray, device: Roofline) -> FloatArray:
     """Return the bytes that would take as long from memory alone, when what fits in the last-level cache is there."""
-    if not sheet.cache_bytes:
+    if not device.cache_bytes:
         return n_bytes
-    hits = np.clip((CACHE_REACH - n_bytes / sheet.cache_bytes) / (CACHE_REACH - 1), 0.0, 1.0)
+    hits = np.clip((CACHE_REACH - n_bytes / device.cache_bytes) / (CACHE_REACH - 1), 0.0, 1.0)
     return np.asarray(n_bytes * (1 - hits * (1 - 1 / CACHE_SPEEDUP)))

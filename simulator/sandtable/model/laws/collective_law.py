@@ -25,17 +25,17 @@ number of machines.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from sandtable.hardware import CollectiveFit, OperatorFit
-from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
+from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
+from sandtable.demand.shapes import CollectiveShape, Number
+from sandtable.hardware import LinkSheet
 
-# how often a ring passes the buffer on, in units of (n - 1) / n, and how many times n - 1 steps it takes
-_TURNS = {"all_reduce": 2.0, "reduce_scatter": 1.0, "all_gather": 1.0}
 # data beside flags of the same size: NCCL's LL protocol; it counts on half of that again between machines
 _FLAGGED_RATE_FRAC, _FLAGGED_ACROSS_FRAC = 0.5, 0.25
 # hops that a step with whole chunks takes, and that filling the pipeline takes once, within a machine and between
@@ -60,7 +60,7 @@ _SHARING_POWER = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class Group:
     """The group of each demand, and what its links give: rates per rank in bytes/s, latencies in seconds.
 
     ``inside`` and ``across`` are the hop within a machine and between machines, ``chunk_inside`` and ``chunk_across``
@@ -80,11 +80,11 @@ class _Group:
     chunk_across: float
 
     @classmethod
-    def of(cls, sheet: LinkSheet, constants: Constants, columns: Columns) -> _Group:
-        n, local = columns["n_ranks"], np.minimum(columns["n_ranks"], columns["ranks_per_machine"])
+    def of(cls, sheet: LinkSheet, constants: Constants, columns: Columns) -> Group:
+        n, local = columns.n_ranks, np.minimum(columns.n_ranks, columns.ranks_per_machine)
         hop, crosses = constants["hop_s"], n > local
         return cls(
-            n_bytes=columns["n_bytes"],
+            n_bytes=columns.n_bytes,
             n=n,
             local=local,
             machines=np.ceil(n / local),
@@ -135,11 +135,19 @@ def _inside_rate(sheet: LinkSheet, constants: Constants, local: FloatArray) -> F
     return np.asarray(np.where(local > 1, rate, np.inf))
 
 
-class CollectiveLaw(OperatorLaw):
-    """``t = launch + steps * hop + bytes past a rank / rate``, the least over the algorithms; see the module."""
+class Collective(Operator[LinkSheet]):
+    """``t = launch + steps * hop + bytes past a rank / rate``, the least over the algorithms; see the module.
 
-    kind: ClassVar[str] = "collective"
-    fit: ClassVar[type[OperatorFit]] = CollectiveFit
+    ``bandwidth_frac`` is the share of the link's rate that each of eight ranks reaches, ``pair_frac`` what each of two
+    reaches of that; ``hop_s`` is the time from one rank to the next. All-reduces up to ``direct_bytes`` are done by
+    reading peers directly; a byte means that the software never does so. A subclass says how its algorithms move the
+    buffer, and ``turns``: how often a ring passes it on, in units of (n - 1) / n, each of which takes n - 1 steps.
+    """
+
+    resource: ClassVar[Resource] = "network"
+    Shape: ClassVar[type[CollectiveShape]] = CollectiveShape
+    fitted_as: ClassVar[str] = "collective"
+    turns: ClassVar[float] = 1.0
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="bandwidth_frac", typical=0.72, low=0.02, high=1.0),
         Constant(name="pair_frac", typical=0.85, low=0.2, high=5.0),
@@ -149,22 +157,87 @@ class CollectiveLaw(OperatorLaw):
         Constant(name="direct_bytes", typical=1.0, low=0.5, high=2.0**40, starts=(6 * 2.0**20, 12 * 2.0**20)),
     )
 
-    def seconds(
-        self, sheet: Sheet | LinkSheet, constants: Constants, columns: Columns, *, dtype: str, op: str
-    ) -> FloatArray:
-        """See `OperatorLaw.seconds`."""
-        assert isinstance(sheet, LinkSheet)
-        group = _Group.of(sheet, constants, columns)
-        busy = _messages(group, op) if op not in _TURNS else _ring(group, _TURNS[op])
-        if op == "all_reduce":
-            busy = np.minimum(busy, _tree(group))
-            if sheet.reduces:
-                busy = np.minimum(busy, _in_switch(group, constants, sheet))
-            busy = np.minimum(busy, _direct(group, constants, sheet))
-        return np.asarray(np.where(group.n > 1, busy, 0.0))
+    def seconds(self, device: LinkSheet, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
+        """See `Operator.seconds`."""
+        group = Group.of(device, constants, columns)
+        return np.asarray(np.where(group.n > 1, self.busy_s(group, device, constants), 0.0))
+
+    @abstractmethod
+    def busy_s(self, group: Group, links: LinkSheet, constants: Constants) -> FloatArray:
+        """Return the time of groups of more than one rank, by the quickest algorithm, in seconds."""
+
+    def is_empty(self, shape: CollectiveShape) -> Any:
+        """One rank has nobody to talk to."""
+        return np.asarray(shape.n_ranks) <= 1
+
+    def crosses(self, shape: CollectiveShape) -> Any:
+        """See `Operator.crosses`."""
+        return np.asarray(shape.n_ranks) > np.asarray(shape.ranks_per_machine)
+
+    def passed_bytes(self, shape: CollectiveShape) -> Number:
+        """A rank has one of n parts of the buffer already, and needs the others, as often as a ring turns."""
+        return self.turns * shape.n_bytes * (1 - 1 / shape.n_ranks)
 
 
-def _ring(group: _Group, turns: float) -> FloatArray:
+class _Ring(Collective):
+    def busy_s(self, group: Group, links: LinkSheet, constants: Constants) -> FloatArray:
+        """One ring over all ranks."""
+        return _ring(group, self.turns)
+
+
+class ReduceScatter(_Ring):
+    """The sum of all ranks' buffers, a part of it on each."""
+
+    name: ClassVar[str] = "reduce_scatter"
+
+
+class AllGather(_Ring):
+    """A part of the buffer on each rank, all of it on all."""
+
+    name: ClassVar[str] = "all_gather"
+
+
+class AllReduce(Collective):
+    """The sum of all ranks' buffers, on all of them."""
+
+    name: ClassVar[str] = "all_reduce"
+    turns: ClassVar[float] = 2.0
+
+    def busy_s(self, group: Group, links: LinkSheet, constants: Constants) -> FloatArray:
+        """Ring, tree, reduction in the switch, or direct reads."""
+        busy = np.minimum(_ring(group, self.turns), _tree(group))
+        if links.reduces:
+            busy = np.minimum(busy, _in_switch(group, constants, links))
+        return np.minimum(busy, _direct(group, constants, links))
+
+
+class AllToAll(Collective):
+    """A message from each rank to each other one."""
+
+    name: ClassVar[str] = "all_to_all"
+
+    def busy_s(self, group: Group, links: LinkSheet, constants: Constants) -> FloatArray:
+        """A machine's ranks send to those outside it through their adapters together."""
+        each = group.n_bytes / group.n
+        moving = group.moving(each * (group.n - 1), group.local * each * (group.n - group.local))
+        return _messages(group, each, moving)
+
+
+class SendRecv(Collective):
+    """A message from one rank to its peer."""
+
+    name: ClassVar[str] = "send_recv"
+
+    def busy_s(self, group: Group, links: LinkSheet, constants: Constants) -> FloatArray:
+        """One message."""
+        return _messages(group, group.n_bytes, group.moving(group.n_bytes, group.local * group.n_bytes))
+
+    def passed_bytes(self, shape: CollectiveShape) -> Number:
+        """All of the message."""
+        return shape.n_bytes
+
+
+def _ring(group: Group, turns: float) -> FloatArray:
     n, machines = group.n, group.machines
     across_steps = turns * (machines - 1)
     inside_steps = turns * (n - 1) - across_steps
@@ -174,7 +247,7 @@ def _ring(group: _Group, turns: float) -> FloatArray:
     return group.launch + np.minimum(flags, chunks)
 
 
-def _tree(group: _Group) -> FloatArray:
+def _tree(group: Group) -> FloatArray:
     """Up to a root and down again; two machines exchange the buffer once, more of them pass it up and down."""
     depth = np.log2(np.maximum(group.machines, 1))
     chain = 2 * (group.local - 1)
@@ -185,13 +258,13 @@ def _tree(group: _Group) -> FloatArray:
     return np.where(group.crosses, group.launch + np.minimum(flags, chunks), np.inf)
 
 
-def _in_switch(group: _Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
+def _in_switch(group: Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
     rate = _SWITCH_RATE_FRAC * constants["bandwidth_frac"] * sheet.within_bytes_per_s
     busy = group.launch + _SWITCH_HOPS * group.inside + group.n_bytes * (1 + 1 / group.n) / rate
     return np.where((group.n > 2) & ~group.crosses, busy, np.inf)
 
 
-def _direct(group: _Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
+def _direct(group: Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
     """Kernels that read their peers' memory; the host's launch hides what the device needs, or the other way round."""
     n, n_bytes, hops = group.n, group.n_bytes, _DIRECT_HOPS * group.inside
     one = hops + (n - 1) * n_bytes / group.inside_rate
@@ -201,16 +274,8 @@ def _direct(group: _Group, constants: Constants, sheet: LinkSheet) -> FloatArray
     return np.where(served & ~group.crosses, busy, np.inf)
 
 
-def _messages(group: _Group, op: str) -> FloatArray:
-    """All-to-all and send/recv: one message to each peer, all at once."""
-    n, n_bytes = group.n, group.n_bytes
-    if op == "all_to_all":
-        each = n_bytes / n
-        # a machine's ranks send to those outside it through their adapters together
-        moving = group.moving(each * (n - 1), group.local * each * (n - group.local))
-    else:
-        each = n_bytes
-        moving = group.moving(each, group.local * each)
+def _messages(group: Group, each: FloatArray, moving: FloatArray) -> FloatArray:
+    """One message of ``each`` bytes to each peer, all at once, which takes ``moving`` seconds at full rate."""
     hop = np.where(group.crosses, group.across, group.inside)
     handshake = np.where(group.crosses, group.chunk_across, _HANDSHAKE_HOPS * group.inside)
     windows = np.maximum(each / _WINDOW_BYTES * group.inside, moving / group.flagged)

@@ -24,8 +24,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from sandtable.hardware import MoeFit, OperatorFit
-from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
+from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
+from sandtable.demand.shapes import ExpertsShape
+from sandtable.hardware import Roofline
 from sandtable.model.laws.gemm_law import CLOCKS_PER_DEPTH, DEPTH, EDGE, OVERLAP, WIDE_BYTES, Format, format_of
 
 # rows of tiles that grouped kernels choose from, and their columns
@@ -43,12 +44,16 @@ _KEEPS_IDLE_ROWS = frozenset({"float32", "tf32", "bfloat16", "float16", "fp8_blo
 _N_GROUPS, _TINY = 32, 1e-6
 
 
-class MoeLaw(OperatorLaw):
-    """``t = launch + (arithmetic^p + weights^p)^(1/p) + activations / bandwidth``."""
+class MixtureOfExperts(Operator[Roofline]):
+    """``t = launch + (arithmetic^p + weights^p)^(1/p) + activations / bandwidth``.
 
-    kind: ClassVar[str] = "moe"
-    loss: ClassVar[str] = "soft_l1"
-    fit: ClassVar[type[OperatorFit]] = MoeFit
+    ``passes`` is how often routed activations pass through memory, as a multiple of what the kernels need, and
+    ``idle_passes`` how often those of other ranks' experts do.
+    """
+
+    name: ClassVar[str] = "moe"
+    resource: ClassVar[Resource] = "compute"
+    Shape: ClassVar[type[ExpertsShape]] = ExpertsShape
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="rate_frac", typical=0.6, low=0.02, high=1.5),
         Constant(name="bandwidth_frac", typical=0.8, low=0.02, high=1.2),
@@ -57,19 +62,17 @@ class MoeLaw(OperatorLaw):
         Constant(name="idle_passes", typical=0.5, low=0.01, high=10.0),
     )
 
-    def seconds(
-        self, sheet: Sheet | LinkSheet, constants: Constants, columns: Columns, *, dtype: str, op: str
-    ) -> FloatArray:
-        """See `OperatorLaw.seconds`."""
-        assert isinstance(sheet, Sheet)
+    def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
+        """See `Operator.seconds`."""
         batch = _Batch.of(columns)
-        form = format_of(sheet, dtype)
-        bandwidth = constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s
-        rate = _RATE_FRAC.get(dtype, 1.0) * constants["rate_frac"] * sheet.peak(dtype)
+        form = format_of(device, dtype)
+        bandwidth = constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
+        rate = _RATE_FRAC.get(dtype, 1.0) * constants["rate_frac"] * device.peak(dtype)
         tiles = {rows: batch.tiles(rows) for rows in _TILE_ROWS}
-        working = sum(_product_s(sheet, tiles, n, k, rate / sheet.n_units) for n, k in batch.products())
+        working = sum(_product_s(device, tiles, n, k, rate / device.n_units) for n, k in batch.products())
         streaming = sum(
-            form.weight * batch.touched * n * k / (bandwidth * _drawn(sheet, batch, n)) for n, k in batch.products()
+            form.weight * batch.touched * n * k / (bandwidth * _drawn(device, batch, n))
+            for n, k in batch.products()
         )
         idle_rows = batch.idle_rows if dtype in _KEEPS_IDLE_ROWS else 0.0
         rows = constants["passes"] * batch.rows + constants["idle_passes"] * idle_rows
@@ -97,7 +100,7 @@ class _Batch:
     @classmethod
     def of(cls, columns: Columns) -> _Batch:
         c = columns
-        local = np.maximum(np.round(c["n_experts"] / c["expert_parallel"]), 1)
+        local = np.maximum(np.round(c.n_experts / c.expert_parallel), 1)
         loads = _loads(c, local)
         alike = local / np.minimum(local, _N_GROUPS)
         rows = alike * loads.sum(axis=1)
@@ -107,9 +110,9 @@ class _Batch:
             # the busiest rank serves one expert at least
             touched=np.maximum(alike * np.minimum(loads, 1).sum(axis=1), 1),
             rows=rows,
-            idle_rows=np.maximum(c["n_tokens"] * c["top_k"] - rows, 0),
-            d_model=c["d_model"],
-            neurons=c["n_neurons"] / c["tensor_parallel"],
+            idle_rows=np.maximum(c.n_tokens * c.top_k - rows, 0),
+            d_model=c.d_model,
+            neurons=c.n_neurons / c.tensor_parallel,
         )
 
     def products(self) -> tuple[tuple[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]:
@@ -123,26 +126,26 @@ class _Batch:
 
 
 def _product_s(
-    sheet: Sheet, tiles_high: Mapping[float, FloatArray], n: FloatArray, k: FloatArray, unit_flops_per_s: float
+    device: Roofline, tiles_high: Mapping[float, FloatArray], n: FloatArray, k: FloatArray, unit_flops_per_s: float
 ) -> FloatArray:
     """Return the arithmetic of one grouped product, at the tile height that suits it best.
 
     ``tiles_high`` says for each height of tiles how many of them the experts' rows fill.
     """
     depth = np.ceil(k / DEPTH) * DEPTH
-    slowest = CLOCKS_PER_DEPTH * depth / sheet.clock_hz if sheet.clock_hz else 0.0
+    slowest = CLOCKS_PER_DEPTH * depth / device.clock_hz if device.clock_hz else 0.0
     best: FloatArray = np.full(len(n), np.inf)
     for tile_rows, high in tiles_high.items():
         tiles = high * np.ceil(n / _TILE_COLUMNS)
         area = tile_rows * _TILE_COLUMNS + EDGE * (tile_rows + _TILE_COLUMNS)
         one = np.maximum(2 * depth * area / unit_flops_per_s, slowest)
-        best = np.minimum(best, np.maximum(tiles / sheet.n_units, 1) * one)
+        best = np.minimum(best, np.maximum(tiles / device.n_units, 1) * one)
     return best
 
 
-def _drawn(sheet: Sheet, batch: _Batch, n: FloatArray) -> FloatArray:
+def _drawn(device: Roofline, batch: _Batch, n: FloatArray) -> FloatArray:
     """Return the share of the bandwidth that the units can draw which have a tile to work on."""
-    return np.minimum(1.0, _DRAW * batch.touched * np.ceil(n / _TILE_COLUMNS) / sheet.n_units)
+    return np.minimum(1.0, _DRAW * batch.touched * np.ceil(n / _TILE_COLUMNS) / device.n_units)
 
 
 def _activation_bytes(batch: _Batch, form: Format) -> FloatArray:
@@ -153,8 +156,8 @@ def _activation_bytes(batch: _Batch, form: Format) -> FloatArray:
 
 def _loads(c: Columns, local: FloatArray) -> FloatArray:
     """Return tokens per expert of the busiest rank, at evenly spaced quantiles of their distribution."""
-    n, routed, skew = c["n_tokens"][:, None], c["n_tokens"] * c["top_k"], c["skew"][:, None]
-    plenty = (routed > c["n_experts"])[:, None]
+    n, routed, skew = c.n_tokens[:, None], c.n_tokens * c.top_k, c.skew[:, None]
+    plenty = (routed > c.n_experts)[:, None]
     low, high = np.where(plenty, 1.0, _FEW[0]), np.where(plenty, np.maximum(_PLENTY_SHARE * n, 1.0), _FEW[1])
     groups = np.minimum(local, _N_GROUPS)[:, None]
     index = np.arange(int(groups.max()))
@@ -162,7 +165,7 @@ def _loads(c: Columns, local: FloatArray) -> FloatArray:
     # the busiest of the ranks has more than its share, by how far sums of so many experts scatter
     sample = _quantile((np.arange(_N_GROUPS) + 0.5) / _N_GROUPS, low, high, skew)
     scatter = sample.std(axis=1) / sample.mean(axis=1) / np.sqrt(local)
-    rows = routed / c["expert_parallel"] * (1 + _expected_most(c["expert_parallel"]) * scatter)
+    rows = routed / c.expert_parallel * (1 + _expected_most(c.expert_parallel) * scatter)
     mean = spread.sum(axis=1) / groups[:, 0]
     # a token goes to an expert once
     return np.asarray(np.minimum(spread * (rows / local / mean)[:, None], n))

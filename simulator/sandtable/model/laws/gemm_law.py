@@ -13,8 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from sandtable.hardware import DTYPE_BYTES, GemmFit, OperatorFit
-from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
+from sandtable.demand.operator import Bound, Columns, Constant, Constants, FloatArray, PlainOperator, Resource
+from sandtable.demand.shapes import GemmShape, Number
+from sandtable.hardware import DTYPE_BYTES, Roofline
 
 # tiles of the output that libraries ship kernels for: rows, columns
 TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (256, 64), (128, 64), (64, 128), (64, 64))
@@ -81,14 +82,22 @@ FORMATS: dict[str, Format] = {
 WIDE_BYTES = 2.0
 
 
-class GemmLaw(OperatorLaw):
-    """``t = launch + min over tiles of (arithmetic^p + streaming^p)^(1/p)``, and passes that quantise before it."""
+class Gemm(PlainOperator):
+    """``t = launch + min over tiles of (arithmetic^p + streaming^p)^(1/p)``, and passes that quantise before it.
 
-    kind: ClassVar[str] = "gemm"
+    ``rate_frac`` and ``bandwidth_frac`` are the shares reached of the peak rate and of the bandwidth; ``tile_s`` the
+    time before and after the main loop of a tile; ``quantise_passes`` how many times the activations are swept to
+    quantise them, as a multiple of what their format needs. A product without a shape follows the plain law.
+    """
+
+    name: ClassVar[str] = "gemm"
+    resource: ClassVar[Resource] = "compute"
+    Shape: ClassVar[type[GemmShape]] = GemmShape
+    dense: ClassVar[bool] = True
+    bound_by: ClassVar[Bound] = "both"
     loss: ClassVar[str] = "cauchy"
     # weighed on element types left out of the fit of a device, which siblings help to predict
     prior: ClassVar[float] = 0.1
-    fit: ClassVar[type[OperatorFit]] = GemmFit
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="rate_frac", typical=0.85, low=0.05, high=1.2),
         Constant(name="bandwidth_frac", typical=0.8, low=0.05, high=1.2),
@@ -97,38 +106,43 @@ class GemmLaw(OperatorLaw):
         Constant(name="quantise_passes", typical=1.2, low=0.01, high=20.0),
     )
 
-    def seconds(
-        self, sheet: Sheet | LinkSheet, constants: Constants, columns: Columns, *, dtype: str, op: str
-    ) -> FloatArray:
-        """See `OperatorLaw.seconds`."""
-        assert isinstance(sheet, Sheet)
-        m, n, k, batch = (columns[name] for name in ("m", "n", "k", "batch"))
-        form = format_of(sheet, dtype)
-        bandwidth = constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s
+    def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
+        """See `Operator.seconds`."""
+        m, n, k, batch, narrowed = columns
+        form = format_of(device, dtype)
+        bandwidth = constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
         moved = batch * (form.weight * n * k + form.activation * m * k + output_bytes(dtype) * m * n)
         choices = _choices(form, split=dtype not in FORMATS)
         rows, cols, parts = (axis[:, None] for axis in choices.T)
         tiles = np.ceil(m / rows) * np.ceil(n / cols) * batch * parts
         depth = np.ceil(k / parts / DEPTH) * DEPTH
-        unit_flops_per_s = _rate(sheet, constants, dtype, form) / sheet.n_units
-        reached = unit_flops_per_s * _alignment(sheet, dtype, n, k)
+        unit_flops_per_s = _rate(device, constants, dtype, form) / device.n_units
+        reached = unit_flops_per_s * _alignment(device, dtype, n, k)
         working = 2 * depth * (rows * cols + EDGE * (rows + cols)) / reached
-        slowest = CLOCKS_PER_DEPTH * depth / sheet.clock_hz if sheet.clock_hz else 0.0
-        computing = np.ceil(tiles / sheet.n_units) * (np.maximum(working, slowest) + constants["tile_s"])
+        slowest = CLOCKS_PER_DEPTH * depth / device.clock_hz if device.clock_hz else 0.0
+        computing = np.ceil(tiles / device.n_units) * (np.maximum(working, slowest) + constants["tile_s"])
         split = parts > 1
         streaming = (moved + split * PARTIAL_BYTES * m * n * batch) / bandwidth
         times = _overlapped(computing, streaming) + split * JOIN * constants["launch_s"]
-        passes = constants["quantise_passes"] * form.passes * (1 - columns["narrowed"])
+        passes = constants["quantise_passes"] * form.passes * (1 - narrowed)
         quantising = passes * (constants["launch_s"] + form.pass_bytes * m * k * batch / bandwidth)
         return np.asarray(constants["launch_s"] + times.min(axis=0) + quantising, dtype=np.float64)
 
+    def flops(self, shape: GemmShape) -> Number:
+        """A multiply and an add for each of its products."""
+        return 2 * shape.m * shape.n * shape.k * shape.batch
 
-def format_of(sheet: Sheet, dtype: str) -> Format:
+    def calls(self, stated: float, *, shape: GemmShape | None = None, n_items: float = 1) -> Number:
+        """Products of a batch, as those of experts are, are calls of their own."""
+        return stated * (1 if shape is None else shape.batch)
+
+
+def format_of(device: Roofline, dtype: str) -> Format:
     """Return how a type's product runs on this device: narrow weights are widened where it lacks their arithmetic."""
     form = FORMATS.get(dtype)
     if form is None:
         return Format(weight=DTYPE_BYTES[dtype], activation=DTYPE_BYTES[dtype], passes=0)
-    if form.activation < DTYPE_BYTES[sheet.arithmetic(dtype)]:
+    if form.activation < DTYPE_BYTES[device.arithmetic(dtype)]:
         return Format(weight=form.weight, activation=WIDE_BYTES, passes=0)
     return form
 
@@ -138,27 +152,27 @@ def output_bytes(dtype: str) -> float:
     return WIDE_BYTES if dtype in FORMATS else DTYPE_BYTES[dtype]
 
 
-def _alignment(sheet: Sheet, dtype: str, n: FloatArray, k: FloatArray) -> FloatArray:
+def _alignment(device: Roofline, dtype: str, n: FloatArray, k: FloatArray) -> FloatArray:
     """Return the share of the rate that is left where rows of operands do not start at whole 16 bytes.
 
     Tables and kernels for tensor units take aligned rows; others are loaded in smaller pieces, and on devices whose
     full rate needs asynchronous copies of tiles, with the instructions of older ones.
     """
     item = DTYPE_BYTES[dtype]
-    if sheet.family != "gpu" or dtype in FORMATS or item != WIDE_BYTES or not sheet.clock_hz:
+    if device.family != "gpu" or dtype in FORMATS or item != WIDE_BYTES or not device.clock_hz:
         return np.ones_like(n)
     aligned = (n * item % ALIGNED_BYTES == 0) & (k * item % ALIGNED_BYTES == 0)
     odd = (n % 2 == 1) | (k % 2 == 1)
-    full = sheet.peak(dtype) / (sheet.n_units * sheet.clock_hz)
+    full = device.peak(dtype) / (device.n_units * device.clock_hz)
     plain = min(1.0, PLAIN_FLOPS_PER_CLOCK / full)
     one_by_one = 1 / (1 / plain + full / ODD_FLOPS_PER_CLOCK)
     return np.where(aligned, 1.0, np.where(odd, one_by_one, plain))
 
 
-def _rate(sheet: Sheet, constants: Constants, dtype: str, form: Format) -> float:
+def _rate(device: Roofline, constants: Constants, dtype: str, form: Format) -> float:
     """Return the arithmetic rate of the whole device in FLOP/s."""
     narrow: float = min(1.0, form.activation / WIDE_BYTES) ** NARROWING
-    return constants["rate_frac"] * sheet.peak(dtype) * narrow
+    return constants["rate_frac"] * device.peak(dtype) * narrow
 
 
 def _choices(form: Format, *, split: bool) -> FloatArray:

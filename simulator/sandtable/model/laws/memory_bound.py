@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from sandtable.hardware import OperatorFit, StreamFit
-from sandtable.model.law import Columns, Constant, Constants, FloatArray, LinkSheet, OperatorLaw, Sheet
+from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
+from sandtable.demand.shapes import MemoryBoundShape, Number
+from sandtable.hardware import Roofline
 
 # threads of one block, and how many such blocks one unit holds at a time
 BLOCK_THREADS = 1024
@@ -16,21 +17,25 @@ RESIDENT_BLOCKS = 2
 OVERLAP = 1.6
 # how much faster than memory the last-level cache of an accelerator serves what the kernel before left there
 CACHE_SPEEDUP = 1.5
-# of a device whose data sheet states no clock
+# of a device whose data device states no clock
 USUAL_CLOCK_HZ = 1.5e9
 
 
-class StreamLaw(OperatorLaw):
+class MemoryBound(Operator[Roofline]):
     """``t = n_kernels * launch + (streaming^p + waiting^p)^(1/p) + n_special * special / units``.
 
     A simple kernel gives each row of its input to one block of threads, which goes through the row in steps of its
     threads and waits for memory in each. Few rows, or more rows than the device holds at a time, are bound by that
     and not by the bandwidth: ``n_rows`` blocks with ``row_waits`` round trips each. Kernels that keep enough requests
     in flight state neither. Exponentials and the like are evaluated by all units side by side.
+
+    ``special_s`` is the time that one unit (core, multiprocessor) takes for one exponential or the like,
+    ``wait_clocks`` how many of its clocks a block of threads waits for one round trip to memory.
     """
 
-    kind: ClassVar[str] = "stream"
-    fit: ClassVar[type[OperatorFit]] = StreamFit
+    name: ClassVar[str] = "memory_bound"
+    resource: ClassVar[Resource] = "compute"
+    Shape: ClassVar[type[MemoryBoundShape]] = MemoryBoundShape
     loss: ClassVar[str] = "cauchy"
     constants: ClassVar[tuple[Constant, ...]] = (
         # above 1 where caches serve what memory would
@@ -41,27 +46,32 @@ class StreamLaw(OperatorLaw):
         Constant(name="wait_clocks", typical=1000.0, low=1.0, high=1e5),
     )
 
-    def seconds(
-        self, sheet: Sheet | LinkSheet, constants: Constants, columns: Columns, *, dtype: str, op: str
-    ) -> FloatArray:
-        """See `OperatorLaw.seconds`."""
-        assert isinstance(sheet, Sheet)
-        bandwidth = constants["bandwidth_frac"] * sheet.bandwidth_bytes_per_s
-        streaming = _memory_bytes(sheet, columns["n_bytes"]) / bandwidth
-        waves = np.maximum(1.0, columns["n_rows"] / (sheet.n_units * RESIDENT_BLOCKS))
-        waiting = waves * columns["row_waits"] * constants["wait_clocks"] / (sheet.clock_hz or USUAL_CLOCK_HZ)
+    def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
+        """See `Operator.seconds`."""
+        bandwidth = constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
+        streaming = _memory_bytes(device, columns.n_bytes) / bandwidth
+        waves = np.maximum(1.0, columns.n_rows / (device.n_units * RESIDENT_BLOCKS))
+        waiting = waves * columns.row_waits * constants["wait_clocks"] / (device.clock_hz or USUAL_CLOCK_HZ)
         working = (streaming**OVERLAP + waiting**OVERLAP) ** (1 / OVERLAP)
-        evaluating = columns["n_special"] * constants["special_s"] / sheet.n_units
-        return np.asarray(columns["n_kernels"] * constants["launch_s"] + working + evaluating)
+        evaluating = columns.n_special * constants["special_s"] / device.n_units
+        return np.asarray(columns.n_kernels * constants["launch_s"] + working + evaluating)
+
+    def is_empty(self, shape: MemoryBoundShape) -> Any:
+        """See `Operator.is_empty`."""
+        return np.asarray(shape.n_bytes) <= 0
+
+    def calls(self, stated: float, *, shape: MemoryBoundShape | None = None, n_items: float = 1) -> Number:
+        """Every kernel is a call."""
+        return stated if shape is None else shape.n_kernels
 
 
-def _memory_bytes(sheet: Sheet, n_bytes: FloatArray) -> FloatArray:
+def _memory_bytes(device: Roofline, n_bytes: FloatArray) -> FloatArray:
     """Return the traffic as if all of it went to memory.
 
     An accelerator's cache is shared by all units: up to half of it is found there, and little of what is far larger,
     since a cache that is swept through in order drops what will be needed next.
     """
-    if sheet.family == "cpu" or not sheet.cache_bytes:
+    if device.family == "cpu" or not device.cache_bytes:
         return n_bytes
-    found = np.clip(1.5 - n_bytes / sheet.cache_bytes, 0.0, 1.0)
+    found = np.clip(1.5 - n_bytes / device.cache_bytes, 0.0, 1.0)
     return np.asarray(n_bytes * (1 - found * (1 - 1 / CACHE_SPEEDUP)))

@@ -14,13 +14,17 @@ the same law request by request (`sandtable.engine.resources`), and a theory tes
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from sandtable.demand.operator import Columns, Constants, Operator, Resource
+from sandtable.demand.shapes import RandomReadShape, SequentialReadShape
 from sandtable.errors import PlanError
 from sandtable.hardware import Evidence, Storage, StorageDatasheet
 
@@ -202,6 +206,54 @@ def sequential_bytes_per_s(law: StorageLaw, chunk_bytes: float, concurrency: flo
     lane = law.first_byte_s + chunk_bytes / law.sequential_bytes_per_s
     by_latency = concurrency * chunk_bytes / lane
     return float((by_latency**-law.knee + law.sequential_bytes_per_s**-law.knee) ** (-1 / law.knee))
+
+
+class StorageOperator(Operator[StorageLaw]):
+    """What a storage device is asked for; the device's law holds everything that was fitted to it."""
+
+    resource: ClassVar[Resource] = "storage"
+
+    @abstractmethod
+    def spread(self, law: StorageLaw) -> tuple[float, float]:
+        """Return predicted over measured at the ends of the 90 % interval."""
+
+
+class RandomRead(StorageOperator):
+    """Scattered reads, waited for as a whole."""
+
+    name: ClassVar[str] = "random_read"
+    Shape: ClassVar[type[RandomReadShape]] = RandomReadShape
+
+    def seconds(self, device: StorageLaw, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
+        """See `batch_s`."""
+        return np.asarray(batch_s(device, *columns))
+
+    def spread(self, law: StorageLaw) -> tuple[float, float]:
+        """That of points of random reads."""
+        return law.residual_low_frac, law.residual_high_frac
+
+    def requests(self, shape: RandomReadShape) -> int:
+        """One for each chunk."""
+        return int(shape.n_chunks)
+
+
+class SequentialRead(StorageOperator):
+    """A read in order, with enough requests in flight."""
+
+    name: ClassVar[str] = "sequential_read"
+    Shape: ClassVar[type[SequentialReadShape]] = SequentialReadShape
+
+    def seconds(self, device: StorageLaw, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
+        """See `sequential_s`."""
+        return np.asarray(sequential_s(device, columns.n_bytes))
+
+    def spread(self, law: StorageLaw) -> tuple[float, float]:
+        """That of points of reads in order."""
+        return law.sequential_low_frac, law.sequential_high_frac
+
+    def requests(self, shape: SequentialReadShape) -> int:
+        """One for each piece."""
+        return math.ceil(shape.n_bytes / shape.chunk_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

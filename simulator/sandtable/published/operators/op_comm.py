@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.demand.shapes import CollectiveShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed
@@ -97,9 +98,9 @@ class OpComm(OperatorAdapter):
         point = OperatorPoint(
             device=place.link,
             software=software,
-            op=op,
+            operator=op,
             dtype="bfloat16",
-            shape=(n_bytes, n_ranks, place.ranks_per_machine),
+            shape=CollectiveShape(n_bytes, n_ranks, place.ranks_per_machine),
             seconds=seconds,
             label=label,
             beside=place.beside,

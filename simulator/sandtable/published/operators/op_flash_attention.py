@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
-from sandtable.demand.op import BACKWARD_PASSES
+from sandtable.demand.shapes import BACKWARD_PASSES, AttentionShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed
@@ -43,13 +43,15 @@ class OpFlashAttention(OperatorAdapter):
         if not rate > 0 or min(batch, tokens, heads, width) < 1:
             raise MalformedRow("sizes and rates are positive")
         flash = float(row.text("kernel") != "vanilla")
+        sizes_of_one = (batch, tokens, tokens, heads, heads, width, width, causal, 2.0)
+        shape = AttentionShape(*sizes_of_one, flash=flash, passes=passes, fused_softmax=1 - flash)
         flops = passes * 4 * batch * heads * tokens**2 * width * (1 - causal / 2)
         point = OperatorPoint(
             device=system.name,
             software=row.text("kernel"),
-            op="attention",
+            operator="attention",
             dtype="bfloat16",
-            shape=(batch, tokens, tokens, heads, heads, width, width, causal, 2.0, flash, passes, 0.0, 1 - flash),
+            shape=shape,
             seconds=flops / (1e12 * rate),
             label=f"{row.text('system')} {row.text('kernel')} {row.text('pass')} "
             f"{batch:.0f}x{tokens:.0f} {heads:.0f}x{width:.0f}{' causal' if causal else ''}",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.demand.shapes import GemmShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, framework_latency
@@ -54,13 +55,13 @@ class OpGemm(OperatorAdapter):
         latency, sizes = row.number("latency_ms"), [row.number(name) for name in "mnk"]
         if latency is None or None in sizes:
             return Skipped("no time or no shape")
-        shape = (*(float(size or 0) for size in sizes), 1.0)
-        if min(shape) < 1:
+        shape = GemmShape(*(float(size or 0) for size in sizes))
+        if min(shape[:3]) < 1:
             raise MalformedRow("sizes are positive")
-        sizes_text = "x".join(f"{size:.0f}" for size in shape[:3])
+        sizes_text = f"{shape.m:.0f}x{shape.n:.0f}x{shape.k:.0f}"
         label = f"{row.text('system')} {row.text('framework')} {row.text('dtype')} {sizes_text}"
         group = row.text("system")
-        timed = framework_latency(row, system, op="gemm", dtype=dtype, shape=shape, label=label, group=group)
+        timed = framework_latency(row, system, operator="gemm", dtype=dtype, shape=shape, label=label, group=group)
         software = OWN_CALLS.get((row.text("framework"), row.text("dtype")), timed.point.software)
         return [replace(timed, point=replace(timed.point, software=software))]
 

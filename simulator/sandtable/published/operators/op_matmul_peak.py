@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.demand.shapes import GemmShape
 from sandtable.model.fitted_constants import Resolved
 from sandtable.published.adapter import Outcome, Scored, Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, product_at_rate
@@ -52,9 +53,9 @@ class OpMatmulPeak(OperatorAdapter):
         return [item if isinstance(item, Skipped) else _as_rate(item, shapes[item.metric]) for item in outcome]
 
 
-def _as_rate(item: Scored, shape: tuple[float, ...]) -> Scored:
+def _as_rate(item: Scored, shape: GemmShape) -> Scored:
     """Return a score of milliseconds as one of TFLOP/s; the interval's ends change places."""
-    gflops = 2e-9 * shape[0] * shape[1] * shape[2]
+    gflops = 2e-9 * float(shape.m) * float(shape.n) * float(shape.k)
     return Scored(
         row_id=item.row_id,
         metric=item.metric,

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 from typing import ClassVar
 
+from sandtable.demand.shapes import ExpertsShape
 from sandtable.hardware import Accelerator
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
@@ -60,11 +61,12 @@ class OpMoe(OperatorAdapter):
         latency, sizes = row.number("latency_ms"), [row.number(name) for name in _SHAPE]
         if latency is None or None in sizes:
             return Skipped("no time or no shape")
-        shape = (*(float(size or 0) for size in sizes), skew)
-        if min(shape[:-1]) < 1:
+        numbers = [float(size or 0) for size in sizes]
+        if min(numbers) < 1:
             raise MalformedRow("sizes are positive")
-        group = row.text("system")
-        return [framework_latency(row, system, op="moe", dtype=dtype, shape=shape, label=_label(row), group=group)]
+        shape = ExpertsShape._make((*numbers, skew))
+        names = {"label": _label(row), "group": row.text("system")}
+        return [framework_latency(row, system, operator="moe", dtype=dtype, shape=shape, **names)]
 
 
 def _dtype(row: Row, system: Accelerator) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+from sandtable.demand.shapes import AttentionShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, framework_latency
@@ -44,16 +45,18 @@ class OpAttention(OperatorAdapter):
         shape = _shape([float(size or 0) for size in sizes], cache, causal=row.text("phase") == "prefill")
         group = f"{row.text('system')} {row.text('phase')}"
         return [
-            framework_latency(row, system, op="attention", dtype=dtype, shape=shape, label=_label(row), group=group)
+            framework_latency(
+                row, system, operator="attention", dtype=dtype, shape=shape, label=_label(row), group=group
+            )
         ]
 
 
-def _shape(sizes: list[float], cache_bytes: float, *, causal: bool) -> tuple[float, ...]:
+def _shape(sizes: list[float], cache_bytes: float, *, causal: bool) -> AttentionShape:
     batch, query_tokens, kv_tokens, n_heads, n_kv_heads, head_dim = sizes
     if min(sizes) < 1 or query_tokens > kv_tokens or n_heads % n_kv_heads:
         raise MalformedRow("sizes are positive, queries are among the keys, key heads divide query heads")
-    widths = (head_dim, head_dim)
-    return (batch, query_tokens, kv_tokens, n_heads, n_kv_heads, *widths, float(causal), cache_bytes, 1.0, 1.0, 1.0)
+    heads = (n_heads, n_kv_heads, head_dim, head_dim)
+    return AttentionShape(batch, query_tokens, kv_tokens, *heads, float(causal), cache_bytes, cached=1.0)
 
 
 def _label(row: Row) -> str:

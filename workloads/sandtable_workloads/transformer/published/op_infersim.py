@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.demand.shapes import AttentionShape, GemmShape
 from sandtable.hardware import DTYPE_BYTES, Accelerator
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
@@ -82,9 +83,9 @@ def _gemm(row: Row, system: Accelerator, parameters: Parameters, seconds: float)
     return OperatorPoint(
         device=system.name,
         software=GEMM_SOFTWARE,
-        op="gemm",
+        operator="gemm",
         dtype="fp8_block",
-        shape=(m, n, k, 1.0),
+        shape=GemmShape(m, n, k),
         seconds=seconds,
         label=f"{row.text('gpu')} gemm {m:.0f}x{n:.0f}x{k:.0f}",
     )
@@ -105,9 +106,9 @@ def _grouped_gemm(row: Row, system: Accelerator, parameters: Parameters, seconds
     return OperatorPoint(
         device=system.name,
         software=GEMM_SOFTWARE,
-        op="gemm",
+        operator="gemm",
         dtype="fp8_block",
-        shape=(m, n, k, groups),
+        shape=GemmShape(m, n, k, groups),
         seconds=seconds,
         label=f"{row.text('gpu')} {row.text('op')} {groups:.0f} of {m:.0f}x{n:.0f}x{k:.0f}",
     )
@@ -179,7 +180,7 @@ def _attention(
     seconds: float,
     software: str,
     tokens: tuple[float, ...],
-    heads: tuple[float, ...],
+    heads: tuple[float, float, float, float],
 ) -> OperatorPoint | Skipped:
     dtype = _DTYPES.get(str(parameters.get("dtype")))
     cache = _DTYPES.get(str(parameters.get("kv_dtype", parameters.get("dtype"))))
@@ -190,9 +191,9 @@ def _attention(
     return OperatorPoint(
         device=system.name,
         software=software,
-        op="attention",
+        operator="attention",
         dtype=dtype,
-        shape=(batch, queries, keys, *heads, causal, DTYPE_BYTES[cache], 1.0, 1.0, 0.0),
+        shape=AttentionShape(batch, queries, keys, *heads, causal, DTYPE_BYTES[cache]),
         seconds=seconds,
         label=f"{row.text('gpu')} {row.text('op')} {row.text('phase')} {sizes}",
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.demand.shapes import GemmShape, MemoryBoundShape
 from sandtable.hardware import Accelerator
 from sandtable.model.laws.memory_bound import BLOCK_THREADS
 from sandtable.published import systems
@@ -40,8 +41,8 @@ class Layer:
     ffn: float
     gated: bool
 
-    def demands(self) -> dict[str, tuple[str, tuple[float, ...]]]:
-        """Return kind and shape of each timed kernel, by the column of its time without the unit."""
+    def demands(self) -> dict[str, GemmShape | MemoryBoundShape]:
+        """Return the shape of each timed kernel, by the column of its time without the unit."""
         up = self.ffn * (2 if self.gated else 1)
         # a norm goes over its row twice: for the statistics, and to scale
         norm = self._rows(3 * self.hidden, self.hidden)
@@ -55,33 +56,29 @@ class Layer:
             "mlp_up_proj": self._linear(up, self.hidden),
             "mlp_act": self._rows(up + self.ffn, self.ffn, self.tokens * self.ffn),
             "mlp_down_proj": self._linear(self.hidden, self.ffn),
-            "add": ("stream", (3 * self.tokens * self.hidden * ITEM_BYTES, 1.0, 0.0, 0.0, 0.0)),
+            "add": MemoryBoundShape(3 * self.tokens * self.hidden * ITEM_BYTES),
         }
 
-    def _linear(self, n: float, k: float) -> tuple[str, tuple[float, ...]]:
-        return "gemm", (self.tokens, n, k, 1.0)
+    def _linear(self, n: float, k: float) -> GemmShape:
+        return GemmShape(self.tokens, n, k)
 
-    def _rows(self, moved: float, width: float, special: float = 0.0) -> tuple[str, tuple[float, ...]]:
+    def _rows(self, moved: float, width: float, special: float = 0.0) -> MemoryBoundShape:
         """A kernel with one block per token that moves ``moved`` elements of it, ``width`` of them at a step each."""
-        return "stream", (
-            self.tokens * moved * ITEM_BYTES,
-            1.0,
-            special,
-            self.tokens,
-            math.ceil(width / BLOCK_THREADS),
-        )
+        waits = math.ceil(width / BLOCK_THREADS)
+        return MemoryBoundShape(self.tokens * moved * ITEM_BYTES, 1.0, special, self.tokens, waits)
 
-    def _rotary(self) -> tuple[str, tuple[float, ...]]:
+    def _rotary(self) -> MemoryBoundShape:
         """Blocks of half the threads with twice the registers turn pairs of elements: queries first, then keys."""
         moved = self.tokens * 2 * (self.query_width + self.kv_width) * ITEM_BYTES
         waits = sum(math.ceil(width / 2 / ROTARY_THREADS) for width in (self.query_width, self.kv_width))
-        return "stream", (moved, 1.0, 0.0, self.tokens, waits)
+        return MemoryBoundShape(moved, n_rows=self.tokens, row_waits=waits)
 
-    def _gather(self) -> tuple[str, tuple[float, ...]]:
+    def _gather(self) -> MemoryBoundShape:
         elements = self.tokens * self.hidden
         few = self.tokens <= FEW_INDICES
         rows = (self.hidden if few else elements) / BLOCK_THREADS
-        return "stream", (2 * elements * ITEM_BYTES, 1.0, 0.0, rows, self.tokens if few else GATHER_WAITS)
+        waits = self.tokens if few else GATHER_WAITS
+        return MemoryBoundShape(2 * elements * ITEM_BYTES, n_rows=rows, row_waits=waits)
 
 
 class OpMlpVidur(OperatorAdapter):
@@ -130,7 +127,7 @@ def _layer(row: Row) -> Layer:
 
 def _timed(row: Row, system: Accelerator, layer: Layer) -> Iterator[Timed | Skipped]:
     label = f"{row.text('gpu')} {row.text('model')} tp {row.text('tp')}, {row.text('num_tokens')} tokens"
-    for name, (kind, shape) in layer.demands().items():
+    for name, shape in layer.demands().items():
         metric = f"{name}_ms"
         milliseconds = row.number(metric)
         if milliseconds is None:
@@ -141,7 +138,7 @@ def _timed(row: Row, system: Accelerator, layer: Layer) -> Iterator[Timed | Skip
         point = OperatorPoint(
             device=system.name,
             software=SOFTWARE,
-            op=kind,
+            operator="gemm" if isinstance(shape, GemmShape) else "memory_bound",
             dtype="float16",
             shape=shape,
             seconds=1e-3 * milliseconds,

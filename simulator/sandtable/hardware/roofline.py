@@ -1,31 +1,24 @@
-"""What a law of an operator is: a data sheet, a few fitted constants and a demand in; seconds out.
+"""What laws read of a device: the rates, sizes and latencies of its data sheet, and nothing that was fitted.
 
-Laws are pure and work on NumPy arrays: each column of a demand is a number or an array, and one call answers for all
-of them. An operator that a law knows is described by the columns of `sandtable.demand.plan.OPERATOR_COLUMNS`.
+A `Roofline` is a processor with the memory that it works from, a `LinkSheet` the links between the ranks of a group.
+Both are there for a device that nobody measured.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
-from sandtable.demand.op import COLUMN_DEFAULTS, OPERATOR_COLUMNS
 from sandtable.errors import PlanError
-from sandtable.hardware import DTYPE_ARITHMETIC, DTYPE_BYTES, Link, Memory, OperatorFit, Processor
-
-FloatArray = npt.NDArray[np.float64]
-Columns = Mapping[str, FloatArray]
-Constants = Mapping[str, float]
+from sandtable.hardware.component import DTYPE_ARITHMETIC, DTYPE_BYTES
+from sandtable.hardware.link import Link
+from sandtable.hardware.memory import Memory
+from sandtable.hardware.processor import Processor
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
-    """The data sheet of one device as laws read it; a device that nobody measured has all of it too.
+class Roofline:
+    """The data sheet of one processor and its memory.
 
     ``n_units`` are the processors that tiles are spread over (streaming multiprocessors, compute units, cores);
     ``exponentials_per_clock`` is what one of them finishes, None where the device file does not say.
@@ -41,8 +34,8 @@ class Sheet:
     exponentials_per_clock: float | None = None
 
     @classmethod
-    def of(cls, processor: Processor, memory: Memory) -> Sheet:
-        """Read the sheet off a processor and the memory that it works from."""
+    def of(cls, processor: Processor, memory: Memory) -> Roofline:
+        """Read it off a processor and the memory that it works from."""
         datasheet = processor.datasheet
         return cls(
             name=processor.name,
@@ -55,7 +48,7 @@ class Sheet:
             exponentials_per_clock=datasheet.exponentials_per_clock,
         )
 
-    def share(self, n: int) -> Sheet:
+    def share(self, n: int) -> Roofline:
         """Return what each of ``n`` equal processes has of the device when all of them work at the same time."""
         if n == 1:
             return self
@@ -126,65 +119,3 @@ class LinkSheet:
             between_bytes_per_s=outside.bandwidth_bytes_per_s / shares,
             between_latency_s=outside.latency_s,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constant:
-    """One constant of a law: the bounds between which it is fitted, and what a device nobody knows would get.
-
-    ``starts`` are further values to start a fit from, for a constant at which times jump, so that no slope leads to it.
-    """
-
-    name: str
-    typical: float
-    low: float
-    high: float
-    starts: tuple[float, ...] = ()
-
-
-class OperatorLaw(ABC):
-    """The law of one kind of operator.
-
-    ``kind`` names its columns in `OPERATOR_COLUMNS`, and its fits in a device file. ``loss`` says how residuals count
-    in a fit: "soft_l1" by their size beyond a tenth; "cauchy" hardly at all far beyond, where some of the timed kernels
-    wait for something that the law does not know of, such as the host. ``prior`` is the log error that a constant e
-    times that of its siblings costs in a fit: it keeps in place what the points say little of.
-    """
-
-    kind: ClassVar[str]
-    loss: ClassVar[str] = "soft_l1"
-    prior: ClassVar[float] = 0.01
-    fit: ClassVar[type[OperatorFit]]
-    constants: ClassVar[tuple[Constant, ...]]
-
-    @abstractmethod
-    def seconds(
-        self, sheet: Sheet | LinkSheet, constants: Constants, columns: Columns, *, dtype: str, op: str
-    ) -> FloatArray:
-        """Return the time of each demand in seconds.
-
-        Args:
-            sheet: The device, or the links of a collective.
-            constants: Values by name, as `OperatorFit.values` gives them.
-            columns: One array per column of this kind.
-            dtype: Element type that the arithmetic runs in.
-            op: The kind of `Op`: equals ``kind``, except for collectives, where it names the collective.
-        """
-
-    def columns(self, shape: Sequence[float | FloatArray]) -> dict[str, FloatArray]:
-        """Return a shape's numbers by column name, as arrays of one length; last ones with a default may be left out.
-
-        Raises:
-            PlanError: too few numbers, or too many.
-        """
-        names = OPERATOR_COLUMNS[self.kind]
-        missing = names[len(shape) :]
-        shape = [*shape, *(COLUMN_DEFAULTS[name] for name in missing if name in COLUMN_DEFAULTS)]
-        if len(shape) != len(names):
-            raise PlanError(f"a {self.kind} needs {len(names)} numbers ({', '.join(names)}), not {len(shape)}")
-        arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(part, dtype=np.float64)) for part in shape))
-        return dict(zip(names, arrays, strict=True))
-
-    def typical(self) -> dict[str, float]:
-        """Return the constants assumed where neither the device nor its software was ever measured."""
-        return {constant.name: constant.typical for constant in self.constants}
