@@ -1,1 +1,1 @@
-"""Reading weights: direct I/O, the neuron store on disk, element types. No arithmetic."""
+"""Reading weights: direct I/O, the neuron store on disk, element types. No arithmetic on what was read."""

@@ -1,1 +1,1 @@
-"""Which neurons a token uses, and which of them are kept in memory."""
+"""Which neurons a token uses, and which of them are kept in memory; bookkeeping, no products."""

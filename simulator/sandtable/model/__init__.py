@@ -1,1 +1,5 @@
-"""Cost models: demands and device laws in, seconds with intervals out; pure functions without a clock."""
+"""Cost models: a demand, a device and its software in, seconds with an interval out.
+
+Pure functions that work on arrays. No clock, no queue (`sandtable.engine`), no file and no fitting
+(`sandtable.calibration`); times, rates and efficiencies are numbers of device files, not of this code.
+"""

@@ -1,1 +1,4 @@
-"""Training a part of the weights beside frozen ones."""
+"""Training a few added weights beside frozen ones, which may be packed: memory, demands, plan and closed form.
+
+Training of all weights is `sandtable_workloads.training`, whose demands of single operators are used here.
+"""

@@ -1,1 +1,1 @@
-"""Adapters of published operator timings. Those of a whole workload lie beside the workload."""
+"""Adapters of published operator timings that belong to no workload; the others lie beside their workload."""

@@ -1,1 +1,1 @@
-"""Adapters of published storage measurements."""
+"""Adapters of published storage measurements, and the names that their sources give to drives."""
