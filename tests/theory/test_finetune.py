@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandtable.engine.simulation import run
-from sandtable.errors import DoesNotFit, PlanError
+from sandtable.errors import ConfigError, DoesNotFit, PlanError
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric
+from sandtable.study.cheapest import search
 from sandtable_workloads.finetuning import finetuning_memory as memory
 from sandtable_workloads.finetuning import finetuning_times as times_of
 from sandtable_workloads.finetuning.finetuning import FinetuningWorkload
@@ -271,3 +273,27 @@ def test_hours_and_dollars_are_those_of_all_tokens(machine: Machine) -> None:
     assert machine.price is not None
     assert found["training_usd"].value == pytest.approx(2e4 / 3600 * machine.price.usd_per_h / 8)
     assert "training_s" not in FinetuningWorkload().derived(case(), machine, step)
+
+
+# --- searches ------------------------------------------------------------------------------------------------------
+
+
+def test_checkpointing_trades_memory_for_time(machine: Machine) -> None:
+    none, full = (case(micro_batch=4, checkpointing=kind) for kind in ("none", "full"))
+    assert held(full) < 0.7 * held(none)
+    assert planned_s(full, machine) > 1.1 * planned_s(none, machine)
+
+
+def test_the_cheapest_configuration_keeps_the_batch(in_tmp: Path) -> None:
+    found = search("finetune_7b_a100", parts=True)
+    chosen = [p for p in found.outcome.parameters if isinstance(p, Finetuning)]
+    assert found.best is not None
+    assert {p.tokens_per_step for p in chosen} == {4 * 16 * 512}
+    assert {p.devices for p in chosen} == {1, 2, 4, 8, 16, 32, 64}
+    assert {p.lora_targets for p in chosen} == {("query", "value")}
+
+
+@pytest.mark.parametrize("until", [["loss=2.0"], ["tokens=0"]])
+def test_a_goal_that_is_no_number_of_tokens_is_refused(until: list[str], in_tmp: Path) -> None:
+    with pytest.raises(ConfigError, match="tokens"):
+        search("finetune_7b_a100", until=until)

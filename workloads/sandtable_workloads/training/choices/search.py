@@ -73,7 +73,7 @@ class TrainingSearch(Search[SlmTraining]):
                     "pipeline_parallel": pipeline,
                     "virtual_stages": 1,
                     "sequence_parallel": tensor > 1,
-                    "micro_batch": {n: {"micro_batch": n, "grad_accumulation": own // n} for n in _divisors(own)},
+                    "micro_batch": {n: {"micro_batch": n, "grad_accumulation": own // n} for n in divisors(own)},
                     "sharding": _shardings(replicas, pipeline),
                     "checkpointing": _checkpointing(parameters),
                 }
@@ -121,7 +121,7 @@ def device_counts(machine: Machine, most: int) -> list[int]:
     return sorted({count for count in counts if 0 < count <= most})
 
 
-def _divisors(batch: int) -> list[int]:
+def divisors(batch: int) -> list[int]:
     """Return the powers of two that divide a batch, and the batch itself where it is one device's whole step."""
     powers = [1 << shift for shift in range(batch.bit_length())]
     return [size for size in powers if batch % size == 0]
