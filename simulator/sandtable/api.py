@@ -15,7 +15,7 @@ from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.results import Comparison, Measurement, Metric, Prediction, Result, TraceRow
 from sandtable.run import check as checking
-from sandtable.run import measure, predict
+from sandtable.run import measure, predict, run_folder
 from sandtable.study import evaluate
 from sandtable.study.study import Study, load, pair
 from sandtable.workload import scenarios
@@ -191,6 +191,7 @@ class Check:
     comparison: Comparison
     cases: Sequence[checking.Checked]
     folder: Path
+    baseline: str | None = None
 
     def to_frame(self) -> DataFrame:
         """Return a row for each compared metric of each scenario; errors are predicted / measured - 1."""
@@ -224,28 +225,41 @@ def check(
     Raises:
         ConfigError, NoDevice, DoesNotFit: as `run`.
     """
-    cases, name = cases_of(scenarios_or_suite, changes, machine)
+    cases, name, baseline = cases_of(scenarios_or_suite, changes, machine)
     context = measure.execution_context(Path(store), progress)
-    comparison, checked, folder = checking.check(cases, context, name=name, trace=trace)
-    return Check(comparison=comparison, cases=checked, folder=folder.path)
+    comparison, checked, folder = checking.check(cases, context, name=name, baseline=baseline, trace=trace)
+    return Check(comparison=comparison, cases=checked, folder=folder.path, baseline=baseline)
+
+
+def resume(run: str | Path = "latest", *, store: str | Path = STORES, progress: Progress = _silent) -> Check:
+    """Finish a check that was ended, from its folder, its name or the latest.
+
+    Raises:
+        ConfigError: no such run, or one that is no check.
+        NoDevice, DoesNotFit: as `run`.
+    """
+    folder = run_folder.open_run(str(run))
+    comparison, checked, about = checking.resume(folder, measure.execution_context(Path(store), progress))
+    return Check(comparison=comparison, cases=checked, folder=folder.path, baseline=about.baseline)
 
 
 def cases_of(
     what: str | Path | Study | Iterable[str | Path],
     changes: Changes | None = None,
     machine: str | Path | None = None,
-) -> tuple[list[Case], str]:
-    """Return the cases of scenarios or of a suite, and a name for them together."""
+) -> tuple[list[Case], str, str | None]:
+    """Return the cases of scenarios or of a suite, a name for them together, and that of a suite's baseline."""
     if isinstance(what, str | Path) and str(what) in scenarios.suite_files():
         what = load(str(what))
     on = None if machine is None else str(machine)
     if isinstance(what, Study):
-        return list(what.changed({**(changes or {}), **({"machine": on} if on else {})}).resolved()), what.name
+        changed = what.changed({**(changes or {}), **({"machine": on} if on else {})})
+        return list(changed.resolved()), what.name, what.baseline
     names = [what] if isinstance(what, str | Path) else list(what)
     cases = [scenarios.load(str(name), changes=changes, machine=on) for name in names]
     if not cases:
         raise ConfigError("nothing to check: name a scenario or a suite")
-    return cases, cases[0].scenario.name
+    return cases, cases[0].scenario.name, None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -198,6 +199,9 @@ def check(
     suite: Annotated[str | None, typer.Option("--suite", help="A suite of scenarios, such as flash-quick.")] = None,
     settings: SetOption = None,
     machine: MachineOption = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="Finish a check that was ended: its folder, name, or 'latest'.")
+    ] = None,
     store: StoreOption = STORES,
     trace: TraceOption = None,
     report: ReportOption = None,
@@ -208,19 +212,21 @@ def check(
     from sandtable.study import study
     from sandtable.workload import scenarios
 
-    if bool(names) == (suite is not None):
-        raise ConfigError("check needs scenarios or --suite NAME, one of the two")
+    if sum((bool(names), suite is not None, resume is not None)) != 1:
+        raise ConfigError("check needs scenarios, --suite NAME or --resume RUN, one of the three")
     what = study.load(suite) if suite is not None else names or []
-    baseline = what.baseline if isinstance(what, study.Study) else None
     changes = scenarios.changes_of(settings)
     with progress() as shown:
-        found = api.check(what, changes, machine=machine, store=store, trace=trace is not None, progress=shown)
+        if resume is not None:
+            found = api.resume(resume, store=store, progress=shown)
+        else:
+            found = api.check(what, changes, machine=machine, store=store, trace=trace is not None, progress=shown)
     comparison, checked = found.comparison, found.cases
     emit_comparison(comparison, format_)
-    if baseline is not None and format_ in (Format.table, Format.md):
+    if found.baseline is not None and format_ in (Format.table, Format.md):
         from sandtable.report import rendering
 
-        emit(rendering.speedup_table(comparison, baseline), format_)
+        emit(rendering.speedup_table(comparison, found.baseline), format_)
     for item in checked:
         for note in (*item.prediction.warnings, *(item.measurement.validity if item.measurement else ())):
             say(f"  ! {item.name}: {note}")
@@ -479,6 +485,8 @@ def root(
 
 def main() -> None:
     """Run the command line; every deliberate error leaves with its own exit code and one sentence."""
+    # whoever ends a program politely gets what Ctrl-C gets: the finished part is compared and saved
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(prog_name="sandtable")
     except SandtableError as error:
@@ -497,6 +505,8 @@ def main() -> None:
         if code == INTERRUPTED:
             say("sandtable: interrupted; what was finished is saved")
         sys.exit(code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave(sentence: str, code: int) -> NoReturn:

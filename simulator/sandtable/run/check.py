@@ -1,23 +1,37 @@
 """Predict, write the prediction down, run for real, compare.
 
 The cases of a suite are executed in shuffled rounds, so that a slow minute of the machine does not fall on one case,
-with a short re-probe of the machine before each.
+with a short re-probe of the machine before each. What was executed is on disk at every moment, and a check that was
+ended goes on from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sandtable import yaml_files
 from sandtable.engine.process import Process
 from sandtable.engine.world import Options
-from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, TraceRow
-from sandtable.run import compare, measure, predict
+from sandtable.errors import ConfigError
+from sandtable.hardware import Machine, library
+from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Record, TraceRow
+from sandtable.run import compare, kept_execution, measure, predict
 from sandtable.run.run_folder import RunFolder
 from sandtable.workload.scenarios import Case
-from sandtable.workload.seam import ExecutionContext
+from sandtable.workload.seam import ExecutionContext, Scenario, workload_named
+
+CHECK = "check"
+
+
+class CheckList(Record):
+    """What a check is about, kept in its folder: its name, and the folder of each case within it."""
+
+    name: str
+    folders: tuple[str, ...]
+    baseline: str | None = None
 
 
 @dataclass(slots=True)
@@ -43,8 +57,8 @@ def check(
     context: ExecutionContext,
     *,
     name: str,
+    baseline: str | None = None,
     trace: bool = False,
-    on_result: Callable[[Checked], None] = lambda _: None,
 ) -> tuple[Comparison, list[Checked], RunFolder]:
     """Predict all cases, run them, and compare. What is done so far is on disk at every moment.
 
@@ -53,12 +67,55 @@ def check(
     """
     base = RunFolder.create(name)
     checked = [_predicted(case, context, base if len(cases) == 1 else None, base, trace) for case in cases]
+    folders = tuple(item.folder.path.relative_to(base.path).as_posix() for item in checked)
+    base.save(CheckList(name=name, folders=folders, baseline=baseline), CHECK)
+    return _finished(checked, context, base), checked, base
+
+
+def resume(base: RunFolder, context: ExecutionContext) -> tuple[Comparison, list[Checked], CheckList]:
+    """Do what is left of a check that was ended; predictions stay those that were written down before.
+
+    Raises:
+        ConfigError: the folder holds no check, or a part of it is missing.
+        KeyboardInterrupt: as from `check`.
+    """
+    found = base.load(CheckList, CHECK)
+    if found is None:
+        raise ConfigError("holds no check that could go on", file=str(base.path))
+    checked = [_reopened(RunFolder(base.path / folder)) for folder in found.folders]
+    return _finished(checked, context, base), checked, found
+
+
+def _finished(checked: Sequence[Checked], context: ExecutionContext, base: RunFolder) -> Comparison:
+    """Do all runs that are missing, and compare; what ends them early is passed on after that."""
     try:
-        _rounds(checked, context, on_result)
+        _rounds(checked, context)
     finally:
-        comparison = _compare(checked)
+        comparison = _compare(checked, base)
         base.save(comparison)
-    return comparison, checked, base
+    return comparison
+
+
+def _reopened(folder: RunFolder) -> Checked:
+    prediction = folder.prediction()
+    if prediction is None:
+        raise ConfigError("holds no prediction", file=str(folder.path))
+    file = folder.path / "scenario.yaml"
+    scenario = yaml_files.validate(Scenario, yaml_files.read_yaml(file), str(file))
+    machine = library.load_file(folder.path / "machine.yaml", "machine")
+    assert isinstance(machine, Machine)
+    workload = workload_named(scenario.workload)
+    # as they were resolved then, whatever the disk has room for now
+    parameters = workload.parameters.model_validate(prediction.scenario["parameters"])
+    case = Case(scenario=scenario, workload=workload, parameters=parameters, machine=machine)
+    process = workload.process(parameters, machine, scenario.seed)
+    repeats = kept_execution.load(folder, scenario.repeats)
+    item = Checked(
+        case=case, process=process, folder=folder, prediction=prediction, predicted_trace=[], repeats=repeats
+    )
+    if repeats.executions:
+        _measured(item)
+    return item
 
 
 def _predicted(
@@ -77,7 +134,7 @@ def _predicted(
     return Checked(case=case, process=process, folder=folder, prediction=prediction, predicted_trace=rows)
 
 
-def _rounds(checked: Sequence[Checked], context: ExecutionContext, on_result: Callable[[Checked], None]) -> None:
+def _rounds(checked: Sequence[Checked], context: ExecutionContext) -> None:
     rng = np.random.default_rng(0)
     for item in checked:
         item.case.workload.prepare(item.case.parameters, item.case.machine, item.case.scenario.seed, context)
@@ -85,19 +142,24 @@ def _rounds(checked: Sequence[Checked], context: ExecutionContext, on_result: Ca
     for index in range(most):
         for position in rng.permutation(len(checked)):
             item = checked[int(position)]
-            if index < item.case.scenario.repeats:
+            if len(item.repeats.executions) <= index < item.case.scenario.repeats:
                 context.progress(f"{item.name}: run {index + 1} of {item.case.scenario.repeats}")
                 _execute(item, context)
-                on_result(item)
 
 
 def _execute(item: Checked, context: ExecutionContext) -> None:
     case = item.case
     probe = measure.probe(case.machine, context)
     execution = measure.execute(case.scenario, case.workload, case.parameters, case.machine, context)
+    kept_execution.save(item.folder, len(item.repeats.executions), execution, probe)
     item.repeats = measure.Repeats(
         executions=(*item.repeats.executions, execution), probes=(*item.repeats.probes, probe)
     )
+    _measured(item)
+
+
+def _measured(item: Checked) -> None:
+    case = item.case
     item.measurement = measure.measurement_of(
         case.scenario, case.parameters, case.machine, item.process, item.repeats, case.workload
     )
@@ -109,7 +171,7 @@ def compared(item: Checked) -> list[ComparedMetric]:
     return [] if item.measurement is None else compare.compare(item.prediction, item.measurement)
 
 
-def _compare(checked: Sequence[Checked]) -> Comparison:
+def _compare(checked: Sequence[Checked], base: RunFolder) -> Comparison:
     rows = [row for item in checked for row in compared(item)]
     crossed = [
         f"{item.name}: {sentence} does not hold"
@@ -122,4 +184,12 @@ def _compare(checked: Sequence[Checked]) -> Comparison:
         own = compared(item)
         if own and len(checked) > 1:
             item.folder.save(compare.judge(own))
-    return compare.judge(rows, extra=crossed)
+    done, wanted = (
+        sum(counts)
+        for counts in zip(*((len(i.repeats.executions), i.case.scenario.repeats) for i in checked), strict=True)
+    )
+    judged = compare.judge(rows, extra=crossed)
+    if done == wanted:
+        return judged
+    left = f"{done} of {wanted} runs are done: finish with 'sandtable check --resume {base.path}'"
+    return judged.model_copy(update={"verdict": "inconclusive", "reasons": (*judged.reasons, left)})

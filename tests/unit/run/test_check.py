@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from sandtable.contracts import run_command
 from sandtable.demand.op import Op
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.engine.simulation import run
+from sandtable.errors import ConfigError
 from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
-from sandtable.run import check, measure
+from sandtable.run import check, kept_execution, measure
+from sandtable.run.run_folder import RunFolder, list_runs
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
@@ -78,3 +83,70 @@ def test_the_process_is_watched_where_the_system_can(cases: list[Case], tmp_path
     execution = measure.execute(case.scenario, case.workload, case.parameters, case.machine, context)
     assert execution.process_bytes is not None
     assert 0 <= execution.process_bytes < 1e9
+
+
+# --- ended and finished ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def known(cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+    monkeypatch.setattr(check, "workload_named", lambda _: cases[0].workload)
+    return cases
+
+
+class Impatient(Counting):
+    """Is interrupted when it has run so many times, whatever the case."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__()
+        self.patience = patience
+
+    def execute(self, parameters: Nothing, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
+        if self.calls["execute"] == self.patience:
+            raise KeyboardInterrupt
+        return super().execute(parameters, machine, seed, context)
+
+
+@pytest.mark.parametrize("patience", [0, 1, 4])
+@pytest.mark.parametrize("n_cases", [1, 2])
+def test_an_ended_check_is_compared_saved_shown_and_finished(
+    known: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, n_cases: int
+) -> None:
+    context = ExecutionContext(folder=tmp_path, n_threads=1)
+    workload = Impatient(min(patience, 3 * n_cases - 1))
+    with pytest.raises(KeyboardInterrupt):
+        check.check([replace(case, workload=workload) for case in known[:n_cases]], context, name="suite")
+    (folder,) = list_runs()
+    saved = folder.comparison()
+    assert saved is not None
+    assert saved.verdict == "inconclusive"
+    assert f"{workload.patience} of {3 * n_cases} runs are done" in saved.reasons[-1]
+    assert f"--resume {folder.path}" in saved.reasons[-1]
+    assert run_command("show", str(folder.path)).code == 0
+    if find_spec("plotly") is not None and workload.patience:
+        assert run_command("report", str(folder.path), "-o", "report.html").code == 0
+
+    again = Counting()
+    monkeypatch.setattr(check, "workload_named", lambda _: again)
+    comparison, checked, about = check.resume(folder, context)
+    assert again.calls["execute"] == 3 * n_cases - workload.patience
+    assert about.name == "suite"
+    assert comparison.verdict == "pass"
+    assert comparison.summary.n == n_cases
+    assert [len(item.repeats.executions) for item in checked] == [3] * n_cases
+    assert folder.comparison() == comparison
+
+
+def test_what_was_kept_of_an_execution_is_what_it_was(cases: list[Case], tmp_path: Path) -> None:
+    context = ExecutionContext(folder=tmp_path, n_threads=1)
+    _, checked, _ = check.check(cases[:1], context, name="suite")
+    kept = kept_execution.load(checked[0].folder, 3)
+    for old, new in zip(checked[0].repeats.executions, kept.executions, strict=True):
+        assert [step.total_s for step in old.steps] == [step.total_s for step in new.steps]
+        assert [step.counters for step in old.steps] == [step.counters for step in new.steps]
+        assert (old.memory_bytes, old.process_bytes) == (new.memory_bytes, new.process_bytes)
+
+
+def test_a_folder_without_a_check_cannot_go_on(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no check"):
+        check.resume(RunFolder(tmp_path), ExecutionContext(folder=tmp_path, n_threads=1))

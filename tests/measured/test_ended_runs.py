@@ -1,0 +1,56 @@
+"""A check that is ended from outside keeps what has run, and goes on from there."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sandtable.hardware import Machine, library
+
+pytest.importorskip("numba", reason="running for real needs numba")
+CHECK = ("check", "flash_demo", "--set", "parameters.geometry=opt_mini", "--format", "json")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "sandtable.cli.app", *arguments]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_end_loses_nothing(machine: Machine, tmp_path: Path, ending: signal.Signals) -> None:
+    library.save_component(machine.model_copy(update={"name": "this_machine"}), tmp_path / "this_machine.yaml")
+    longer = ("--set", "repeats=40")
+    running = subprocess.Popen(
+        command(*CHECK, *longer), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/execution-2.json")) and running.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(ending)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    assert "what was finished is saved" in said
+    (folder,) = (tmp_path / "runs").iterdir()
+    saved = json.loads((folder / "comparison.json").read_text())
+    assert saved["verdict"] == "inconclusive"
+    assert "runs are done" in saved["reasons"][-1]
+    assert len(saved["comparisons"]) > 0
+    # the scenario as it was kept says how many repeats there are: a shorter one is finished at once
+    scenario = folder / "scenario.yaml"
+    scenario.write_text(scenario.read_text().replace("repeats: 40", "repeats: 3"))
+    done = subprocess.run(
+        command("check", "--resume", "latest", "--format", "json"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode in (0, 3), done.stderr
+    assert json.loads(done.stdout)["verdict"] in ("pass", "fail")
