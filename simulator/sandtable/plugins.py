@@ -69,3 +69,8 @@ def classes(base: type[T], *, published: bool = False) -> dict[str, type[T]]:
             if found.setdefault(name, item) is not item:
                 raise ConfigError(f"{base.__name__.lower()} {name!r} is defined twice: {found[name]} and {item}")
     return dict(sorted(found.items()))
+
+
+def instances(base: type[T], *, published: bool = False) -> dict[str, T]:
+    """Return one of every concrete class of a kind by its ``name``; see `classes`."""
+    return {name: kind() for name, kind in classes(base, published=published).items()}

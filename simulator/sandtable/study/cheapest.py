@@ -98,10 +98,10 @@ def search_of(workload: str) -> Search[Any]:
     Raises:
         ConfigError: it has none.
     """
-    found = plugins.classes(Search)  # type: ignore[type-abstract]
+    found = plugins.instances(Search)  # type: ignore[type-abstract]
     if workload not in found:
         raise ConfigError(f"{workload} has no search over its configurations: compare two with whatif")
-    return found[workload]()
+    return found[workload]
 
 
 def search(

@@ -47,7 +47,7 @@ def findings_of(workload: str) -> Sequence[Finding]:
     Raises:
         ConfigError: there is none.
     """
-    found = plugins.classes(Findings, published=True)  # type: ignore[type-abstract]
+    found = plugins.instances(Findings, published=True)  # type: ignore[type-abstract]
     if workload not in found:
         raise ConfigError(f"{workload} has no findings of a paper to show")
-    return found[workload]().findings()
+    return found[workload].findings()

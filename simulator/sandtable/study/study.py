@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -25,6 +25,10 @@ from sandtable.workload.seam import Scenario
 
 # prices of a machine by name; any other is an amount, such as '2 USD/h'
 ON_DEMAND, SPOT = "on_demand", "spot"
+
+
+# a value of an axis: its label, and the changes that it stands for
+Choice = tuple[Any, Mapping[str, Any]]
 
 
 class Part(Enum):
@@ -129,23 +133,25 @@ class Study(Frozen):
         seen: set[tuple[tuple[str, ...], tuple[Any, ...]]] = set()
         for case in self.cases or ({},):
             axes = {axis: _choices(axis, values) for axis, values in {**case, **self._axes_beside(case)}.items()}
-            names, labels, changes = (
-                tuple(axes),
-                {axis: c[0][0] for axis, c in axes.items() if c},
-                dict(self.changes),
-            )
-            for choices in axes.values():
-                changes |= choices[0][1] if len(choices) == 1 else {}
-            open_axes = {axis: choices for axis, choices in axes.items() if len(choices) != 1}
-            for chosen in itertools.product(*open_axes.values()):
-                point = Point(labels.copy(), changes.copy())
-                for axis, (label, change) in zip(open_axes, chosen, strict=True):
-                    point.labels[axis] = label
-                    point.changes.update(change)
-                key = (names, tuple(point.labels.values()))
+            for point in self._product(axes):
+                key = (tuple(point.labels), tuple(point.labels.values()))
                 if key not in seen:
                     seen.add(key)
                     yield point
+
+    def _product(self, axes: Mapping[str, Sequence[Choice]]) -> Iterator[Point]:
+        # what does not vary is put together once
+        first = {axis: choices[0][0] for axis, choices in axes.items() if choices}
+        fixed = dict(self.changes)
+        for choices in axes.values():
+            fixed |= choices[0][1] if len(choices) == 1 else {}
+        varied = {axis: choices for axis, choices in axes.items() if len(choices) != 1}
+        for chosen in itertools.product(*varied.values()):
+            point = Point(first.copy(), fixed.copy())
+            for axis, (label, change) in zip(varied, chosen, strict=True):
+                point.labels[axis] = label
+                point.changes.update(change)
+            yield point
 
     def _axes_beside(self, case: Mapping[str, Any]) -> dict[str, Any]:
         return {axis: values for axis, values in self.axes.items() if axis not in case}
@@ -202,7 +208,7 @@ class Study(Frozen):
 _FIELDS_OF_A_SCENARIO = {"workload", "machine", "stack", "parameters", "seed", "repeats", "thresholds"}
 
 
-def _choices(axis: str, values: Any) -> list[tuple[Any, Mapping[str, Any]]]:
+def _choices(axis: str, values: Any) -> list[Choice]:
     """Return the label and the changes of each value of an axis."""
     if isinstance(values, Mapping):
         return [(label, value if isinstance(value, Mapping) else {axis: value}) for label, value in values.items()]

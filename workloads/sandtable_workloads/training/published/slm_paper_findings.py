@@ -7,15 +7,12 @@ communication. Whether a finding holds is decided from these predictions alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from sandtable.study.finding import Finding, Findings
 from sandtable.table import Table
-from sandtable_workloads.training.published.slm_paper_grid import cells, labels, machine_of, outcome, prices
+from sandtable_workloads.training.published.slm_paper_grid import Frame, cells, labels, machine_of, outcome, prices
 from sandtable_workloads.transformer.presets import shape_named
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SPEED = "tokens/s per A100-40GB of price"
 BATCH = "sequences per step"
@@ -55,12 +52,12 @@ class SlmPaperFindings(Findings):
         )
 
 
-def _best(found: pd.DataFrame, *axes: str, by: str = "speed") -> pd.DataFrame:
+def _best(found: Frame, *axes: str, by: str = "speed") -> Frame:
     """Return the best over all but the given axes, the last of which lies across."""
     return found.groupby(list(axes), observed=True)[by].max().unstack()
 
 
-def _rows(table: pd.DataFrame, panel: str = "") -> list[list[Any]]:
+def _rows(table: Frame, panel: str = "") -> list[list[Any]]:
     """Return a table of models by batches as rows of a figure with one panel, without those of nothing that fits."""
     return [[panel, model, x, float(y)] for model, row in table.iterrows() for x, y in row.items() if y > 0]
 
@@ -73,7 +70,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _gains(found: pd.DataFrame) -> list[list[Any]]:
+def _gains(found: Frame) -> list[list[Any]]:
     """Return by model and batch the best speed with FlashAttention over the best without."""
     best = _best(found[found["batch"] >= 16], "model", "batch", "attention")
     return _rows((best["flash"] / best["vanilla"])[best["vanilla"] > 0].unstack(), "all")
@@ -111,7 +108,7 @@ def _flash_by_size(rows: list[list[Any]]) -> Finding:
     )
 
 
-def _by_gpu(flash: pd.DataFrame, worth: str) -> tuple[list[list[Any]], int, int]:
+def _by_gpu(flash: Frame, worth: str) -> tuple[list[list[Any]], int, int]:
     """Return rows by model, GPU type and number of GPUs, how often the H100 is last, and of how many comparisons."""
     best = _best(flash, "model", "devices", "gpu", by=worth)
     rows = [
@@ -123,7 +120,7 @@ def _by_gpu(flash: pd.DataFrame, worth: str) -> tuple[list[list[Any]], int, int]
     return rows, int((best.idxmin(axis=1) == LATEST).sum()), len(best)
 
 
-def _gpu_ranking(flash: pd.DataFrame) -> Finding:
+def _gpu_ranking(flash: Frame) -> Finding:
     rows, last, columns = _by_gpu(flash, "speed")
     _, steadily, _ = _by_gpu(flash, "steady")
     return Finding(
@@ -137,7 +134,7 @@ def _gpu_ranking(flash: pd.DataFrame) -> Finding:
     )
 
 
-def _gpu_ranking_today(flash: pd.DataFrame) -> Finding:
+def _gpu_ranking_today(flash: Frame) -> Finding:
     machines = {gpu: machine_of(gpu) for gpu in labels("gpu")}
     # tokens per dollar of a GPU's hour, from a speed over the paper's ratio
     factor = {
@@ -159,7 +156,7 @@ def _gpu_ranking_today(flash: pd.DataFrame) -> Finding:
     )
 
 
-def _ddp_fsdp(flash: pd.DataFrame) -> Finding:
+def _ddp_fsdp(flash: Frame) -> Finding:
     several = flash[flash["devices"] > 1]
     best = _best(several.assign(machines=several["devices"].map(MACHINES)), "model", "machines", "sharding")
     rows = [
@@ -181,7 +178,7 @@ def _ddp_fsdp(flash: pd.DataFrame) -> Finding:
     )
 
 
-def _peak_batch(flash: pd.DataFrame) -> Finding:
+def _peak_batch(flash: Frame) -> Finding:
     best = _best(flash, "model", "batch")
     peaks = best.idxmax(axis=1)
     most = {model: int(row[row > 0].index.max()) for model, row in best.iterrows()}
@@ -197,7 +194,7 @@ def _peak_batch(flash: pd.DataFrame) -> Finding:
     )
 
 
-def _saturation(alone: pd.DataFrame) -> Finding:
+def _saturation(alone: Frame) -> Finding:
     """Return where speed levels off on one and the same GPU; without the first step, whose cost batches share out."""
     rows: list[list[Any]] = []
     enough: dict[str, float] = {}
@@ -220,7 +217,7 @@ def _saturation(alone: pd.DataFrame) -> Finding:
     )
 
 
-def _out_of_memory(found: pd.DataFrame) -> Finding:
+def _out_of_memory(found: Frame) -> Finding:
     axes = ["attention", "sharding", "model", "batch"]
     leanest = found[found["batch"] >= 16].groupby(axes, observed=True)["memory_frac"].min()
     rows = [[f"{a}, {s}", model, batch, float(y)] for (a, s, model, batch), y in leanest.items()]

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from sandtable.hardware import Machine
 from sandtable.study import study
 from sandtable.study.evaluate import estimated
 from sandtable.study.outcome import Outcome
 
-if TYPE_CHECKING:
-    import pandas as pd
-
+# a pandas frame or series, whose own annotations leave open what selecting from it gives
+Frame = Any
 GRID = Path(__file__).parent / "slm_paper_grid.yaml"
 PRICES = Path(__file__).parent / "data" / "slm_paper_prices.csv"
 
@@ -44,12 +43,12 @@ def prices() -> dict[str, float]:
     """Return the price of a GPU relative to an A100 40 GB, as the paper uses it."""
     import pandas as pd
 
-    table = pd.read_csv(PRICES)
+    table: Frame = pd.read_csv(PRICES)
     return dict(zip(table["gpu"], table["used"].map(float), strict=True))
 
 
 @lru_cache(maxsize=1)
-def cells() -> pd.DataFrame:
+def cells() -> Frame:
     """Return a row per configuration, with its speed over the paper's ten steps, and ``steady`` without the first.
 
     Speeds are 0 where it does not fit; ``memory_frac`` is what it needs over what its GPU has, ``batch`` the sequences
@@ -57,7 +56,7 @@ def cells() -> pd.DataFrame:
     """
     import pandas as pd
 
-    frame = outcome().to_frame()
+    frame: Frame = outcome().to_frame()
     for axis in ("gpu", "model", "attention", "sharding"):
         frame[axis] = pd.Categorical(frame[axis], categories=labels(axis))
     frame["batch"] = frame["devices"] * frame["micro_batch"]

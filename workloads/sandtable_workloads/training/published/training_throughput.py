@@ -8,9 +8,8 @@ prediction takes the best one too.
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -18,14 +17,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sandtable import units
-from sandtable.errors import ConfigError, DoesNotFit, PlanError
+from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, library
 from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
 from sandtable.published.rows import Row
-from sandtable_workloads.training import layout, metrics
-from sandtable_workloads.training.slm_training import estimate
+from sandtable.study.evaluate import estimated
+from sandtable.study.study import Study
+from sandtable_workloads.training import metrics
 from sandtable_workloads.training.training_parameters import SlmTraining
 
+SPEED, FASTEST = "tokens_per_s", "max tokens_per_s"
 TOKENS, STEP = "tokens_per_s_per_device", "step_s"
 TERA = 1e12
 SECONDS_PER_HOUR = 3600.0
@@ -228,15 +229,6 @@ PRECISIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A row as parameters on a machine; with choices left open, all of them, to take the fastest."""
-
-    machine: str
-    stack: str
-    candidates: tuple[dict[str, Any], ...]
-
-
 class TrainingThroughput(Adapter):
     """Steps of whole training runs, by the closed form of `slm_training`."""
 
@@ -246,14 +238,14 @@ class TrainingThroughput(Adapter):
 
     def predict(self, row: Row) -> Outcome:
         """Predict one row."""
-        run = run_of(row)
-        if isinstance(run, Skipped):
-            return run
-        found = _best(run)
+        candidates = candidates_of(row)
+        if isinstance(candidates, Skipped):
+            return candidates
+        found = _best(candidates)
         if isinstance(found, Skipped):
             return found
-        parameters, predicted = found
-        measured = measured_tokens(row, parameters, _machine(run.machine, run.stack))
+        parameters, machine, predicted = found
+        measured = measured_tokens(row, parameters, machine)
         if isinstance(measured, Skipped):
             return measured
         step_s = parameters.tokens_per_step / (measured * parameters.devices)
@@ -288,8 +280,8 @@ def _scored(
 # --- a row's configuration ---------------------------------------------------------------------------------------
 
 
-def run_of(row: Row) -> Run | Skipped:
-    """Return a row's run, or why it cannot be expressed."""
+def candidates_of(row: Row) -> Study | Skipped:
+    """Return a row's run with all that its source leaves open, to take the fastest, or why it cannot be expressed."""
     group = row.text("source_group")
     if _is_anchor(row):
         return Skipped("an anchor: a number in the library is made from this row")
@@ -307,15 +299,13 @@ def run_of(row: Row) -> Run | Skipped:
     base = dict(source.parameters) | _stated(row)
     for name, meanings in source.stated.items():
         base[name] = meanings.get(base.get(name), base.get(name))
-    candidates = []
-    for values in itertools.product(*source.choices.values()):
-        chosen = base | dict(zip(source.choices, values, strict=True))
-        complete = _completed(chosen)
-        if isinstance(complete, str):
-            reason = complete
-        else:
-            candidates.append(complete)
-    return Run(machine, source.stack, tuple(candidates)) if candidates else Skipped(reason or "no configuration")
+    open_choices = Study(name=group, axes={name: list(values) for name, values in source.choices.items()})
+    candidates = [_completed(base | point.changes) for point in open_choices.points()]
+    complete = tuple(candidate for candidate in candidates if not isinstance(candidate, str))
+    if not complete:
+        return Skipped(str(candidates[-1]))
+    on = {"machine": _machine(machine, source.stack)}
+    return Study(name=group, workload="slm_training", changes=on, cases=complete, fits=False, objective=FASTEST)
 
 
 def _is_anchor(row: Row) -> bool:
@@ -450,39 +440,17 @@ def _machine(name: str, stack: str) -> Machine:
     return library.load_machine(name, {"stack": stack})
 
 
-def _best(run: Run) -> tuple[SlmTraining, Mapping[str, float]] | Skipped:
-    """Return the fastest candidate that can be laid out, with its prediction."""
-    machine = _machine(run.machine, run.stack)
-    valid: list[SlmTraining] = []
-    fault = ""
-    for candidate in run.candidates:
-        try:
-            parameters = SlmTraining.model_validate(candidate, context=units.AT_EDGE)
-            layout.check(parameters, parameters.shape, machine)
-        except ValueError as error:
-            fault = f"not a valid configuration: {_sentence(error)}"
-        except DoesNotFit:
-            fault = "does not fit, as stated"
-        except PlanError as error:
-            fault = f"cannot be laid out: {_sentence(error)}"
-        except ConfigError as error:
-            fault = _sentence(error)
-        else:
-            valid.append(parameters)
-    if not valid:
-        return Skipped(fault)
-    times = estimate(valid, machine)
-    best = int(np.argmax([p.tokens_per_step for p in valid] / times["step_s"]))
-    return valid[best], {name: float(column[best]) for name, column in times.items()}
-
-
-def _sentence(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).partition(" (did you mean")[0][:80]
-
-
-def rows_of(rows: Iterable[Row]) -> Iterator[tuple[Row, Run]]:
-    """Yield the rows that can be expressed, for tools that look at them."""
-    for row in rows:
-        run = run_of(row)
-        if isinstance(run, Run):
-            yield row, run
+def _best(candidates: Study) -> tuple[SlmTraining, Machine, Mapping[str, float]] | Skipped:
+    """Return the fastest candidate that can be laid out, where it runs, and its prediction."""
+    try:
+        found = estimated(candidates)
+    except ConfigError as error:
+        return Skipped(re.sub(r"\s+", " ", str(error)).partition(" (did you mean")[0][:80])
+    if not found.runs.any():
+        return Skipped(next(iter(found.dropped())))
+    steps = [p.tokens_per_step if isinstance(p, SlmTraining) else 0 for p in found.parameters]
+    best = found.also({SPEED: np.array(steps) / found.column("step_s")}).best()
+    assert best is not None
+    parameters = found.parameters[best]
+    assert isinstance(parameters, SlmTraining)
+    return parameters, found.machines[best], {name: float(column[best]) for name, column in found.columns.items()}
