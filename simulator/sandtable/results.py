@@ -6,6 +6,7 @@ them is a join. All of these are written as JSON with a schema version and can b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from sandtable import units
 
 FloatArray = npt.NDArray[np.float64]
+# samples that a metric keeps, so that a file of results stays readable, and of which the bootstrap draws 200 times
+MOST_SAMPLES = 10_000
+MOST_RESAMPLED = 10_000
+NORMAL_95 = 1.6448536269514722  # 95th percentile of the standard normal distribution
 PERCENTILES: dict[str, float] = {"p50": 50, "p90": 90, "p95": 95, "p99": 99}
 
 
@@ -26,13 +31,19 @@ class Record(BaseModel):
 
 
 class Metric(Record):
-    """A value with its 90 % interval. A measurement keeps the raw samples behind it."""
+    """A value with its 90 % interval. A measurement keeps the raw samples behind it, or of many only ``every`` n-th.
+
+    ``derived`` says that it follows from other metrics and stated numbers, such as a rate, a price or a utilisation:
+    it is no evidence of its own.
+    """
 
     value: float
     low: float
     high: float
     unit: str
+    derived: bool = False
     samples: tuple[float, ...] = ()
+    every: int = 1
 
 
 class TraceRow(Record):
@@ -83,7 +94,10 @@ class Measurement(Result):
 
 
 class ComparedMetric(Record):
-    """One metric, predicted and measured. ``error_frac`` is predicted / measured - 1."""
+    """One metric, predicted and measured. ``error_frac`` is predicted / measured - 1.
+
+    ``derived`` where both follow from other metrics: then the error repeats theirs, and no summary counts it.
+    """
 
     scenario: str
     metric: str
@@ -94,6 +108,7 @@ class ComparedMetric(Record):
     measured: float
     error_frac: float
     covered: bool
+    derived: bool = False
 
 
 class Summary(Record):
@@ -145,21 +160,45 @@ def point(value: float, unit: str) -> Metric:
 def measured_metric(name: str, samples: Sequence[float] | FloatArray, statistic: str = "mean") -> Metric:
     """Reduce samples to a metric: its mean or percentile, with the samples kept.
 
-    The interval is the 5th to 95th percentile of the statistic over bootstrap resamples.
+    The interval is the 5th to 95th percentile of the statistic over bootstrap resamples, or of its limiting
+    distribution where there are many samples.
     """
     values = np.asarray(samples, dtype=float)
-    reduce = statistic_function(statistic)
-    rng = np.random.default_rng(0)
-    draws = reduce(values[rng.integers(0, len(values), (200, len(values)))], axis=1)
-    low, high = np.percentile(draws, [5, 95])
-    value = float(reduce(values, axis=0))
+    value = float(statistic_function(statistic)(values, axis=0))
+    every = -(-len(values) // MOST_SAMPLES)
+    low, high = _resampled(values, statistic) if len(values) <= MOST_RESAMPLED else _limiting(values, statistic)
     return Metric(
         value=value,
-        low=min(float(low), value),
-        high=max(float(high), value),
+        low=min(low, value),
+        high=max(high, value),
         unit=units.unit_of(name),
-        samples=tuple(float(v) for v in values),
+        samples=tuple(values[::every].tolist()),
+        every=every,
     )
+
+
+def _resampled(values: FloatArray, statistic: str) -> tuple[float, float]:
+    rng = np.random.default_rng(0)
+    draws = statistic_function(statistic)(values[rng.integers(0, len(values), (200, len(values)))], axis=1)
+    low, high = np.percentile(draws, [5, 95])
+    return float(low), float(high)
+
+
+def _limiting(values: FloatArray, statistic: str) -> tuple[float, float]:
+    """Return the 90 % interval of a mean by the central limit theorem, of a percentile by its order statistics.
+
+    The rank of the p-quantile among n samples has the standard deviation sqrt(n p (1 - p)) (David and Nagaraja, "Order
+    Statistics", section 7.1).
+    """
+    n = len(values)
+    if statistic == "mean":
+        miss = NORMAL_95 * float(np.std(values)) / math.sqrt(n)
+        return float(np.mean(values)) - miss, float(np.mean(values)) + miss
+    part = PERCENTILES[statistic] / 100
+    miss = NORMAL_95 * math.sqrt(n * part * (1 - part))
+    ranks = np.clip([math.floor(n * part - miss), math.ceil(n * part + miss)], 0, n - 1)
+    low, high = np.partition(values, ranks)[ranks]
+    return float(low), float(high)
 
 
 def statistic_function(statistic: str) -> Any:
@@ -179,12 +218,15 @@ def distribution(name: str, samples: Sequence[float] | FloatArray, statistics: I
     metrics: dict[str, Metric] = {}
     for statistic in statistics:
         metric = measured_metric(name, samples, statistic)
-        metrics[f"{name}.{statistic}"] = metric if not metrics else metric.model_copy(update={"samples": ()})
+        metrics[f"{name}.{statistic}"] = (
+            metric if not metrics else metric.model_copy(update={"samples": (), "every": 1})
+        )
     return metrics
 
 
 def summarise(compared: Sequence[ComparedMetric]) -> Summary:
-    """Return the median and 90th percentile of the absolute errors, and how many intervals held."""
+    """Return errors, and how many intervals held, of the metrics that are evidence of their own."""
+    compared = [row for row in compared if not row.derived]
     if not compared:
         return Summary(n=0, median_abs_error_frac=0.0, p90_abs_error_frac=0.0, coverage_frac=0.0)
     errors = np.abs([row.error_frac for row in compared])
@@ -198,4 +240,4 @@ def summarise(compared: Sequence[ComparedMetric]) -> Summary:
 
 def metric_table(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
     """Return metrics as plain dicts without samples, as the JSON output shows them."""
-    return {name: metric.model_dump(exclude={"samples"}) for name, metric in metrics.items()}
+    return {name: metric.model_dump(exclude={"samples", "every"}) for name, metric in metrics.items()}

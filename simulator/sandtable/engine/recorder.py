@@ -39,7 +39,10 @@ class StepResult:
 
 
 class Growing:
-    """Named columns of floats that grow by rows; a quantity that a row lacks is ``missing`` there."""
+    """Named columns of floats that grow by rows; a quantity that a row lacks is ``missing`` there.
+
+    Rows that lack all of them need not be written: raising ``n`` is enough.
+    """
 
     __slots__ = ("_columns", "_missing", "n")
 
@@ -98,10 +101,11 @@ class Units:
     ) -> None:
         """Add ``times`` equal units; see `Recorder.record`."""
         code = self._codes.setdefault(name, len(self._codes))
+        for ends, given in ((self._low, low), (self._high, high)):
+            if given:
+                ends.n = self.values.n
+                ends.append(given, times)
         self.values.append(row, times)
-        if low or self._low.n:
-            self._low.append(low, self.values.n - self._low.n if not low else times)
-            self._high.append(high, self.values.n - self._high.n if not high else times)
         self._starts.extend(array("d", (start_s,)) * times)
         self._names.extend(array("l", (code,)) * times)
 
@@ -113,6 +117,7 @@ class Units:
         value = self.values[name]
         if not self._low.n:
             return value, value
+        self._low.n = self._high.n = self.values.n
         low, high = self._low[name], self._high[name]
         return np.where(np.isnan(low), value, low), np.where(np.isnan(high), value, high)
 
@@ -121,9 +126,14 @@ class Units:
         known = list(self._codes)
         return [known[code] for code in self._names]
 
+    @property
+    def starts_s(self) -> FloatArray:
+        """When each unit began, in seconds from the start of the run; NaN where that was not recorded."""
+        return np.array(self._starts)
+
     def end_s(self) -> float:
         """Return when the last unit ended, in seconds from the start of the run; NaN where no start was recorded."""
-        return float(np.max(np.array(self._starts) + self.values[LATENCY], initial=-np.inf)) if len(self) else 0.0
+        return float(np.max(self.starts_s + self.values[LATENCY])) if len(self) else 0.0
 
     def table(self) -> dict[str, Any]:
         """Return all columns by name: ``name`` and ``start_s`` of each unit, then what was recorded of it."""

@@ -6,7 +6,7 @@ from heapq import heapreplace
 
 import simpy
 
-from sandtable.engine.clock import seconds, ticks
+from sandtable.engine.clock import TICKS_PER_S, ticks
 
 
 class Server:
@@ -23,12 +23,24 @@ class Server:
 
     def serve(self, duration_s: float) -> simpy.Event:
         """Return what happens when the demand has been served; its value is when that began, in seconds."""
-        start, end = self.book(ticks(duration_s))
-        return self._env.timeout(end - self._env.now, seconds(start))
+        return self.hold(ticks(duration_s))
+
+    def hold(self, duration: int) -> simpy.Event:
+        """Return the same for a demand of so many ticks."""
+        # written out: this runs once per op of a simulation
+        env, free_at = self._env, self._free_at
+        now: int = env._now  # type: ignore[assignment]
+        start = free_at[0]
+        start = max(start, now)
+        end = start + duration
+        if len(free_at) == 1:
+            free_at[0] = end
+        else:
+            heapreplace(free_at, end)
+        return simpy.Timeout(env, end - now, start / TICKS_PER_S)
 
     def book(self, duration: int) -> tuple[int, int]:
         """Take the slot that is free first for ``duration`` ticks; return the first tick and the end."""
-        now: int = self._env._now  # type: ignore[assignment]
-        start = max(now, self._free_at[0])
+        start = max(int(self._env.now), self._free_at[0])
         heapreplace(self._free_at, start + duration)
         return start, start + duration

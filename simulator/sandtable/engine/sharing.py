@@ -47,12 +47,15 @@ class Load:
 
     def taking(self, alone: int) -> Load:
         """Return the same load of work that takes another time on its own, all of it longer or shorter by as much."""
-        if self.alone in (alone, 0):
+        if alone == self.alone:
+            return self
+        if not self.alone:
             return replace(self, alone=alone)
         factor, unit_s = alone / self.alone, self.unit_s
         return replace(self, alone=alone, fill=round(factor * self.fill), unit_s=lambda n: factor * unit_s(n))
 
 
+@lru_cache(maxsize=4096)
 def random_reads(law: StorageLaw, n_requests: int, chunk_bytes: float, concurrency: int) -> Load:
     """Return the load of scattered reads; its units are requests."""
     return Load(
@@ -70,6 +73,7 @@ def _interval_s(law: StorageLaw, chunk_bytes: float, in_flight: int) -> float:
     return storage_law.interval_s(law, chunk_bytes, in_flight)
 
 
+@lru_cache(maxsize=4096)
 def reads_in_order(law: StorageLaw, n_bytes: float, n_requests: int, concurrency: int) -> Load:
     """Return the load of a sequential read; its units are requests."""
     request_s = n_bytes / max(1, n_requests) / law.sequential_bytes_per_s

@@ -34,6 +34,8 @@ from sandtable.results import TraceRow
 
 # how many different ops are kept at hand; a process that makes new ones all the time does not fill the memory
 MOST_KNOWN = 4096
+# resources that serve all who ask at once
+SHARED = ("storage", "link")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +53,16 @@ class Options:
 
 @dataclass(slots=True)
 class _Known:
-    """An op that was served before: its time, and how often it was served since it was last booked."""
+    """An op that was served before: its time, and how often it was served since it was last booked.
+
+    ``server`` is who serves it, and for how many ``ticks``, where nothing else is to be done for it.
+    """
 
     op: Op
-    cost: OpTime
+    seconds: float
     n: int = 0
+    server: Server | None = None
+    ticks: int = 0
 
 
 class World:
@@ -139,7 +146,9 @@ class World:
         if known is None:
             known = self._first(op)
         known.n += 1
-        start, event = self.request(op, max(known.cost.seconds, known.cost.host_s))
+        if known.server is not None:
+            return known.server.hold(known.ticks)
+        start, event = self.request(op, known.seconds)
         if self.options.trace:
             self._note_when(event, op, start)
         return event
@@ -152,7 +161,7 @@ class World:
         """Return the tick at which an op's service begins, and what happens when it ends; nothing is booked."""
         now = int(self.env.now)
         once = ticks(seconds_alone / op.repeat)
-        if op.resource in ("storage", "link"):
+        if op.resource in SHARED:
             load = load_of(op, self.costs).taking(once)
             return now, self._shared(op.resource).serve(load, op.repeat, seconds(now))
         start, end = self.server_of(op).book(once * op.repeat)
@@ -176,7 +185,11 @@ class World:
     def _first(self, op: Op) -> _Known:
         if len(self._known) >= MOST_KNOWN:
             self.settle()
-        known = self._known[id(op)] = _Known(op, self.time(op))
+        cost, options = self.time(op), self.options
+        known = _Known(op, max(cost.seconds, cost.host_s))
+        if op.resource not in SHARED and not options.trace and not options.expand:
+            known.server, known.ticks = self.server_of(op), ticks(known.seconds / op.repeat) * op.repeat
+        self._known[id(op)] = known
         return known
 
     def settle(self) -> None:

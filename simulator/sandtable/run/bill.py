@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from sandtable import units
 from sandtable.hardware import Machine
 from sandtable.results import Cost, Metric
@@ -32,29 +30,29 @@ def cost_of(machine: Machine, *, seconds: float, busy_s: float, n_units: float) 
 
 
 def metrics(
-    machine: Machine,
-    predicted: Mapping[str, Metric],
-    breakdown: Mapping[str, float],
-    priced_unit: tuple[str, float] | None,
+    machine: Machine, each: Metric, busy_frac: float, priced_unit: tuple[str, float] | None
 ) -> dict[str, Metric]:
     """Return ``usd_per_h``, ``energy_j`` per unit of work and its price, where price and power are known.
 
-    ``priced_unit`` is what the work is priced by, as `Workload.priced_unit` says.
+    Args:
+        machine: States price and power.
+        each: For how long a unit of work keeps the machine.
+        busy_frac: Part of that in which the processor works.
+        priced_unit: What the work is priced by, as `Workload.priced_unit` says.
     """
-    latency = predicted.get("latency_s.mean") or predicted["latency_s"]
-    busy = breakdown.get("compute", 0.0) + breakdown.get("memory", 0.0)
     ends = {}
     for end in ("value", "low", "high"):
-        seconds = float(getattr(latency, end))
-        ends[end] = cost_of(machine, seconds=seconds, busy_s=busy * seconds / latency.value, n_units=1)
+        seconds = float(getattr(each, end))
+        ends[end] = cost_of(machine, seconds=seconds, busy_s=busy_frac * seconds, n_units=1)
     found: dict[str, Metric] = {}
     if machine.price is not None:
         price = machine.price.usd_per_h
-        found["usd_per_h"] = Metric(value=price, low=price, high=price, unit="USD/h")
+        found["usd_per_h"] = Metric(value=price, low=price, high=price, unit="USD/h", derived=True)
         if priced_unit is not None:
             name, n_units = f"usd_per_{priced_unit[0]}", priced_unit[1]
             parts = {end: n_units * cost.usd_per_unit for end, cost in ends.items()}
-            found[name] = Metric(unit=units.unit_of(name), **parts)
+            found[name] = Metric(unit=units.unit_of(name), derived=True, **parts)
     if machine.power is not None:
-        found["energy_j"] = Metric(unit="J", **{end: cost.energy_j for end, cost in ends.items()})
+        parts = {end: cost.energy_j for end, cost in ends.items()}
+        found["energy_j"] = Metric(unit="J", derived=True, **parts)
     return found

@@ -42,6 +42,7 @@ def compare(prediction: Prediction, measurement: Measurement) -> list[ComparedMe
                 measured=measured.value,
                 error_frac=predicted.value / measured.value - 1,
                 covered=_covered(predicted, measured.value),
+                derived=predicted.derived and measured.derived,
             )
         )
     return rows
@@ -56,9 +57,11 @@ def _covered(predicted: Metric, measured: float) -> bool:
 def judge(rows: Sequence[ComparedMetric], *, headline: str = HEADLINE, extra: Iterable[str] = ()) -> Comparison:
     """Summarise the headline metric over all scenarios, and say whether it is within the limits.
 
-    ``extra`` are reasons found elsewhere, such as a crossed threshold; any of them fails the check.
+    Where no scenario has it, all metrics that are evidence of their own are summarised. ``extra`` are reasons found
+    elsewhere, such as a crossed threshold; any of them fails the check.
     """
-    main = [row for row in rows if row.metric == headline] or list(rows)
+    evidence = [row for row in rows if not row.derived]
+    main = [row for row in evidence if row.metric == headline] or evidence
     summary = summarise(main)
     reasons = list(extra)
     if not main:

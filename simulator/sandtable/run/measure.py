@@ -107,13 +107,14 @@ def measurement_of(
     grown = max((e.process_bytes for e in repeats.executions if e.process_bytes is not None), default=None)
     if grown is not None:
         metrics["process_memory_bytes"] = point(grown, "bytes")
-    metrics |= reduction.rates(metrics, process.work_unit)
+    recorders = [execution.recorder for execution in repeats.executions]
+    n_units = float(np.mean([len(found.units[process.main_unit]) for found in recorders]))
+    metrics |= reduction.rates(reduction.unit_time(metrics, process, n_units), process.work_unit)
     if workload is not None:
-        derived = workload.derived(parameters, machine, metrics)
+        derived = predict.marked(workload.derived(parameters, machine, metrics))
         # what follows from a machine's stated power is no measurement of its energy
         metrics |= {name: metric for name, metric in derived.items() if metric.unit != units.unit_of("energy_j")}
     metrics |= _energy(repeats.executions, process)
-    recorders = [execution.recorder for execution in repeats.executions]
     spread = _spread([float(np.mean(found.units[process.main_unit].values[LATENCY])) for found in recorders])
     probe_ratio = float(np.median(repeats.probes)) if repeats.probes else None
     accounts = [reduction.breakdown(found, process) for found in recorders]

@@ -12,7 +12,8 @@ from sandtable.engine.process import Process
 from sandtable.engine.recorder import ACCOUNT_OF_COLUMN, LATENCY, FloatArray, Recorder, Units
 from sandtable.results import Metric, statistic_function
 
-STATISTICS = ("mean", "p50", "p95")
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+MAKESPAN = "makespan_s"
 STORAGE_COUNTERS = ("bytes_read", "n_requests")
 
 
@@ -46,7 +47,8 @@ def collect(recorder: Recorder, process: Process) -> dict[str, Samples]:
 
     Main unit: ``latency_s``, ``<account>_s`` for each account in use, and every counter (those of storage only where
     something was read from it). Of another unit ``x``: ``x_s``, its time, and ``x_<counter>``; of a plan's other
-    phases the mean time alone. Last the sums that the process declares.
+    phases the mean time alone. Then the sums that the process declares, and ``makespan_s``, from the start of the run
+    to the end of its last unit, where units may overlap.
     """
     found: dict[str, Samples] = {}
     main = recorder.units.get(process.main_unit)
@@ -67,6 +69,8 @@ def collect(recorder: Recorder, process: Process) -> dict[str, Samples]:
         if all(part in recorder.units for part in parts):
             first, *others = (Samples.of(recorder.units[part], LATENCY).first() for part in parts)
             found[metric] = sum(others, start=first)
+    if not process.phases:
+        found[MAKESPAN] = Samples(*[np.array([recorder.end_s()])] * 3)
     return found
 
 
@@ -86,34 +90,54 @@ def _reads(recorder: Recorder) -> bool:
     return any(np.any(found.values[column]) for found in recorder.units.values() for column in STORAGE_COUNTERS)
 
 
-def metrics_of(samples: Mapping[str, Samples], statistics: Sequence[str] = STATISTICS) -> dict[str, Metric]:
-    """Reduce samples to metrics: one value where there is a single sample, else one per statistic."""
+def metrics_of(
+    samples: Mapping[str, Samples],
+    ends: Sequence[Mapping[str, Samples]] = (),
+    statistics: Sequence[str] = STATISTICS,
+) -> dict[str, Metric]:
+    """Reduce samples to metrics: one value where there is a single sample, else one per statistic.
+
+    ``ends`` are the samples of runs in which all ops took as little, or as long, as they may: intervals reach to them.
+    """
     metrics: dict[str, Metric] = {}
     for name, sample in samples.items():
+        others = [end[name].value for end in ends if name in end]
         if len(sample.value) == 1:
-            metrics[name] = _metric(name, sample, "mean")
+            metrics[name] = _metric(name, sample, others, "mean")
             continue
         for statistic in statistics:
-            metrics[f"{name}.{statistic}"] = _metric(name, sample, statistic)
+            metrics[f"{name}.{statistic}"] = _metric(name, sample, others, statistic)
     return metrics
 
 
-def _metric(name: str, sample: Samples, statistic: str) -> Metric:
+def _metric(name: str, sample: Samples, others: Sequence[FloatArray], statistic: str) -> Metric:
     reduce = statistic_function(statistic)
-    value, low, high = (float(reduce(part, axis=0)) for part in (sample.value, sample.low, sample.high))
-    return Metric(value=value, low=min(low, value), high=max(high, value), unit=units.unit_of(name))
+    value, *ends = (float(reduce(part, axis=0)) for part in (sample.value, sample.low, sample.high, *others))
+    return Metric(value=value, low=min(value, *ends), high=max(value, *ends), unit=units.unit_of(name))
 
 
-def rates(metrics: Mapping[str, Metric], work_unit: str) -> dict[str, Metric]:
-    """Return units of work per second, from the mean latency of one."""
-    latency = metrics.get("latency_s.mean") or metrics["latency_s"]
+def unit_time(metrics: Mapping[str, Metric], process: Process, n_units: float) -> Metric:
+    """Return the seconds that the machine is kept per unit of work.
+
+    A plan's units follow each other: the mean latency of one. Those of a process may overlap: the time of all of them
+    by the clock, divided by their number.
+    """
+    if process.phases:
+        return metrics.get("latency_s.mean") or metrics["latency_s"]
+    whole = metrics[MAKESPAN]
+    ends = {end: getattr(whole, end) / n_units for end in ("value", "low", "high")}
+    return Metric(unit="s", derived=True, **ends)
+
+
+def rates(each: Metric, work_unit: str) -> dict[str, Metric]:
+    """Return units of work per second, from the time of one."""
     name = f"{work_unit}s_per_s"
-    rate = Metric(value=1 / latency.value, low=1 / latency.high, high=1 / latency.low, unit=units.unit_of(name))
-    return {name: rate}
+    unit = units.unit_of(name)
+    return {name: Metric(value=1 / each.value, low=1 / each.high, high=1 / each.low, unit=unit, derived=True)}
 
 
 def breakdown(recorder: Recorder, process: Process) -> dict[str, float]:
-    """Return the mean seconds per main unit, by account."""
+    """Return the mean seconds per main unit, by account; empty where units do not say what they were spent on."""
     main = recorder.units.get(process.main_unit)
     if main is None:
         return {}

@@ -81,6 +81,23 @@ def test_only_the_first_statistic_keeps_the_samples() -> None:
     assert found["latency_s.p95"].samples == ()
 
 
+@pytest.mark.parametrize("statistic", ["mean", "p50", "p99"])
+def test_many_samples_have_the_interval_that_resampling_gives(statistic: str) -> None:
+    """Beyond some number the limiting distribution stands in for resamples: neither time nor memory grows with them."""
+    values = np.random.default_rng(0).lognormal(size=10_000)
+    resampled = results.measured_metric("latency_s", values, statistic)
+    limiting = results.measured_metric("latency_s", np.append(values, np.median(values)), statistic)
+    assert limiting.high - limiting.low == pytest.approx(resampled.high - resampled.low, rel=0.25)
+    assert limiting.low <= limiting.value <= limiting.high
+
+
+def test_of_many_samples_every_nth_is_kept() -> None:
+    metric = results.measured_metric("latency_s", np.arange(25_000.0))
+    assert metric.every == 3
+    assert metric.samples[:3] == (0.0, 3.0, 6.0)
+    assert len(metric.samples) <= 10_000
+
+
 def test_more_samples_narrow_an_interval() -> None:
     rng = np.random.default_rng(0)
     few, many = (results.measured_metric("latency_s", list(rng.normal(10, 1, n))) for n in (10, 1000))
@@ -90,7 +107,7 @@ def test_more_samples_narrow_an_interval() -> None:
 def test_the_table_of_metrics_shows_no_samples() -> None:
     metrics = {"latency_s.mean": results.measured_metric("latency_s", [1.0, 3.0])}
     (shown,) = results.metric_table(metrics).values()
-    assert set(shown) == {"value", "low", "high", "unit"}
+    assert set(shown) == {"value", "low", "high", "unit", "derived"}
 
 
 def compared(error_frac: float, covered: bool) -> ComparedMetric:

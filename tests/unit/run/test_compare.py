@@ -53,6 +53,27 @@ def test_an_error_relative_to_nothing_is_left_out() -> None:
     assert compare.compare(prediction(io_s__mean=metric(0.1)), measurement(io_s__mean=metric(0.0))) == []
 
 
+def derived(found: Metric) -> Metric:
+    return found.model_copy(update={"derived": True})
+
+
+def test_what_follows_from_other_metrics_is_no_further_evidence() -> None:
+    """A rate, a price and a utilisation repeat the error of the time that they are made from."""
+    time, rate = metric(1.0, 0.9, 1.1), metric(2.0, 1.9, 2.1, unit="steps/s")
+    predicted = prediction(step_s=time, steps_per_s=derived(rate), energy_j=derived(metric(1.0, unit="J")))
+    measured = measurement(step_s=metric(1.05), steps_per_s=derived(metric(9.0)), energy_j=metric(5.0))
+    found = {row.metric: row for row in compare.compare(predicted, measured)}
+    # energy that was counted says more than the time that a predicted one is made from
+    assert {name: row.derived for name, row in found.items()} == {
+        "step_s": False,
+        "steps_per_s": True,
+        "energy_j": False,
+    }
+    summary = compare.judge([found["step_s"], found["steps_per_s"]]).summary
+    assert (summary.n, summary.coverage_frac) == (1, 1.0)
+    assert compare.judge([found["steps_per_s"]]).verdict == "inconclusive"
+
+
 @given(st.floats(0.01, 100), st.floats(0.01, 1), st.floats(1, 10), st.floats(0.01, 100))
 def test_covered_means_inside_the_interval(value: float, down: float, up: float, measured: float) -> None:
     predicted = prediction(latency_s=metric(value, value * down, value * up))

@@ -69,26 +69,25 @@ def test_a_machine_without_price_or_power_is_free(machine: Machine) -> None:
     assert set(found.amounts().values()) == {0.0}
 
 
-def predicted(value: float, low: float, high: float) -> dict[str, Metric]:
-    return {"latency_s.mean": Metric(value=value, low=low, high=high, unit="s")}
+def each(value: float, low: float, high: float) -> Metric:
+    return Metric(value=value, low=low, high=high, unit="s")
 
 
 def test_metrics_follow_the_latency(priced: Machine) -> None:
-    found = bill.metrics(
-        priced, predicted(0.5, 0.4, 0.8), {"compute": 0.1, "memory": 0.1, "io": 0.3}, ("mtok", 1e6)
-    )
+    found = bill.metrics(priced, each(0.5, 0.4, 0.8), 0.4, ("mtok", 1e6))
     assert found["usd_per_h"].value == found["usd_per_h"].low == 36.0
     per_mtok = found["usd_per_mtok"]
     # a cent per second
     assert (per_mtok.low, per_mtok.value, per_mtok.high) == pytest.approx((0.4e4, 0.5e4, 0.8e4))
     assert found["energy_j"].value == pytest.approx(0.5 * 100 + 0.2 * 200)
     assert found["energy_j"].low < found["energy_j"].value < found["energy_j"].high
+    assert all(metric.derived for metric in found.values())
     assert [found[name].unit for name in ("usd_per_h", "usd_per_mtok", "energy_j")] == ["USD/h", "USD/Mtok", "J"]
 
 
 def test_only_work_that_is_priced_by_something_has_a_price_for_it(priced: Machine) -> None:
-    assert set(bill.metrics(priced, predicted(1, 1, 1), {}, None)) == {"usd_per_h", "energy_j"}
+    assert set(bill.metrics(priced, each(1, 1, 1), 0.0, None)) == {"usd_per_h", "energy_j"}
 
 
 def test_what_is_not_known_is_left_out(machine: Machine) -> None:
-    assert bill.metrics(machine, predicted(1, 1, 1), {}, None) == {}
+    assert bill.metrics(machine, each(1, 1, 1), 0.0, None) == {}

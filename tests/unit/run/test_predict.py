@@ -83,7 +83,7 @@ def test_metrics_by_hand(machine: Machine) -> None:
 def test_names_and_units(machine: Machine) -> None:
     metrics = predicted(machine).metrics
     distributed = ("latency_s", "io_s", "compute_s", "bytes_read", "n_requests", "hit_frac")
-    expected = {f"{name}.{statistic}" for name in distributed for statistic in ("mean", "p50", "p95")}
+    expected = {f"{name}.{statistic}" for name in distributed for statistic in ("mean", "p50", "p90", "p95", "p99")}
     assert set(metrics) == expected | {"prefill_s", "ttft_s", "tokens_per_s", "peak_memory_bytes"}
     for name, metric in metrics.items():
         assert metric.unit == units.unit_of(name)

@@ -287,6 +287,8 @@ def fit_runs(names: Sequence[str]) -> FittedLaw:
         metric = None if measured is None else measured.metrics.get("loss.mean")
         if measured is None or metric is None:
             raise ConfigError("holds no measured losses of several steps", file=name)
+        if metric.every != 1:
+            raise ConfigError("keeps a part of its losses only: run fewer steps or repeats", file=name)
         run = SlmTraining.model_validate(measured.scenario["parameters"])
         points += points_of_run(
             metric.samples[: run.steps],
