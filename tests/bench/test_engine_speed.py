@@ -24,7 +24,7 @@ from sandtable.run.reduction import STATISTICS, collect, metrics_of
 pytestmark = pytest.mark.skipif(
     os.environ.get("SANDTABLE_BENCH") != "1", reason="set SANDTABLE_BENCH=1 or run make bench"
 )
-OP = Op(name="work", kind="gemv", account="compute", bytes_read=1e6)
+OP = Op(name="work", operator="gemv", account="compute", bytes_read=1e6)
 
 
 def seconds(call: Callable[[], object], repeats: int = 5) -> float:

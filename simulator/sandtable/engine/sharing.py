@@ -18,7 +18,7 @@ from typing import Any
 import simpy
 
 from sandtable.demand.op import Op
-from sandtable.demand.shapes import RandomReadShape
+from sandtable.demand.shapes import RandomReadShape, SequentialReadShape
 from sandtable.engine.clock import TICKS_PER_S, ticks
 from sandtable.model.cost_model import CostModel
 from sandtable.model.laws import storage_law
@@ -105,10 +105,11 @@ def load_of(op: Op, costs: CostModel) -> Load:
     law = costs.storage_law
     if isinstance(op.shape, RandomReadShape):
         return random_reads(law, *op.shape)
-    if op.resource == "storage":
+    if isinstance(op.shape, SequentialReadShape):
         return reads_in_order(law, op.bytes_read, op.n_requests, op.shape.concurrency)
+    # what shares with others without saying how: its bytes, after what it takes with none of them
     alone, empty = (costs.time(replace(op, repeat=1, bytes_read=size)).seconds for size in (op.bytes_read, 0.0))
-    return transfer(op.bytes_read, alone, empty)
+    return transfer(op.bytes_read or 1.0, alone, empty if empty < alone else 0.0)
 
 
 def turn_of(loads: Sequence[Load]) -> float:

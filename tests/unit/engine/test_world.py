@@ -17,8 +17,8 @@ from sandtable.hardware import Machine
 from sandtable.model.cost_model import CostModel
 
 TICK = 1e-11
-COMPUTE = Op(name="c", kind="gemv", account="compute", bytes_read=1e8)
-COPY = Op(name="m", kind="copy", account="memory", bytes_read=1e8)
+COMPUTE = Op(name="c", operator="gemv", account="compute", bytes_read=1e8)
+COPY = Op(name="m", operator="copy", account="memory", bytes_read=1e8)
 READ = random_read("r", n_chunks=100, chunk_bytes=16384, concurrency=8)
 C = 10e-6 + 1e8 / 10e9  # both, on the test machine
 
@@ -62,7 +62,7 @@ def test_side_by_side_on_two_resources_and_in_turn_on_one(machine: Machine) -> N
 def test_time_by_op_and_account_is_booked_however_many_ops_there_are(machine: Machine) -> None:
     def body(world: World) -> Body:
         for index in range(5000):
-            yield world.serve(Op(name=f"op {index % 2}", kind="gemv", account="compute", bytes_read=1e6))
+            yield world.serve(Op(name=f"op {index % 2}", operator="gemv", account="compute", bytes_read=1e6))
             yield world.serve(COPY)
 
     result = play(machine, body)

@@ -20,7 +20,7 @@ from sandtable.run import check, measure, predict
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
-OP = Op(name="answer", kind="gemv", account="compute", bytes_read=1e8)
+OP = Op(name="answer", operator="gemv", account="compute", bytes_read=1e8)
 C = 10e-6 + 1e8 / 10e9  # on the test machine, 10 % either way
 
 
