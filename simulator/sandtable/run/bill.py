@@ -30,20 +30,20 @@ def cost_of(machine: Machine, *, seconds: float, busy_s: float, n_units: float) 
 
 
 def metrics(
-    machine: Machine, each: Metric, busy_frac: float, priced_unit: tuple[str, float] | None
+    machine: Machine, each: Metric, busy_s: float, priced_unit: tuple[str, float] | None
 ) -> dict[str, Metric]:
     """Return ``usd_per_h``, ``energy_j`` per unit of work and its price, where price and power are known.
 
     Args:
         machine: States price and power.
         each: For how long a unit of work keeps the machine.
-        busy_frac: Part of that in which the processor works.
+        busy_s: Seconds of that in which the processor works.
         priced_unit: What the work is priced by, as `Workload.priced_unit` says.
     """
     ends = {}
     for end in ("value", "low", "high"):
         seconds = float(getattr(each, end))
-        ends[end] = cost_of(machine, seconds=seconds, busy_s=busy_frac * seconds, n_units=1)
+        ends[end] = cost_of(machine, seconds=seconds, busy_s=busy_s * seconds / each.value, n_units=1)
     found: dict[str, Metric] = {}
     if machine.price is not None:
         price = machine.price.usd_per_h

@@ -45,7 +45,7 @@ def predict(
     breakdown = reduction.breakdown(result.recorder, process) or _per_unit(result.by_account, n_units)
     metrics |= reduction.rates(each, process.work_unit)
     busy_s = breakdown.get("compute", 0.0) + breakdown.get("memory", 0.0)
-    metrics |= bill.metrics(machine, each, busy_s / each.value, workload.priced_unit)
+    metrics |= bill.metrics(machine, each, busy_s, workload.priced_unit)
     metrics |= marked(workload.derived(parameters, machine, metrics))
     ops = costs.demands()
     parts = used_parts(ops, machine)

@@ -74,7 +74,7 @@ def each(value: float, low: float, high: float) -> Metric:
 
 
 def test_metrics_follow_the_latency(priced: Machine) -> None:
-    found = bill.metrics(priced, each(0.5, 0.4, 0.8), 0.4, ("mtok", 1e6))
+    found = bill.metrics(priced, each(0.5, 0.4, 0.8), 0.2, ("mtok", 1e6))
     assert found["usd_per_h"].value == found["usd_per_h"].low == 36.0
     per_mtok = found["usd_per_mtok"]
     # a cent per second
