@@ -12,7 +12,7 @@ pytest.importorskip("scipy", reason="fitting needs the `run` extra")
 
 from sandtable.calibration import session, this_host
 from sandtable.calibration.this_host import Settings
-from sandtable.cli import calibrate_command
+from sandtable.cli import calibrate_tables
 from sandtable.hardware import library
 
 pytestmark = [pytest.mark.measured, pytest.mark.slow]
@@ -38,7 +38,7 @@ def test_a_short_calibration_of_this_machine(tmp_path: Path) -> None:
 def test_the_storage_curve_beside_fio(tmp_path: Path) -> None:
     settings = Settings(folder=tmp_path, quick=True, file_bytes=256 << 20, passes=1, budget_s=2.0)
     result = this_host.calibrate(settings)
-    table = calibrate_command.cross_check_table(session.cross_checked(result.machine, settings))
+    table = calibrate_tables.cross_check_table(session.cross_checked(result.machine, settings))
     ratios = [float(row[4]) for row in table.rows]
     assert len(ratios) > 6
     # the same device read by two programs; a factor of three is a broken reader, not noise

@@ -13,7 +13,7 @@ pytest.importorskip("scipy", reason="fitting needs the `run` extra")
 
 from sandtable.calibration import session, this_host
 from sandtable.calibration.this_host import Settings
-from sandtable.cli import calibrate_command
+from sandtable.cli import calibrate_tables
 from sandtable.contracts import run_command
 from sandtable.demand.kernel import Kernel, KernelContext
 from sandtable.demand.op import Op, random_read
@@ -175,9 +175,9 @@ def test_the_command_cleans_up_after_itself(complete: Machine, tmp_path: Path) -
     )
     assert output.is_file()
     assert not (tmp_path / "disk" / session.TEST_FILE).exists()
-    fitted = [row[0] for row in calibrate_command.tables(outcome)[0].rows]
+    fitted = [row[0] for row in calibrate_tables.tables(outcome)[0].rows]
     assert "first_byte" in fitted
-    kernels = [row[0] for row in calibrate_command.tables(outcome)[1].rows]
+    kernels = [row[0] for row in calibrate_tables.tables(outcome)[1].rows]
     assert "random_read" in kernels
 
 

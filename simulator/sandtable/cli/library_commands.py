@@ -1,0 +1,102 @@
+"""Commands about what there is: list, show, new, doctor."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sandtable.cli.options import (
+    FormatOption,
+    app,
+)
+from sandtable.cli.terminal import Format, emit, emit_comparison, emit_result
+from sandtable.errors import ConfigError
+
+
+class What(StrEnum):
+    """What can be listed."""
+
+    devices = "devices"
+    machines = "machines"
+    workloads = "workloads"
+    kernels = "kernels"
+    scenarios = "scenarios"
+    suites = "suites"
+    prices = "prices"
+    runs = "runs"
+
+
+@app.command("list")
+def list_(
+    what: Annotated[What, typer.Argument(help="What to list.")], format_: FormatOption = Format.table
+) -> None:
+    """List devices, machines, workloads, kernels, scenarios, suites, prices or runs."""
+    from sandtable.report import listing
+
+    emit(listing.listing(what.value), format_)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A device, machine or price list (name or file), or a run.")],
+    format_: FormatOption = Format.table,
+) -> None:
+    """Show a device with the source of every number, or a run with its metrics."""
+    from sandtable.hardware import library
+    from sandtable.report import listing
+    from sandtable.run import run_folder
+
+    looks_like_run = name == "latest" or Path(name).is_dir() or (run_folder.RUNS / name).is_dir()
+    if not looks_like_run:
+        if format_ is Format.json:
+            component = listing.find_device(name)
+            print(json.dumps(library.to_yaml_data(component), indent=1, default=str))
+        else:
+            emit(listing.device_table(listing.find_device(name)), format_)
+        return
+    run = run_folder.open_run(name)
+    found = False
+    for result in (run.prediction(), run.measurement()):
+        if result is not None:
+            found = True
+            if format_ is Format.table:
+                print(f"{result.kind} of {result.scenario['name']} on {result.machine}")
+            emit_result(result, format_)
+    comparison = run.comparison()
+    if comparison is not None:
+        emit_comparison(comparison, format_)
+    elif not found:
+        raise ConfigError("holds no prediction, measurement or comparison", file=str(run.path))
+
+
+class New(StrEnum):
+    """What can be started from a skeleton."""
+
+    device = "device"
+    kernel = "kernel"
+    workload = "workload"
+
+
+@app.command()
+def new(
+    what: Annotated[New, typer.Argument(help="What to start.")],
+    name: Annotated[str, typer.Argument(help="Its name: small letters, digits and underscores.")],
+    kind: Annotated[str, typer.Option(help="Kind of device.")] = "storage",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write it.")] = None,
+) -> None:
+    """Write a commented skeleton of a device, kernel or workload, which loads as it stands."""
+    from sandtable.cli import skeletons
+
+    print(skeletons.write(what.value, name, kind=kind, output=output))
+
+
+@app.command()
+def doctor(format_: FormatOption = Format.table) -> None:
+    """Say what this machine has, and what would make a measurement on it less valid."""
+    from sandtable.report import listing
+
+    emit(listing.doctor_table(), format_)

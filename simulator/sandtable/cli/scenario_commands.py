@@ -1,0 +1,135 @@
+"""Commands about one scenario: simulate, run, check, whatif."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sandtable.cli.options import (
+    STORES,
+    FormatOption,
+    MachineOption,
+    ReportOption,
+    SetOption,
+    StoreOption,
+    TraceOption,
+    app,
+)
+from sandtable.cli.saving import check_thresholds, save_report, save_run, save_timeline
+from sandtable.cli.terminal import Format, emit, emit_comparison, emit_result, progress, say
+from sandtable.errors import CheckFailed, ConfigError
+
+
+@app.command()
+def simulate(
+    scenario: Annotated[str, typer.Argument(help="Scenario name or file.")],
+    settings: SetOption = None,
+    machine: MachineOption = None,
+    trace: TraceOption = None,
+    report: ReportOption = None,
+    per_request: Annotated[
+        bool, typer.Option("--per-request", help="Send every storage request through the engine on its own.")
+    ] = False,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Predict a scenario: latency, memory, energy and dollars, each with a 90 % interval."""
+    from sandtable import api
+    from sandtable.run import compare
+    from sandtable.workload import scenarios
+
+    changes = scenarios.changes_of(settings)
+    found = api.simulate(scenario, changes, machine=machine, trace=trace is not None, per_request=per_request)
+    folder = save_run(found)
+    emit_result(found.prediction, format_)
+    save_timeline(trace, found.trace, ())
+    save_report([folder], report)
+    check_thresholds(compare.check_thresholds(found.case.scenario.thresholds, found.prediction))
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="Scenario name or file.")],
+    settings: SetOption = None,
+    machine: MachineOption = None,
+    store: StoreOption = STORES,
+    trace: TraceOption = None,
+    report: ReportOption = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Execute a scenario for real on this machine, and keep the measurement."""
+    from sandtable import api
+    from sandtable.run import compare
+    from sandtable.workload import scenarios
+
+    with progress() as shown:
+        found = api.run(scenario, scenarios.changes_of(settings), machine=machine, store=store, progress=shown)
+    folder = save_run(found)
+    emit_result(found.measurement, format_)
+    save_timeline(trace, (), found.trace)
+    save_report([folder], report)
+    check_thresholds(compare.check_thresholds(found.case.scenario.thresholds, found.measurement))
+
+
+@app.command()
+def check(
+    names: Annotated[list[str] | None, typer.Argument(help="Scenario names or files.")] = None,
+    suite: Annotated[str | None, typer.Option("--suite", help="A suite of scenarios, such as flash-quick.")] = None,
+    settings: SetOption = None,
+    machine: MachineOption = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="Finish a check that was ended: its folder, name, or 'latest'.")
+    ] = None,
+    store: StoreOption = STORES,
+    trace: TraceOption = None,
+    report: ReportOption = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Predict, write the prediction down, run for real, and compare; exit code 3 when it is too far off."""
+    from sandtable import api
+    from sandtable.study import study
+    from sandtable.workload import scenarios
+
+    if sum((bool(names), suite is not None, resume is not None)) != 1:
+        raise ConfigError("check needs scenarios, --suite NAME or --resume RUN, one of the three")
+    what = study.load(suite) if suite is not None else names or []
+    changes = scenarios.changes_of(settings)
+    with progress() as shown:
+        if resume is not None:
+            found = api.resume(resume, store=store, progress=shown)
+        else:
+            found = api.check(what, changes, machine=machine, store=store, trace=trace is not None, progress=shown)
+    comparison, checked = found.comparison, found.cases
+    emit_comparison(comparison, format_)
+    if found.baseline is not None and format_ in (Format.table, Format.md):
+        from sandtable.report import rendering
+
+        emit(rendering.speedup_table(comparison, found.baseline), format_)
+    for item in checked:
+        for note in (*item.prediction.warnings, *(item.measurement.validity if item.measurement else ())):
+            say(f"  ! {item.name}: {note}")
+    ran = found.cases[0].repeats.executions
+    save_timeline(trace, found.cases[0].predicted_trace, ran[-1].trace if ran else ())
+    say(f"  saved {found.folder}")
+    own = [item.folder.path for item in checked] if len(checked) > 1 else []
+    save_report([found.folder, *own], report)
+    if comparison.verdict == "fail":
+        raise CheckFailed("; ".join(comparison.reasons))
+
+
+@app.command()
+def whatif(
+    scenario: Annotated[str, typer.Argument(help="Scenario name or file.")],
+    settings: SetOption = None,
+    machine: MachineOption = None,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Show what a change makes of a prediction, in time and dollars."""
+    from sandtable import api
+    from sandtable.report import rendering
+    from sandtable.workload import scenarios
+
+    if not settings:
+        raise ConfigError("whatif needs at least one --set PATH=VALUE: the change to look at")
+    found = api.whatif(scenario, scenarios.changes_of(settings), machine=machine)
+    emit(rendering.difference_table(found.before, found.after), format_)
