@@ -56,7 +56,7 @@ def gpu_timer() -> GpuTimer:
         NoDevice: no package has one, or this machine has no GPU that it can use.
     """
     for kind in plugins.classes(GpuTimer).values():  # type: ignore[type-abstract]
-        return kind()
+        return kind()  # pyright: ignore[reportAbstractUsage]
     raise NoDevice("no installed package of kernels can time a GPU")
 
 
@@ -67,5 +67,5 @@ def storage_cross_check() -> StorageCrossCheck:
         NoDevice: no package has one.
     """
     for kind in plugins.classes(StorageCrossCheck).values():  # type: ignore[type-abstract]
-        return kind()
+        return kind()  # pyright: ignore[reportAbstractUsage]
     raise NoDevice("no installed package of kernels can measure storage with another program")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -83,10 +82,5 @@ class Finetuning(Frozen):
 
     def as_training(self) -> SlmTraining:
         """Return the training of all weights on the same sequences."""
-        return _as_training(self)
-
-
-@lru_cache(maxsize=256)
-def _as_training(p: Finetuning) -> SlmTraining:
-    own = SlmTraining.model_fields.keys() & type(p).model_fields.keys()
-    return SlmTraining(**{name: getattr(p, name) for name in own})
+        own = SlmTraining.model_fields.keys() & type(self).model_fields.keys()
+        return SlmTraining(**{name: getattr(self, name) for name in own})
