@@ -93,9 +93,14 @@ def check_device(path: Path, *, allow_guesses: bool = True) -> Component:
 
 
 def _check_fits(component: Component, path: Path) -> None:
-    """Check that every fit of an operator has the constants of its law, and no other."""
+    """Check that every fit of an operator has the constants of its law, and that laws are given what they know."""
     fits: hardware.OperatorFits = getattr(getattr(component, "fitted", None), "operators", {})
     known = {operator.fitted_as: operator for operator in operators().values()}
+    given: hardware.Laws = getattr(component, "laws", {})
+    for name, own in given.items():
+        _require(name in known, f"{path}: laws.{name}: no installed package declares this operator")
+        stray = sorted(own.settings.keys() - set(known[name].given))
+        _require(not stray, f"{path}: laws.{name} states {stray}, which the law does not take as given")
     for name, by_software in fits.items():
         _require(name in known, f"{path}: fitted.operators.{name}: no installed package declares this operator")
         wanted = {constant.name for constant in known[name].constants}

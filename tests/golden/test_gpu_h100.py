@@ -45,7 +45,7 @@ def test_a_gpu_made_the_recording() -> None:
         ("gemm", "pytorch_cuda", 80, 0.052, 0.156),
         ("attention", "pytorch_cuda", 22, 0.067, 0.295),
         ("attention", "pytorch_cuda_vanilla", 8, 0.037, 0.103),
-        ("stream", "pytorch_cuda", 37, 0.129, 0.249),
+        ("memory_bound", "pytorch_cuda", 37, 0.129, 0.249),
     ],
 )
 def test_operators_fit(
@@ -54,7 +54,7 @@ def test_operators_fit(
     assert calibrated.accelerator is not None
     fitted = calibrated.accelerator.processor.fitted
     assert fitted is not None
-    evidence = fitted.operators.of(kind)[software].evidence
+    evidence = fitted.operators[kind][software].evidence
     assert evidence.n_points == n_points
     assert evidence.median_abs_error_frac < median
     assert evidence.p90_abs_error_frac < p90

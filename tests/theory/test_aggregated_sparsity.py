@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from sandtable_kernels.neurons.neuron_cache import WindowIndex
-from sandtable_kernels.neurons.sparsity import FALCON_LAYER_10
+from sandtable_kernels.neurons.sparsity import falcon_layer_10
 from sandtable_kernels.neurons.traces import RecordedTrace, SyntheticTrace, aggregate, fit_population
 
+FALCON_LAYER_10 = falcon_layer_10()
 FALCON_GROWTH = {k: share / FALCON_LAYER_10[1] for k, share in FALCON_LAYER_10.items()}
 TOLERANCE = 0.05
 

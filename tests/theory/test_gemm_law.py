@@ -45,7 +45,7 @@ def seconds(
 
 def test_a_large_product_takes_its_arithmetic_over_the_rate() -> None:
     m = n = k = 25_600.0  # 100 x 200 tiles of 256 x 128: whole waves
-    edge = 1 + gemm_law.EDGE * (1 / 256 + 1 / 128)
+    edge = 1 + SHEET.given("gemm")["edge"] * (1 / 256 + 1 / 128)
     assert seconds(m, n, k) == pytest.approx(2 * m * n * k / 800e12 * edge, rel=0.01)
     assert seconds(m, n, k, rate_frac=0.5) == pytest.approx(2 * seconds(m, n, k), rel=0.01)
 

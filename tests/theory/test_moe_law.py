@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from sandtable.hardware import Roofline
 from sandtable.model.laws.experts_law import MixtureOfExperts, _Batch
-from sandtable.model.laws.gemm_law import EDGE
 
 LAW = MixtureOfExperts()
 SHEET = Roofline(
@@ -135,7 +134,7 @@ class TestTime:
         dense = 2 * 3 * 4096 * 16384 * 65536 / 1e15
         took = seconds(65536, constants=IDEAL, n_neurons=16384, top_k=1, n_experts=1)
         # operands are fetched for each tile of 128 x 128
-        assert took == pytest.approx((1 + EDGE / 64) * dense, rel=0.02)
+        assert took == pytest.approx((1 + SHEET.given("moe")["edge"] / 64) * dense, rel=0.02)
 
     @given(n_tokens=st.floats(1, 1e4), factor=st.floats(1, 10), skew=st.sampled_from([0.0, 1.01, 1.2]))
     def test_more_tokens_never_take_less(self, n_tokens: float, factor: float, skew: float) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandtable.hardware import Roofline
-from sandtable.model.laws.memory_bound import CACHE_SPEEDUP, OVERLAP, RESIDENT_BLOCKS, MemoryBound
+from sandtable.model.laws.memory_bound import MemoryBound
 
 LAW = MemoryBound()
 SHEET = Roofline(
@@ -21,7 +21,8 @@ SHEET = Roofline(
     clock_hz=2e9,
 )
 CONSTANTS = {"bandwidth_frac": 0.5, "launch_s": 3e-6, "special_s": 1e-9, "wait_clocks": 1000.0}
-AT_ONCE = 100 * RESIDENT_BLOCKS
+GIVEN = SHEET.given("memory_bound")
+AT_ONCE = 100 * GIVEN["resident_blocks"]
 
 
 def seconds(*shape: float) -> float:
@@ -33,7 +34,7 @@ def test_traffic_and_launches_add() -> None:
 
 
 def test_what_fits_the_cache_of_an_accelerator_moves_faster() -> None:
-    assert seconds(20e6, 0) == pytest.approx(20e6 / 1e12 / CACHE_SPEEDUP)
+    assert seconds(20e6, 0) == pytest.approx(20e6 / 1e12 / GIVEN["cache_speedup"])
     assert seconds(75e6, 0) == pytest.approx(75e6 / 1e12)
     columns = LAW.columns((20e6, 0))
     cpu = LAW.seconds(replace(SHEET, family="cpu"), CONSTANTS, columns, dtype="bfloat16")
@@ -52,10 +53,10 @@ def test_few_rows_wait_as_long_as_one() -> None:
 
 
 def test_streaming_and_waiting_overlap_in_part() -> None:
-    streaming, waiting = 4e-6, 4e-6
+    streaming, waiting, power = 4e-6, 4e-6, GIVEN["overlap"]
     both = seconds(6e6, 0, 0, 1, 8)  # a cached byte counts two thirds
     assert max(streaming, waiting) < both < streaming + waiting
-    assert both == pytest.approx((streaming**OVERLAP + waiting**OVERLAP) ** (1 / OVERLAP))
+    assert both == pytest.approx((streaming**power + waiting**power) ** (1 / power))
 
 
 def test_trailing_columns_may_be_left_out_and_no_others() -> None:

@@ -108,7 +108,7 @@ class SyntheticTrace(Trace):
         """Make the trace of a published model, its layers stretched to ``n_layers``.
 
         Args:
-            name: A name of `sandtable_kernels.neurons.sparsity.PRESETS`, or a preset.
+            name: A name of `sandtable_kernels.neurons.sparsity.presets`, or a preset.
             n_layers: Layers of the model.
             n_neurons: Neurons per layer.
             predicted: Take the neurons that the predictor asks for, which are loaded; otherwise the truly active.

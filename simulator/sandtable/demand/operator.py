@@ -59,6 +59,7 @@ class Operator(ABC, Generic[D]):
             where some of the timed kernels wait for something that the law does not know of, such as the host.
         prior: The log error that a constant e times that of its siblings costs in a fit: it keeps in place what the
             points say little of.
+        given: What its law takes as given on a device, by name: see `sandtable.hardware.Roofline.given`.
         dense: Whether it is dense arithmetic, which comes close to the peak rate, and to the power limit when it goes
             on for minutes.
     """
@@ -71,6 +72,7 @@ class Operator(ABC, Generic[D]):
     loss: ClassVar[str] = "soft_l1"
     prior: ClassVar[float] = 0.01
     dense: ClassVar[bool] = False
+    given: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

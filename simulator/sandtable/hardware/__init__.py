@@ -24,7 +24,7 @@ from sandtable.hardware.component import (
     numbers,
     source_of,
 )
-from sandtable.hardware.fits import OperatorFit, OperatorFits, OpFit
+from sandtable.hardware.fits import Family, Laws, LawSettings, OperatorFit, OperatorFits, OpFit
 from sandtable.hardware.link import Link, LinkDatasheet, LinkFit, TransferFit
 from sandtable.hardware.machine import Machine, PriceList, PriceRow
 from sandtable.hardware.memory import Memory, MemoryDatasheet, MemoryFit
@@ -38,6 +38,7 @@ KINDS: dict[str, type[Component]] = {
     "memory": Memory,
     "processor": Processor,
     "accelerator": Accelerator,
+    "family": Family,
     "link": Link,
     "stack": Stack,
     "machine": Machine,
@@ -48,6 +49,7 @@ FOLDERS = {
     "memory": "memory",
     "processor": "processors",
     "accelerator": "accelerators",
+    "family": "families",
     "link": "links",
     "stack": "stacks",
     "machine": "machines",
@@ -66,7 +68,10 @@ __all__ = [
     "DType",
     "Estimate",
     "Evidence",
+    "Family",
     "Frozen",
+    "LawSettings",
+    "Laws",
     "Link",
     "LinkDatasheet",
     "LinkFit",

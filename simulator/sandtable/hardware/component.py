@@ -167,11 +167,11 @@ class Number(NamedTuple):
 
 
 def numbers(component: Component, *, stated: bool = False) -> Iterator[Number]:
-    """Yield every number in the datasheet, fitted, variants, power and price sections.
+    """Yield every number in the datasheet, fitted, laws, variants, power and price sections.
 
     With ``stated``, of those only that the file gives, not of defaults.
     """
-    for section in ("datasheet", "fitted", "variants", "power", "price"):
+    for section in ("datasheet", "fitted", "laws", "variants", "power", "price"):
         value = getattr(component, section, None)
         if value is not None:
             yield from _walk(Number(section, value, "1"), stated)

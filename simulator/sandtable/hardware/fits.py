@@ -9,12 +9,12 @@ everywhere: ``launch: 3 us`` is ``launch_s``, ``rate: 83 %`` is ``rate_frac``, a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationInfo, model_validator
 
 from sandtable import units
-from sandtable.hardware.component import Estimate, Evidence, Frozen
+from sandtable.hardware.component import Component, Estimate, Evidence, Frozen
 from sandtable.units import BytesPerSecond, FlopsPerSecond, Seconds
 
 EVIDENCE = "evidence"
@@ -75,6 +75,35 @@ class OperatorFit(Frozen):
     def values(self) -> dict[str, float]:
         """Return the constants by name, in SI units."""
         return {name: estimate.value for name, estimate in self.constants.items()}
+
+
+class LawSettings(Frozen):
+    """What an operator's law takes as given on a device and nobody fits, by name, in SI units."""
+
+    settings: dict[str, float]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any, info: ValidationInfo) -> Any:
+        if info.context != units.AT_EDGE or not isinstance(data, Mapping):
+            return data
+        return {"settings": dict(_constant(key, value) for key, value in data.items())}
+
+    def entries(self, *, stated: bool = False) -> Iterator[tuple[str, str, Any]]:
+        """See `Frozen.entries`."""
+        return ((name, units.strip_suffix(name), value) for name, value in self.settings.items())
+
+
+# by `Operator.fitted_as`
+Laws = dict[str, LawSettings]
+
+
+class Family(Component):
+    """What laws take as given on any device of a family, such as a GPU, or on any link."""
+
+    kind: Literal["family"]
+    variant_of: str | None = None
+    laws: Laws
 
 
 # by `Operator.fitted_as`, then by software

@@ -195,8 +195,8 @@ def _resolve(part: Any, kind: str, path: Path, data: CommentedMap, above: list[s
         if not _is_fitted(part.get("processor")):
             part.setdefault("stack", GENERIC_STACK)
         _check_accelerator(part, path)
-    if kind == "accelerator" and part.get("variant_of") is not None:
-        _complete_variant(part, path, line_of(data, [*above, "variant_of"]))
+    if kind in ("accelerator", "family") and part.get("variant_of") is not None:
+        _complete_variant(part, kind, path, line_of(data, [*above, "variant_of"]))
     for dotted, kind_of_part in _PARTS.get(kind, {}).items():
         *parents, key = dotted.split(".")
         node: Any = part
@@ -232,11 +232,11 @@ def _check_accelerator(machine: Any, path: Path) -> None:
             )
 
 
-def _complete_variant(variant: Any, path: Path, line: int | None) -> None:
-    """Put in what the file of an accelerator leaves out because it is as in the one that it is a variant of."""
+def _complete_variant(variant: Any, kind: str, path: Path, line: int | None) -> None:
+    """Put in what a file leaves out because it is as in the one that it is a variant of."""
     name = str(variant["variant_of"])
     try:
-        base = read_yaml(find_file("accelerator", name, device_files("accelerator")))
+        base = read_yaml(find_file(kind, name, device_files(kind)))
     except UnknownName as error:
         raise ConfigError(str(error), file=str(path), line=line) from None
     if "variant_of" in base:
@@ -245,7 +245,7 @@ def _complete_variant(variant: Any, path: Path, line: int | None) -> None:
         )
     for key in base.keys() - variant.keys() - set(_OF_ITS_OWN):
         variant[key] = base[key]
-    for key in ("datasheet", "fitted", "sources"):
+    for key in ("datasheet", "fitted", "laws", "sources"):
         _fill(variant.get(key), base.get(key))
 
 
@@ -258,6 +258,14 @@ def _fill(own: Any, base: Any) -> None:
             _fill(own[key], value)
         else:
             own[key] = value
+
+
+@lru_cache(maxsize=16)
+def family(name: str) -> hardware.Family:
+    """Return what laws take as given on devices of a family: cpu, gpu, soc_gpu, or link."""
+    found = load_component("family", name)
+    assert isinstance(found, hardware.Family)
+    return found
 
 
 def load_accelerator(name: str) -> hardware.Accelerator:

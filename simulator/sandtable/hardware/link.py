@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from sandtable.hardware.component import Component, Estimate, Evidence, Frozen
-from sandtable.hardware.fits import OperatorFits
+from sandtable.hardware.fits import Laws, OperatorFits
 from sandtable.units import BytesPerSecond, Seconds
 
 
@@ -50,3 +50,9 @@ class Link(Component):
     kind: Literal["link"]
     datasheet: LinkDatasheet
     fitted: LinkFit | None = None
+    laws: Laws = Field(default_factory=dict)  # where it differs from other links
+
+    @property
+    def family(self) -> str:
+        """The family of all links."""
+        return "link"

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from sandtable.hardware.component import Component, DType, Estimate, Frozen
-from sandtable.hardware.fits import OperatorFits, OpFit
+from sandtable.hardware.fits import Laws, OperatorFits, OpFit
 from sandtable.units import Bytes, FlopsPerSecond, Fraction, Hertz, Seconds, Watts
 
 
@@ -47,4 +47,10 @@ class Processor(Component):
     kind: Literal["processor", "accelerator"]
     datasheet: ProcessorDatasheet
     fitted: ProcessorFit | None = None
+    laws: Laws = Field(default_factory=dict)  # where it differs from its family
     like: Processor | None = None  # a sibling whose fitted constants of operators apply until it has its own
+
+    @property
+    def family(self) -> str:
+        """The family whose file says what laws take as given on it."""
+        return self.datasheet.family

@@ -7,10 +7,11 @@ Both are there for a device that nobody measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sandtable.errors import PlanError
 from sandtable.hardware.component import DTYPE_ARITHMETIC, DTYPE_BYTES
+from sandtable.hardware.fits import Laws
 from sandtable.hardware.link import Link
 from sandtable.hardware.memory import Memory
 from sandtable.hardware.processor import Processor
@@ -32,6 +33,11 @@ class Roofline:
     clock_hz: float | None = None
     family: str = "gpu"
     exponentials_per_clock: float | None = None
+    laws: Laws = field(default_factory=dict)
+
+    def given(self, law: str) -> Mapping[str, float]:
+        """Return what an operator's law takes as given: this device's own numbers, and those of its family."""
+        return _given(self.family, self.laws, law)
 
     @classmethod
     def of(cls, processor: Processor, memory: Memory) -> Roofline:
@@ -46,6 +52,7 @@ class Roofline:
             clock_hz=datasheet.clock_hz,
             family=datasheet.family,
             exponentials_per_clock=datasheet.exponentials_per_clock,
+            laws=processor.laws,
         )
 
     def share(self, n: int) -> Roofline:
@@ -98,6 +105,11 @@ class LinkSheet:
     peer_bytes_per_s: float = float("inf")
     shared: bool = False
     reduces: bool = False
+    laws: Laws = field(default_factory=dict)
+
+    def given(self, law: str) -> Mapping[str, float]:
+        """See `Roofline.given`."""
+        return _given("link", self.laws, law)
 
     @classmethod
     def of(cls, within: Link, between: Link | None = None, n_devices: float = 1.0) -> LinkSheet:
@@ -109,6 +121,7 @@ class LinkSheet:
             peer_bytes_per_s=inside.peer_bandwidth_bytes_per_s or float("inf"),
             shared=inside.shared,
             reduces=inside.reduces,
+            laws=(between or within).laws,
         )
         if between is None:
             return sheet
@@ -119,3 +132,12 @@ class LinkSheet:
             between_bytes_per_s=outside.bandwidth_bytes_per_s / shares,
             between_latency_s=outside.latency_s,
         )
+
+
+def _given(family: str, own: Laws, law: str) -> Mapping[str, float]:
+    """Return the settings of a law in the file of a family, with a device's own put over them."""
+    # read where it is needed, once; the library builds what is described here
+    from sandtable.hardware import library
+
+    shared = library.family(family).laws.get(law)
+    return (shared.settings if shared else {}) | (own[law].settings if law in own else {})

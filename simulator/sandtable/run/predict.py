@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sandtable.demand.op import Op
+from sandtable.demand.operator import operator_named
 from sandtable.engine.process import Process
 from sandtable.engine.simulation import Run, run
 from sandtable.engine.world import Options
-from sandtable.hardware import Component, Frozen, Machine, Memory, Processor, Storage, library
+from sandtable.hardware import Component, Frozen, Link, Machine, Memory, Processor, Storage, library, number_paths
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric, Prediction, TraceRow
 from sandtable.run import bill, reduction
@@ -117,7 +118,20 @@ def guesses_of(ops: Sequence[Op], parts: Sequence[Component], machine: Machine) 
     by_share = any(op.shape is None and not op.seconds for op in ops)
     paths = [(part.name, path) for part in (machine, *parts) for path in part.guesses()]
     unused = () if by_share else ("datasheet.efficiency.default", "datasheet.residual")
-    return [f"{name}: {path}" for name, path in paths if not path.startswith(unused)]
+    paths = [(name, path) for name, path in paths if not path.startswith(unused)]
+    return [f"{name}: {path}" for name, path in [*paths, *_given(ops, parts)]]
+
+
+def _given(ops: Sequence[Op], parts: Sequence[Component]) -> Iterator[tuple[str, str]]:
+    """Yield family and path of every guess that the laws of these ops take as given on these parts."""
+    read = {operator_named(op.operator).fitted_as for op in ops if op.shape is not None}
+    devices = [part for part in parts if isinstance(part, Processor | Link)]
+    for name in dict.fromkeys(device.family for device in devices):
+        # what every device of the family states itself is read nowhere else
+        own = set.intersection(*({*number_paths(device)} for device in devices if device.family == name))
+        for path in library.family(name).guesses():
+            if path.split(".")[1] in read and path not in own:
+                yield name, path
 
 
 def warnings_of(parts: Sequence[Component], guesses: Sequence[str], machine: Machine) -> tuple[str, ...]:

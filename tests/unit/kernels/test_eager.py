@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sandtable.demand.shapes import MemoryBoundShape
 from sandtable.hardware import Stack, library
 from sandtable_kernels.pytorch import eager
 
@@ -134,7 +135,7 @@ def test_a_sum_reads_two_and_writes_one() -> None:
 def test_traffic_adds_up() -> None:
     one = eager.gate(N, D, 4)
     assert one + one == one.times(2)
-    assert one.shape == (one.n_bytes, one.n_kernels, one.n_special)
+    assert one.shape == MemoryBoundShape(one.n_bytes, one.n_kernels, one.n_special)
 
 
 def test_the_stack_file_states_these_counts() -> None:
@@ -153,7 +154,7 @@ def test_the_stack_file_states_these_counts() -> None:
         ("loss backward", 2, eager.cross_entropy(1, 1, 4, backward=True)),
     ]
     for name, passes, traffic in rows:
-        found = table[f"stream.{name}"]
+        found = table[f"memory_bound.{name}"]
         assert found.traffic * passes == pytest.approx(traffic.n_bytes / 4, rel=0.01), name
         assert found.calls == traffic.n_kernels, name
         assert found.special * passes == pytest.approx(traffic.n_special, rel=0.01), name

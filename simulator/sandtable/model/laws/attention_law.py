@@ -29,26 +29,6 @@ from sandtable.hardware import DTYPE_BYTES, Roofline
 TILE = 128
 # rows of a tile when there are at most `TILE` queries
 SMALL_TILE = 32
-# guess: parts of one sequence's keys that units walk over side by side, at most; read off the published decode times
-# of one long sequence with one key head (kernels themselves allow 32 to 128)
-MOST_SPLITS = 16.0
-# exponentials that one unit finishes per clock where the device file does not say. GPUs: 16 per streaming
-# multiprocessor (CUDA C++ programming guide, arithmetic instructions; FlashAttention-3, section 3.1: 3.9e12 1/s on an
-# H100). CPUs: guess, a polynomial of about fifteen vector instructions on sixteen lanes, two in a clock.
-EXPONENTIALS_PER_CLOCK = {"gpu": 16.0, "soc_gpu": 16.0, "cpu": 2.0}
-# guess: the last-level cache's bandwidth over the memory's (H200 2, RTX PRO 6000 2.4, B200 1.4, read off published
-# decode times of tensors that fit), and how far beyond the cache's size some of a tensor still hits
-CACHE_SPEEDUP = 2.2
-CACHE_REACH = 1.15
-# the backward pass of a fused kernel runs at 63 % of the peak rate where the forward pass reaches 73 %
-# (FlashAttention-2, section 4.1, A100)
-BACKWARD_RATE = 63 / 73
-# guess: clocks of one unit that a batched product spends on each score it writes or reads, beside moving it. Read off
-# reported times of PyTorch's batched attention with 64 and 128 columns: 0.2 to 0.3 on A100, H100 SXM and H100 PCIe, 0.1
-# to 0.3 on an A5000, 0.1 backward and 0.45 forward on a B200 (lucidrains/flash-cosine-sim-attention issue 4,
-# Dao-AILab/flash-attention pulls 1075 and 2688 and issue 1589, gpu-mode/ring-attention issue 10). CPUs: the order that
-# two cores of a server show
-CLOCKS_PER_SCORE = {"gpu": 0.25, "soc_gpu": 0.25, "cpu": 1.5}
 # kept activations never get narrower than this, whatever type a kernel multiplies in
 ACTIVATION_BYTES = 2.0
 
@@ -126,6 +106,15 @@ class Attention(Operator[Roofline]):
     name: ClassVar[str] = "attention"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[AttentionShape]] = AttentionShape
+    given: ClassVar[tuple[str, ...]] = (
+        "most_splits",
+        "exponentials_per_clock",
+        "cache_speedup",
+        "cache_reach",
+        "forward_percent",
+        "backward_percent",
+        "clocks_per_score",
+    )
     # decode times alone say little of prefill, and the other way round: what they leave open stays with the siblings
     prior: ClassVar[float] = 1.0
     constants: ClassVar[tuple[Constant, ...]] = (
@@ -138,15 +127,16 @@ class Attention(Operator[Roofline]):
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
-        c, bandwidth = columns, constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
+        given, c = device.given(self.name), columns
+        bandwidth = constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
         width = max(ACTIVATION_BYTES, DTYPE_BYTES[dtype])
         # half of the way to 2: keys, values and their gradients; queries, outputs and theirs
         sweeps = 1 + (c.passes - 1) / (BACKWARD_PASSES - 1)
-        stepping = _steps_s(device, constants, c, dtype)
-        reading = sweeps * _cached(_kv_bytes(c), device) / bandwidth
-        per_query = _cached(sweeps * _query_bytes(c, width) + _append_bytes(c, width), device) / bandwidth
+        stepping = _steps_s(device, constants, c, dtype, given)
+        reading = sweeps * _cached(_kv_bytes(c), device, given) / bandwidth
+        per_query = _cached(sweeps * _query_bytes(c, width) + _append_bytes(c, width), device, given) / bandwidth
         spilled = (1 - c.flash) * (
-            _cached(_score_bytes(c, device, dtype), device) / bandwidth + _scores_s(c, device)
+            _cached(_score_bytes(c, device, dtype), device, given) / bandwidth + _scores_s(c, device, given)
         )
         begun = sweeps * constants["item_s"] * _tiles_of_a_unit(c, device.n_units)
         launches = sweeps * constants["launch_s"]
@@ -163,7 +153,7 @@ class Attention(Operator[Roofline]):
         return "" if shape.flash else "vanilla"
 
 
-def _steps_s(device: Roofline, constants: Constants, c: Columns, dtype: str) -> FloatArray:
+def _steps_s(device: Roofline, constants: Constants, c: Columns, dtype: str, given: Constants) -> FloatArray:
     """Return the time of the steps over pairs of tiles: those of a unit, joined with those of the longest tile."""
     few = c.query_tokens <= TILE
     tiles_of_head = np.ceil(c.query_tokens / TILE)
@@ -174,28 +164,30 @@ def _steps_s(device: Roofline, constants: Constants, c: Columns, dtype: str) -> 
     # that writes its scores out computes what the mask hides, too
     hidden = c.causal * c.flash * np.minimum(tiles_of_head - 1, longest) / 2
     mean = np.maximum(1.0, longest - hidden)
-    splits = np.where(few, np.clip(device.n_units / tiles, 1.0, np.minimum(MOST_SPLITS, longest)), 1.0)
-    step = np.where(few, SMALL_TILE / TILE, 1.0) * _step_s(device, constants, c, dtype)
+    splits = np.where(few, np.clip(device.n_units / tiles, 1.0, np.minimum(given["most_splits"], longest)), 1.0)
+    step = np.where(few, SMALL_TILE / TILE, 1.0) * _step_s(device, constants, c, dtype, given)
     even, alone = tiles * mean / device.n_units, longest / splits
     # split evenly over the units, the longest walk is no longer than the others
     return np.asarray(step * np.where(few, np.maximum(even, alone), np.hypot(even, alone)))
 
 
-def _step_s(device: Roofline, constants: Constants, c: Columns, dtype: str) -> FloatArray:
+def _step_s(device: Roofline, constants: Constants, c: Columns, dtype: str, given: Constants) -> FloatArray:
     """Return the time of one unit for one pair of whole tiles: its products, joined with its exponentials."""
     flops = 2 * TILE**2 * (c.head_dim + c.value_dim)
     gain = np.where(c.kv_item_bytes < DTYPE_BYTES[dtype], constants["narrow_gain"], 1.0)
     rate = constants["rate_frac"] * device.peak(dtype) / device.n_units * gain
     backward = np.clip((c.passes - 1) / (BACKWARD_PASSES - 1), 0.0, 1.0)
-    slower = np.where(c.flash > 0, 1 + (1 / BACKWARD_RATE - 1) * backward, 1.0)
+    slower = np.where(
+        c.flash > 0, 1 + (1 / (given["backward_percent"] / given["forward_percent"]) - 1) * backward, 1.0
+    )
     # scores that were written out are not made again: four products instead of two
     products = np.where(c.flash > 0, c.passes * slower, 1 + (c.passes - 1) / (BACKWARD_PASSES - 1))
-    return np.asarray(np.hypot(products * flops / rate, TILE**2 / _exponentials_per_s(device)))
+    return np.asarray(np.hypot(products * flops / rate, TILE**2 / _exponentials_per_s(device, given)))
 
 
-def _exponentials_per_s(device: Roofline) -> float:
+def _exponentials_per_s(device: Roofline, given: Constants) -> float:
     """Return the exponentials that one unit finishes in a second; infinite where its clock is unknown."""
-    per_clock = device.exponentials_per_clock or EXPONENTIALS_PER_CLOCK[device.family]
+    per_clock = device.exponentials_per_clock or given["exponentials_per_clock"]
     return float("inf") if device.clock_hz is None else per_clock * device.clock_hz
 
 
@@ -246,16 +238,16 @@ def _score_bytes(c: Columns, device: Roofline, dtype: str) -> FloatArray:
     return _scores(c) * each
 
 
-def _scores_s(c: Columns, device: Roofline) -> FloatArray:
+def _scores_s(c: Columns, device: Roofline, given: Constants) -> FloatArray:
     """Return what products spend on scores beside arithmetic and traffic: two products forward, four backward."""
     products = 2 + 2 * (c.passes - 1) / (BACKWARD_PASSES - 1)
-    clocks = CLOCKS_PER_SCORE[device.family] * products * _scores(c)
+    clocks = given["clocks_per_score"] * products * _scores(c)
     return np.asarray(clocks / (device.n_units * device.clock_hz) if device.clock_hz else np.zeros_like(products))
 
 
-def _cached(n_bytes: FloatArray, device: Roofline) -> FloatArray:
+def _cached(n_bytes: FloatArray, device: Roofline, given: Constants) -> FloatArray:
     """Return the bytes that would take as long from memory alone, when what fits in the last-level cache is there."""
     if not device.cache_bytes:
         return n_bytes
-    hits = np.clip((CACHE_REACH - n_bytes / device.cache_bytes) / (CACHE_REACH - 1), 0.0, 1.0)
-    return np.asarray(n_bytes * (1 - hits * (1 - 1 / CACHE_SPEEDUP)))
+    hits = np.clip((given["cache_reach"] - n_bytes / device.cache_bytes) / (given["cache_reach"] - 1), 0.0, 1.0)
+    return np.asarray(n_bytes * (1 - hits * (1 - 1 / given["cache_speedup"])))

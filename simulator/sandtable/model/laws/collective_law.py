@@ -36,27 +36,7 @@ from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, 
 from sandtable.demand.shapes import CollectiveShape, Number
 from sandtable.hardware import LinkSheet
 
-# data beside flags of the same size: NCCL's LL protocol; it counts on half of that again between machines
-_FLAGGED_RATE_FRAC, _FLAGGED_ACROSS_FRAC = 0.5, 0.25
-# hops that a step with whole chunks takes, and that filling the pipeline takes once, within a machine and between
-# machines; NCCL's own table has 4 to 7, and 4 to 10
-_CHUNK_HOPS, _CHUNK_HOPS_ACROSS = 4.0, 10.0
-# the same within machines while others are waited for, in latencies of the link
-_CHUNK_LATENCIES = 2.0
-# a barrier over all ranks and the reads behind it
-_DIRECT_HOPS = 5.0
-# setting up a reduction in the switch, and how well it fills the link against a ring (NCCL: 0.85 Hopper, 0.74 later)
-_SWITCH_HOPS, _SWITCH_RATE_FRAC = 24.0, 0.8
-# a message to one peer: with flags, and with whole chunks after a handshake
-_MESSAGE_HOPS, _HANDSHAKE_HOPS = 2.0, 10.0
-# what one peer is sent per hop in the protocol with flags: a slot of NCCL's LL buffers
-_WINDOW_BYTES = 8192.0
-# how much better than a switch's link of many lanes an adapter is filled, and at most: 192 of 200 GB/s by eight HDR
-# adapters (NVIDIA/nccl#812), 380 of 400 by eight NDR ones (NVIDIA/nccl-tests#309), 30 of 50 by EFA of p4d (nccl#527)
-_ADAPTER_GAIN, _ADAPTER_MOST = 1.25, 0.96
-# ranks that a machine's links are rated for, and how peers that share hubs of the host slow each other down
-_RATED_RANKS = 8.0
-_SHARING_POWER = 1 / 3
+FITTED_AS = "collective"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +58,29 @@ class Group:
     across: float
     chunk_inside: FloatArray
     chunk_across: float
+    given: Constants
 
     @classmethod
     def of(cls, sheet: LinkSheet, constants: Constants, columns: Columns) -> Group:
         n, local = columns.n_ranks, np.minimum(columns.n_ranks, columns.ranks_per_machine)
-        hop, crosses = constants["hop_s"], n > local
+        hop, crosses, given = constants["hop_s"], n > local, sheet.given(FITTED_AS)
         return cls(
             n_bytes=columns.n_bytes,
             n=n,
             local=local,
             machines=np.ceil(n / local),
-            inside_rate=_inside_rate(sheet, constants, local),
-            across_rate=min(_ADAPTER_GAIN * constants["bandwidth_frac"], _ADAPTER_MOST) * sheet.between_bytes_per_s,
+            inside_rate=_inside_rate(sheet, constants, local, given),
+            across_rate=min(given["adapter_gain"] * constants["bandwidth_frac"], given["adapter_most"])
+            * sheet.between_bytes_per_s,
             launch=constants["launch_s"],
             # constants of a group that crosses machines are those of the link between them
             inside=np.where(crosses, sheet.within_latency_s, hop),
             across=hop + sheet.between_latency_s,
-            chunk_inside=np.where(crosses, _CHUNK_LATENCIES * sheet.within_latency_s, _CHUNK_HOPS * hop),
-            chunk_across=_CHUNK_HOPS_ACROSS * hop + sheet.between_latency_s,
+            chunk_inside=np.where(
+                crosses, given["chunk_latencies"] * sheet.within_latency_s, given["chunk_hops"] * hop
+            ),
+            given=given,
+            chunk_across=given["chunk_hops_across"] * hop + sheet.between_latency_s,
         )
 
     @property
@@ -106,7 +91,7 @@ class Group:
     @property
     def flagged(self) -> FloatArray:
         """Share of the full rate with flags beside the data."""
-        return np.where(self.crosses, _FLAGGED_ACROSS_FRAC, _FLAGGED_RATE_FRAC)
+        return np.where(self.crosses, self.given["flagged_rate_across"], self.given["flagged_rate"])
 
     @property
     def fill(self) -> FloatArray:
@@ -119,16 +104,17 @@ class Group:
         return np.asarray(np.maximum(inside_bytes / self.inside_rate, across))
 
 
-def _inside_rate(sheet: LinkSheet, constants: Constants, local: FloatArray) -> FloatArray:
+def _inside_rate(sheet: LinkSheet, constants: Constants, local: FloatArray, given: Constants) -> FloatArray:
     """Return the rate per rank within a machine.
 
     It is between that of a pair, which is ``pair_frac`` of the whole, and the rated one, by the logarithm of the
     number of ranks: few peers do not fill a switch's link.
     """
-    missing = np.log2(_RATED_RANKS / np.clip(local, 2, _RATED_RANKS)) / np.log2(_RATED_RANKS / 2)
+    rated = given["rated_ranks"]
+    missing = np.log2(rated / np.clip(local, 2, rated)) / np.log2(rated / 2)
     rate = constants["bandwidth_frac"] * sheet.within_bytes_per_s * constants["pair_frac"] ** missing
     if sheet.shared:
-        rate = rate * (2 / np.clip(local, 2, _RATED_RANKS)) ** _SHARING_POWER
+        rate = rate * (2 / np.clip(local, 2, rated)) ** (1 / given["sharing_root"])
     peers = np.maximum(local - 1, 1)
     rate = np.minimum(rate, constants["bandwidth_frac"] * sheet.peer_bytes_per_s * peers)
     # one rank in a machine sends nothing inside it
@@ -146,8 +132,25 @@ class Collective(Operator[LinkSheet]):
 
     resource: ClassVar[Resource] = "network"
     Shape: ClassVar[type[CollectiveShape]] = CollectiveShape
-    fitted_as: ClassVar[str] = "collective"
+    fitted_as: ClassVar[str] = FITTED_AS
     turns: ClassVar[float] = 1.0
+    given: ClassVar[tuple[str, ...]] = (
+        "flagged_rate",
+        "flagged_rate_across",
+        "chunk_hops",
+        "chunk_hops_across",
+        "chunk_latencies",
+        "direct_hops",
+        "switch_hops",
+        "switch_rate",
+        "message_hops",
+        "handshake_hops",
+        "window_bytes",
+        "adapter_gain",
+        "adapter_most",
+        "rated_ranks",
+        "sharing_root",
+    )
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="bandwidth_frac", typical=0.72, low=0.02, high=1.0),
         Constant(name="pair_frac", typical=0.85, low=0.2, high=5.0),
@@ -259,17 +262,17 @@ def _tree(group: Group) -> FloatArray:
 
 
 def _in_switch(group: Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
-    rate = _SWITCH_RATE_FRAC * constants["bandwidth_frac"] * sheet.within_bytes_per_s
-    busy = group.launch + _SWITCH_HOPS * group.inside + group.n_bytes * (1 + 1 / group.n) / rate
+    rate = group.given["switch_rate"] * constants["bandwidth_frac"] * sheet.within_bytes_per_s
+    busy = group.launch + group.given["switch_hops"] * group.inside + group.n_bytes * (1 + 1 / group.n) / rate
     return np.where((group.n > 2) & ~group.crosses, busy, np.inf)
 
 
 def _direct(group: Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
     """Kernels that read their peers' memory; the host's launch hides what the device needs, or the other way round."""
-    n, n_bytes, hops = group.n, group.n_bytes, _DIRECT_HOPS * group.inside
+    n, n_bytes, hops = group.n, group.n_bytes, group.given["direct_hops"] * group.inside
     one = hops + (n - 1) * n_bytes / group.inside_rate
     two = 2 * hops + 2 * (n - 1) / n * n_bytes / group.inside_rate
-    served = (n_bytes <= constants["direct_bytes"]) & (n <= (2 if sheet.shared else _RATED_RANKS))
+    served = (n_bytes <= constants["direct_bytes"]) & (n <= (2 if sheet.shared else group.given["rated_ranks"]))
     busy = np.maximum(group.launch, np.minimum(one, two))
     return np.where(served & ~group.crosses, busy, np.inf)
 
@@ -277,7 +280,7 @@ def _direct(group: Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
 def _messages(group: Group, each: FloatArray, moving: FloatArray) -> FloatArray:
     """One message of ``each`` bytes to each peer, all at once, which takes ``moving`` seconds at full rate."""
     hop = np.where(group.crosses, group.across, group.inside)
-    handshake = np.where(group.crosses, group.chunk_across, _HANDSHAKE_HOPS * group.inside)
-    windows = np.maximum(each / _WINDOW_BYTES * group.inside, moving / group.flagged)
-    flags = _MESSAGE_HOPS * hop + windows
+    handshake = np.where(group.crosses, group.chunk_across, group.given["handshake_hops"] * group.inside)
+    windows = np.maximum(each / group.given["window_bytes"] * group.inside, moving / group.flagged)
+    flags = group.given["message_hops"] * hop + windows
     return group.launch + np.minimum(flags, handshake + moving)

@@ -27,17 +27,13 @@ import numpy as np
 from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
 from sandtable.demand.shapes import ExpertsShape
 from sandtable.hardware import Roofline
-from sandtable.model.laws.gemm_law import CLOCKS_PER_DEPTH, DEPTH, EDGE, OVERLAP, WIDE_BYTES, Format, format_of
+from sandtable.model.laws.gemm_law import DEPTH, WIDE_BYTES, Format, format_of, overlapped
 
 # rows of tiles that grouped kernels choose from, and their columns
 _TILE_ROWS = (16.0, 32.0, 64.0, 128.0)
 _TILE_COLUMNS = 128.0
 # ends of the power law of loads: of plenty of tokens, as a share of them, and of few
 _PLENTY_SHARE, _FEW = 0.8, (0.01, 2.0)
-# units with a tile draw up to this many times their even share of the bandwidth: a third of them fills it
-_DRAW = 3.0
-# sums over 128 of depth are scaled by hand, outside of the units for matrix products
-_RATE_FRAC = {"fp8_block": 0.5}
 # kernels for these types keep rows of other ranks' experts in their buffers; those for narrower ones leave them out
 _KEEPS_IDLE_ROWS = frozenset({"float32", "tf32", "bfloat16", "float16", "fp8_block"})
 # experts of like load are counted together, in this many groups; what counts as an exponent of one
@@ -54,6 +50,13 @@ class MixtureOfExperts(Operator[Roofline]):
     name: ClassVar[str] = "moe"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[ExpertsShape]] = ExpertsShape
+    given: ClassVar[tuple[str, ...]] = (
+        "edge",
+        "clocks_per_depth",
+        "overlap",
+        "draw",
+        "fp8_block_rate",
+    )
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="rate_frac", typical=0.6, low=0.02, high=1.5),
         Constant(name="bandwidth_frac", typical=0.8, low=0.02, high=1.2),
@@ -65,20 +68,19 @@ class MixtureOfExperts(Operator[Roofline]):
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
         batch = _Batch.of(columns)
-        form = format_of(device, dtype)
+        form, given = format_of(device, dtype), device.given(self.name)
         bandwidth = constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
-        rate = _RATE_FRAC.get(dtype, 1.0) * constants["rate_frac"] * device.peak(dtype)
+        rate = given.get(f"{dtype}_rate", 1.0) * constants["rate_frac"] * device.peak(dtype)
         tiles = {rows: batch.tiles(rows) for rows in _TILE_ROWS}
-        working = sum(_product_s(device, tiles, n, k, rate / device.n_units) for n, k in batch.products())
+        working = sum(_product_s(device, tiles, n, k, rate / device.n_units, given) for n, k in batch.products())
         streaming = sum(
-            form.weight * batch.touched * n * k / (bandwidth * _drawn(device, batch, n))
+            form.weight * batch.touched * n * k / (bandwidth * _drawn(device, batch, n, given["draw"]))
             for n, k in batch.products()
         )
         idle_rows = batch.idle_rows if dtype in _KEEPS_IDLE_ROWS else 0.0
         rows = constants["passes"] * batch.rows + constants["idle_passes"] * idle_rows
         moving = rows * _activation_bytes(batch, form) / bandwidth
-        longer, shorter = np.maximum(working, streaming), np.minimum(working, streaming)
-        busy = longer * (1 + (shorter / longer) ** OVERLAP) ** (1 / OVERLAP)
+        busy = overlapped(np.asarray(working), np.asarray(streaming), given["overlap"])
         return np.asarray(constants["launch_s"] + busy + moving, dtype=np.float64)
 
 
@@ -126,26 +128,31 @@ class _Batch:
 
 
 def _product_s(
-    device: Roofline, tiles_high: Mapping[float, FloatArray], n: FloatArray, k: FloatArray, unit_flops_per_s: float
+    device: Roofline,
+    tiles_high: Mapping[float, FloatArray],
+    n: FloatArray,
+    k: FloatArray,
+    unit_flops_per_s: float,
+    given: Constants,
 ) -> FloatArray:
     """Return the arithmetic of one grouped product, at the tile height that suits it best.
 
     ``tiles_high`` says for each height of tiles how many of them the experts' rows fill.
     """
     depth = np.ceil(k / DEPTH) * DEPTH
-    slowest = CLOCKS_PER_DEPTH * depth / device.clock_hz if device.clock_hz else 0.0
+    slowest = given["clocks_per_depth"] * depth / device.clock_hz if device.clock_hz else 0.0
     best: FloatArray = np.full(len(n), np.inf)
     for tile_rows, high in tiles_high.items():
         tiles = high * np.ceil(n / _TILE_COLUMNS)
-        area = tile_rows * _TILE_COLUMNS + EDGE * (tile_rows + _TILE_COLUMNS)
+        area = tile_rows * _TILE_COLUMNS + given["edge"] * (tile_rows + _TILE_COLUMNS)
         one = np.maximum(2 * depth * area / unit_flops_per_s, slowest)
         best = np.minimum(best, np.maximum(tiles / device.n_units, 1) * one)
     return best
 
 
-def _drawn(device: Roofline, batch: _Batch, n: FloatArray) -> FloatArray:
+def _drawn(device: Roofline, batch: _Batch, n: FloatArray, draw: float) -> FloatArray:
     """Return the share of the bandwidth that the units can draw which have a tile to work on."""
-    return np.minimum(1.0, _DRAW * batch.touched * np.ceil(n / _TILE_COLUMNS) / device.n_units)
+    return np.minimum(1.0, draw * batch.touched * np.ceil(n / _TILE_COLUMNS) / device.n_units)
 
 
 def _activation_bytes(batch: _Batch, form: Format) -> FloatArray:

@@ -24,29 +24,9 @@ THIN_TILES = ((16, 64), (16, 128), (32, 64), (32, 128))
 SPLITS = (1, 2, 3, 4)
 # depth that one step of a kernel's main loop takes
 DEPTH = 64
-# extra time of an edge element of a tile: a tile of a x b computes for a b + EDGE (a + b) elements, since its
-# operands have to be fetched once per tile
-EDGE = 4.0
-# share of the peak lost with each halving of the element, as a power: narrow types draw more power per second, and
-# the clock gives way
-NARROWING = 0.1
-# guess: clocks that one element of depth takes at least, however small the tile: a matrix instruction takes 16 of them
-# and hands its sums to the next one after 18 to 33 clocks (Luo et al., arXiv 2402.13499, latency of mma)
-CLOCKS_PER_DEPTH = 1.5
-# arithmetic and streaming overlap, but not fully near the ridge: a p-norm of the two instead of their maximum
-OVERLAP = 3.0
-# joining the parts of a split product, in launches
-JOIN = 1.0
 # bytes in which rows must start for the quickest kernels; rows that start at odd elements are loaded one by one, and
-# between the products instead of beside them: what the loads allow one multiprocessor per clock, in 16-bit FLOP
-# (pytorch/pytorch issue 181718, RTX 4090: 111 TFLOP/s for odd sizes where even ones reach 156, so loads alone would
-# allow 387; Netflix Technology Blog, "Scaling LLM Post-Training at Netflix", 2026: some sizes of the vocabulary triple
-# the time of the head)
+# between the products instead of beside them
 ALIGNED_BYTES = 16.0
-ODD_FLOPS_PER_CLOCK = 1200.0
-# what one multiprocessor reaches per clock without asynchronous copies of aligned tiles, in 16-bit FLOP: 63 % of a
-# Hopper's 4096 (Luo et al., arXiv 2402.13499, mma against wgmma); older devices have no more than that anyway
-PLAIN_FLOPS_PER_CLOCK = 2576.0
 # partial sums are kept in float32, written once and read once
 PARTIAL_BYTES = 8.0
 
@@ -95,6 +75,15 @@ class Gemm(PlainOperator):
     Shape: ClassVar[type[GemmShape]] = GemmShape
     dense: ClassVar[bool] = True
     bound_by: ClassVar[Bound] = "both"
+    given: ClassVar[tuple[str, ...]] = (
+        "edge",
+        "narrowing",
+        "clocks_per_depth",
+        "overlap",
+        "join_launches",
+        "odd_flops_per_clock",
+        "plain_flops_per_clock",
+    )
     loss: ClassVar[str] = "cauchy"
     # weighed on element types left out of the fit of a device, which siblings help to predict
     prior: ClassVar[float] = 0.1
@@ -109,21 +98,22 @@ class Gemm(PlainOperator):
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
         m, n, k, batch, narrowed = columns
-        form = format_of(device, dtype)
+        form, given = format_of(device, dtype), device.given(self.name)
         bandwidth = constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
         moved = batch * (form.weight * n * k + form.activation * m * k + output_bytes(dtype) * m * n)
         choices = _choices(form, split=dtype not in FORMATS)
         rows, cols, parts = (axis[:, None] for axis in choices.T)
         tiles = np.ceil(m / rows) * np.ceil(n / cols) * batch * parts
         depth = np.ceil(k / parts / DEPTH) * DEPTH
-        unit_flops_per_s = _rate(device, constants, dtype, form) / device.n_units
-        reached = unit_flops_per_s * _alignment(device, dtype, n, k)
-        working = 2 * depth * (rows * cols + EDGE * (rows + cols)) / reached
-        slowest = CLOCKS_PER_DEPTH * depth / device.clock_hz if device.clock_hz else 0.0
+        unit_flops_per_s = _rate(device, constants, dtype, form, given) / device.n_units
+        reached = unit_flops_per_s * _alignment(device, dtype, n, k, given)
+        working = 2 * depth * (rows * cols + given["edge"] * (rows + cols)) / reached
+        slowest = given["clocks_per_depth"] * depth / device.clock_hz if device.clock_hz else 0.0
         computing = np.ceil(tiles / device.n_units) * (np.maximum(working, slowest) + constants["tile_s"])
         split = parts > 1
         streaming = (moved + split * PARTIAL_BYTES * m * n * batch) / bandwidth
-        times = _overlapped(computing, streaming) + split * JOIN * constants["launch_s"]
+        times = overlapped(computing, streaming, given["overlap"])
+        times = times + split * given["join_launches"] * constants["launch_s"]
         passes = constants["quantise_passes"] * form.passes * (1 - narrowed)
         quantising = passes * (constants["launch_s"] + form.pass_bytes * m * k * batch / bandwidth)
         return np.asarray(constants["launch_s"] + times.min(axis=0) + quantising, dtype=np.float64)
@@ -152,7 +142,7 @@ def output_bytes(dtype: str) -> float:
     return WIDE_BYTES if dtype in FORMATS else DTYPE_BYTES[dtype]
 
 
-def _alignment(device: Roofline, dtype: str, n: FloatArray, k: FloatArray) -> FloatArray:
+def _alignment(device: Roofline, dtype: str, n: FloatArray, k: FloatArray, given: Constants) -> FloatArray:
     """Return the share of the rate that is left where rows of operands do not start at whole 16 bytes.
 
     Tables and kernels for tensor units take aligned rows; others are loaded in smaller pieces, and on devices whose
@@ -164,14 +154,14 @@ def _alignment(device: Roofline, dtype: str, n: FloatArray, k: FloatArray) -> Fl
     aligned = (n * item % ALIGNED_BYTES == 0) & (k * item % ALIGNED_BYTES == 0)
     odd = (n % 2 == 1) | (k % 2 == 1)
     full = device.peak(dtype) / (device.n_units * device.clock_hz)
-    plain = min(1.0, PLAIN_FLOPS_PER_CLOCK / full)
-    one_by_one = 1 / (1 / plain + full / ODD_FLOPS_PER_CLOCK)
+    plain = min(1.0, given["plain_flops_per_clock"] / full)
+    one_by_one = 1 / (1 / plain + full / given["odd_flops_per_clock"])
     return np.where(aligned, 1.0, np.where(odd, one_by_one, plain))
 
 
-def _rate(device: Roofline, constants: Constants, dtype: str, form: Format) -> float:
+def _rate(device: Roofline, constants: Constants, dtype: str, form: Format, given: Constants) -> float:
     """Return the arithmetic rate of the whole device in FLOP/s."""
-    narrow: float = min(1.0, form.activation / WIDE_BYTES) ** NARROWING
+    narrow: float = min(1.0, form.activation / WIDE_BYTES) ** given["narrowing"]
     return constants["rate_frac"] * device.peak(dtype) * narrow
 
 
@@ -184,7 +174,7 @@ def _choices(form: Format, *, split: bool) -> FloatArray:
     return np.array([(*tile, parts) for tile in tiles for parts in (SPLITS if split else SPLITS[:1])], dtype=float)
 
 
-def _overlapped(one: FloatArray, other: FloatArray) -> FloatArray:
+def overlapped(one: FloatArray, other: FloatArray, power: float) -> FloatArray:
     """Return the p-norm of two times, without overflow."""
     longer, shorter = np.maximum(one, other), np.minimum(one, other)
-    return np.asarray(longer * (1 + (shorter / longer) ** OVERLAP) ** (1 / OVERLAP))
+    return np.asarray(longer * (1 + (shorter / longer) ** power) ** (1 / power))

@@ -10,15 +10,8 @@ from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, 
 from sandtable.demand.shapes import MemoryBoundShape, Number
 from sandtable.hardware import Roofline
 
-# threads of one block, and how many such blocks one unit holds at a time
+# threads of one block
 BLOCK_THREADS = 1024
-RESIDENT_BLOCKS = 2
-# waiting and streaming overlap in part, as blocks wait at different times
-OVERLAP = 1.6
-# how much faster than memory the last-level cache of an accelerator serves what the kernel before left there
-CACHE_SPEEDUP = 1.5
-# of a device whose data device states no clock
-USUAL_CLOCK_HZ = 1.5e9
 
 
 class MemoryBound(Operator[Roofline]):
@@ -36,6 +29,12 @@ class MemoryBound(Operator[Roofline]):
     name: ClassVar[str] = "memory_bound"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[MemoryBoundShape]] = MemoryBoundShape
+    given: ClassVar[tuple[str, ...]] = (
+        "resident_blocks",
+        "overlap",
+        "cache_speedup",
+        "usual_clock_hz",
+    )
     loss: ClassVar[str] = "cauchy"
     constants: ClassVar[tuple[Constant, ...]] = (
         # above 1 where caches serve what memory would
@@ -48,11 +47,14 @@ class MemoryBound(Operator[Roofline]):
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
+        given = device.given(self.name)
         bandwidth = constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
-        streaming = _memory_bytes(device, columns.n_bytes) / bandwidth
-        waves = np.maximum(1.0, columns.n_rows / (device.n_units * RESIDENT_BLOCKS))
-        waiting = waves * columns.row_waits * constants["wait_clocks"] / (device.clock_hz or USUAL_CLOCK_HZ)
-        working = (streaming**OVERLAP + waiting**OVERLAP) ** (1 / OVERLAP)
+        streaming = _memory_bytes(device, columns.n_bytes, given["cache_speedup"]) / bandwidth
+        waves = np.maximum(1.0, columns.n_rows / (device.n_units * given["resident_blocks"]))
+        waiting = (
+            waves * columns.row_waits * constants["wait_clocks"] / (device.clock_hz or given["usual_clock_hz"])
+        )
+        working = (streaming ** given["overlap"] + waiting ** given["overlap"]) ** (1 / given["overlap"])
         evaluating = columns.n_special * constants["special_s"] / device.n_units
         return np.asarray(columns.n_kernels * constants["launch_s"] + working + evaluating)
 
@@ -65,7 +67,7 @@ class MemoryBound(Operator[Roofline]):
         return stated if shape is None else shape.n_kernels
 
 
-def _memory_bytes(device: Roofline, n_bytes: FloatArray) -> FloatArray:
+def _memory_bytes(device: Roofline, n_bytes: FloatArray, cache_speedup: float) -> FloatArray:
     """Return the traffic as if all of it went to memory.
 
     An accelerator's cache is shared by all units: up to half of it is found there, and little of what is far larger,
@@ -74,4 +76,4 @@ def _memory_bytes(device: Roofline, n_bytes: FloatArray) -> FloatArray:
     if device.family == "cpu" or not device.cache_bytes:
         return n_bytes
     found = np.clip(1.5 - n_bytes / device.cache_bytes, 0.0, 1.0)
-    return np.asarray(n_bytes * (1 - found * (1 - 1 / CACHE_SPEEDUP)))
+    return np.asarray(n_bytes * (1 - found * (1 - 1 / cache_speedup)))
