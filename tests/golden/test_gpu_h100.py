@@ -40,7 +40,7 @@ def test_a_gpu_made_the_recording() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "software", "n_points", "median", "p90"),
+    ("operator", "software", "n_points", "median", "p90"),
     [
         ("gemm", "pytorch_cuda", 80, 0.052, 0.156),
         ("attention", "pytorch_cuda", 22, 0.067, 0.295),
@@ -49,12 +49,12 @@ def test_a_gpu_made_the_recording() -> None:
     ],
 )
 def test_operators_fit(
-    calibrated: Machine, kind: str, software: str, n_points: int, median: float, p90: float
+    calibrated: Machine, operator: str, software: str, n_points: int, median: float, p90: float
 ) -> None:
     assert calibrated.accelerator is not None
     fitted = calibrated.accelerator.processor.fitted
     assert fitted is not None
-    evidence = fitted.operators[kind][software].evidence
+    evidence = fitted.operators[operator][software].evidence
     assert evidence.n_points == n_points
     assert evidence.median_abs_error_frac < median
     assert evidence.p90_abs_error_frac < p90

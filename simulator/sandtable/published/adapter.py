@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.errors import ConfigError
-from sandtable.published.rows import Row, Rows, file_of, read_rows
+from sandtable.published.rows import MalformedRow, Row, Rows, file_of, read_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +92,14 @@ class Adapter(ABC):
         Raises:
             MalformedRow: the row cannot be read.
         """
+
+    def predict_all(self, rows: Iterable[Row]) -> Iterator[Outcome | MalformedRow]:
+        """Predict rows in order; one that cannot be read gives its error. For adapters that predict many at once."""
+        for row in rows:
+            try:
+                yield self.predict(row)
+            except MalformedRow as error:
+                yield error
 
     def held_out(self, rows: Iterable[Row]) -> list[Scored]:
         """Predict the rows whose device file was made from them, with constants made from other rows.

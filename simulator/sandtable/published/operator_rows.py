@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint, held_out_seconds
+from sandtable.calibration.fit.operator_fit import OperatorPoint, Predictor, held_out_seconds
 from sandtable.demand.operator import Operator, operator_named
 from sandtable.demand.shapes import GemmShape
 from sandtable.errors import PlanError
@@ -120,26 +120,55 @@ class OperatorAdapter(Adapter):
 
     def predict(self, row: Row) -> Outcome:
         """Predict each figure with the constants of the device, else of its siblings under that software."""
-        found = self.timed(row)
-        if isinstance(found, Skipped):
-            return found
-        return [item if isinstance(item, Skipped) else self._scored(item) for item in found]
+        (found,) = self.predict_all([row])
+        if isinstance(found, MalformedRow):
+            raise found
+        return found
 
-    def _scored(self, item: Timed) -> Scored | Skipped:
-        point = item.point
-        constants = self.constants(point)
+    def predict_all(self, rows: Iterable[Row]) -> Iterator[Outcome | MalformedRow]:
+        """Predict rows in order: what shares a device, software and operator in one call."""
+        translated = [self._translated(row) for row in rows]
+        groups: dict[tuple[str, str, str], list[Timed]] = {}
+        for items in translated:
+            for item in items if isinstance(items, list) else ():
+                if isinstance(item, Timed):
+                    point = item.point
+                    groups.setdefault((point.device, point.software, point.operator), []).append(item)
+        scored: dict[int, Scored | Skipped] = {
+            id(item): figure for items in groups.values() for item, figure in self._together(items)
+        }
+        for items in translated:
+            if isinstance(items, list):
+                yield [item if isinstance(item, Skipped) else scored[id(item)] for item in items]
+            else:
+                yield items
+
+    def _translated(self, row: Row) -> list[Timed | Skipped] | Skipped | MalformedRow:
         try:
-            seconds = seconds_of(point, constants.values)
+            found = self.timed(row)
+        except MalformedRow as error:
+            return error
+        return found if isinstance(found, Skipped) else list(found)
+
+    def _together(self, items: Sequence[Timed]) -> Iterator[tuple[Timed, Scored | Skipped]]:
+        """Predict figures of one operator that share their constants."""
+        points = [item.point for item in items]
+        try:
+            constants = self.constants(points[0])
+            predicted = Predictor(points, sheets_of(points)).seconds(constants.values)
         except PlanError as error:
-            return Skipped(f"no law: {error}", item.metric)
+            yield from ((item, Skipped(f"no law: {error}", item.metric)) for item in items)
+            return
         low, high = constants.residual_high_frac, constants.residual_low_frac
-        return self._score(item, seconds, seconds / low, seconds / high)
+        for item, seconds in zip(items, predicted.tolist(), strict=True):
+            yield item, self.figure(item, seconds, seconds / low, seconds / high)
 
     def constants(self, point: OperatorPoint) -> Resolved:
         """Return the constants that a point is predicted with: see `constants_of`."""
         return constants_of(point)
 
-    def _score(self, item: Timed, seconds: float, low: float, high: float) -> Scored:
+    def figure(self, item: Timed, seconds: float, low: float, high: float) -> Scored:
+        """Return what a report shows of one figure, which is predicted to take ``seconds``, between two ends."""
         return Scored(
             row_id=item.row_id,
             metric=item.metric,
@@ -184,7 +213,7 @@ class OperatorAdapter(Adapter):
             low, high = _interval(seconds / np.array([point.seconds for point in points]))
             for item, value in zip(items, seconds, strict=True):
                 if not np.isnan(value):
-                    scored.append(self._score(item, float(value), float(value / high), float(value / low)))
+                    scored.append(self.figure(item, float(value), float(value / high), float(value / low)))
         return scored
 
 

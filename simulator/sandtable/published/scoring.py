@@ -13,7 +13,7 @@ import numpy as np
 
 from sandtable import plugins
 from sandtable.errors import ConfigError, UnknownName
-from sandtable.published.adapter import Adapter, Scored, Skipped
+from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
 from sandtable.published.rows import MalformedRow, Row, file_of
 
 MALFORMED = "malformed row"
@@ -161,9 +161,9 @@ def score(adapter: Adapter, folder: Path) -> list[DatasetScore]:
     reasons: dict[str, Counter[str]] = {metric: Counter() for metric in adapter.metrics}
     malformed: list[int] = []
     readable: list[Row] = []
-    for row in rows:
+    for row, found in zip(rows, adapter.predict_all(rows), strict=True):
         try:
-            outcome = _outcome(adapter, row)
+            outcome = _by_metric(adapter, found)
             readable.append(row)
         except MalformedRow:
             malformed.append(row.line)
@@ -188,9 +188,10 @@ def score(adapter: Adapter, folder: Path) -> list[DatasetScore]:
     ]
 
 
-def _outcome(adapter: Adapter, row: Row) -> dict[str, Scored | Skipped]:
-    """Return, for each metric of the adapter, the one thing that became of it in this row."""
-    outcome = adapter.predict(row)
+def _by_metric(adapter: Adapter, outcome: Outcome | MalformedRow) -> dict[str, Scored | Skipped]:
+    """Return, for each metric of the adapter, the one thing that became of it in a row."""
+    if isinstance(outcome, MalformedRow):
+        raise outcome
     if isinstance(outcome, Skipped):
         return dict.fromkeys(adapter.metrics, outcome)
     by_metric: dict[str, Scored | Skipped] = {}

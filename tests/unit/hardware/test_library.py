@@ -144,6 +144,15 @@ def test_the_search_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert library.load_component("storage", "mine").title == "A drive"
 
 
+def test_what_a_reader_changes_is_its_own() -> None:
+    text = "a: 1\nb: {c: 2}\n"
+    first = yaml_files.parse_yaml(text, "x.yaml")
+    first["b"]["c"] = 3
+    again = yaml_files.parse_yaml(text, "y.yaml")
+    assert again["b"]["c"] == 2
+    assert yaml_files.line_of(again, ["b", "c"]) == 2
+
+
 def test_yaml_is_version_1_2(tmp_path: Path) -> None:
     data = yaml_files.parse_yaml("country: no\nrate: 989e12\nyes: on\n", "x.yaml")
     assert yaml_files.plain(data) == {"country": "no", "rate": 989e12, "yes": "on"}

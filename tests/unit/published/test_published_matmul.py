@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sandtable.demand.shapes import GemmShape
 from sandtable.published.adapter import Skipped
 from sandtable.published.operators.op_torch_matmul import OpTorchMatmul
 from sandtable.published.rows import MalformedRow, Row
@@ -21,7 +22,7 @@ def test_a_rate_becomes_a_time() -> None:
     (item,) = found
     assert not isinstance(item, Skipped)
     assert item.point.seconds == pytest.approx(2 * 8192 * 4096 * 2048 / 160e12)
-    assert item.point.shape == (8192, 4096, 2048, 1)
+    assert item.point.shape == GemmShape(8192, 4096, 2048)
     assert (item.point.device, item.point.software, item.point.dtype) == ("nvidia_rtx_4090", "cublas", "bfloat16")
 
 

@@ -44,7 +44,7 @@ def reason(**cells: str) -> str:
 def test_a_row_is_one_layer_of_experts() -> None:
     found = point()
     assert found.shape == (16, 2048, 768, 8, 128, 1, 8, 0)
-    assert (found.device, found.software, found.op) == ("nvidia_h100_sxm", "vllm", "moe")
+    assert (found.device, found.software, found.operator) == ("nvidia_h100_sxm", "vllm", "moe")
     assert found.seconds == pytest.approx(1e-4)
 
 

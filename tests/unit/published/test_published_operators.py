@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.demand.shapes import GemmShape
 from sandtable.published import scoring, systems
 from sandtable.published.adapter import Scored, Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, constants_of, seconds_of
@@ -70,7 +73,7 @@ class TestGemm:
     def test_a_row_is_a_product(self) -> None:
         point = points(OpGemm(), GEMM, latency_ms="0.02")["latency_ms"]
         assert point.device == "nvidia_h100_sxm"
-        assert (point.software, point.dtype, point.shape) == ("vllm", "fp8", (8, 4096, 7168, 1))
+        assert (point.software, point.dtype, point.shape) == ("vllm", "fp8", GemmShape(8, 4096, 7168))
         assert point.seconds == pytest.approx(2e-5)
 
     def test_it_is_predicted_in_milliseconds_within_an_interval(self) -> None:
@@ -82,6 +85,32 @@ class TestGemm:
         assert scored.low < scored.predicted < scored.high
         point = points(OpGemm(), GEMM, latency_ms="0.02")["latency_ms"]
         assert scored.predicted == pytest.approx(1e3 * seconds_of(point, constants_of(point).values))
+
+    def test_rows_together_are_predicted_as_each_alone(self) -> None:
+        kinds = ({}, {"m": "64"}, {"m": "0"}, {"dtype": "bfloat16"}, {"system": "abacus"}, {"framework": "sglang"})
+        rows = [row(GEMM, **{"latency_ms": "0.02", **more}) for more in kinds]
+        together = list(OpGemm().predict_all(rows))
+        assert [type(found) for found in together] == [list, list, MalformedRow, list, Skipped, list]
+        for one, found in zip(rows, together, strict=True):
+            if not isinstance(found, MalformedRow):
+                assert OpGemm().predict(one) == found
+
+    def test_a_row_of_an_operator_without_a_law_does_not_take_the_others_along(self) -> None:
+        class WithAbacus(OpGemm):
+            def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+                found = super().timed(row)
+                assert not isinstance(found, Skipped)
+                items = [item for item in found if isinstance(item, Timed)]
+                operator = "abacus" if row.text("m") == "9" else "gemm"
+                return [replace(item, point=replace(item.point, operator=operator)) for item in items]
+
+        rows = [row(GEMM, latency_ms="0.02", m=m) for m in ("8", "9", "10")]
+        good, bad, fine = WithAbacus().predict_all(rows)
+        assert isinstance(good, list)
+        assert isinstance(fine, list)
+        assert isinstance(bad, list)
+        assert all(isinstance(item, Scored) for item in (*good, *fine))
+        assert [item.reason[:6] for item in bad if isinstance(item, Skipped)] == ["no law"]
 
     @pytest.mark.parametrize(
         ("more", "words"),
@@ -118,10 +147,10 @@ class TestVidur:
     def test_linear_layers_are_sharded(self) -> None:
         """64 heads of 128 on four devices, with two of eight key-value heads each; gate and up are one product."""
         found = vidur()
-        assert found["attn_pre_proj_ms"].shape == (100, (16 + 2 * 2) * 128, 8192, 1)
-        assert found["attn_post_proj_ms"].shape == (100, 8192, 2048, 1)
-        assert found["mlp_up_proj_ms"].shape == (100, 2 * 7168, 8192, 1)
-        assert found["mlp_down_proj_ms"].shape == (100, 8192, 7168, 1)
+        assert found["attn_pre_proj_ms"].shape == GemmShape(100, (16 + 2 * 2) * 128, 8192)
+        assert found["attn_post_proj_ms"].shape == GemmShape(100, 8192, 2048)
+        assert found["mlp_up_proj_ms"].shape == GemmShape(100, 2 * 7168, 8192)
+        assert found["mlp_down_proj_ms"].shape == GemmShape(100, 8192, 7168)
         assert {point.software for point in found.values()} == {"cublas"}
 
     def test_key_value_heads_are_repeated_where_there_are_too_few(self) -> None:
@@ -178,7 +207,7 @@ class TestMatmulPeak:
 class TestInfersim:
     def test_a_product_is_of_tensors_with_block_scales(self) -> None:
         point = points(OpInfersim(), INFERSIM)["latency_us"]
-        assert (point.software, point.dtype, point.shape) == ("deepgemm", "fp8_block", (512, 6144, 2048, 1))
+        assert (point.software, point.dtype, point.shape) == ("deepgemm", "fp8_block", GemmShape(512, 6144, 2048))
         assert point.seconds == pytest.approx(52.5e-6)
 
     def test_other_kinds_of_operator_are_counted(self) -> None:

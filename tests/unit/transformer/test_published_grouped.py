@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sandtable.demand.shapes import GemmShape
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import Timed
 from sandtable.published.rows import Row
@@ -43,8 +44,8 @@ def test_it_is_one_product_per_expert_of_the_rank(tp_size: int, columns: int) ->
     assert not isinstance(found, Skipped)
     (item,) = found
     assert isinstance(item, Timed)
-    assert item.point.op == "gemm"
-    assert item.point.shape == (16, columns, 7168, 32)
+    assert item.point.operator == "gemm"
+    assert item.point.shape == GemmShape(16, columns, 7168, 32)
     assert item.point.seconds == pytest.approx(2e-4)
 
 

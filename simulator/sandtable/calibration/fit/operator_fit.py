@@ -117,6 +117,7 @@ class Fitting:
                 f"{len(points)} measured points cannot fit the {len(law.constants)} constants of {law.fitted_as}"
             )
         self.law = law
+        self.points, self.sheets, self.towards = points, sheets, towards
         self.predictor = Predictor(points, sheets)
         self.low = np.log([constant.low for constant in law.constants])
         self.high = np.log([constant.high for constant in law.constants])
@@ -139,18 +140,17 @@ class Fitting:
             columns.append((self.residuals(up) - self.residuals(down)) / (up[index] - down[index]))
         return np.array(columns).T
 
-    def solve(self, start: FloatArray, inside: Indices | None = None, tolerance: float = 1e-6) -> FloatArray:
-        """Return the logarithms that fit best, from ``start``, over all points or those ``inside``."""
+    def solve(self, start: FloatArray, tolerance: float = 1e-6) -> FloatArray:
+        """Return the logarithms that fit best, from ``start``."""
         try:
             from scipy.optimize import least_squares
         except ImportError:
             raise missing_extra("scipy", "run") from None
-        chosen = np.arange(self.predictor.n_points) if inside is None else inside
         prior = np.diag(self.prior)
         solution = least_squares(
-            lambda logs: np.concatenate([self.residuals(logs)[chosen], prior @ (logs - self.typical)]),
+            lambda logs: np.concatenate([self.residuals(logs), prior @ (logs - self.typical)]),
             np.clip(start, self.low + 1e-9, self.high - 1e-9),
-            jac=lambda logs: np.concatenate([self.jacobian(logs)[chosen], prior]),  # pyright: ignore[reportArgumentType]
+            jac=lambda logs: np.concatenate([self.jacobian(logs), prior]),  # pyright: ignore[reportArgumentType]
             bounds=(self.low, self.high),
             loss=self.law.loss,
             f_scale=ROBUST,
@@ -198,7 +198,8 @@ class Fitting:
         for fold in range(n_folds):
             outside = order[fold::n_folds]
             inside = np.setdiff1d(np.arange(n_points), outside)
-            found[outside] = self.residuals(self.solve(logs, inside, 1e-4))[outside]
+            others = Fitting(self.law, [self.points[i] for i in inside], self.sheets, self.towards)
+            found[outside] = self.residuals(others.solve(logs, 1e-4))[outside]
         return found
 
     def draws(self, logs: FloatArray) -> FloatArray:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from sandtable.calibration.fit.operator_fit import OperatorPoint
 from sandtable.demand.shapes import GemmShape
 from sandtable.model.fitted_constants import Resolved
-from sandtable.published.adapter import Outcome, Scored, Skipped
+from sandtable.published.adapter import Scored, Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, product_at_rate
 from sandtable.published.rows import Row
 
@@ -42,15 +42,9 @@ class OpMatmulPeak(OperatorAdapter):
         found = super().constants(point)
         return replace(found, values={**found.values, "quantise_passes": 0.0})
 
-    def predict(self, row: Row) -> Outcome:
-        """Predict the rate: the product's arithmetic over the time that the law gives it."""
-        outcome = super().predict(row)
-        if isinstance(outcome, Skipped):
-            return outcome
-        found = self.timed(row)
-        assert not isinstance(found, Skipped)
-        shapes = {item.metric: item.point.shape for item in found if isinstance(item, Timed)}
-        return [item if isinstance(item, Skipped) else _as_rate(item, shapes[item.metric]) for item in outcome]
+    def figure(self, item: Timed, seconds: float, low: float, high: float) -> Scored:
+        """Return the rate: the product's arithmetic over the time that the law gives it."""
+        return _as_rate(super().figure(item, seconds, low, high), item.point.shape)
 
 
 def _as_rate(item: Scored, shape: GemmShape) -> Scored:
