@@ -72,7 +72,7 @@ def findings(
 @app.command()
 def published(
     data: Annotated[
-        Path | None, typer.Argument(help="Folder of published measurements; none: those shipped.")
+        Path | None, typer.Argument(help="Folder of published measurements (CSV or Parquet); none: those shipped.")
     ] = None,
     only: Annotated[str | None, typer.Option(help="One data set.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for scatter plots.")] = None,
