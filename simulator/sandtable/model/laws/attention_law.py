@@ -115,7 +115,7 @@ class Attention(Operator[Roofline]):
         "backward_percent",
         "clocks_per_score",
     )
-    # decode times alone say little of whole prompts, and the other way round: what they leave open stays with the siblings
+    # times of one token alone say little of prompts, and the other way round: what they leave open stays with siblings
     prior: ClassVar[float] = 1.0
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="rate_frac", typical=0.67, low=0.02, high=1.0),
