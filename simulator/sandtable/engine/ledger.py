@@ -76,16 +76,19 @@ class Ledger:
 def leaves_of(ops: Sequence[Op], time: Callable[[Op], OpTime]) -> list[tuple[Op, OpTime]]:
     """Return the ops that these consist of, those of equal sequences once, with the time that they take in all."""
     times: dict[int, int] = {}
-    first: dict[int, Op] = {}
+    first: list[Op] = []
     for op in ops:
-        key = id(op.parts) if op.parts else id(op)
-        first.setdefault(key, op)
-        times[key] = times.get(key, 0) + (op.repeat if op.parts else 1)
+        if not op.parts:
+            first.append(op)
+        elif id(op.parts) in times:
+            times[id(op.parts)] += op.repeat
+        else:
+            times[id(op.parts)] = op.repeat
+            first.append(op)
     found = []
-    for key, op in first.items():
-        inner = ((leaf, count) for part in op.parts for leaf, count in part.leaves())
-        pairs = inner if op.parts else iter([(op, 1)])
-        for leaf, count in pairs:
-            repeats = count // leaf.repeat * times[key] if op.parts else times[key]
-            found.append((leaf, time(leaf).times(repeats)))
+    for op in first:
+        if not op.parts:
+            found.append((op, time(op)))
+        for leaf, count in ((leaf, count) for part in op.parts for leaf, count in part.leaves()):
+            found.append((leaf, time(leaf).times(count // leaf.repeat * times[id(op.parts)])))
     return found

@@ -1,7 +1,7 @@
 """A plan as a process: every op waits for what it depends on, then for its resource.
 
-Equal steps in a row, and equal ops in a row, are advanced in one event; `Options.expand` turns that off and must
-not change any result.
+Where nothing else runs, equal steps in a row, and ops in a row, are advanced in one event; `Options.expand` turns that
+off and must not change any result.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ class _Player:
         self.env = world.env
         self._intervals: list[Interval] | None = None
         self._shares: dict[int, float] = {}
+        # nothing else can come between equal steps, or ops in a row
+        self._at_once = world.lone_plan and not world.options.expand
+        self._unwatched = self._at_once and not world.options.per_request and not world.options.trace
 
     def body(self) -> Body:
         for phase in self.plan.phases:
@@ -56,7 +59,7 @@ class _Player:
 
     def _expanded(self, phase: Phase) -> Iterator[tuple[Step, int]]:
         for step in phase.steps:
-            if self.world.options.expand:
+            if not self._at_once:
                 yield from ((step, 1) for _ in range(step.repeat))
             else:
                 yield step, step.repeat
@@ -70,7 +73,10 @@ class _Player:
         chained = all(wait == ((i - 1,) if i else ()) for i, wait in enumerate(waits))
         # a step that names its sections also reports what each instant was spent on
         self._intervals = [] if any(op.section for op in step.ops) else None
-        if chained:
+        if chained and self._unwatched and self._intervals is None:
+            spent = (ticks(cost.seconds / op.repeat) * op.repeat for op, cost in zip(step.ops, costs, strict=True))
+            yield self.env.timeout(sum(spent))
+        elif chained:
             for op, cost in zip(step.ops, costs, strict=True):
                 yield from self._serve(op, cost, index)
         else:

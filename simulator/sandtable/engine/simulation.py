@@ -41,7 +41,8 @@ def run(work: Plan | Process, costs: CostModel, options: Options | None = None, 
     Raises:
         DoesNotFit: it takes more memory than the machine has.
     """
-    world = World(costs, options, seed=seed, workload=work.workload)
+    lone_plan = isinstance(work, Plan) or bool(work.phases)
+    world = World(costs, options, seed=seed, workload=work.workload, lone_plan=lone_plan)
     world.spawn(work)
     world.env.run()
     world.settle()

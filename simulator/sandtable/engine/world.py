@@ -74,10 +74,17 @@ class World:
         rng: The only source of chance, seeded.
         recorder: Units of work recorded so far.
         ledger: Time that ops took so far.
+        lone_plan: Whether the run is that of one plan, with which nothing else contends.
     """
 
     def __init__(
-        self, costs: CostModel, options: Options | None = None, *, seed: int = 0, workload: str = "this run"
+        self,
+        costs: CostModel,
+        options: Options | None = None,
+        *,
+        seed: int = 0,
+        workload: str = "this run",
+        lone_plan: bool = False,
     ) -> None:
         self.env = simpy.Environment()
         self.costs = costs
@@ -87,6 +94,7 @@ class World:
         self.memory = MemoryPool(self.env, capacity_bytes(machine), machine=machine.name, workload=workload)
         self.recorder = Recorder()
         self.ledger = Ledger()
+        self.lone_plan = lone_plan
         self.trace: list[TraceRow] = []
         self._devices: dict[str, SharedDevice | RequestByRequest] = {}
         self._servers: dict[tuple[str, str, int, str], Server] = {}

@@ -6,7 +6,8 @@ A calibrated machine answers from its fitted laws. Otherwise the data sheet is s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -48,16 +49,24 @@ class OpTime:
 
     def times(self, factor: float) -> OpTime:
         """Return the time of ``factor`` executions in a row."""
-        return replace(
-            self,
-            seconds=self.seconds * factor,
-            low=self.low * factor,
-            high=self.high * factor,
-            host_s=self.host_s * factor,
-        )
+        if factor == 1:
+            return self
+        seconds, low, high, host_s = (part * factor for part in (self.seconds, self.low, self.high, self.host_s))
+        return OpTime(seconds, low, high, host_s, self.law, self.drift_frac)
 
 
 ZERO = OpTime(0.0, 0.0, 0.0)
+# what an op is called, where it stands in a plan and who does it: no part of what one execution takes
+PLACE: dict[str, Any] = {
+    "name": "",
+    "account": "",
+    "section": "",
+    "stream": "",
+    "device": 0,
+    "repeat": 1,
+    "after": None,
+}
+_demand_of = attrgetter(*(field.name for field in fields(Op) if field.name not in PLACE))
 
 
 class CostModel:
@@ -70,7 +79,7 @@ class CostModel:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.storage_law: StorageLaw = storage_model.law_of(machine.storage)
-        self._known: dict[Op, OpTime] = {}
+        self._known: dict[tuple[Any, ...], tuple[Op, OpTime]] = {}
         # by identity: the parts are kept, so that no other tuple takes their place
         self._sequences: dict[int, tuple[tuple[Op, ...], OpTime]] = {}
 
@@ -78,15 +87,16 @@ class CostModel:
         """Return the time of all repeats of ``op`` when nothing else uses its resource."""
         if op.parts:
             return self._sequence(op)
-        demand = replace(op, name="", account="", section="", stream="", device=0, repeat=1, after=None)
-        known = self._known.get(demand)
+        key = _demand_of(op)
+        known = self._known.get(key)
         if known is None:
-            known = self._known[demand] = self._exposed(demand)
-        return known if op.repeat == 1 else known.times(op.repeat)
+            demand = replace(op, **PLACE)
+            known = self._known[key] = demand, self._exposed(demand)
+        return known[1].times(op.repeat)
 
     def demands(self) -> list[Op]:
         """Return the different demands that were costed so far."""
-        return list(self._known)
+        return [demand for demand, _ in self._known.values()]
 
     def _sequence(self, op: Op) -> OpTime:
         """Return the time of ops in a row; a plan holds few different ones, and many ops that consist of them."""
@@ -96,7 +106,7 @@ class CostModel:
             names = ("seconds", "low", "high", "host_s")
             sums: dict[str, float] = {name: sum(getattr(time, name) for time in times) for name in names}
             known = self._sequences[id(op.parts)] = (op.parts, replace(ZERO, **sums))  # type: ignore[arg-type]
-        return known[1] if op.repeat == 1 else known[1].times(op.repeat)
+        return known[1].times(op.repeat)
 
     def _exposed(self, op: Op) -> OpTime:
         """Return the time of one execution, less what the op that hides it hides of it."""

@@ -136,13 +136,18 @@ def test_a_plan_within_a_process_takes_what_it_takes_alone(machine: Machine) -> 
     assert result.by_op == pytest.approx({name: 2 * value for name, value in alone.by_op.items()})
 
 
-def test_two_plans_at_once_contend(machine: Machine) -> None:
+def test_plans_at_once_contend_in_every_one_of_their_steps(machine: Machine) -> None:
     plan = plan_of(COMPUTE)
 
     def body(world: World) -> Body:
-        yield world.all_of([world.spawn(plan), world.spawn(plan)])
+        others = [world.spawn(plan), world.spawn(plan)]
+        # comes in the middle of both, and has its turn between their steps
+        yield world.sleep(0.5 * C)
+        start_s = yield world.serve(COMPUTE)
+        assert start_s == pytest.approx(2 * C, abs=TICK)
+        yield world.all_of(others)
 
-    assert play(machine, body).total_s == pytest.approx(2 * run(plan, CostModel(machine)).total_s, abs=TICK)
+    assert play(machine, body).total_s == pytest.approx(7 * C, abs=TICK)
 
 
 def test_a_process_within_a_process_gives_its_value(machine: Machine) -> None:

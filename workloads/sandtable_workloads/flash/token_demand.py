@@ -27,7 +27,6 @@ from sandtable_kernels.operations.memory_moves import CacheUpdate, Insert
 from sandtable_kernels.operations.predictor import parameter_count
 from sandtable_workloads.flash.flash_parameters import FlashInference, Sizes
 from sandtable_workloads.flash.neuron_traces import predictor_ranks, trace_of
-from sandtable_workloads.transformer.shapes import ModelShape
 
 KV_DTYPE = "float32"
 # what each operation costs is said once, by the kernel that does it
@@ -173,12 +172,15 @@ class Placement:
         return cls("accelerator", machine.accelerator.memory.name != machine.memory.name)
 
 
+# frozen, and the same for many layers and tokens
+@lru_cache(maxsize=1024)
 def _gemv(name: str, rows: int, columns: int, dtype: str, where: Placement) -> Op:
     return replace(GEMV.cost({"m": rows, "k": columns, "dtype": dtype}), name=name, on=where.on)
 
 
-def _attend(shape: ModelShape, where: Placement, context: int) -> Op:
-    dims = {"n_ctx": context, "n_heads": shape.n_heads, "n_kv_heads": shape.n_kv_heads, "head_dim": shape.head_dim}
+@lru_cache(maxsize=1024)
+def _attend(n_heads: int, n_kv_heads: int, head_dim: int, where: Placement, context: int) -> Op:
+    dims = {"n_ctx": context, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
     return replace(ATTEND.cost({**dims, "dtype": KV_DTYPE}), name="attention", on=where.on)
 
 
@@ -186,12 +188,13 @@ def _attention(parameters: FlashInference, where: Placement, context: int) -> It
     """Projections and attention of one layer and one token; ``context`` tokens of keys and values."""
     shape = parameters.shape
     yield _gemv("attention", shape.qkv_rows, shape.d_model, parameters.dtype, where)
-    yield _attend(shape, where, context)
+    yield _attend(shape.n_heads, shape.n_kv_heads, shape.head_dim, where, context)
     yield _gemv("attention", shape.d_model, shape.n_heads * shape.head_dim, parameters.dtype, where)
 
 
-def _add_norm(shape: ModelShape, where: Placement, n: int = 1) -> Op:
-    return replace(ADD_NORM.cost({"n": n, "d_model": shape.d_model}), on=where.on)
+@lru_cache(maxsize=1024)
+def _add_norm(d_model: int, where: Placement, n: int = 1) -> Op:
+    return replace(ADD_NORM.cost({"n": n, "d_model": d_model}), on=where.on)
 
 
 def _head(parameters: FlashInference, where: Placement) -> Op:
@@ -216,7 +219,7 @@ def sparse_token(
     ranks = predictor_ranks(shape)
     for layer, demand in enumerate(demands):
         yield from _attention(parameters, where, context)
-        yield _add_norm(shape, where)
+        yield _add_norm(shape.d_model, where)
         yield _gemv("predictor", ranks[layer], shape.d_model, parameters.dtype, where)
         yield _gemv("predictor", shape.n_neurons, ranks[layer], parameters.dtype, where)
         yield from _cache_ops(sizes, demand, where)
@@ -234,7 +237,7 @@ def sparse_token(
             yield Op(name="transfer", operator="transfer", account="memory", bytes_read=n_bytes, on="accelerator")
         rows = demand.n_used if parameters.compute_rows == "cached" else demand.n_active
         yield _ffn(parameters, where, rows, dynamic=True)
-        yield _add_norm(shape, where)
+        yield _add_norm(shape.d_model, where)
     yield _head(parameters, where)
 
 
@@ -307,13 +310,13 @@ def dense_token(parameters: FlashInference, sizes: Sizes, where: Placement) -> I
         if parameters.rung == "naive":
             yield _stream(parameters, "attention weights", sizes.attention_bytes)
         yield from _attention(parameters, where, context)
-        yield _add_norm(shape, where)
+        yield _add_norm(shape.d_model, where)
         yield _stream(parameters, "neurons", streamed * sizes.row_bytes)
         resident = shape.n_neurons - streamed
         if resident:
             yield _ffn(parameters, where, resident, dynamic=False)
         yield _ffn(parameters, where, streamed, dynamic=False)
-        yield _add_norm(shape, where)
+        yield _add_norm(shape.d_model, where)
     if parameters.rung == "naive":
         yield _stream(parameters, "output weights", sizes.head_bytes)
     yield _head(parameters, where)
@@ -343,13 +346,15 @@ def prefill_ops(parameters: FlashInference, sizes: Sizes, where: Placement) -> I
         if parameters.rung == "naive":
             yield _stream(parameters, "attention weights", sizes.attention_bytes)
         yield _gemm("attention", shape.qkv_rows, shape.d_model, n, parameters.dtype, where)
-        yield from (_attend(shape, where, token + 1) for token in range(n))
+        yield from (
+            _attend(shape.n_heads, shape.n_kv_heads, shape.head_dim, where, token + 1) for token in range(n)
+        )
         yield _gemm("attention", shape.d_model, shape.n_heads * shape.head_dim, n, parameters.dtype, where)
-        yield _add_norm(shape, where, n)
+        yield _add_norm(shape.d_model, where, n)
         yield _stream(parameters, "neurons", streamed / shape.n_neurons * sizes.layer_store_bytes)
         dims = {"n": n, "n_rows": shape.n_neurons, "d_model": shape.d_model, "n_vectors": shape.n_vectors}
         yield replace(FFN_BATCH.cost({**dims, "dtype": parameters.dtype}), on=where.on)
-        yield _add_norm(shape, where, n)
+        yield _add_norm(shape.d_model, where, n)
     if parameters.rung == "naive":
         yield _stream(parameters, "output weights", sizes.head_bytes)
     yield _head(parameters, where)

@@ -77,7 +77,12 @@ def shape_named(name: str) -> ModelShape:
         ConfigError: a path whose file is missing, or no transformer's configuration.
     """
     if name.endswith(".json") or "/" in name:
-        return from_hf_config(Path(name))
+        return from_hf_config(Path(name))  # may have changed since
+    return _preset_named(name)
+
+
+@lru_cache(maxsize=256)
+def _preset_named(name: str) -> ModelShape:
     found = preset(name)
     if found is not None:
         return found
