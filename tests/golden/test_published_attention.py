@@ -9,7 +9,7 @@ import pytest
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint, Predictor, fit_constants
 from sandtable.published import scoring
-from sandtable.published.operator_rows import constants_of, kind_of, seconds_of, sheets_of
+from sandtable.published.operator_rows import constants_of, operator_of, seconds_of, sheets_of
 from sandtable_workloads.transformer.published.op_attention import OpAttention
 from sandtable_workloads.transformer.published.op_infersim import OpInfersim
 
@@ -30,8 +30,8 @@ def test_a_device_left_out_follows_from_its_data_sheet_and_its_siblings(folder: 
         own, others = ([p for p in siblings if (p.device == device) is same] for same in (True, False))
         if not others:
             continue
-        law = kind_of(own[0])
-        residuals = Predictor(law, own, sheets_of(own)).residuals(fit_constants(law, others, sheets_of(others)))
+        law = operator_of(own[0])
+        residuals = Predictor(own, sheets_of(own)).residuals(fit_constants(law, others, sheets_of(others)))
         errors.append(np.abs(np.expm1(residuals)))
     assert len(errors) >= 10
     assert np.median(np.concatenate(errors)) < 0.105
@@ -41,7 +41,7 @@ def test_export_variants_latent_and_sparse(folder: Path) -> None:
     if not (folder / "op_infersim.csv").is_file():
         pytest.skip("op_infersim.csv is not among the published measurements here")
     adapter = OpInfersim()
-    points = [p for p in adapter.operator_points(adapter.read(folder)) if p.op == "attention"]
+    points = [p for p in adapter.operator_points(adapter.read(folder)) if p.operator == "attention"]
     assert len(points) >= 100
     assert np.median(errors_of(points)) < 0.045
 

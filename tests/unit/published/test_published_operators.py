@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from sandtable.calibration.fit.operator_fit import OperatorPoint
-from sandtable.demand.shapes import GemmShape
+from sandtable.demand.shapes import GemmShape, MemoryBoundShape
 from sandtable.published import scoring, systems
 from sandtable.published.adapter import Scored, Skipped
 from sandtable.published.operator_rows import OperatorAdapter, Timed, constants_of, seconds_of
@@ -154,18 +154,18 @@ class TestVidur:
         assert {point.software for point in found.values()} == {"cublas"}
 
     def test_key_value_heads_are_repeated_where_there_are_too_few(self) -> None:
-        assert vidur(tp="8", n_kv_head="1")["attn_pre_proj_ms"].shape[1] == (8 + 2) * 128
+        assert vidur(tp="8", n_kv_head="1")["attn_pre_proj_ms"].shape.n == (8 + 2) * 128
 
     def test_norms_and_sums_are_not_sharded(self) -> None:
         found = vidur()
-        assert found["input_layernorm_ms"].shape == (3 * 100 * 8192 * 2, 1, 0, 100, 8)
-        assert found["add_ms"].shape[0] == 3 * 100 * 8192 * 2
+        assert found["input_layernorm_ms"].shape == MemoryBoundShape(3 * 100 * 8192 * 2, 1, 0, 100, 8)
+        assert found["add_ms"].shape.n_bytes == 3 * 100 * 8192 * 2
 
     def test_an_activation_reads_gate_and_up_and_writes_one(self) -> None:
         assert vidur()["mlp_act_ms"].shape[:3] == (3 * 100 * 7168 * 2, 1, 100 * 7168)
         plain = vidur(gated_mlp="False")
-        assert plain["mlp_act_ms"].shape[0] == 2 * 100 * 7168 * 2
-        assert plain["mlp_up_proj_ms"].shape[1] == 7168
+        assert plain["mlp_act_ms"].shape.n_bytes == 2 * 100 * 7168 * 2
+        assert plain["mlp_up_proj_ms"].shape.n == 7168
 
     def test_few_indices_are_gathered_one_after_the_other(self) -> None:
         assert vidur(num_tokens="16")["emb_ms"].shape[3:] == (8, 16)
