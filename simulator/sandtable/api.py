@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.results import Comparison, Measurement, Metric, Prediction, Result, TraceRow
-from sandtable.run import check as checking
-from sandtable.run import measure, predict, run_folder
-from sandtable.study import evaluate
-from sandtable.study.study import Study, load, pair
+from sandtable.runs import check as checking
+from sandtable.runs import measure, predict, run_folder
+from sandtable.studies import evaluate
+from sandtable.studies.study import Study, load, pair
 from sandtable.workload import scenarios
 from sandtable.workload.scenarios import Case
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sandtable.calibration.session import Calibrated
     from sandtable.engine.recorder import Recorder
     from sandtable.published.scoring import PublishedReport
+    from sandtable.studies.outcome import Outcome
 
 STORES = Path("stores")
 Changes = Mapping[str, Any]
@@ -299,43 +300,22 @@ def whatif(scenario: str | Path, changes: Changes, *, machine: str | Path | None
     return Difference(before=before, after=after)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Studied:
-    """The predictions of all points of a study."""
-
-    study: Study
-    predictions: Mapping[str, Prediction]
-
-    def to_frame(self) -> DataFrame:
-        """Return a row for each point: the value of each axis, then of each metric."""
-        import pandas as pd
-
-        labels = {point.name: dict(point.labels) for point in self.study.points()}
-        rows = {
-            name: labels.get(name, {}) | {metric: m.value for metric, m in prediction.metrics.items()}
-            for name, prediction in self.predictions.items()
-        }
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("point")
-
-    def _repr_html_(self) -> str:
-        return str(self.to_frame().to_html())
-
-
 def study(
     base: str | Path | Study,
     axes: Mapping[str, Sequence[Any]] | None = None,
     *,
     changes: Changes | None = None,
-) -> Studied:
+) -> Outcome:
     """Predict every combination of ``axes``, values by dotted path, of a scenario or of a study.
 
+    The outcome has a row for each point, says of those that cannot run why, and gives a frame and the best.
+
     Raises:
-        ConfigError, DoesNotFit: as `simulate`, for any of the points.
+        ConfigError: a path or a value that is none.
     """
     grid = base if isinstance(base, Study) else Study(name="study", base=str(base))
     grid = grid.model_copy(update={"axes": {**grid.axes, **{path: list(v) for path, v in (axes or {}).items()}}})
-    grid = grid.changed(changes or {})
-    return Studied(study=grid, predictions={str(p.scenario["name"]): p for p in evaluate.predictions(grid)})
+    return evaluate.predicted(grid.changed(changes or {}))
 
 
 def calibrate(
@@ -385,7 +365,7 @@ def prices() -> DataFrame:
     return _listed("prices")
 
 
-def runs() -> DataFrame:
+def list_runs() -> DataFrame:
     """Return the runs of the current folder."""
     return _listed("runs")
 

@@ -40,7 +40,7 @@ from sandtable.engine.recorder import ACCOUNT_OF_COLUMN, ACCOUNTS, LATENCY, Reco
 from sandtable.engine.simulation import Run
 from sandtable.errors import ConfigError, NoDevice
 from sandtable.hardware import Component, Frozen, Machine, library
-from sandtable.run import predict, reduction
+from sandtable.runs import predict, reduction
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
 # parts that calibration measures, and the resources whose laws the timings of each fit

@@ -19,7 +19,7 @@ from sandtable.engine.world import World
 from sandtable.hardware import library
 from sandtable.model.cost_model import CostModel
 from sandtable.results import distribution
-from sandtable.run.reduction import STATISTICS, collect, metrics_of
+from sandtable.runs.reduction import STATISTICS, collect, metrics_of
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("SANDTABLE_BENCH") != "1", reason="set SANDTABLE_BENCH=1 or run make bench"

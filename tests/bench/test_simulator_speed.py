@@ -10,7 +10,7 @@ import simpy
 from sandtable.engine.sharing import RequestByRequest, random_reads
 from sandtable.hardware import Storage, library
 from sandtable.model.laws.storage_law import law_of
-from sandtable.run import predict
+from sandtable.runs import predict
 from sandtable.workload import scenarios
 
 pytestmark = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable.run import measure
+from sandtable.runs import measure
 from sandtable_workloads.training.executed import launcher
 from sandtable_workloads.training.executed.job import Job, read_records
 from sandtable_workloads.training.executed.tokens import prepare_tokens

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sandtable.hardware import library
-from sandtable.study import cheapest
+from sandtable.studies import cheapest
 from sandtable.workload import scenarios
 from sandtable.workload.seam import Scenario
 from sandtable_workloads.training import slm_training

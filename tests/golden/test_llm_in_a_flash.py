@@ -9,7 +9,7 @@ import pytest
 from sandtable.published import scoring
 from sandtable.published.adapter import Scored
 from sandtable.results import Prediction
-from sandtable.run import predict
+from sandtable.runs import predict
 from sandtable.workload import scenarios
 
 RUNGS = ("naive", "hybrid", "predictor", "window", "bundling")

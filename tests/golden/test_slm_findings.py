@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandtable.report import lines
-from sandtable.study.finding import Finding, findings_of
+from sandtable.studies.finding import Finding, findings_of
 from sandtable_workloads.training.published.slm_paper_grid import cells, labels, machine_of, outcome
 from sandtable_workloads.training.slm_training import SlmTrainingWorkload
 from sandtable_workloads.training.training_parameters import SlmTraining

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sandtable.hardware import Machine, library
-from sandtable.study.evaluate import estimated
-from sandtable.study.study import Study
+from sandtable.studies.evaluate import estimated
+from sandtable.studies.study import Study
 from sandtable.workload.seam import Verdict
 from sandtable_workloads.training.published.training_throughput import TrainingThroughput, candidates_of
 from sandtable_workloads.training.slm_training import SlmTrainingWorkload

@@ -14,7 +14,7 @@ from sandtable.engine.simulation import Run, run
 from sandtable.hardware import Machine
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement
-from sandtable.run import measure
+from sandtable.runs import measure
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, workload_named
 
 pytest.importorskip("numba", reason="running for real needs numba")

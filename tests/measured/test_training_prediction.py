@@ -12,7 +12,7 @@ import pytest
 
 from sandtable.calibration import this_host
 from sandtable.hardware import Machine
-from sandtable.run import predict
+from sandtable.runs import predict
 from sandtable.workload.seam import ExecutionContext, Scenario, workload_named
 
 pytest.importorskip("numba", reason="calibrating needs numba")

@@ -15,7 +15,7 @@ from sandtable.errors import ConfigError, DoesNotFit, PlanError
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric
-from sandtable.study.cheapest import search
+from sandtable.studies.cheapest import search
 from sandtable_workloads.finetuning import finetuning_memory as memory
 from sandtable_workloads.finetuning import finetuning_times as times_of
 from sandtable_workloads.finetuning.finetuning import FinetuningWorkload

@@ -17,7 +17,7 @@ from sandtable.engine.recorder import StepResult
 from sandtable.engine.simulation import run
 from sandtable.hardware import Machine
 from sandtable.model.cost_model import CostModel
-from sandtable.run import reduction
+from sandtable.runs import reduction
 
 same_machine = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 BYTES = 1e8  # the test machine's compute and memory laws are equal: 10 us + bytes / 10 GB/s, 0.9 to 1.1

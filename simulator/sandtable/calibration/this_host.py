@@ -46,7 +46,7 @@ from sandtable.hardware import (
 )
 from sandtable.model.cost_model import CostModel
 from sandtable.model.laws.storage_law import ReadPoint
-from sandtable.run import measure
+from sandtable.runs import measure
 
 PARTS = ("storage", "memory", "compute")
 # operators of a framework and collectives between processes, measured where the framework is installed

@@ -48,7 +48,7 @@ def show(
     """Show a device with the source of every number, or a run with its metrics."""
     from sandtable.hardware import library
     from sandtable.report import listing
-    from sandtable.run import run_folder
+    from sandtable.runs import run_folder
 
     looks_like_run = name == "latest" or Path(name).is_dir() or (run_folder.RUNS / name).is_dir()
     if not looks_like_run:

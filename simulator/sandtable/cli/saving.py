@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def save_run(found: Simulation | RealRun) -> Path:
     """Keep a result in a run folder of its own, and return the folder."""
-    from sandtable.run import run_folder
+    from sandtable.runs import run_folder
 
     folder = run_folder.RunFolder.create(found.case.scenario.name)
     folder.save(found.result)

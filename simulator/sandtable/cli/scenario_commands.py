@@ -35,7 +35,7 @@ def simulate(
 ) -> None:
     """Predict a scenario: latency, memory, energy and dollars, each with a 90 % interval."""
     from sandtable import api
-    from sandtable.run import compare
+    from sandtable.runs import compare
     from sandtable.workload import scenarios
 
     changes = scenarios.changes_of(settings)
@@ -59,7 +59,7 @@ def run(
 ) -> None:
     """Execute a scenario for real on this machine, and keep the measurement."""
     from sandtable import api
-    from sandtable.run import compare
+    from sandtable.runs import compare
     from sandtable.workload import scenarios
 
     with progress() as shown:
@@ -87,7 +87,7 @@ def check(
 ) -> None:
     """Predict, write the prediction down, run for real, and compare; exit code 3 when it is too far off."""
     from sandtable import api
-    from sandtable.study import study
+    from sandtable.studies import study
     from sandtable.workload import scenarios
 
     if sum((bool(names), suite is not None, resume is not None)) != 1:

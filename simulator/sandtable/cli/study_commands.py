@@ -33,7 +33,7 @@ def cheapest(
     format_: FormatOption = Format.table,
 ) -> None:
     """Search the cheapest configuration under a deadline, or the fastest within a budget."""
-    from sandtable.study import cheapest as searching
+    from sandtable.studies import cheapest as searching
 
     found = searching.search(
         scenario,
@@ -60,7 +60,7 @@ def findings(
 ) -> None:
     """Predict what a workload's paper found, and write each figure with its data."""
     from sandtable.report import lines
-    from sandtable.study.finding import findings_of
+    from sandtable.studies.finding import findings_of
     from sandtable.workload.seam import workload_named
 
     found = findings_of(workload_named(workload).name)
@@ -101,6 +101,6 @@ def report_(
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML report of runs."""
-    from sandtable.run import run_folder
+    from sandtable.runs import run_folder
 
     save_report([run_folder.open_run(name).path for name in runs], output)

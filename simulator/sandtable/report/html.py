@@ -19,8 +19,8 @@ from sandtable.errors import ConfigError, SandtableError, missing_extra
 from sandtable.hardware import GUESS, Component, Machine, library
 from sandtable.report import plots, rendering
 from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Result
-from sandtable.run import compare
-from sandtable.run.run_folder import RunFolder
+from sandtable.runs import compare
+from sandtable.runs.run_folder import RunFolder
 from sandtable.table import Table
 
 TEMPLATE = "report.html.j2"

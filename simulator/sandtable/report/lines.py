@@ -12,7 +12,7 @@ from typing import Any
 
 from sandtable.report import figures
 from sandtable.report.plots import COLOURS
-from sandtable.study.finding import Finding
+from sandtable.studies.finding import Finding
 from sandtable.table import Table
 from sandtable.units import format_si
 

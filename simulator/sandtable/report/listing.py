@@ -11,7 +11,7 @@ from pathlib import Path
 from sandtable import hardware, units, yaml_files
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Component, Estimate, Evidence, library
-from sandtable.run import nvml, run_folder
+from sandtable.runs import nvml, run_folder
 from sandtable.table import Table
 
 NVIDIA_DRIVER = "/dev/nvidiactl"
@@ -85,7 +85,7 @@ def _scenarios() -> Table:
 
 
 def _suites() -> Table:
-    from sandtable.study import study
+    from sandtable.studies import study
     from sandtable.workload import scenarios
 
     suites = {name: study.load(name) for name in sorted(scenarios.suite_files())}
@@ -186,7 +186,7 @@ def _number_rows(component: Component) -> Iterator[list[str]]:
 
 def doctor_table() -> Table:
     """Return what this machine has and what would make a measurement less valid."""
-    from sandtable.run import measure
+    from sandtable.runs import measure
 
     environment = measure.environment()
     rows = [

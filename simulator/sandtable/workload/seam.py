@@ -1,6 +1,6 @@
 """The seam of a workload: typed parameters, a plan or a process, and an execution that reports the same units.
 
-Prediction and measurement both end in a `Recorder`; `sandtable.run.reduction` turns either into metrics, so that the
+Prediction and measurement both end in a `Recorder`; `sandtable.runs.reduction` turns either into metrics, so that the
 two carry the same names by construction.
 """
 

@@ -20,7 +20,7 @@ from sandtable.demand.op import Op, random_read
 from sandtable.errors import ConfigError, DoesNotFit, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
-from sandtable.run import measure
+from sandtable.runs import measure
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from sandtable.demand.op import Op
 from sandtable.demand.operator import operator_named
 from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, MeasureError, NoDevice
 from sandtable.hardware import LinkSheet, Machine, OperatorFits, Roofline, library
-from sandtable.run import predict
-from sandtable.run.nvml import GpuFacts, GpuSample
+from sandtable.runs import predict
+from sandtable.runs.nvml import GpuFacts, GpuSample
 from sandtable.workload import scenarios
 
 GIB = 1 << 30

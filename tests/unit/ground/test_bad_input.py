@@ -14,7 +14,7 @@ import pytest
 from sandtable.contracts import run_command
 from sandtable.hardware import Machine, library
 from sandtable.results import Comparison
-from sandtable.run import compare, run_folder
+from sandtable.runs import compare, run_folder
 from sandtable.workload.seam import workload_named
 
 MINI = """\
@@ -436,7 +436,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> list[int]:
 
     monkeypatch.setattr(workload, "execute", execute)
     monkeypatch.setattr(workload, "prepare", lambda *_: None)
-    monkeypatch.setattr("sandtable.run.measure.probe", lambda *_: 1.0)
+    monkeypatch.setattr("sandtable.runs.measure.probe", lambda *_: 1.0)
     return calls
 
 

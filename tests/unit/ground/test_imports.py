@@ -29,8 +29,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("engine",),
     ("workload",),
-    ("run",),
-    ("calibration", "study"),
+    ("runs",),
+    ("calibration", "studies"),
     ("published",),
     ("report",),
     ("api",),
@@ -156,7 +156,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("module", ["sandtable.cli.app", "sandtable.run.predict", "sandtable.contracts"])
+@pytest.mark.parametrize("module", ["sandtable.cli.app", "sandtable.runs.predict", "sandtable.contracts"])
 def test_importing_loads_nothing_heavy(module: str) -> None:
     done = python(
         f"import sys, {module}; print(*sorted({HEAVY!r} & {{name.split('.')[0] for name in sys.modules}}))"
@@ -199,7 +199,7 @@ class Refuse:
         if name.split(".")[0] in {HEAVY | {"llvmlite"}!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Refuse())
-from sandtable.run import predict
+from sandtable.runs import predict
 from sandtable.workload import scenarios
 case = scenarios.load("flash_laptop", changes={{"parameters.geometry": "llama_2_7b_1l", "parameters.tokens": 2}})
 print(predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0].binding_resource)

@@ -12,7 +12,7 @@ from sandtable.demand.operator import Operator, operator_named, operators
 from sandtable.demand.shapes import CollectiveShape, GemmShape
 from sandtable.hardware import GUESS, Laws, LawSettings, Machine, Roofline, library
 from sandtable.model.cost_model import CostModel
-from sandtable.run.predict import guesses_of, used_parts
+from sandtable.runs.predict import guesses_of, used_parts
 
 LAWS: dict[str, Operator[object]] = {law.fitted_as: law for law in operators().values() if law.given}
 PROCESSORS = ("cpu", "gpu", "soc_gpu")

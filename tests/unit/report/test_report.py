@@ -13,8 +13,8 @@ from sandtable.hardware import Machine, PriceList, StoragePoint, library
 from sandtable.report import html, plots, rendering, timeline
 from sandtable.report.listing import listing
 from sandtable.results import Comparison, Measurement, Metric, Prediction, TraceRow
-from sandtable.run import compare
-from sandtable.run.run_folder import RunFolder
+from sandtable.runs import compare
+from sandtable.runs.run_folder import RunFolder
 from sandtable.table import Quantity, Table
 
 NASTY = "<script>alert('x')</script> & | \"quoted\""

@@ -11,7 +11,7 @@ from sandtable import units
 from sandtable.contracts import run_command
 from sandtable.errors import ConfigError
 from sandtable.results import Measurement, Metric
-from sandtable.run.run_folder import RunFolder
+from sandtable.runs.run_folder import RunFolder
 from sandtable_workloads.training.choices import scaling_law
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.presets import shape_named

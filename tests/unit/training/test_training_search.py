@@ -10,8 +10,8 @@ import pytest
 
 from sandtable.errors import ConfigError, DoesNotFit
 from sandtable.hardware import Machine, library
-from sandtable.study import cheapest
-from sandtable.study.outcome import Outcome
+from sandtable.studies import cheapest
+from sandtable.studies.outcome import Outcome
 from sandtable.workload import scenarios
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import Scenario

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine
-from sandtable.study.cheapest import Goal, Search
+from sandtable.studies.cheapest import Goal, Search
 from sandtable_workloads.finetuning.finetuning_parameters import Finetuning
 from sandtable_workloads.training import metrics
 from sandtable_workloads.training.choices.search import device_counts, divisors

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_args
 from sandtable.demand.plan import Plan
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Frozen, Machine
-from sandtable.run.measure import total_memory_bytes
+from sandtable.runs.measure import total_memory_bytes
 from sandtable.units import format_bytes
 from sandtable.workload.seam import Execution, ExecutionContext, Workload
 from sandtable_workloads.flash import model_files

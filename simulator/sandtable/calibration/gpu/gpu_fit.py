@@ -40,7 +40,7 @@ from sandtable.hardware import (
     TransferFit,
     library,
 )
-from sandtable.run.nvml import ADVICE, GpuSample
+from sandtable.runs.nvml import ADVICE, GpuSample
 
 # clocks that lie this far below the highest say that something holds them down
 HELD_BACK_FRAC = 0.9

@@ -26,7 +26,7 @@ from sandtable.demand.instruments import gpu_timer
 from sandtable.demand.kernel import Dims, Kernel, kernels
 from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, MeasureError, NoDevice
 from sandtable.hardware import Frozen
-from sandtable.run.nvml import GpuFacts, GpuSample, open_nvml
+from sandtable.runs.nvml import GpuFacts, GpuSample, open_nvml
 
 PART = "gpu"
 FRAMEWORK = "torch"

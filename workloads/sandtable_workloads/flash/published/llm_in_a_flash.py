@@ -13,7 +13,7 @@ from typing import ClassVar
 from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
 from sandtable.published.rows import Row
 from sandtable.results import Prediction
-from sandtable.run import predict
+from sandtable.runs import predict
 from sandtable.workload import scenarios
 
 # column of the file -> metric of the prediction

@@ -23,7 +23,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from sandtable import yaml_files
 from sandtable.errors import CalibrationError, ConfigError, UnknownName, missing_extra
 from sandtable.hardware import Frozen
-from sandtable.run import run_folder
+from sandtable.runs import run_folder
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.presets import shape_for
 from sandtable_workloads.transformer.shapes import ModelShape

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine
-from sandtable.study.cheapest import Goal, Search
+from sandtable.studies.cheapest import Goal, Search
 from sandtable_workloads.training import layout, metrics
 from sandtable_workloads.training.choices.scaling_law import law_named
 from sandtable_workloads.training.training_parameters import SlmTraining

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from sandtable.study.finding import Finding, Findings
+from sandtable.studies.finding import Finding, Findings
 from sandtable.table import Table
 from sandtable_workloads.training.published.slm_paper_grid import Frame, cells, labels, machine_of, outcome, prices
 from sandtable_workloads.transformer.presets import shape_named

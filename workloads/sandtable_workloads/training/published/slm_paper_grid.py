@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sandtable.hardware import Machine
-from sandtable.study import study
-from sandtable.study.evaluate import estimated
-from sandtable.study.outcome import Outcome
+from sandtable.studies import study
+from sandtable.studies.evaluate import estimated
+from sandtable.studies.outcome import Outcome
 
 # a pandas frame or series, whose own annotations leave open what selecting from it gives
 Frame = Any

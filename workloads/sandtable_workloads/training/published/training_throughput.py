@@ -21,8 +21,8 @@ from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, library
 from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
 from sandtable.published.rows import Row
-from sandtable.study.evaluate import estimated
-from sandtable.study.study import Study
+from sandtable.studies.evaluate import estimated
+from sandtable.studies.study import Study
 from sandtable_workloads.training import metrics
 from sandtable_workloads.training.training_parameters import SlmTraining
 

@@ -16,8 +16,8 @@ from sandtable.engine.simulation import run
 from sandtable.errors import ConfigError
 from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
-from sandtable.run import check, kept_execution, measure
-from sandtable.run.run_folder import RunFolder, list_runs
+from sandtable.runs import check, kept_execution, measure
+from sandtable.runs.run_folder import RunFolder, list_runs
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 

@@ -15,9 +15,9 @@ from sandtable.demand.operator import FloatArray
 from sandtable.errors import DoesNotFit, PlanError
 from sandtable.hardware import Frozen, Machine
 from sandtable.results import Prediction
-from sandtable.run import predict
-from sandtable.study.outcome import Outcome
-from sandtable.study.study import Machines, Part, Point, Study
+from sandtable.runs import predict
+from sandtable.studies.outcome import Outcome
+from sandtable.studies.study import Machines, Part, Point, Study
 from sandtable.workload.seam import Verdict, Workload, workload_named
 
 

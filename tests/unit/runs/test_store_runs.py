@@ -9,8 +9,8 @@ import pytest
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, library
 from sandtable.results import Metric, Prediction
-from sandtable.run import run_folder
-from sandtable.run.run_folder import RunFolder
+from sandtable.runs import run_folder
+from sandtable.runs.run_folder import RunFolder
 from sandtable.workload import scenarios
 from sandtable.workload.seam import Scenario
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sandtable.report import listing
-from sandtable.run import nvml
+from sandtable.runs import nvml
 
 RECORDED: dict[str, Any] = {
     "nvmlInit": None,

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from sandtable.demand.operator import FloatArray
 from sandtable.errors import ConfigError, did_you_mean
 from sandtable.hardware import Frozen, Machine
-from sandtable.run.compare import condition
-from sandtable.study.study import Point, Study
+from sandtable.runs.compare import condition
+from sandtable.studies.study import Point, Study
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from sandtable.contracts import run_command
 from sandtable.errors import CheckFailed, ConfigError, DoesNotFit
 from sandtable.hardware import library
-from sandtable.study import cheapest
-from sandtable.study.cheapest import CHEAPEST, COST, FASTEST, TIME, Found
-from sandtable.study.outcome import Outcome
-from sandtable.study.study import Study
+from sandtable.studies import cheapest
+from sandtable.studies.cheapest import CHEAPEST, COST, FASTEST, TIME, Found
+from sandtable.studies.outcome import Outcome
+from sandtable.studies.study import Study
 
 LAPTOP = library.load_machine("laptop_pcie4")
 TOO_LARGE = 3

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from sandtable.engine.recorder import Recorder
 from sandtable.results import Record, TraceRow
-from sandtable.run.measure import Repeats
-from sandtable.run.run_folder import RunFolder
+from sandtable.runs.measure import Repeats
+from sandtable.runs.run_folder import RunFolder
 from sandtable.workload.seam import Execution
 
 NAME = "execution-{}"

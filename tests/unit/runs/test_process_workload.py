@@ -16,7 +16,7 @@ from sandtable.engine.recorder import Recorder
 from sandtable.engine.world import Options, World
 from sandtable.errors import PlanError
 from sandtable.hardware import Frozen, Machine, Power, Price
-from sandtable.run import check, measure, predict
+from sandtable.runs import check, measure, predict
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 

@@ -17,7 +17,7 @@ from sandtable.engine.world import Options
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Frozen, Machine, Power, Price
 from sandtable.results import Prediction
-from sandtable.run import predict, reduction
+from sandtable.runs import predict, reduction
 from sandtable.workload import scenarios
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 

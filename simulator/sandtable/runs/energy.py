@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from sandtable.hardware import Machine
-from sandtable.run.nvml import GpuSample, open_nvml
+from sandtable.runs.nvml import GpuSample, open_nvml
 
 POWERCAP = Path("/sys/class/powercap")
 # of the zones of a package, those that its own counter leaves out; core and uncore are parts of it

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sandtable.hardware import Machine, Power, Price
 from sandtable.results import Cost, Metric
-from sandtable.run import bill
+from sandtable.runs import bill
 
 amounts = st.floats(-1e9, 1e9, allow_nan=False)
 

@@ -18,8 +18,8 @@ from sandtable.engine.world import Options
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, library
 from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Record, TraceRow
-from sandtable.run import compare, kept_execution, measure, predict
-from sandtable.run.run_folder import RunFolder
+from sandtable.runs import compare, kept_execution, measure, predict
+from sandtable.runs.run_folder import RunFolder
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import ExecutionContext, Scenario, workload_named
 

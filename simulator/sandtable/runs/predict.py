@@ -14,7 +14,7 @@ from sandtable.engine.world import Options
 from sandtable.hardware import Component, Frozen, Link, Machine, Memory, Processor, Storage, library, number_paths
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric, Prediction, TraceRow
-from sandtable.run import bill, reduction
+from sandtable.runs import bill, reduction
 from sandtable.workload.seam import Scenario, Workload
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from sandtable import plugins, units
 from sandtable.errors import CheckFailed, ConfigError, DoesNotFit
 from sandtable.hardware import Frozen, Machine, library
-from sandtable.study.evaluate import estimated
-from sandtable.study.outcome import Outcome
-from sandtable.study.study import Study, at_spot
+from sandtable.studies.evaluate import estimated
+from sandtable.studies.outcome import Outcome
+from sandtable.studies.study import Study, at_spot
 from sandtable.table import Table
 from sandtable.workload import scenarios
 from sandtable.workload.scenarios import Case

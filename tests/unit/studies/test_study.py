@@ -14,9 +14,9 @@ from sandtable.engine.simulation import run
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
-from sandtable.run import run_folder
-from sandtable.study import study
-from sandtable.study.study import Part, Study
+from sandtable.runs import run_folder
+from sandtable.studies import study
+from sandtable.studies.study import Part, Study
 from sandtable.workload import scenarios
 from sandtable.workload.seam import Execution, Scenario, workload_named
 
@@ -207,7 +207,7 @@ def test_a_suite_named_by_its_path_is_kept_beside_other_runs(
 
     monkeypatch.setattr(workload, "execute", execute)
     monkeypatch.setattr(workload, "prepare", lambda *_: None)
-    monkeypatch.setattr("sandtable.run.measure.probe", lambda *_: 1.0)
+    monkeypatch.setattr("sandtable.runs.measure.probe", lambda *_: 1.0)
     library.save_component(machine, Path("mine.yaml"))
     suite = in_tmp / "deep" / "suite.yaml"
     suite.parent.mkdir()

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandtable.errors import ConfigError, DoesNotFit, PlanError
-from sandtable.study import study
-from sandtable.study.evaluate import estimated, predicted, predictions
-from sandtable.study.outcome import Outcome
-from sandtable.study.study import Study
+from sandtable.studies import study
+from sandtable.studies.evaluate import estimated, predicted, predictions
+from sandtable.studies.outcome import Outcome
+from sandtable.studies.study import Study
 
 FLASH = {"workload": "flash_inference", "machine": "laptop_pcie4"}
 SMALL = {"geometry": "opt_mini", "tokens": 2}

@@ -15,9 +15,9 @@ from sandtable import units
 from sandtable.contracts import run_command
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine, PriceList, library
-from sandtable.study import cheapest
-from sandtable.study.cheapest import Found
-from sandtable.study.study import at_spot
+from sandtable.studies import cheapest
+from sandtable.studies.cheapest import Found
+from sandtable.studies.study import at_spot
 from sandtable.workload import scenarios
 from sandtable.workload.seam import Scenario
 from sandtable_workloads.training.choices.scaling_law import law_named

@@ -23,7 +23,7 @@ from sandtable.errors import NoDevice
 from sandtable.hardware import Frozen, Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement, Metric, distribution, measured_metric, point
-from sandtable.run import energy, predict, reduction
+from sandtable.runs import energy, predict, reduction
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
 LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable")

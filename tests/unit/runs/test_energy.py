@@ -15,9 +15,9 @@ import pytest
 from sandtable.engine.recorder import Recorder, StepResult
 from sandtable.hardware import Machine, Power, library
 from sandtable.results import Metric
-from sandtable.run import energy, measure
-from sandtable.run.energy import EnergyMeter, GpuCounter, RaplCounter
-from sandtable.run.nvml import GpuSample
+from sandtable.runs import energy, measure
+from sandtable.runs.energy import EnergyMeter, GpuCounter, RaplCounter
+from sandtable.runs.nvml import GpuSample
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload, workloads
 
 RANGE_UJ = 262_143_328_850

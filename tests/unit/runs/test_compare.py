@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sandtable.errors import ConfigError
 from sandtable.results import ComparedMetric, Measurement, Metric, Prediction
-from sandtable.run import compare
+from sandtable.runs import compare
 
 
 def metric(value: float, low: float | None = None, high: float | None = None, unit: str = "s") -> Metric:
