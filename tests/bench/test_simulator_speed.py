@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import simpy
@@ -52,3 +55,15 @@ def test_a_full_size_scenario(benchmark) -> None:  # type: ignore[no-untyped-def
     assert benchmark.pedantic(whole, rounds=3) > 0
     print(f"\n80 tokens of 32 layers: {benchmark.stats['median']:.2f} s")
     assert benchmark.stats["median"] < 10
+
+
+def test_a_scenario_answers_within_a_second(benchmark, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """From the shell, interpreter and imports included."""
+    program = Path(sys.executable).with_name("sandtable")
+
+    def simulate() -> None:
+        subprocess.run([program, "simulate", "flash_laptop"], cwd=tmp_path, capture_output=True, check=True)
+
+    benchmark.pedantic(simulate, rounds=5, warmup_rounds=1)
+    print(f"\nflash_laptop: {benchmark.stats['min']:.2f} s (target 1 s)")
+    assert benchmark.stats["min"] < 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -165,14 +165,20 @@ def test_importing_loads_nothing_heavy(module: str) -> None:
     assert done.stdout.split() == []
 
 
+def processor_s() -> float:
+    """Return what the processes that ended took of a processor: a busy machine does not stretch that."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_answers_at_once() -> None:
     program = Path(sys.executable).with_name("sandtable")
     assert program.exists()
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = processor_s()
         done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=30, check=False)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(processor_s() - start)
         assert done.returncode == 0
     for command in (
         "list",
@@ -187,8 +193,7 @@ def test_help_answers_at_once() -> None:
         "new",
     ):
         assert re.search(rf"^\s+{command}\b", done.stdout, re.MULTILINE), command
-    # 0.7 s on a quiet machine; the best of three forgives a busy one
-    assert min(seconds) < 0.7
+    assert min(seconds) < 0.3
 
 
 def test_simulating_needs_no_optional_package() -> None:
