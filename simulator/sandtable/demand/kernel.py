@@ -78,4 +78,4 @@ class Kernel(ABC):
 @lru_cache(maxsize=1)
 def kernels() -> dict[str, Kernel]:
     """Return every kernel of every installed package by name."""
-    return {name: kind() for name, kind in plugins.classes(Kernel).items()}  # type: ignore[type-abstract]
+    return plugins.instances(Kernel)  # type: ignore[type-abstract]

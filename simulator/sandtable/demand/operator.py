@@ -170,7 +170,7 @@ def plain_seconds(
 @lru_cache(maxsize=1)
 def operators() -> dict[str, Operator[Any]]:
     """Return every operator of every installed package by name."""
-    return {name: kind() for name, kind in plugins.classes(Operator).items()}  # type: ignore[type-abstract]
+    return plugins.instances(Operator)  # type: ignore[type-abstract]
 
 
 def operator_named(name: str) -> Operator[Any]:

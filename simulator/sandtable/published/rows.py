@@ -129,7 +129,7 @@ def _from_csv(path: Path) -> pd.DataFrame:
         keep_default_na=False,
         skip_blank_lines=False,
     )
-    breaks = sum(table[column].str.count("\n") for column in table)
+    breaks = pd.DataFrame({column: table[column].str.count("\n") for column in table}).sum(axis=1)
     table.index = (1 + pd.RangeIndex(len(table)) + breaks.cumsum()).astype(int)
     filled = table.ne("")
     names = table.iloc[0][: filled.iloc[0].to_numpy().nonzero()[0].max(initial=-1) + 1]

@@ -107,8 +107,7 @@ class PublishedReport:
 @lru_cache(maxsize=1)
 def adapters() -> dict[str, Adapter]:
     """Return every adapter by name; a new module is found by itself."""
-    found = plugins.classes(Adapter, published=True)  # type: ignore[type-abstract]
-    return {name: kind() for name, kind in found.items()}
+    return plugins.instances(Adapter, published=True)  # type: ignore[type-abstract]
 
 
 def run(

@@ -32,7 +32,8 @@ class Samples:
 
     def mean(self) -> Samples:
         """Return the one sample that is the mean of all."""
-        return Samples(*(np.array([np.mean(part)]) for part in (self.value, self.low, self.high)))
+        value, low, high = (np.array([part.mean()], dtype=np.float64) for part in (self.value, self.low, self.high))
+        return Samples(value, low, high)
 
     def first(self) -> Samples:
         """Return the first sample alone."""

@@ -182,7 +182,7 @@ class Workload(ABC, Generic[P]):
 @lru_cache(maxsize=1)
 def workloads() -> dict[str, Workload[Any]]:
     """Return every workload of every installed package by name."""
-    return {name: kind() for name, kind in plugins.classes(Workload).items()}  # type: ignore[type-abstract]
+    return plugins.instances(Workload)  # type: ignore[type-abstract]
 
 
 def workload_named(name: str) -> Workload[Any]:
