@@ -125,7 +125,7 @@ def test_what_a_command_names_exists(command: Command) -> None:
     assert set(suites) <= set(scenarios.suite_files())
     for name in values_of(command, "--machine"):
         library.load_machine(name)
-    if command.words[1] not in ("simulate", "run", "check", "whatif"):
+    if command.words[1] not in ("simulate", "run", "check", "whatif") or "--resume" in command.words:
         return
     taken = {value for option in command.words if option.startswith("-") for value in values_of(command, option)}
     names = [word for word in command.words[2:] if not word.startswith("-") and word not in taken]
