@@ -381,6 +381,7 @@ def _check_units(where: str, expected: Units, found: Units, *, in_order: bool) -
             planned, counted = planned.sum(keepdims=True), counted.sum(keepdims=True)
         for a, b in zip(planned, counted, strict=True):
             _require(a == b, f"{where} plans {counter} {a:.0f} and counts {b:.0f}")
+    _require(in_order or not np.isnan(found.starts_s).any(), f"{where}: a unit does not say when it began")
     total = found.values[LATENCY]
     _require((total > 0).all(), f"{where}: a unit took no time")
     booked = sum((found.values[column] for column in ACCOUNT_OF_COLUMN), start=np.zeros(len(found)))

@@ -332,7 +332,7 @@ def test_a_measurement_reports_its_own_quality(machine: Machine, folder: Path) -
     scenario = Scenario(name="mini", title="Mini", workload="flash_inference", repeats=2)
     workload = workload_named("flash_inference")
     context = ExecutionContext(folder=folder, n_threads=2)
-    measurement, trace = measure.measure(scenario, workload, parameters(), machine, context)
+    measurement, executions = measure.measure(scenario, workload, parameters(), machine, context)
     assert isinstance(measurement, Measurement)
     assert len(measurement.metrics["latency_s.mean"].samples) == 2 * TOKENS
     assert measurement.metrics["overhead_s.mean"].value >= 0
@@ -341,8 +341,8 @@ def test_a_measurement_reports_its_own_quality(machine: Machine, folder: Path) -
     assert measurement.probe_ratio is not None
     assert measurement.probe_ratio > 0
     assert {"cpu", "cpus", "memory", "kernel", "numpy", "numba"} <= set(measurement.environment)
-    assert trace
-    for row in trace:
+    assert executions[-1].trace
+    for row in executions[-1].trace:
         assert row.start_s <= row.end_s
 
 

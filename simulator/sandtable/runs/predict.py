@@ -11,6 +11,7 @@ from sandtable.demand.operator import operator_named
 from sandtable.engine.process import Process
 from sandtable.engine.simulation import Run, run
 from sandtable.engine.world import Options
+from sandtable.errors import PlanError
 from sandtable.hardware import Component, Frozen, Link, Machine, Memory, Processor, Storage, library, number_paths
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric, Prediction, TraceRow
@@ -33,10 +34,14 @@ def predict(
 
     Raises:
         DoesNotFit: it needs more memory than the machine has.
+        PlanError: it recorded none of the units that it reports.
     """
     process = workload.process(parameters, machine, scenario.seed) if process is None else process
     costs = CostModel(machine)
     result = run(process, costs, options, seed=scenario.seed)
+    if process.main_unit not in result.recorder.units:
+        known = ", ".join(result.recorder.units) or "nothing"
+        raise PlanError(f"{process.workload} reports units {process.main_unit!r} and recorded {known}")
     metrics = _metrics(process, result, costs, options or Options(), scenario.seed)
     peak = result.peak_memory_bytes
     miss = workload.memory_tolerance_frac * peak

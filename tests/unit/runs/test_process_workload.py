@@ -119,6 +119,22 @@ def test_it_has_no_plan_and_says_so(machine: Machine) -> None:
         Serving().plan(Arrivals(), machine, 1)
 
 
+def test_a_process_that_records_nothing_is_told_so(machine: Machine) -> None:
+    with pytest.raises(PlanError, match="serving_made_up reports units 'request' and recorded nothing"):
+        predicted(machine, n=0)
+
+
+def test_an_execution_says_when_its_units_began(machine: Machine, tmp_path: Path) -> None:
+    class Timeless(Serving):
+        def execute(self, *_: Any) -> Execution:
+            recorder = Recorder()
+            recorder.record("request", {"latency_s": 1.0, "wait_s": 0.5, "tokens": 3.0}, times=20)
+            return Execution(recorder=recorder, memory_bytes={"weights": 1e6})
+
+    with pytest.raises(AssertionError, match="does not say when it began"):
+        contracts.check_workload(Timeless(), machine, ExecutionContext(folder=tmp_path, n_threads=1))
+
+
 def test_it_keeps_the_contract(machine: Machine, tmp_path: Path) -> None:
     checked = contracts.check_workload(Serving(), machine, ExecutionContext(folder=tmp_path, n_threads=1))
     assert checked.execution is not None
