@@ -24,7 +24,7 @@ from sandtable.workload.scenarios import Case
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from sandtable.calibration.session import Calibrated
+    from sandtable.calibration.calibrated import Calibrated
     from sandtable.engine.recorder import Recorder
     from sandtable.published.scoring import PublishedReport
     from sandtable.studies.outcome import Outcome

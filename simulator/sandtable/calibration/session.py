@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sandtable import units, yaml_files
-from sandtable.calibration import this_host
+from sandtable.calibration import host_timing, this_host
+from sandtable.calibration.calibrated import Calibrated
 from sandtable.calibration.gpu import gpu_fit, recordings
 from sandtable.calibration.gpu.recordings import Gpus, LiveGpus, RecordedGpus
-from sandtable.calibration.this_host import FittedPoint, Settings
+from sandtable.calibration.host_timing import Settings
 from sandtable.demand.instruments import storage_cross_check
 from sandtable.errors import CalibrationError, ConfigError, NoDevice
 from sandtable.hardware import Machine, library
-from sandtable.model.cost_model import CostModel
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 QUICK_FILE_BYTES = 1 << 30
 FULL_FILE_BYTES = 4 << 30
@@ -34,41 +30,6 @@ FRAMEWORK = "torch"
 # requests at which another program's storage curve is taken
 CROSS_CHECKED_BYTES = (4096, 16384, 65536, 262144)
 TEST_FILE = "calibration"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibrated:
-    """A calibrated machine, the points behind it, and what the user should know of its quality.
-
-    ``cross_check`` holds this calibration's rate and another program's at some points of the storage curve: bytes of a
-    request, requests in flight, bytes/s of each. ``host`` says whether parts of the host were measured.
-    """
-
-    machine: Machine
-    points: Sequence[FittedPoint] = ()
-    cross_check: Sequence[tuple[float, int, float, float]] = ()
-    warnings: Sequence[str] = ()
-    host: bool = True
-    seconds: float = 0.0
-
-    def to_frame(self) -> DataFrame:
-        """Return the measured points beside what the fitted laws say, as a pandas frame; times in seconds."""
-        import pandas as pd
-
-        rows = [
-            {
-                "kernel": point.kernel,
-                "point": this_host.describe(point.dims),
-                "measured_s": point.measured_s,
-                "fitted_s": point.fitted_s,
-                "error_frac": point.error_frac,
-            }
-            for point in self.points
-        ]
-        return pd.DataFrame(rows)
-
-    def _repr_html_(self) -> str:
-        return str(self.to_frame().to_html())
 
 
 def run(
@@ -105,7 +66,7 @@ def run(
     if cross_check not in (None, "fio"):
         raise ConfigError(f"--cross-check knows 'fio', not {cross_check!r}")
     parts = parts_of(recordings.PART if replay is not None and only is None else only, quick, progress)
-    this_host.check_parts(parts)
+    host_timing.check_parts(parts)
     host_parts = tuple(part for part in parts if part != recordings.PART)
     if recordings.PART not in parts and (record or replay):
         raise ConfigError(f"--record and --replay are about GPUs: write --only {recordings.PART}")
@@ -114,8 +75,8 @@ def run(
     gpus, without = _gpus(replay, asked=only is not None) if recordings.PART in parts else (None, [])
     begin = time.perf_counter()
     try:
-        if base is None and not set(parts) >= set(this_host.PARTS):
-            raise ConfigError(this_host.needs_base(parts))
+        if base is None and not set(parts) >= set(host_timing.PARTS):
+            raise ConfigError(host_timing.needs_base(parts))
         settings = Settings(
             folder=folder / TEST_FILE,
             quick=quick,
@@ -143,10 +104,10 @@ def _host(
 ) -> Calibrated:
     """Measure the host's parts, and write the machine file."""
     with _test_folder(settings.folder, keep_file):
-        result = this_host.calibrate(settings, base)
-        curve = [] if cross_check is None else cross_checked(result.machine, settings)
-    library.save_component(result.machine, output)
-    return Calibrated(machine=result.machine, points=result.points, cross_check=curve, warnings=result.warnings)
+        found = this_host.calibrate(settings, base)
+        curve = [] if cross_check is None else cross_checked(found.machine, settings)
+    library.save_component(found.machine, output)
+    return replace(found, cross_check=curve)
 
 
 def cross_checked(machine: Machine, settings: Settings) -> list[tuple[float, int, float, float]]:
@@ -203,21 +164,9 @@ def _with_gpus(
     library.save_component(fitted.machine, output)
     if observed.broken_by is not None:
         raise observed.broken_by
-    points, warnings = [*found.points, *_gpu_points(fitted)], [*found.warnings, *fitted.notes]
-    return replace(found, machine=fitted.machine, points=points, warnings=warnings)
-
-
-def _gpu_points(fitted: gpu_fit.Fitted) -> list[FittedPoint]:
-    """Return the points that a law of the machine predicts, beside what it predicts."""
-    costs = CostModel(fitted.machine)
-    return [
-        FittedPoint(
-            kernel=point.kernel, dims=point.dims, measured_s=point.seconds, fitted_s=costs.time(point.op).seconds
-        )
-        for point in fitted.points
-        # a launch is a constant, and the machine's law of transfers is the one of pinned memory
-        if point.op.operator != "host" and point.dims.get("pinned", True)
-    ]
+    # a launch is a constant, and the machine's law of transfers is the one of pinned memory
+    shown = [t for t in fitted.timings if t.op.operator != "host" and t.dims.get("pinned", True)]
+    return found.fitted_to(fitted.machine, shown, fitted.notes)
 
 
 # --- settings ----------------------------------------------------------------------------------------------
@@ -228,12 +177,12 @@ def parts_of(only: str | None, quick: bool, progress: Callable[[str], None]) -> 
     if only is not None:
         return tuple(part.strip() for part in only.split(",") if part.strip())
     if quick:
-        return this_host.PARTS
+        return host_timing.PARTS
     if importlib.util.find_spec(FRAMEWORK) is None:
-        progress(f"{FRAMEWORK} is not installed: {', '.join(this_host.OPERATOR_PARTS)} are left out")
-        return this_host.PARTS
+        progress(f"{FRAMEWORK} is not installed: {', '.join(host_timing.OPERATOR_PARTS)} are left out")
+        return host_timing.PARTS
     there = (recordings.PART,) if recordings.may_have_gpu() else ()
-    return (*this_host.PARTS, *this_host.OPERATOR_PARTS, *there)
+    return (*host_timing.PARTS, *host_timing.OPERATOR_PARTS, *there)
 
 
 def _file_bytes(text: str | None, quick: bool) -> int:

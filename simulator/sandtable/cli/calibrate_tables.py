@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sandtable import hardware, units
-from sandtable.calibration import this_host
+from sandtable.calibration.calibrated import Calibrated
 from sandtable.calibration.gpu import recordings
-from sandtable.calibration.session import Calibrated
-from sandtable.calibration.this_host import FittedPoint
 from sandtable.demand.instruments import storage_cross_check
 from sandtable.hardware import Component, Machine, library
 from sandtable.report.listing import device_table
@@ -23,7 +21,7 @@ PUBLISHED = "published"
 
 def tables(found: Calibrated) -> list[Table]:
     """Return what a person should see of a calibration."""
-    shown = [fit_table(found.machine, host=found.host), worst_table(found.points)]
+    shown = [fit_table(found.machine, host=found.host), worst_table(found)]
     shown += [cross_check_table(found.cross_check)] if found.cross_check else []
     gpus = gpu_table(found.machine)
     return [*shown, gpus] if gpus.rows else shown
@@ -56,31 +54,18 @@ def fit_table(machine: Machine, *, host: bool = True) -> Table:
     return Table(columns=("fitted parameter", "value", "90 % interval"), rows=rows, title=machine.title)
 
 
-def worst_table(points: Sequence[FittedPoint]) -> Table:
+def worst_table(found: Calibrated) -> Table:
     """Return fitted against measured: a summary by kernel, then the worst points."""
-    rows: list[list[str]] = []
-    for kernel in sorted({point.kernel for point in points}):
-        errors = np.abs([point.error_frac for point in points if point.kernel == kernel])
-        rows.append(
-            [
-                kernel,
-                f"{len(errors)} points",
-                "",
-                "",
-                f"median {100 * np.median(errors):.1f} %, p90 {100 * np.percentile(errors, 90):.1f} %",
-            ]
-        )
-    worst = sorted(points, key=lambda point: -abs(np.log1p(point.error_frac)))[:N_WORST]
-    for point in worst:
-        rows.append(
-            [
-                point.kernel,
-                this_host.describe(point.dims),
-                units.format_seconds(point.measured_s),
-                units.format_seconds(point.fitted_s),
-                f"{100 * point.error_frac:+.0f} %",
-            ]
-        )
+    points = found.to_frame()
+    points["off"] = points["error_frac"].abs()
+    rows = []
+    for kernel, group in points.groupby("kernel"):
+        median, p90 = (100 * group["off"].quantile(share) for share in (0.5, 0.9))
+        rows.append([str(kernel), f"{len(group)} points", "", "", f"median {median:.1f} %, p90 {p90:.1f} %"])
+    points["off"] = np.log1p(points["error_frac"]).abs()
+    for row in points.sort_values("off", ascending=False, kind="stable").head(N_WORST).itertuples():
+        times = (units.format_seconds(row.measured_s), units.format_seconds(row.fitted_s))
+        rows.append([row.kernel, row.point, *times, f"{100 * row.error_frac:+.0f} %"])
     return Table(columns=("kernel", "point (worst last)", "measured", "fitted", "error"), rows=rows)
 
 

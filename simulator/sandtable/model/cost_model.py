@@ -180,13 +180,12 @@ class CostModel:
             alone = operator.seconds(roofline, constants.values, columns, dtype=op.dtype)
             return np.asarray(alone / self._speed_frac(op, operator))
         crosses, empty = operator.crosses(columns), operator.is_empty(columns)
-        software = self._software(op, operator)
         seconds = np.zeros(crosses.shape)
         for where in (False, True):
             chosen = (crosses == where) & ~empty
             if chosen.any():
                 link, links = self._link_sheet(op, crosses=where)
-                values = fitted_constants.resolve(operator, link, software, self.machine.stack).values
+                values = fitted_constants.resolve_for(op, link, self.machine.stack).values
                 part = type(columns)(*(column[chosen] for column in columns))
                 seconds[chosen] = operator.seconds(links, values, part, dtype=op.dtype)
         return seconds
@@ -222,16 +221,7 @@ class CostModel:
             device = self._link_sheet(op, crosses=op.crosses)[0]
         else:
             device = self._processor(op)[0]
-        software, stack = self._software(op, operator), self.machine.stack
-        if op.sharing > 1:
-            # processes that share a device have constants of their own, where they were measured
-            shared = fitted_constants.resolve(operator, device, software + fitted_constants.SHARED, stack)
-            if shared.origin != "typical":
-                return shared
-        return fitted_constants.resolve(operator, device, software, stack)
-
-    def _software(self, op: Op, operator: Operator[Any]) -> str:
-        return fitted_constants.software_of(operator, op.shape, op.dtype, self.machine.stack)
+        return fitted_constants.resolve_for(op, device, self.machine.stack)
 
     def _roofline(self, op: Op) -> Roofline:
         return Roofline.of(*self._processor(op)).share(op.sharing)

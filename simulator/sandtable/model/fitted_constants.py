@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sandtable.demand.operator import Operator
+from sandtable.demand.op import Op
+from sandtable.demand.operator import Operator, operator_named
 from sandtable.errors import ConfigError
 from sandtable.hardware import Link, OperatorFit, Processor, Stack
 from sandtable.units import strip_suffix
 
 # ends the name of a software's constants for processes that share a device, see `Op.sharing`
 SHARED = "_shared"
+# the software of kernels that belong to none: whoever wrote the kernel wrote its operator
+OWN = "own"
 # predicted / measured at the ends of the 90 % interval where no constant was ever fitted
 UNFITTED_LOW_FRAC, UNFITTED_HIGH_FRAC = 0.5, 2.0
+# where constants are from that nothing measured stands behind
+TYPICAL = "typical"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ def resolve(operator: Operator[Any], device: Processor | Link, software: str, st
             # how far constants miss on a device they were not fitted to is what pooling found out
             evidence = (pooled or fit if origin == "like" else fit).evidence
             return Resolved(values, evidence.residual_low_frac, evidence.residual_high_frac, origin)
-    return Resolved(operator.typical(), UNFITTED_LOW_FRAC, UNFITTED_HIGH_FRAC, "typical")
+    return _typical(operator)
 
 
 def fit_of(
@@ -74,14 +79,46 @@ def values_of(operator: Operator[Any], fit: OperatorFit, component: str, softwar
     return values
 
 
-def software_of(operator: Operator[Any], shape: Any, dtype: str, stack: Stack | None) -> str:
-    """Return whose constants apply under a stack: by variant, by operator or element type, by what it is fitted as.
+def resolve_for(op: Op, device: Processor | Link, stack: Stack | None) -> Resolved:
+    """Return the constants of an op: of the first of its softwares that was measured, see `softwares_of`.
 
-    Some software has another way for one type, 'gemm.fp8_block', or for one collective, 'all_reduce'.
+    Processes that share a device have constants of their own, where those were measured.
+
+    Raises:
+        ConfigError: see `resolve`.
     """
+    operator = operator_named(op.operator)
+    suffixes = (SHARED, "") if op.sharing > 1 else ("",)
+    names = (software + suffix for software in softwares_of(operator, op, stack) for suffix in suffixes)
+    found = (resolve(operator, device, name, stack) for name in names)
+    return next((constants for constants in found if constants.origin != TYPICAL), _typical(operator))
+
+
+def _typical(operator: Operator[Any]) -> Resolved:
+    return Resolved(operator.typical(), UNFITTED_LOW_FRAC, UNFITTED_HIGH_FRAC, TYPICAL)
+
+
+def softwares_of(operator: Operator[Any], op: Op, stack: Stack | None) -> tuple[str, ...]:
+    """Return whose constants apply, best first: what the stack names, else the stack itself, else `OWN`.
+
+    A stack names a software by variant, by operator or element type, or by what the operator is fitted as: some
+    software has another way for one type, 'gemm.fp8_block', or for one collective, 'all_reduce'.
+    """
+    shared, variant = operator.fitted_as, operator.variant(op.shape)
+    own = _of_variant(OWN, variant)
     if stack is None:
-        return ""
-    shared, variant = operator.fitted_as, operator.variant(shape)
-    own = (operator.name,) if operator.name != shared else ()
-    keys = (f"{shared}.{variant}",) if variant else (*own, f"{shared}.{dtype}")
-    return next((stack.software[key] for key in (*keys, shared) if key in stack.software), stack.name)
+        return (own,)
+    names = (operator.name,) if operator.name != shared else ()
+    keys = (f"{shared}.{variant}",) if variant else (*names, f"{shared}.{op.dtype}")
+    named = next((stack.software[key] for key in (*keys, shared) if key in stack.software), None)
+    return (named,) if named is not None else (stack.name, own)
+
+
+def kept_under(software: str, op: Op) -> str:
+    """Return the name that constants fitted to an op are kept under: its software's, with variant and sharing."""
+    name = _of_variant(software, operator_named(op.operator).variant(op.shape))
+    return name + (SHARED if op.sharing > 1 else "")
+
+
+def _of_variant(software: str, variant: str) -> str:
+    return f"{software}_{variant}" if variant else software

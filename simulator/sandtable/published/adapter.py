@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.calibration.timing import Timing
 from sandtable.errors import ConfigError
 from sandtable.published.rows import MalformedRow, Row, Rows, file_of, read_rows
 
@@ -108,7 +108,7 @@ class Adapter(ABC):
         """
         return []
 
-    def operator_points(self, rows: Iterable[Row]) -> Iterable[OperatorPoint]:
+    def timings(self, rows: Iterable[Row]) -> Iterable[Timing]:
         """Return the timed operators among the rows, to which constants of device files may be fitted.
 
         Empty for files that time no operator. See `sandtable.published.operator_rows`.

@@ -8,66 +8,50 @@ device out at a time misses.
 from __future__ import annotations
 
 import datetime as dt
-import fcntl
-import io
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
 
-from sandtable import yaml_files
 from sandtable.calibration.fit import operator_fit
 from sandtable.calibration.fit.least_squares import FLOOR
-from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.calibration.timing import Group, Timing, grouped
+from sandtable.calibration.write import put_fit
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import OperatorFit, library
 from sandtable.model.fitted_constants import UNFITTED_HIGH_FRAC, UNFITTED_LOW_FRAC
 from sandtable.published import scoring, systems
-from sandtable.published.operator_rows import OperatorAdapter, group_of, operator_of, sheets_of
+from sandtable.published.operator_rows import OperatorAdapter
 from sandtable.published.rows import file_of
 from sandtable.table import Table
 
 FloatArray = npt.NDArray[np.float64]
-Group = tuple[str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceFit:
-    """Constants of one device under one software for one operator, and what they were fitted to."""
+class RowsFit:
+    """Constants of one operator under one software, of one device or pooled over several, and what they were fitted to.
 
-    device: str
-    software: str
-    operator: str
-    fit: OperatorFit
-    source: str
-    # log(predicted / measured) with the constants of its siblings, where it has any
-    left_out: FloatArray | None = None
+    The device of a pooled ``group`` is empty. ``left_out`` is log(predicted / measured) on a device with the constants
+    of its siblings, where it has any.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class PooledFit:
-    """Constants of one software that several devices share, for one operator."""
-
-    software: str
-    operator: str
+    group: Group
     fit: OperatorFit
     source: str
     devices: tuple[str, ...]
+    left_out: FloatArray | None = None
 
 
 @dataclass(kw_only=True)
 class FromData:
     """What was fitted, and what could not be."""
 
-    devices: list[DeviceFit] = field(default_factory=list)
-    pooled: list[PooledFit] = field(default_factory=list)
+    devices: list[RowsFit] = field(default_factory=list)
+    pooled: list[RowsFit] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -79,11 +63,11 @@ class FromData:
 # --- collecting --------------------------------------------------------------------------------------------
 
 
-def collect(folder: Path, only: Sequence[str] | None = None) -> dict[Group, list[tuple[OperatorPoint, str]]]:
-    """Return the timed operators of all adapters with their public sources, by device, software and operator.
+def collect(folder: Path, only: Sequence[str] | None = None) -> list[Timing]:
+    """Return the timed operators of all adapters that share constants with others of the folder.
 
     Rows that the package ships join those of the folder, which come first where both have a file. With ``only``, the
-    groups that these adapters have points of; points of other adapters in such a group stay, so that constants never
+    groups that these adapters have timings of; those of other adapters in such a group stay, so that constants never
     depend on which file was named.
 
     Raises:
@@ -96,26 +80,24 @@ def collect(folder: Path, only: Sequence[str] | None = None) -> dict[Group, list
     for name in only or ():
         if name not in known:
             raise UnknownName("published data set of operators", name, known)
-    groups: dict[Group, list[tuple[OperatorPoint, str]]] = {}
-    touched: set[Group] = set()
+    timings: list[Timing] = []
+    touched: set[tuple[str, str]] = set()
     for name, adapter in known.items():
         found = file_of(folder, name) is not None
         source = folder if found else adapter.shipped()
         if source is None:
             continue
-        for point in adapter.operator_points(adapter.read(source)):
-            group = group_of(point)
-            groups.setdefault(group, []).append((point, f"{name}: {adapter.source}"))
-            if found if only is None else name in only:
-                touched.add(group)
+        own = list(adapter.timings(adapter.read(source)))
+        timings += own
+        if found if only is None else name in only:
+            touched |= {timing.group[1:] for timing in own}
     if not touched:
         expected = ", ".join(f"{name}.csv" for name in only or known)
         raise ConfigError(
             f"no timed operator of a known device here; expected any of: {expected}", file=str(folder)
         )
     # the softwares and operators touched, with all their devices: siblings are needed whole
-    pairs = {group[1:] for group in touched}
-    return {group: members for group, members in sorted(groups.items()) if group[1:] in pairs}
+    return [timing for timing in timings if timing.group[1:] in touched]
 
 
 # --- fitting -----------------------------------------------------------------------------------------------
@@ -123,70 +105,47 @@ def collect(folder: Path, only: Sequence[str] | None = None) -> dict[Group, list
 
 def fit_all(folder: Path, only: Sequence[str] | None = None, *, date: dt.date | None = None) -> FromData:
     """Fit every device, software and operator, and pool the devices of each software."""
-    groups = collect(folder, only)
     found = FromData()
-    pairs = dict.fromkeys(group[1:] for group in groups)
-    for software, operator in pairs:
-        members = {group[0]: points for group, points in groups.items() if group[1:] == (software, operator)}
-        _fit_software(found, software, operator, members, date)
+    # one to spare, so that there is a point to leave out
+    kept, few = operator_fit.separate(collect(folder, only), spare=1)
+    for group, n in sorted(few.items()):
+        found.notes.append(f"{group.device}, {group.software}, {group.operator}: only {n} points, not fitted")
+    pairs: dict[tuple[str, str], dict[Group, list[Timing]]] = {}
+    for group, timings in sorted(grouped(kept).items()):
+        pairs.setdefault(group[1:], {})[group] = timings
+    for devices in pairs.values():
+        _fit_software(found, devices, date)
     return found
 
 
-def _fit_software(
-    found: FromData,
-    software: str,
-    operator: str,
-    members: Mapping[str, list[tuple[OperatorPoint, str]]],
-    date: dt.date | None,
-) -> None:
-    points = {device: [point for point, _ in rows] for device, rows in members.items()}
-    law = operator_of(next(iter(points.values()))[0])
-    for device in [name for name, rows in points.items() if len(rows) <= len(law.constants)]:
-        found.notes.append(f"{device}, {software}, {operator}: only {len(points[device])} points, not fitted")
-        del points[device]
-    if not points:
-        return
-    left_out = {device: _left_out(device, points) for device in points} if len(points) > 1 else {}
-    pooled = _pool(software, operator, points, left_out, members, date)
+def _fit_software(found: FromData, devices: Mapping[Group, list[Timing]], date: dt.date | None) -> None:
+    left_out = {group: _left_out(group, devices) for group in devices} if len(devices) > 1 else {}
+    pooled = _pool(devices, left_out, date)
     found.pooled.append(pooled)
-    for device, own in points.items():
-        method = f"{len(own)} published timings of {software}"
+    for group, timings in devices.items():
+        method = f"{len(timings)} published timings of {group.software}"
         towards = pooled.fit.values()
-        fit = operator_fit.fit_operator(law, own, sheets_of(own), method=method, date=date, towards=towards)
-        source = _source(members[device])
+        fits = operator_fit.fit_groups(timings, systems.sheet_of, method=method, date=date, towards=towards)
+        source, left = _source(timings), left_out.get(group)
         found.devices.append(
-            DeviceFit(
-                device=device,
-                software=software,
-                operator=operator,
-                fit=fit,
-                source=source,
-                left_out=left_out.get(device),
-            )
+            RowsFit(group=group, fit=fits[group], source=source, devices=(group.device,), left_out=left)
         )
 
 
-def _left_out(device: str, points: Mapping[str, list[OperatorPoint]]) -> FloatArray:
+def _left_out(group: Group, devices: Mapping[Group, list[Timing]]) -> FloatArray:
     """Return log(predicted / measured) on a device under constants fitted to its siblings."""
-    own, others = points[device], [p for name, rows in points.items() if name != device for p in rows]
-    law = operator_of(own[0])
-    constants = operator_fit.fit_constants(law, others, sheets_of(others))
-    return operator_fit.Predictor(own, sheets_of(own)).residuals(constants)
+    others = [timing for sibling, timings in devices.items() if sibling != group for timing in timings]
+    constants = operator_fit.fit_constants(others, systems.sheet_of)
+    return operator_fit.Predictor(devices[group], systems.sheet_of).residuals(constants)
 
 
 def _pool(
-    software: str,
-    operator: str,
-    points: Mapping[str, list[OperatorPoint]],
-    left_out: Mapping[str, FloatArray],
-    members: Mapping[str, list[tuple[OperatorPoint, str]]],
-    date: dt.date | None,
-) -> PooledFit:
-    everything = [point for rows in points.values() for point in rows]
-    law = operator_of(everything[0])
-    names = tuple(sorted(points))
+    devices: Mapping[Group, list[Timing]], left_out: Mapping[Group, FloatArray], date: dt.date | None
+) -> RowsFit:
+    everything = [timing for timings in devices.values() for timing in timings]
+    names = tuple(sorted(group.device for group in devices))
     method = f"pooled over {', '.join(names)}; held out: one device at a time"
-    fit = operator_fit.fit_operator(law, everything, sheets_of(everything), method=method, date=date)
+    fit = operator_fit.fit_operator(everything, systems.sheet_of, method=method, date=date)
     update: dict[str, Any] = {"residual_low_frac": UNFITTED_LOW_FRAC, "residual_high_frac": UNFITTED_HIGH_FRAC}
     if left_out:
         missed = np.concatenate(list(left_out.values()))
@@ -196,19 +155,13 @@ def _pool(
             "residual_high_frac": float(np.exp(max(high, FLOOR))),
             "held_out_median_abs_error_frac": float(np.median(np.abs(np.expm1(missed)))),
         }
-    evidence = fit.evidence.model_copy(update=update)
-    source = _source([row for device in names for row in members[device]])
-    return PooledFit(
-        software=software,
-        operator=operator,
-        fit=fit.model_copy(update={"evidence": evidence}),
-        source=source,
-        devices=names,
-    )
+    fit = fit.model_copy(update={"evidence": fit.evidence.model_copy(update=update)})
+    pooled = everything[0].group._replace(device="")
+    return RowsFit(group=pooled, fit=fit, source=_source(everything), devices=names)
 
 
-def _source(rows: Sequence[tuple[OperatorPoint, str]]) -> str:
-    sources = dict.fromkeys(source for _, source in rows)
+def _source(timings: Sequence[Timing]) -> str:
+    sources = dict.fromkeys(timing.source for timing in timings)
     return f"fitted to published timings with 'sandtable calibrate --from-data' ({'; '.join(sources)})"
 
 
@@ -218,105 +171,47 @@ def _source(rows: Sequence[tuple[OperatorPoint, str]]) -> str:
 def write(found: FromData) -> list[Path]:
     """Write the fits into the device files and the stack files of their softwares; return the files written."""
     paths: dict[Path, None] = {}
-    for item in found.devices:
-        path = library.device_files()[item.device]
-        put_fit(path, item.operator, item.software, item.fit, item.source)
-        paths[path] = None
-    for pool in found.pooled:
-        stack = library.device_files("stack").get(pool.software)
-        if stack is None:
+    stacks = library.device_files("stack")
+    for item in (*found.devices, *found.pooled):
+        group = item.group
+        path = library.device_files()[group.device] if group.device else stacks.get(group.software)
+        if path is None:
             found.notes.append(
-                f"no stack file {pool.software}.yaml: its pooled {pool.operator} constants are not kept"
+                f"no stack file {group.software}.yaml: its pooled {group.operator} constants are not kept"
             )
             continue
-        put_fit(stack, pool.operator, pool.software, pool.fit, pool.source)
-        paths[stack] = None
+        put_fit(path, group.path, item.fit, item.source)
+        paths[path] = None
     systems.forget()
     return list(paths)
-
-
-def put_fit(path: Path, operator: str, software: str, fit: OperatorFit, source: str) -> None:
-    """Replace one fit and its source in a device file; all else in it stays, comments too.
-
-    Raises:
-        ConfigError: the file would not load any more; it is left as it was.
-    """
-    dotted = f"fitted.operators.{operator}.{software}"
-    with _locked(path.parent):
-        data = _yaml().load(path.read_text(encoding="utf-8"))
-        if not isinstance(data.get("fitted"), CommentedMap):
-            data.pop("fitted", None)
-            data.insert(list(data).index("sources"), "fitted", CommentedMap())
-        yaml_files.set_path(data, dotted, _block(library.to_yaml_data(fit)))
-        data["sources"][dotted] = source
-        text = _text(data)
-        library.load_data(yaml_files.parse_yaml(text, str(path)), path)
-        yaml_files.write_atomically(path, text)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from changing files of a folder meanwhile."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _block(data: Mapping[str, Any]) -> CommentedMap:
-    """Return a fit as YAML with each estimate on one line."""
-    block = CommentedMap()
-    for key, value in data.items():
-        inner = CommentedMap(value) if isinstance(value, Mapping) else value
-        if isinstance(inner, CommentedMap) and set(inner) <= {"value", "low", "high"}:
-            inner.fa.set_flow_style()
-        block[key] = inner
-    return block
-
-
-def _yaml() -> YAML:
-    yaml = YAML(typ="rt")
-    yaml.width = 118
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.preserve_quotes = True
-    return yaml
-
-
-def _text(data: CommentedMap) -> str:
-    stream = io.StringIO()
-    _yaml().dump(data, stream)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def device_table(fits: Sequence[DeviceFit]) -> Table:
+def device_table(fits: Sequence[RowsFit]) -> Table:
     """Return the constants by device, software and operator, with errors in sample and held out."""
-    rows = [[i.device, i.software, i.operator, *_summary(i.fit)] for i in fits]
+    rows = [[i.group.device, i.group.software, i.group.operator, *_summary(i.fit)] for i in fits]
     columns = ("device", "software", "operator", *_SUMMARY)
     return Table(columns=columns, rows=rows, title="Constants by device", units=("", "", "", *_SUMMARY_UNITS))
 
 
-def pooled_table(fits: Sequence[PooledFit]) -> Table:
+def pooled_table(fits: Sequence[RowsFit]) -> Table:
     """Return the constants that devices share; held out is one device at a time."""
-    rows = [[i.software, i.operator, len(i.devices), *_summary(i.fit)] for i in fits]
+    rows = [[i.group.software, i.group.operator, len(i.devices), *_summary(i.fit)] for i in fits]
     columns = ("software", "operator", "devices", *_SUMMARY)
     return Table(columns=columns, rows=rows, title="Constants pooled", units=("", "", "", *_SUMMARY_UNITS))
 
 
-def left_out_table(fits: Sequence[DeviceFit]) -> Table:
+def left_out_table(fits: Sequence[RowsFit]) -> Table:
     """Return how well a device left out is predicted from its data sheet and its siblings' constants."""
     rows: list[list[object]] = []
     for item in fits:
         if item.left_out is not None:
             errors = np.abs(np.expm1(item.left_out))
             bias = float(np.expm1(np.median(item.left_out)))
-            rows.append(
-                [item.device, item.software, item.operator, len(errors), *_errors(errors), f"{100 * bias:+.1f}"]
-            )
+            names = (item.group.device, item.group.software, item.group.operator)
+            rows.append([*names, len(errors), *_errors(errors), f"{100 * bias:+.1f}"])
     return Table(
         columns=("device left out", "software", "operator", "points", "median error", "p90 error", "bias"),
         units=("", "", "", "", "%", "%", "%"),
@@ -326,10 +221,11 @@ def left_out_table(fits: Sequence[DeviceFit]) -> Table:
     )
 
 
-def _left_out_notes(fits: Sequence[DeviceFit]) -> list[str]:
+def _left_out_notes(fits: Sequence[RowsFit]) -> list[str]:
     notes = []
-    for operator in dict.fromkeys(item.operator for item in fits):
-        errors = [np.abs(np.expm1(i.left_out)) for i in fits if i.operator == operator and i.left_out is not None]
+    for operator in dict.fromkeys(item.group.operator for item in fits):
+        known = [i.left_out for i in fits if i.group.operator == operator and i.left_out is not None]
+        errors = [np.abs(np.expm1(left_out)) for left_out in known]
         if errors:
             median = 100 * float(np.median(np.concatenate(errors)))
             notes.append(f"{operator}: median error of all points of devices left out {median:.1f} %")

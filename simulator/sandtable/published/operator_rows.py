@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint, Predictor, held_out_seconds
-from sandtable.demand.operator import Operator, operator_named
+from sandtable.calibration.fit.operator_fit import Predictor, held_out_seconds
+from sandtable.calibration.timing import Group, Timing, stated
 from sandtable.demand.shapes import GemmShape
 from sandtable.errors import PlanError
 from sandtable.hardware import Accelerator
@@ -28,41 +28,41 @@ LIBRARY = "cublas"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timed:
+class Figure:
     """One figure of one row: its operator with the time measured, and how a report names it."""
 
     metric: str
-    point: OperatorPoint
+    timing: Timing
     row_id: str
     group: str
 
 
 def framework_latency(
-    row: Row, system: Accelerator, *, operator: str, dtype: str, shape: Any, label: str, group: str
-) -> Timed:
-    """Return the ``latency_ms`` of one operator that a serving framework ran on one processor.
+    row: Row,
+    system: Accelerator,
+    *,
+    operator: str,
+    dtype: str,
+    shape: Any,
+    label: str,
+    group: str,
+    software: str = "",
+) -> Figure:
+    """Return the ``latency_ms`` of one operator that a serving framework, or its ``software``, ran on one processor.
 
     Raises:
         MalformedRow: the time is not positive.
     """
-    latency_ms = row.number("latency_ms") or 0.0
-    if not latency_ms > 0:
+    seconds, software = 1e-3 * (row.number("latency_ms") or 0.0), software or row.text("framework")
+    if not seconds > 0:
         raise MalformedRow("a time is positive")
-    point = OperatorPoint(
-        device=system.name,
-        software=row.text("framework"),
-        operator=operator,
-        dtype=dtype,
-        shape=shape,
-        seconds=1e-3 * latency_ms,
-        label=label,
-    )
-    return Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=group)
+    timing = stated(operator, shape, seconds, dtype=dtype, device=system.name, software=software, label=label)
+    return Figure(metric="latency_ms", timing=timing, row_id=f"line {row.line}", group=group)
 
 
 def product_at_rate(
     row: Row, *, system: str, dtype: str | None, sizes: Sequence[float | None], tflops: float | None, timed: str
-) -> Timed | Skipped:
+) -> Figure | Skipped:
     """Return one product of the vendor's library whose rate is reported, as the time that it takes.
 
     Args:
@@ -86,16 +86,11 @@ def product_at_rate(
     m, n, k = (float(size or 0) for size in sizes)
     if not tflops > 0 or min(m, n, k) < 1:
         raise MalformedRow("sizes and rates are positive")
-    point = OperatorPoint(
-        device=found.name,
-        software=LIBRARY,
-        operator="gemm",
-        dtype=dtype,
-        shape=GemmShape(m, n, k),
-        seconds=2 * m * n * k / (1e12 * tflops),
-        label=f"{system} {row.text('dtype')} {m:.0f}x{n:.0f}x{k:.0f}",
-    )
-    return Timed(metric=timed, point=point, row_id=f"line {row.line}", group=system)
+    seconds = 2 * m * n * k / (1e12 * tflops)
+    label = f"{system} {row.text('dtype')} {m:.0f}x{n:.0f}x{k:.0f}"
+    names = {"device": found.name, "software": LIBRARY, "label": label}
+    timing = stated("gemm", GemmShape(m, n, k), seconds, dtype=dtype, **names)
+    return Figure(metric=timed, timing=timing, row_id=f"line {row.line}", group=system)
 
 
 class OperatorAdapter(Adapter):
@@ -111,7 +106,7 @@ class OperatorAdapter(Adapter):
     fits: ClassVar[bool] = True
 
     @abstractmethod
-    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+    def timed(self, row: Row) -> Iterable[Figure | Skipped] | Skipped:
         """Translate one row: for each figure its operator, or why there is none.
 
         Raises:
@@ -128,12 +123,12 @@ class OperatorAdapter(Adapter):
     def predict_all(self, rows: Iterable[Row]) -> Iterator[Outcome | MalformedRow]:
         """Predict rows in order: what shares a device, software and operator in one call."""
         translated = [self._translated(row) for row in rows]
-        groups: dict[tuple[str, str, str], list[Timed]] = {}
+        groups: dict[tuple[str, str, str], list[Figure]] = {}
         for items in translated:
             for item in items if isinstance(items, list) else ():
-                if isinstance(item, Timed):
-                    point = item.point
-                    groups.setdefault((point.device, point.software, point.operator), []).append(item)
+                if isinstance(item, Figure):
+                    timing = item.timing
+                    groups.setdefault((timing.device, timing.software, timing.op.operator), []).append(item)
         scored: dict[int, Scored | Skipped] = {
             id(item): figure for items in groups.values() for item, figure in self._together(items)
         }
@@ -143,19 +138,19 @@ class OperatorAdapter(Adapter):
             else:
                 yield items
 
-    def _translated(self, row: Row) -> list[Timed | Skipped] | Skipped | MalformedRow:
+    def _translated(self, row: Row) -> list[Figure | Skipped] | Skipped | MalformedRow:
         try:
             found = self.timed(row)
         except MalformedRow as error:
             return error
         return found if isinstance(found, Skipped) else list(found)
 
-    def _together(self, items: Sequence[Timed]) -> Iterator[tuple[Timed, Scored | Skipped]]:
+    def _together(self, items: Sequence[Figure]) -> Iterator[tuple[Figure, Scored | Skipped]]:
         """Predict figures of one operator that share their constants."""
-        points = [item.point for item in items]
+        timings = [item.timing for item in items]
         try:
-            constants = self.constants(points[0])
-            predicted = Predictor(points, sheets_of(points)).seconds(constants.values)
+            constants = self.constants(timings[0])
+            predicted = Predictor(timings, systems.sheet_of).seconds(constants.values)
         except PlanError as error:
             yield from ((item, Skipped(f"no law: {error}", item.metric)) for item in items)
             return
@@ -163,11 +158,11 @@ class OperatorAdapter(Adapter):
         for item, seconds in zip(items, predicted.tolist(), strict=True):
             yield item, self.figure(item, seconds, seconds / low, seconds / high)
 
-    def constants(self, point: OperatorPoint) -> Resolved:
-        """Return the constants that a point is predicted with: see `constants_of`."""
-        return constants_of(point)
+    def constants(self, timing: Timing) -> Resolved:
+        """Return the constants that a timing is predicted with: see `constants_of`."""
+        return constants_of(timing)
 
-    def figure(self, item: Timed, seconds: float, low: float, high: float) -> Scored:
+    def figure(self, item: Figure, seconds: float, low: float, high: float) -> Scored:
         """Return what a report shows of one figure, which is predicted to take ``seconds``, between two ends."""
         return Scored(
             row_id=item.row_id,
@@ -176,41 +171,40 @@ class OperatorAdapter(Adapter):
             predicted=seconds / self.unit_s,
             low=low / self.unit_s,
             high=high / self.unit_s,
-            measured=item.point.seconds / self.unit_s,
-            label=item.point.label,
+            measured=item.timing.seconds / self.unit_s,
+            label=item.timing.label,
             group=item.group,
         )
 
-    def operator_points(self, rows: Iterable[Row]) -> Iterator[OperatorPoint]:
+    def timings(self, rows: Iterable[Row]) -> Iterator[Timing]:
         """Return the timed operators that constants may be fitted to."""
         if self.fits:
-            yield from (item.point for item in self._all(rows))
+            source = f"{self.name}: {self.source}"
+            yield from (replace(item.timing, source=source) for item in self._all(rows))
 
-    def _all(self, rows: Iterable[Row]) -> Iterator[Timed]:
+    def _all(self, rows: Iterable[Row]) -> Iterator[Figure]:
         for row in rows:
             try:
                 found = self.timed(row)
             except MalformedRow:
                 continue
             if not isinstance(found, Skipped):
-                yield from (item for item in found if isinstance(item, Timed))
+                yield from (item for item in found if isinstance(item, Figure))
 
     def held_out(self, rows: Iterable[Row]) -> list[Scored]:
         """Predict each figure with constants fitted to the other four fifths of its device's and software's."""
         if not self.fits:
             return []
-        groups: dict[tuple[str, str, str], list[Timed]] = {}
+        groups: dict[Group, list[Figure]] = {}
         for item in self._all(rows):
-            groups.setdefault(group_of(item.point), []).append(item)
+            groups.setdefault(item.timing.group, []).append(item)
         scored: list[Scored] = []
         for items in groups.values():
-            law = operator_of(items[0].point)
-            points = [item.point for item in items]
-            if len(points) <= len(law.constants) or constants_of(points[0]).origin != "device":
+            timings = [item.timing for item in items]
+            if len(timings) <= len(timings[0].law.constants) or constants_of(timings[0]).origin != "device":
                 continue
-            siblings = siblings_of(points[0])
-            seconds = held_out_seconds(law, points, sheets_of(points), siblings)
-            low, high = _interval(seconds / np.array([point.seconds for point in points]))
+            seconds = held_out_seconds(timings, systems.sheet_of, siblings_of(timings[0]))
+            low, high = _interval(seconds / np.array([timing.seconds for timing in timings]))
             for item, value in zip(items, seconds, strict=True):
                 if not np.isnan(value):
                     scored.append(self.figure(item, float(value), float(value / high), float(value / low)))
@@ -224,40 +218,19 @@ def _interval(ratios: np.typing.NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def operator_of(point: OperatorPoint) -> Operator[Any]:
-    """Return the operator that a point timed.
-
-    Raises:
-        PlanError: no installed package declares it.
-    """
-    return operator_named(point.operator)
+def constants_of(timing: Timing) -> Resolved:
+    """Return the constants that the library holds for a timing: its device's, else those of siblings, else typical."""
+    device = systems.device_named(timing.device)
+    return resolve(timing.law, device, timing.software, systems.stack_of(timing.software))
 
 
-def constants_of(point: OperatorPoint) -> Resolved:
-    """Return the constants that the library holds for a point: its device's, else those of siblings, else typical."""
-    device = systems.device_named(point.device)
-    return resolve(operator_of(point), device, point.software, systems.stack_of(point.software))
+def siblings_of(timing: Timing) -> Mapping[str, float] | None:
+    """Return the constants pooled for a timing's software, None if there are none."""
+    fit = fit_of(timing.law, systems.stack_of(timing.software), timing.software)
+    return None if fit is None else values_of(timing.law, fit, timing.software, timing.software)
 
 
-def siblings_of(point: OperatorPoint) -> Mapping[str, float] | None:
-    """Return the constants pooled for a point's software, None if there are none."""
-    operator, stack = operator_of(point), systems.stack_of(point.software)
-    fit = fit_of(operator, stack, point.software)
-    return None if fit is None else values_of(operator, fit, point.software, point.software)
-
-
-def group_of(point: OperatorPoint) -> tuple[str, str, str]:
-    """Return what shares constants: device, software and operator."""
-    return point.device, point.software, operator_of(point).fitted_as
-
-
-def sheets_of(points: Iterable[OperatorPoint]) -> dict[str, systems.AnySheet]:
-    """Return the data sheets that points need, by `OperatorPoint.sheet`."""
-    return {point.sheet: systems.sheet_of(point) for point in points}
-
-
-def seconds_of(point: OperatorPoint, constants: Mapping[str, float]) -> float:
-    """Predict one point with given constants."""
-    operator = operator_of(point)
-    columns = operator.columns(point.shape)
-    return float(operator.seconds(systems.sheet_of(point), constants, columns, dtype=point.dtype)[0])
+def seconds_of(timing: Timing, constants: Mapping[str, float]) -> float:
+    """Predict one timing with given constants."""
+    columns = timing.law.columns(timing.op.shape)
+    return float(timing.law.seconds(systems.sheet_of(timing), constants, columns, dtype=timing.op.dtype)[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.calibration.timing import Timing
 from sandtable.errors import ConfigError
 from sandtable.hardware import Accelerator, Component, Link, LinkSheet, Processor, Roofline, Stack, library
 from sandtable.published.adapter import Skipped
@@ -50,13 +50,13 @@ def device_named(name: str) -> Processor | Link:
     raise ConfigError(f"no accelerator and no link named {name!r}")
 
 
-def sheet_of(point: OperatorPoint) -> AnySheet:
-    """Return the data sheet that a point's law reads.
+def sheet_of(timing: Timing) -> AnySheet:
+    """Return the data sheet that a timing's law reads.
 
     Raises:
         ConfigError: the library lacks the device.
     """
-    return _sheet(point.device, point.beside)
+    return _sheet(timing.device, timing.beside)
 
 
 @lru_cache(maxsize=512)

@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from sandtable.demand.operator import Bound, plain_seconds
+from sandtable.calibration.timing import Timing
+from sandtable.demand.operator import Bound, PlainOperator, plain_seconds
+from sandtable.demand.shapes import RandomReadShape
 from sandtable.errors import CalibrationError, missing_extra
 from sandtable.hardware import Estimate, Evidence, OpFit, StorageFit
 from sandtable.model.laws import storage_law as storage_model
-from sandtable.model.laws.storage_law import ReadPoint, StorageLaw
+from sandtable.model.laws.storage_law import StorageLaw
 
 FloatArray = npt.NDArray[np.float64]
 Residuals = Callable[[FloatArray, npt.NDArray[np.intp]], FloatArray]
@@ -197,11 +199,10 @@ _DRAIN = Parameter(name="drain", start=0.5, low=0.02, high=20.0)
 
 
 def fit_storage(
-    points: Sequence[ReadPoint],
+    timings: Sequence[Timing],
     *,
     sequential_bytes_per_s: Estimate[float],
     method: str,
-    n_samples: int | None = None,
     sequential: Evidence | None = None,
     repeat_spread_frac: float | None = None,
     drift_frac: float | None = None,
@@ -213,20 +214,20 @@ def fit_storage(
     The drain is fitted only when batches of different length were timed at the same chunk and concurrency; a curve
     of sustained rates cannot show it.
     """
-    if not points:
+    if not timings:
         raise CalibrationError("no random reads were measured")
-    has_drain = len({(p.chunk_bytes, p.concurrency, p.n_requests) for p in points}) > len(
-        {(p.chunk_bytes, p.concurrency) for p in points}
-    )
-    parameters = _storage_start(points) + ((_DRAIN,) if has_drain else ())
-    measured = np.log([p.seconds for p in points])
+    reads: list[RandomReadShape] = [timing.op.shape for timing in timings]
+    columns, seconds = np.array(reads, dtype=np.float64).T, np.array([timing.seconds for timing in timings])
+    has_drain = len(set(reads)) > len({(read.chunk_bytes, read.concurrency) for read in reads})
+    parameters = _storage_start(columns, seconds) + ((_DRAIN,) if has_drain else ())
+    measured = np.log(seconds)
 
     def residuals(values: FloatArray, indices: npt.NDArray[np.intp]) -> FloatArray:
         law = storage_law(values, sequential_bytes_per_s.value)
-        predicted = storage_model.predict_points(law, [points[i] for i in indices])
+        predicted = storage_model.batch_s(law, *columns[:, indices])
         return np.asarray(np.log(predicted) - measured[indices], dtype=np.float64)
 
-    fit = fit_parameters(parameters, residuals, len(points))
+    fit = fit_parameters(parameters, residuals, len(timings))
     names = [parameter.name for parameter in parameters]
     estimates = {name: fit.estimate(index) for index, name in enumerate(names)}
     extra = {} if cold_factor is None else {"cold_factor": cold_factor}
@@ -237,7 +238,7 @@ def fit_storage(
         random_evidence=evidence(
             fit,
             method=method,
-            n_samples=n_samples or len(points),
+            n_samples=sum(timing.n_samples for timing in timings),
             repeat_spread_frac=repeat_spread_frac,
             drift_frac=drift_frac,
             date=date,
@@ -246,13 +247,15 @@ def fit_storage(
     )
 
 
-def _storage_start(points: Sequence[ReadPoint]) -> tuple[Parameter, ...]:
+def _storage_start(columns: FloatArray, seconds: FloatArray) -> tuple[Parameter, ...]:
     """Start from what the points show: the fastest rate, the most requests, the quickest single read."""
-    bandwidth = max(p.n_requests * p.chunk_bytes / p.seconds for p in points)
-    requests = max(p.n_requests / p.seconds for p in points)
-    latency = min(p.seconds * min(p.concurrency, p.n_requests) / p.n_requests for p in points)
-    starts = {"bandwidth_bytes_per_s": bandwidth, "requests_per_s": requests, "first_byte_s": 0.7 * latency}
-    return tuple(replace(p, start=starts.get(p.name, p.start)) for p in _STORAGE_PARAMETERS)
+    n_chunks, chunk_bytes, concurrency = columns
+    starts = {
+        "bandwidth_bytes_per_s": np.max(n_chunks * chunk_bytes / seconds),
+        "requests_per_s": np.max(n_chunks / seconds),
+        "first_byte_s": 0.7 * np.min(seconds * np.minimum(concurrency, n_chunks) / n_chunks),
+    }
+    return tuple(replace(p, start=float(starts.get(p.name, p.start))) for p in _STORAGE_PARAMETERS)
 
 
 def storage_law(values: FloatArray, sequential_bytes_per_s: float) -> StorageLaw:
@@ -272,43 +275,30 @@ def storage_law(values: FloatArray, sequential_bytes_per_s: float) -> StorageLaw
 # --- operations --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpPoint:
-    """One timed operation: its demand and its time in seconds."""
-
-    n_items: int
-    n_bytes: float
-    flops: float
-    seconds: float
-    n_special: float = 0.0
-
-
 def fit_op(
-    points: Sequence[OpPoint],
+    timings: Sequence[Timing],
     *,
     method: str,
-    n_samples: int | None = None,
     repeat_spread_frac: float | None = None,
     drift_frac: float | None = None,
-    bound_by: Bound = "bandwidth",
 ) -> OpFit:
-    """Fit the constants of `sandtable.demand.operator.plain_seconds` to timed operations.
+    """Fit the constants of `sandtable.demand.operator.plain_seconds` to timings of one plain operation.
 
     For a roofline, adding the two terms is tried as well, and the form that misses held-out points less is kept.
 
     Args:
-        points: What was measured.
+        timings: What was measured.
         method: How, for the evidence.
-        n_samples: Timings behind the points.
         repeat_spread_frac: How far repeats of a point lie apart.
         drift_frac: How far the machine as a whole wanders.
-        bound_by: "bandwidth" for streaming ops, "rate" for arithmetic, "both" for a roofline.
     """
-    columns = _OpColumns(*(np.array([getattr(p, name) for p in points], dtype=float) for name in _OP_COLUMNS))
+    operator = timings[0].law
+    bound_by = operator.bound_by if isinstance(operator, PlainOperator) else "bandwidth"
+    columns = _OpColumns.of(timings)
     parameters = _op_parameters(columns, bound_by)
     forms = (False, True) if bound_by == "both" else (False,)
     fits = {
-        serial: fit_parameters(parameters, columns.residuals(parameters, serial), len(points)) for serial in forms
+        serial: fit_parameters(parameters, columns.residuals(parameters, serial), len(timings)) for serial in forms
     }
     serial = min(fits, key=lambda form: fits[form].miss)
     fit = replace(fits[serial], weights=np.asarray(weight_of(columns.seconds), dtype=np.float64))
@@ -319,14 +309,11 @@ def fit_op(
         evidence=evidence(
             fit,
             method=method,
-            n_samples=n_samples or len(points),
+            n_samples=sum(timing.n_samples for timing in timings),
             repeat_spread_frac=repeat_spread_frac,
             drift_frac=drift_frac,
         ),
     )
-
-
-_OP_COLUMNS = ("n_items", "n_bytes", "flops", "n_special", "seconds")
 
 
 @dataclass(frozen=True)
@@ -338,6 +325,12 @@ class _OpColumns:
     flops: FloatArray
     n_special: FloatArray
     seconds: FloatArray
+
+    @classmethod
+    def of(cls, timings: Sequence[Timing]) -> _OpColumns:
+        """Gather them."""
+        rows = [(t.op.n_items, t.op.bytes_moved, t.op.flops, t.op.n_special, t.seconds) for t in timings]
+        return cls(*np.array(rows, dtype=np.float64).T)
 
     def residuals(self, parameters: Sequence[Parameter], serial: bool) -> Residuals:
         """Return log(predicted / measured) as a function of the parameters' values and the points."""

@@ -1,4 +1,7 @@
-"""Fit the constants of operator laws to timed operators, on one device or pooled over several.
+"""Fit the constants of operator laws to timings, on one device or pooled over several.
+
+`fit_groups` is the road that all timings take to ``fitted.operators``: those of the host, of GPUs, of recordings and
+of published rows.
 
 Residuals are logarithms of predicted over measured, since times span decades, and large ones count less than their
 square (see `Operator.loss`). A fit is refitted five times with a fifth of the points kept out; intervals of the
@@ -8,8 +11,7 @@ constants come from a bootstrap that takes one Gauss-Newton step per draw.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,15 @@ import numpy.typing as npt
 
 from sandtable.calibration.fit import least_squares
 from sandtable.calibration.fit.least_squares import Fit
-from sandtable.demand.operator import Columns, Operator, operator_named
+from sandtable.calibration.timing import Group, Timing, grouped
+from sandtable.demand.operator import Columns, Operator
 from sandtable.errors import CalibrationError, missing_extra
-from sandtable.hardware import Evidence, LinkSheet, OperatorFit, Roofline
+from sandtable.hardware import LinkSheet, OperatorFit, OperatorFits, Roofline
 
 FloatArray = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
-Sheets = Mapping[str, Roofline | LinkSheet]
+Sheet = Roofline | LinkSheet
+SheetOf = Callable[[Timing], Sheet]
 
 N_FOLDS = 5
 N_DRAWS = 200
@@ -44,48 +48,24 @@ _WEIGHTS: dict[str, Callable[[FloatArray], FloatArray]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorPoint:
-    """One timed operator: what ran where, under which software, and its time in seconds.
-
-    ``device`` is the name of the accelerator's or link's file whose constants it informs, ``operator`` and ``shape``
-    are those of an `Op`. ``beside`` names the link within machines that completes the data sheet of a link between
-    machines; empty for none. ``label`` tells people which row it is.
-    """
-
-    device: str
-    software: str
-    operator: str
-    dtype: str
-    shape: Any
-    seconds: float
-    label: str = ""
-    beside: str = ""
-
-    @property
-    def sheet(self) -> str:
-        """Key of the data sheet that it needs: the device, and what stands beside it."""
-        return f"{self.device}+{self.beside}" if self.beside else self.device
-
-
 class Predictor:
-    """Predicts many points at once: they are grouped by device, dtype and operator, and each group is one call.
+    """Predicts many timings at once: they are grouped by data sheet, dtype and operator, and each group is one call.
 
-    ``sheets`` holds one data sheet for each `OperatorPoint.sheet`.
+    ``sheet_of`` gives the data sheet that a timing's law reads.
     """
 
-    def __init__(self, points: Sequence[OperatorPoint], sheets: Sheets) -> None:
-        self.n_points = len(points)
-        self.measured = np.array([point.seconds for point in points])
-        groups: dict[tuple[str, str, str], list[int]] = {}
-        for index, point in enumerate(points):
-            groups.setdefault((point.sheet, point.dtype, point.operator), []).append(index)
-        self.groups: list[tuple[Operator[Any], Roofline | LinkSheet, str, Indices, Columns]] = []
-        for (sheet, dtype, name), indices in groups.items():
-            operator = operator_named(name)
-            shapes = np.array([points[index].shape for index in indices], dtype=np.float64)
-            columns = operator.columns(shapes.T)
-            self.groups.append((operator, sheets[sheet], dtype, np.array(indices, dtype=np.intp), columns))
+    def __init__(self, timings: Sequence[Timing], sheet_of: SheetOf) -> None:
+        self.n_points = len(timings)
+        self.measured = np.array([timing.seconds for timing in timings])
+        groups: dict[tuple[tuple[str, str, int], str, str], list[int]] = {}
+        for index, timing in enumerate(timings):
+            groups.setdefault((timing.sheet, timing.op.dtype, timing.op.operator), []).append(index)
+        self.groups: list[tuple[Operator[Any], Sheet, str, Indices, Columns]] = []
+        for (_, dtype, _), indices in groups.items():
+            first = timings[indices[0]]
+            shapes = np.array([timings[index].op.shape for index in indices], dtype=np.float64)
+            columns = first.law.columns(shapes.T)
+            self.groups.append((first.law, sheet_of(first), dtype, np.array(indices, dtype=np.intp), columns))
 
     def seconds(self, constants: Mapping[str, float]) -> FloatArray:
         """Return the predicted time of every point, in their order."""
@@ -100,25 +80,22 @@ class Predictor:
 
 
 class Fitting:
-    """Least squares for one law and one set of points. Constants are fitted as logarithms between their bounds.
+    """Least squares for timings of one law. Constants are fitted as logarithms between their bounds.
 
-    ``towards`` are constants of siblings: what the points say nothing of stays there, or at the typical values.
+    ``towards`` are constants of siblings: what the timings say nothing of stays there, or at the typical values.
     """
 
     def __init__(
-        self,
-        law: Operator[Any],
-        points: Sequence[OperatorPoint],
-        sheets: Sheets,
-        towards: Mapping[str, float] | None = None,
+        self, timings: Sequence[Timing], sheet_of: SheetOf, towards: Mapping[str, float] | None = None
     ) -> None:
-        if len(points) < len(law.constants):
+        law = timings[0].law
+        if len(timings) < len(law.constants):
             raise CalibrationError(
-                f"{len(points)} measured points cannot fit the {len(law.constants)} constants of {law.fitted_as}"
+                f"{len(timings)} measured points cannot fit the {len(law.constants)} constants of {law.fitted_as}"
             )
         self.law = law
-        self.points, self.sheets, self.towards = points, sheets, towards
-        self.predictor = Predictor(points, sheets)
+        self.timings, self.sheet_of, self.towards = timings, sheet_of, towards
+        self.predictor = Predictor(timings, sheet_of)
         self.low = np.log([constant.low for constant in law.constants])
         self.high = np.log([constant.high for constant in law.constants])
         centre = law.typical() if towards is None else towards
@@ -198,7 +175,7 @@ class Fitting:
         for fold in range(n_folds):
             outside = order[fold::n_folds]
             inside = np.setdiff1d(np.arange(n_points), outside)
-            others = Fitting(self.law, [self.points[i] for i in inside], self.sheets, self.towards)
+            others = Fitting([self.timings[i] for i in inside], self.sheet_of, self.towards)
             found[outside] = self.residuals(others.solve(logs, 1e-4))[outside]
         return found
 
@@ -217,47 +194,41 @@ class Fitting:
 
 
 def fit_constants(
-    law: Operator[Any],
-    points: Sequence[OperatorPoint],
-    sheets: Sheets,
-    towards: Mapping[str, float] | None = None,
+    timings: Sequence[Timing], sheet_of: SheetOf, towards: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Return the constants that fit ``points`` best, without intervals; see `Fitting` for ``towards``.
+    """Return the constants that fit ``timings`` best, without intervals; see `Fitting` for ``towards``.
 
     Raises:
         CalibrationError: fewer points than constants.
     """
-    return _named(law, np.exp(Fitting(law, points, sheets, towards).best()))
+    fitting_ = Fitting(timings, sheet_of, towards)
+    return _named(fitting_.law, np.exp(fitting_.best()))
 
 
 def held_out_seconds(
-    law: Operator[Any],
-    points: Sequence[OperatorPoint],
-    sheets: Sheets,
-    towards: Mapping[str, float] | None = None,
+    timings: Sequence[Timing], sheet_of: SheetOf, towards: Mapping[str, float] | None = None
 ) -> FloatArray:
-    """Predict each point with constants fitted without its fold, a fifth of the points; NaN if too few remain."""
-    fitting_ = Fitting(law, points, sheets, towards)
+    """Predict each timing with constants fitted without its fold, a fifth of the points; NaN if too few remain."""
+    fitting_ = Fitting(timings, sheet_of, towards)
     return np.asarray(fitting_.predictor.measured * np.exp(fitting_.held_out(fitting_.best())), dtype=np.float64)
 
 
 def fit_operator(
-    law: Operator[Any],
-    points: Sequence[OperatorPoint],
-    sheets: Sheets,
+    timings: Sequence[Timing],
+    sheet_of: SheetOf,
     *,
     method: str,
     date: dt.date | None = None,
     towards: Mapping[str, float] | None = None,
 ) -> OperatorFit:
-    """Fit a law's constants to ``points``, with intervals; several devices among them share the constants.
+    """Fit a law's constants to ``timings``, with intervals; several devices among them share the constants.
 
     See `Fitting` for ``towards``.
 
     Raises:
         CalibrationError: fewer points than constants.
     """
-    fitting_ = Fitting(law, points, sheets, towards)
+    fitting_ = Fitting(timings, sheet_of, towards)
     logs = fitting_.best()
     held_out = fitting_.held_out(logs)
     found = Fit(
@@ -266,15 +237,52 @@ def fit_operator(
         residuals=fitting_.residuals(logs),
         held_out=held_out[~np.isnan(held_out)],
     )
-    return as_operator_fit(
-        law, found, least_squares.evidence(found, method=method, n_samples=len(points), date=date)
-    )
-
-
-def as_operator_fit(law: Operator[Any], found: Fit, evidence: Evidence) -> OperatorFit:
-    """Return a fit in the form that a device file keeps."""
+    law, n_samples = fitting_.law, sum(timing.n_samples for timing in timings)
     estimates = {constant.name: found.estimate(index) for index, constant in enumerate(law.constants)}
+    evidence = least_squares.evidence(found, method=method, n_samples=n_samples, date=date)
     return OperatorFit(constants=estimates, evidence=evidence)
+
+
+def fit_groups(
+    timings: Iterable[Timing],
+    sheet_of: SheetOf,
+    *,
+    method: str,
+    date: dt.date | None = None,
+    towards: Mapping[str, float] | None = None,
+) -> dict[Group, OperatorFit]:
+    """Fit a law for all timings that share constants; see `fit_operator`, which does it for each.
+
+    Raises:
+        CalibrationError: a group with fewer timings than its law has constants, see `separate`.
+    """
+    return {
+        group: fit_operator(members, sheet_of, method=method, date=date, towards=towards)
+        for group, members in grouped(timings).items()
+    }
+
+
+def separate(timings: Iterable[Timing], *, spare: int = 0) -> tuple[list[Timing], dict[Group, int]]:
+    """Return the timings whose groups can be fitted, and how many timings each of the other groups has.
+
+    A group needs as many as its law has constants and ``spare`` ones more.
+    """
+    kept: list[Timing] = []
+    few: dict[Group, int] = {}
+    for group, members in grouped(timings).items():
+        if len(members) >= len(members[0].law.constants) + spare:
+            kept += members
+        else:
+            few[group] = len(members)
+    return kept, few
+
+
+def merged(before: OperatorFits, fits: Mapping[Group, OperatorFit]) -> OperatorFits:
+    """Return the constants of a device with new ones put over them."""
+    found = {name: dict(softwares) for name, softwares in before.items()}
+    for group, fit in fits.items():
+        found.setdefault(group.operator, {})[group.software] = fit
+    return found
 
 
 def _named(law: Operator[Any], values: FloatArray) -> dict[str, float]:

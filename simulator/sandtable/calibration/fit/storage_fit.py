@@ -9,23 +9,22 @@ on each drive when that drive was left out.
 from __future__ import annotations
 
 import datetime as dt
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
 
-from sandtable import yaml_files
+from sandtable.calibration import write
 from sandtable.calibration.fit.least_squares import fit_storage
+from sandtable.calibration.timing import Timing
+from sandtable.demand.op import random_read
 from sandtable.errors import CalibrationError, missing_extra
 from sandtable.hardware import Estimate, Evidence, Storage, StorageFit, StoragePoint, library
 from sandtable.model.laws import storage_law as storage_model
-from sandtable.model.laws.storage_law import ReadPoint, StorageLaw, law_of
+from sandtable.model.laws.storage_law import StorageLaw, law_of
 
 FloatArray = npt.NDArray[np.float64]
 # from this many random points on, all parameters are free
@@ -72,20 +71,17 @@ def random_points(storage: Storage) -> list[StoragePoint]:
 
 def _free(storage: Storage, points: Sequence[StoragePoint], date: dt.date | None) -> StorageFit:
     return fit_storage(
-        [_read_point(point) for point in points],
+        [_timing(storage, point) for point in points],
         sequential_bytes_per_s=_sequential(storage),
         method=f"all parameters free, {len(points)} points",
         date=date,
     )
 
 
-def _read_point(point: StoragePoint) -> ReadPoint:
-    return ReadPoint(
-        n_requests=N_BATCH,
-        chunk_bytes=point.chunk_bytes,
-        concurrency=point.concurrency,
-        seconds=N_BATCH * point.chunk_bytes / point.read_bytes_per_s,
-    )
+def _timing(storage: Storage, point: StoragePoint) -> Timing:
+    """Return a rate as the time of a long batch."""
+    op = random_read("read", n_chunks=N_BATCH, chunk_bytes=point.chunk_bytes, concurrency=point.concurrency)
+    return Timing.once(op, op.bytes_read / point.read_bytes_per_s, device=storage.name)
 
 
 def _sequential(storage: Storage) -> Estimate[float]:
@@ -372,38 +368,6 @@ def refit_file(path: Path, *, date: dt.date | None = None) -> Storage:
         )
     else:
         refitted = refit(device, date=date)
-    _write_fitted(path, refitted)
+    assert refitted.fitted is not None
+    write.put_fit(path, write.SECTION, refitted.fitted, str(refitted.sources[write.SECTION]))
     return refitted
-
-
-def _write_fitted(path: Path, device: Storage) -> None:
-    assert device.fitted is not None
-    yaml = YAML(typ="rt")
-    yaml.width = 118
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.preserve_quotes = True
-    data = yaml_files.read_yaml(path)
-    block = _commented(library.to_yaml_data(device.fitted))
-    if "fitted" in data:
-        data["fitted"] = block
-    else:
-        data.insert(list(data).index("sources"), "fitted", block)
-    data["sources"]["fitted"] = device.sources["fitted"]
-    stream = io.StringIO()
-    yaml.dump(data, stream)
-    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
-    yaml_files.write_atomically(path, "\n".join(lines) + "\n")
-
-
-def _commented(data: Mapping[str, Any]) -> CommentedMap:
-    """Return a mapping whose innermost mappings of scalars are written on one line."""
-    block = CommentedMap()
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            inner = _commented(value)
-            if set(value) <= {"value", "low", "high"}:
-                inner.fa.set_flow_style()
-            block[key] = inner
-        else:
-            block[key] = value
-    return block

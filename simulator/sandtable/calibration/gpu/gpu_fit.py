@@ -5,7 +5,7 @@ What is fitted are only constants of the GPU and its links; the laws are those o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,10 @@ import numpy as np
 
 from sandtable import units
 from sandtable.calibration import machine_fit
-from sandtable.calibration.fit import least_squares
-from sandtable.calibration.fit.least_squares import OpPoint
+from sandtable.calibration.fit import least_squares, operator_fit
 from sandtable.calibration.gpu import gpu_datasheet
 from sandtable.calibration.gpu.recordings import BUSY, IDLE, Gpu, Recording, gpu_kernels, words
-from sandtable.calibration.machine_fit import Timed
-from sandtable.demand.kernel import Dims
-from sandtable.demand.op import Op
+from sandtable.calibration.timing import Timing, has_own_law
 from sandtable.errors import CalibrationError, ConfigError
 from sandtable.hardware import (
     Accelerator,
@@ -38,7 +35,6 @@ from sandtable.hardware import (
     Roofline,
     Stack,
     TransferFit,
-    library,
 )
 from sandtable.runs.nvml import ADVICE, GpuSample
 
@@ -47,29 +43,12 @@ HELD_BACK_FRAC = 0.9
 LEAST_COPIES = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuPoint:
-    """One timed point with its demand; ``seconds`` is the median call."""
-
-    kernel: str
-    software: str
-    dims: Dims
-    op: Op
-    seconds: float
-    n_samples: int
-
-    @property
-    def timed(self) -> Timed:
-        """The same, as operators are fitted from."""
-        return Timed(software=self.software, op=self.op, seconds=self.seconds, n_samples=self.n_samples)
-
-
 @dataclass(slots=True)
 class Fitted:
-    """A machine with its accelerator, the points that laws were fitted to, and what the user should know."""
+    """A machine with its accelerator, the timings that laws were fitted to, and what the user should know."""
 
     machine: Machine
-    points: list[GpuPoint]
+    timings: list[Timing]
     notes: list[str] = field(default_factory=list)
 
 
@@ -79,17 +58,17 @@ def fitted(machine: Machine, recording: Recording, method: str) -> Fitted:
     Raises:
         ConfigError: no point of the recording is one that an installed kernel times.
     """
-    points = points_of(recording)
-    if not points:
+    timings = timings_of(recording)
+    if not timings:
         raise ConfigError("the recording holds no point that an installed kernel times")
     if recording.generated is not None:
         method = f"{method}; seconds generated, not measured: {recording.generated}"
-    found = Fitted(machine, points, _skipped(recording))
+    found = Fitted(machine, timings, _skipped(recording))
     gpu, samples = recording.gpus[0], recording.watched
-    memory = _memory(gpu, points, method, found.notes)
-    processor = _processor(gpu, memory, points, recording, method, found.notes)
-    link = _link(gpu, points, method, found.notes)
-    peer = _peer_link(gpu, link, points, method, found.notes) if len(recording.gpus) > 1 else None
+    memory = _memory(gpu, timings, method, found.notes)
+    processor = _processor(gpu, memory, timings, recording, method, found.notes)
+    link = _link(gpu, timings, method, found.notes)
+    peer = _peer_link(gpu, link, timings, method, found.notes) if len(recording.gpus) > 1 else None
     device = Accelerator(
         **dict(processor) | {"kind": "accelerator", "memory": memory, "link": link, "peer_link": peer}
     )
@@ -99,7 +78,7 @@ def fitted(machine: Machine, recording: Recording, method: str) -> Fitted:
         found.notes.append(ADVICE)
     changes: dict[str, Any] = {
         "accelerator": accelerator,
-        "stack": _stack(points, method),
+        "stack": _stack(timings, method) or machine.stack,
         "environment": machine.environment | environment(recording),
     }
     power = power_of(recording)
@@ -112,30 +91,19 @@ def fitted(machine: Machine, recording: Recording, method: str) -> Fitted:
     return found
 
 
-def points_of(recording: Recording) -> list[GpuPoint]:
+def timings_of(recording: Recording) -> list[Timing]:
     """Return the points that were timed and whose kernel is installed."""
-    by_name = {kernel.name: kernel for kernel in gpu_kernels()}
-    found = []
-    for point in recording.points:
-        kernel = by_name.get(point.kernel)
-        if kernel is None or not point.seconds:
-            continue
-        found.append(
-            GpuPoint(
-                kernel=kernel.name,
-                software=kernel.software or "",
-                dims=point.dims,
-                op=kernel.cost(point.dims),
-                seconds=float(np.median(point.seconds)),
-                n_samples=len(point.seconds),
-            )
-        )
-    return found
+    by_name, device = {kernel.name: kernel for kernel in gpu_kernels()}, recording.gpus[0].name
+    return [
+        Timing.of_kernel(by_name[point.kernel], point.dims, [point.seconds], device)
+        for point in recording.points
+        if point.kernel in by_name and point.seconds
+    ]
 
 
-def of_operators(points: Sequence[GpuPoint], resource: str) -> list[GpuPoint]:
-    """Return the points of operators with a law of their own, those of sustained work left out."""
-    return [p for p in points if p.op.shape is not None and p.op.resource == resource and not p.op.sustained]
+def of_operators(timings: Sequence[Timing], resource: str) -> list[Timing]:
+    """Return the timings of operators with a law of their own, those of sustained work left out."""
+    return [t for t in timings if has_own_law(t.op) and t.op.resource == resource and not t.op.sustained]
 
 
 def _skipped(recording: Recording) -> list[str]:
@@ -155,24 +123,24 @@ def _skipped(recording: Recording) -> list[str]:
 
 
 def _processor(
-    gpu: Gpu, memory: Memory, points: Sequence[GpuPoint], recording: Recording, method: str, notes: list[str]
+    gpu: Gpu, memory: Memory, timings: Sequence[Timing], recording: Recording, method: str, notes: list[str]
 ) -> Processor:
-    operators = [point.timed for point in of_operators(points, "compute")]
+    operators = of_operators(timings, "compute")
     processor = machine_fit.with_peaks(gpu_datasheet.processor_of(gpu), operators)
     if not processor.datasheet.peak_flops_per_s:
         raise CalibrationError("no product was timed, and no device file of the library says what this GPU reaches")
     sheet = Roofline.of(processor, memory)
-    fits = machine_fit.fits_of(_enough(operators, notes), lambda _: sheet, method)
-    launches = [p for p in points if p.op.operator == "host"]
+    fits = operator_fit.fit_groups(_enough(operators, notes), lambda _: sheet, method=method)
+    launches = [p for p in timings if p.op.operator == "host"]
     before = processor.fitted or ProcessorFit()
-    own = {f"fitted.operators.{kind}.{name}": method for kind, found in fits.items() for name in found}
-    datasheet, sources = _seen(processor, points, recording)
+    own = {group.path: method for group in fits}
+    datasheet, sources = _seen(processor, timings, recording)
     return processor.model_copy(
         update={
             "datasheet": datasheet,
             "fitted": before.model_copy(
                 update={
-                    "operators": machine_fit.merged(before.operators, fits),
+                    "operators": operator_fit.merged(before.operators, fits),
                     "call_overhead_s": _median(launches, "device"),
                 }
             ),
@@ -181,23 +149,19 @@ def _processor(
     )
 
 
-def _enough(timed: Sequence[Timed], notes: list[str]) -> list[Timed]:
-    """Return the points of kinds and softwares that have as many as their law has constants; note the others."""
-    kept = []
-    for (operator, software), group in machine_fit.grouped(timed).items():
-        if len(group) >= len(group[0].law.constants):
-            kept += group
-        else:
-            notes.append(f"{operator} of {software}: {len(group)} points are too few to fit its law")
+def _enough(timings: Sequence[Timing], notes: list[str]) -> list[Timing]:
+    """Return the timings of operators and softwares that have as many as the law has constants; note the others."""
+    kept, few = operator_fit.separate(timings)
+    notes += [f"{g.operator} of {g.software}: {n} points are too few to fit its law" for g, n in few.items()]
     return kept
 
 
-def _seen(processor: Processor, points: Sequence[GpuPoint], recording: Recording) -> tuple[Any, dict[str, str]]:
+def _seen(processor: Processor, timings: Sequence[Timing], recording: Recording) -> tuple[Any, dict[str, str]]:
     """Return the data sheet with what was seen of power and of sustained work, and the sources of that."""
     facts, watched = recording.gpus[0].facts, recording.watched
     limit = None if facts is None else facts.power_limit_w
     idle = _first(watched.get(IDLE, ()), "power_w")
-    sustained = sustained_frac(points)
+    sustained = sustained_frac(timings)
     seen = {
         "tdp_w": (limit, "datasheet.tdp", "NVML: power limit of this GPU"),
         "idle_w": (idle, "datasheet.idle", "measured by NVML before anything ran"),
@@ -212,40 +176,37 @@ def _seen(processor: Processor, points: Sequence[GpuPoint], recording: Recording
     return processor.datasheet.model_copy(update=changes), sources
 
 
-def sustained_frac(points: Sequence[GpuPoint]) -> float | None:
+def sustained_frac(timings: Sequence[Timing]) -> float | None:
     """Return the share of a lone product's rate that is left when it goes on without a pause; None if not timed."""
-    long = next((p for p in points if p.op.sustained), None)
-    alone = [p for p in points if long is not None and p.op.shape == long.op.shape and p.op.dtype == long.op.dtype]
+    long = next((p for p in timings if p.op.sustained), None)
+    alone = [p for p in timings if long is not None and p.op.shape == long.op.shape and p.op.dtype == long.op.dtype]
     lone = next((p for p in alone if not p.op.sustained), None)
     return None if long is None or lone is None else min(1.0, lone.seconds / long.seconds)
 
 
-def _memory(gpu: Gpu, points: Sequence[GpuPoint], method: str, notes: list[str]) -> Memory:
-    copies = [p for p in points if p.op.operator == "copy"]
-    memory = gpu_datasheet.memory_of(gpu, _best(copies, lambda p: p.op.bytes_moved))
-    fit = _copies(copies, lambda p: p.op.bytes_moved, method, notes, "copies within the GPU's memory")
+def _memory(gpu: Gpu, timings: Sequence[Timing], method: str, notes: list[str]) -> Memory:
+    copies = [p for p in timings if p.op.operator == "copy"]
+    memory = gpu_datasheet.memory_of(gpu, _best(copies))
+    fit = _copies(copies, method, notes, "copies within the GPU's memory")
     if fit is None:
         return memory
     sources = memory.sources | {"fitted": method}
     return memory.model_copy(update={"fitted": MemoryFit(ops={"copy": fit}), "sources": sources})
 
 
-def _copies(
-    points: Sequence[GpuPoint], n_bytes: Callable[[GpuPoint], float], method: str, notes: list[str], what: str
-) -> OpFit | None:
+def _copies(copies: Sequence[Timing], method: str, notes: list[str], what: str) -> OpFit | None:
     """Fit ``t = overhead + bytes / bandwidth``, None where there are too few points."""
-    if len(points) < LEAST_COPIES:
-        notes.append(f"{what}: {len(points)} points are too few to fit")
+    if len(copies) < LEAST_COPIES:
+        notes.append(f"{what}: {len(copies)} points are too few to fit")
         return None
-    timed = [OpPoint(n_items=1, n_bytes=n_bytes(p), flops=0.0, seconds=p.seconds) for p in points]
-    return least_squares.fit_op(timed, method=method, n_samples=sum(p.n_samples for p in points))
+    return least_squares.fit_op(copies, method=method)
 
 
-def _best(points: Sequence[GpuPoint], n_bytes: Callable[[GpuPoint], float]) -> float | None:
-    return max((n_bytes(p) / p.seconds for p in points), default=None)
+def _best(copies: Sequence[Timing]) -> float | None:
+    return max((copy.op.bytes_moved / copy.seconds for copy in copies), default=None)
 
 
-def _median(launches: Sequence[GpuPoint], what: str) -> Estimate[float] | None:
+def _median(launches: Sequence[Timing], what: str) -> Estimate[float] | None:
     found = [p.seconds for p in launches if p.dims.get("what") == what]
     return Estimate[float](value=found[0], low=found[0], high=found[0]) if found else None
 
@@ -253,14 +214,14 @@ def _median(launches: Sequence[GpuPoint], what: str) -> Estimate[float] | None:
 # --- links -------------------------------------------------------------------------------------------------
 
 
-def _link(gpu: Gpu, points: Sequence[GpuPoint], method: str, notes: list[str]) -> Link:
-    transfers = [p for p in points if p.op.operator == "transfer"]
-    link = gpu_datasheet.link_of(gpu, _best(transfers, lambda p: p.op.bytes_read))
+def _link(gpu: Gpu, timings: Sequence[Timing], method: str, notes: list[str]) -> Link:
+    transfers = [p for p in timings if p.op.operator == "transfer"]
+    link = gpu_datasheet.link_of(gpu, _best(transfers))
     found: dict[str, TransferFit | None] = {}
     for name, pinned in (("transfer", True), ("pageable", False)):
         chosen = [p for p in transfers if p.dims.get("pinned") is pinned]
         what = f"{'pinned' if pinned else 'pageable'} copies between host and GPU"
-        fit = _copies(chosen, lambda p: p.op.bytes_read, method, notes, what)
+        fit = _copies(chosen, method, notes, what)
         found[name] = None if fit is None else _transfer(fit)
     if not any(found.values()):
         return link
@@ -275,14 +236,14 @@ def _transfer(fit: OpFit) -> TransferFit:
     )
 
 
-def _peer_link(gpu: Gpu, host: Link, points: Sequence[GpuPoint], method: str, notes: list[str]) -> Link:
-    timed = [point.timed for point in of_operators(points, "network")]
+def _peer_link(gpu: Gpu, host: Link, timings: Sequence[Timing], method: str, notes: list[str]) -> Link:
+    timed = of_operators(timings, "network")
     link = gpu_datasheet.peer_link_of(gpu, host, machine_fit.best_rate(timed))
     sheet = LinkSheet.of(link)
-    fits = machine_fit.fits_of(_enough(timed, notes), lambda _: sheet, method)
+    fits = operator_fit.fit_groups(_enough(timed, notes), lambda _: sheet, method=method)
     before = link.fitted or LinkFit()
-    operators = machine_fit.merged(before.operators, fits)
-    own = {f"fitted.operators.{kind}.{name}": method for kind, found in fits.items() for name in found}
+    operators = operator_fit.merged(before.operators, fits)
+    own = {group.path: method for group in fits}
     fitted_link = before.model_copy(update={"operators": operators})
     return link.model_copy(update={"fitted": fitted_link, "sources": link.sources | own})
 
@@ -367,15 +328,12 @@ def _watts(value: float | None) -> str | None:
     return None if value is None else f"{value:.0f} W"
 
 
-def _stack(points: Sequence[GpuPoint], method: str) -> Stack:
+def _stack(timings: Sequence[Timing], method: str) -> Stack | None:
     """Return the library's file about the software that was timed, with this host's time for a call."""
-    name = next(p.software for p in points if p.op.resource != "network")
-    stack = library.load_component("stack", name)
-    assert isinstance(stack, Stack)
-    call = _median([p for p in points if p.op.operator == "host"], "host")
-    if call is None:
+    stack = machine_fit.stack_of([t for t in timings if t.op.resource != "network"])
+    call = _median([t for t in timings if t.op.operator == "host"], "host")
+    if stack is None or call is None:
         return stack
     datasheet = stack.datasheet.model_copy(update={"host_call_s": call.value})
-    return stack.model_copy(
-        update={"datasheet": datasheet, "sources": stack.sources | {"datasheet.host_call": method}}
-    )
+    sources = stack.sources | {"datasheet.host_call": method}
+    return stack.model_copy(update={"datasheet": datasheet, "sources": sources})

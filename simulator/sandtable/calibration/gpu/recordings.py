@@ -53,8 +53,8 @@ class Gpu(Frozen):
     facts: GpuFacts | None = None
 
 
-class TimedPoint(Frozen):
-    """Seconds per call of one point of a kernel's grid, or why it was left out."""
+class RecordedPoint(Frozen):
+    """A row of the file: seconds per call of one point of a kernel's grid, or why it was left out."""
 
     kernel: str
     dims: dict[str, Any]
@@ -75,7 +75,7 @@ class Recording(Frozen):
     software: dict[str, str] = Field(default_factory=dict)
     gpus: tuple[Gpu, ...] = Field(min_length=1)
     watched: dict[str, tuple[tuple[GpuSample, ...], ...]] = Field(default_factory=dict)
-    points: tuple[TimedPoint, ...] = ()
+    points: tuple[RecordedPoint, ...] = ()
 
     def to_json(self) -> str:
         """Return the file's content: one line for each point."""
@@ -255,7 +255,7 @@ class Observed:
     """Points as they come in; ``broken_by`` is what ended it early: an interruption, or a process that died."""
 
     gpus: Gpus
-    points: list[TimedPoint] = field(default_factory=list)
+    points: list[RecordedPoint] = field(default_factory=list)
     watched: dict[str, tuple[tuple[GpuSample, ...], ...]] = field(default_factory=dict)
     broken_by: BaseException | None = None
 
@@ -304,7 +304,7 @@ def observe(gpus: Gpus, *, quick: bool, progress: Callable[[str], None], seed: i
     return observed
 
 
-def _point(observed: Observed, kernel: Kernel, dims: Dims, *, quick: bool) -> TimedPoint:
+def _point(observed: Observed, kernel: Kernel, dims: Dims, *, quick: bool) -> RecordedPoint:
     gpus, budget_s = observed.gpus, QUICK_POINT_S if quick else FULL_POINT_S
     try:
         if not kernel.cost(dims).sustained:
@@ -316,8 +316,8 @@ def _point(observed: Observed, kernel: Kernel, dims: Dims, *, quick: bool) -> Ti
             seconds = seconds[:: max(1, len(seconds) // MOST_BUSY)]
             observed.watched[BUSY] = _frozen(samples)
     except (DoesNotFit, NoDevice) as refused:
-        return TimedPoint(kernel=kernel.name, dims=dict(dims), skipped=str(refused))
-    return TimedPoint(kernel=kernel.name, dims=dict(dims), seconds=tuple(seconds))
+        return RecordedPoint(kernel=kernel.name, dims=dict(dims), skipped=str(refused))
+    return RecordedPoint(kernel=kernel.name, dims=dict(dims), seconds=tuple(seconds))
 
 
 def _frozen(samples: Sequence[Sequence[GpuSample]]) -> tuple[tuple[GpuSample, ...], ...]:

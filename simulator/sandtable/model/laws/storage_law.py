@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, overload
 
@@ -254,22 +253,3 @@ class SequentialRead(StorageOperator):
     def requests(self, shape: SequentialReadShape) -> int:
         """One for each piece."""
         return math.ceil(shape.n_bytes / shape.chunk_bytes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadPoint:
-    """One timed batch of random reads: the observation that the law is fitted to."""
-
-    n_requests: int
-    chunk_bytes: float
-    concurrency: int
-    seconds: float
-
-
-def predict_points(law: StorageLaw, points: Sequence[ReadPoint]) -> FloatArray:
-    """Return the law's time for each point, in seconds."""
-    n, c, k = (
-        np.array([getattr(p, name) for p in points], dtype=float)
-        for name in ("n_requests", "chunk_bytes", "concurrency")
-    )
-    return np.asarray(batch_s(law, n, c, k), dtype=np.float64)

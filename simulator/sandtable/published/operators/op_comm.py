@@ -19,11 +19,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.calibration.timing import stated
 from sandtable.demand.shapes import CollectiveShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
-from sandtable.published.operator_rows import OperatorAdapter, Timed
+from sandtable.published.operator_rows import Figure, OperatorAdapter
 from sandtable.published.rows import MalformedRow, Row
 
 _OPS = {
@@ -77,7 +77,7 @@ class OpComm(OperatorAdapter):
         "microsoft/vidur data/profiling/network @7d475133"
     )
 
-    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+    def timed(self, row: Row) -> Iterable[Figure | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""
         op = _OPS.get(row.text("collective").lower())
         if op is None:
@@ -95,17 +95,17 @@ class OpComm(OperatorAdapter):
             raise MalformedRow("sizes and times are positive")
         software = _software(row)
         label = f"{row.text('system')} {software} {op} x{n_ranks:.0f} {n_bytes:.0f} B"
-        point = OperatorPoint(
+        timing = stated(
+            op,
+            CollectiveShape(n_bytes, n_ranks, place.ranks_per_machine),
+            seconds,
             device=place.link,
             software=software,
-            operator=op,
             dtype="bfloat16",
-            shape=CollectiveShape(n_bytes, n_ranks, place.ranks_per_machine),
-            seconds=seconds,
             label=label,
             beside=place.beside,
         )
-        return [Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=row.text("system"))]
+        return [Figure(metric="latency_ms", timing=timing, row_id=f"line {row.line}", group=row.text("system"))]
 
 
 def _software(row: Row) -> str:

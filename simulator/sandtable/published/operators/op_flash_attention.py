@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.calibration.timing import stated
 from sandtable.demand.shapes import BACKWARD_PASSES, AttentionShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
-from sandtable.published.operator_rows import OperatorAdapter, Timed
+from sandtable.published.operator_rows import Figure, OperatorAdapter
 from sandtable.published.rows import MalformedRow, Row
 
 _PASSES = {"forward": 1.0, "backward": BACKWARD_PASSES}
@@ -29,7 +29,7 @@ class OpFlashAttention(OperatorAdapter):
     metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
     source: ClassVar[str] = "Dao-AILab/flash-attention issues 1310, 1589 and pulls 1075, 1791, 2688 @2026-11-24"
 
-    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+    def timed(self, row: Row) -> Iterable[Figure | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""
         system = systems.find(row.text("system"))
         if isinstance(system, Skipped):
@@ -46,14 +46,14 @@ class OpFlashAttention(OperatorAdapter):
         sizes_of_one = (batch, tokens, tokens, heads, heads, width, width, causal, 2.0)
         shape = AttentionShape(*sizes_of_one, flash=flash, passes=passes, fused_softmax=1 - flash)
         flops = passes * 4 * batch * heads * tokens**2 * width * (1 - causal / 2)
-        point = OperatorPoint(
+        timing = stated(
+            "attention",
+            shape,
+            flops / (1e12 * rate),
             device=system.name,
             software=row.text("kernel"),
-            operator="attention",
             dtype="bfloat16",
-            shape=shape,
-            seconds=flops / (1e12 * rate),
             label=f"{row.text('system')} {row.text('kernel')} {row.text('pass')} "
             f"{batch:.0f}x{tokens:.0f} {heads:.0f}x{width:.0f}{' causal' if causal else ''}",
         )
-        return [Timed(metric="latency_ms", point=point, row_id=f"line {row.line}", group=row.text("system"))]
+        return [Figure(metric="latency_ms", timing=timing, row_id=f"line {row.line}", group=row.text("system"))]

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import ClassVar
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.calibration.timing import Timing
 from sandtable.demand.shapes import GemmShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
-from sandtable.published.operator_rows import OperatorAdapter, Timed, framework_latency
+from sandtable.published.operator_rows import Figure, OperatorAdapter, framework_latency
 from sandtable.published.rows import MalformedRow, Row
 
 # the source's names of element types -> ours; "sq" is SmoothQuant: int8 weights and int8 activations
@@ -44,7 +44,7 @@ class OpGemm(OperatorAdapter):
     metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
     source: ClassVar[str] = "ai-dynamo/aiconfigurator systems/data/*/gemm @095f58a51c4c"
 
-    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+    def timed(self, row: Row) -> Iterable[Figure | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""
         system = systems.find(row.text("system"))
         if isinstance(system, Skipped):
@@ -60,14 +60,13 @@ class OpGemm(OperatorAdapter):
             raise MalformedRow("sizes are positive")
         sizes_text = f"{shape.m:.0f}x{shape.n:.0f}x{shape.k:.0f}"
         label = f"{row.text('system')} {row.text('framework')} {row.text('dtype')} {sizes_text}"
-        group = row.text("system")
-        timed = framework_latency(row, system, operator="gemm", dtype=dtype, shape=shape, label=label, group=group)
-        software = OWN_CALLS.get((row.text("framework"), row.text("dtype")), timed.point.software)
-        return [replace(timed, point=replace(timed.point, software=software))]
+        names = {"label": label, "group": row.text("system")}
+        names["software"] = OWN_CALLS.get((row.text("framework"), row.text("dtype")), "")
+        return [framework_latency(row, system, operator="gemm", dtype=dtype, shape=shape, **names)]
 
-    def operator_points(self, rows: Iterable[Row]) -> Iterator[OperatorPoint]:
+    def timings(self, rows: Iterable[Row]) -> Iterator[Timing]:
         """Return the products, those in 16 bits on NVIDIA devices also under the library that all frameworks call."""
-        for point in super().operator_points(rows):
-            yield point
-            if point.dtype in LIBRARY_DTYPES and point.device.startswith("nvidia_"):
-                yield replace(point, software="cublas")
+        for timing in super().timings(rows):
+            yield timing
+            if timing.op.dtype in LIBRARY_DTYPES and timing.device.startswith("nvidia_"):
+                yield replace(timing, software="cublas")

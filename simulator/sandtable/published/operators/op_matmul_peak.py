@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.calibration.timing import Timing
 from sandtable.demand.shapes import GemmShape
 from sandtable.model.fitted_constants import Resolved
 from sandtable.published.adapter import Scored, Skipped
-from sandtable.published.operator_rows import OperatorAdapter, Timed, product_at_rate
+from sandtable.published.operator_rows import Figure, OperatorAdapter, product_at_rate
 from sandtable.published.rows import Row
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8", "fp8_e4m3": "fp8", "int8": "int8"}
@@ -25,7 +25,7 @@ class OpMatmulPeak(OperatorAdapter):
     source: ClassVar[str] = "stas00/ml-engineering compute/accelerator/README.md @744d01e18b79"
     fits: ClassVar[bool] = False
 
-    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+    def timed(self, row: Row) -> Iterable[Figure | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""
         found = product_at_rate(
             row,
@@ -37,14 +37,14 @@ class OpMatmulPeak(OperatorAdapter):
         )
         return found if isinstance(found, Skipped) else [found]
 
-    def constants(self, point: OperatorPoint) -> Resolved:
+    def constants(self, timing: Timing) -> Resolved:
         """Return the library's constants; the tensors are narrow already, so that none has to be quantised."""
-        found = super().constants(point)
+        found = super().constants(timing)
         return replace(found, values={**found.values, "quantise_passes": 0.0})
 
-    def figure(self, item: Timed, seconds: float, low: float, high: float) -> Scored:
+    def figure(self, item: Figure, seconds: float, low: float, high: float) -> Scored:
         """Return the rate: the product's arithmetic over the time that the law gives it."""
-        return _as_rate(super().figure(item, seconds, low, high), item.point.shape)
+        return _as_rate(super().figure(item, seconds, low, high), item.timing.op.shape)
 
 
 def _as_rate(item: Scored, shape: GemmShape) -> Scored:

@@ -19,7 +19,7 @@ from sandtable.demand.shapes import ExpertsShape
 from sandtable.hardware import Accelerator
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
-from sandtable.published.operator_rows import OperatorAdapter, Timed, framework_latency
+from sandtable.published.operator_rows import Figure, OperatorAdapter, framework_latency
 from sandtable.published.rows import MalformedRow, Row
 
 # the source's names of element types -> ours. w4a16: weights of 4 bits, multiplied in 16; w4a8: in 8
@@ -46,7 +46,7 @@ class OpMoe(OperatorAdapter):
     metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
     source: ClassVar[str] = "ai-dynamo/aiconfigurator systems/data/*/moe @095f58a51c4c"
 
-    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+    def timed(self, row: Row) -> Iterable[Figure | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""
         system = systems.find(row.text("system"))
         if isinstance(system, Skipped):

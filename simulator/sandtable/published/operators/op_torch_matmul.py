@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from sandtable.published.adapter import Skipped
-from sandtable.published.operator_rows import OperatorAdapter, Timed, product_at_rate
+from sandtable.published.operator_rows import Figure, OperatorAdapter, product_at_rate
 from sandtable.published.rows import Row
 
 _DTYPES = ("bfloat16", "float16")
@@ -22,7 +22,7 @@ class OpTorchMatmul(OperatorAdapter):
         "zzc0721/torch-performance-test-data issue 78, mli/transformers-benchmarks issue 4 @2026-11-24"
     )
 
-    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+    def timed(self, row: Row) -> Iterable[Figure | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""
         dtype = row.text("dtype")
         found = product_at_rate(

@@ -12,7 +12,7 @@ from typing import ClassVar
 from sandtable.demand.shapes import AttentionShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
-from sandtable.published.operator_rows import OperatorAdapter, Timed, framework_latency
+from sandtable.published.operator_rows import Figure, OperatorAdapter, framework_latency
 from sandtable.published.rows import MalformedRow, Row
 
 DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "fp8": "fp8"}
@@ -29,7 +29,7 @@ class OpAttention(OperatorAdapter):
     metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
     source: ClassVar[str] = "ai-dynamo/aiconfigurator systems/data/*/attention @095f58a51c4c"
 
-    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+    def timed(self, row: Row) -> Iterable[Figure | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""
         system = systems.find(row.text("system"))
         if isinstance(system, Skipped):

@@ -9,12 +9,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.calibration.timing import Timing, stated
 from sandtable.demand.shapes import AttentionShape, GemmShape
 from sandtable.hardware import DTYPE_BYTES, Accelerator
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
-from sandtable.published.operator_rows import OperatorAdapter, Timed
+from sandtable.published.operator_rows import Figure, OperatorAdapter
 from sandtable.published.rows import MalformedRow, Row
 
 GEMM_SOFTWARE = "deepgemm"
@@ -22,7 +22,7 @@ GEMM_SOFTWARE = "deepgemm"
 PREFILL_SOFTWARE, DECODE_SOFTWARE, LATENT_SOFTWARE = "flash_attention_3", "flashinfer", "flash_mla"
 
 Parameters = Mapping[str, Any]
-Reader = Callable[[Row, Accelerator, Parameters, float], OperatorPoint | Skipped]
+Reader = Callable[[Row, Accelerator, Parameters, float], Timing | Skipped]
 
 
 class OpInfersim(OperatorAdapter):
@@ -35,7 +35,7 @@ class OpInfersim(OperatorAdapter):
     unit_s: ClassVar[float] = 1e-6
     source: ClassVar[str] = "alibaba/InferSim bench_data @f2293dab"
 
-    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+    def timed(self, row: Row) -> Iterable[Figure | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""
         system = systems.find(row.text("gpu"))
         if isinstance(system, Skipped):
@@ -48,11 +48,11 @@ class OpInfersim(OperatorAdapter):
             return Skipped("no time in the row")
         if not latency > 0:
             raise MalformedRow("a time is positive")
-        point = reader(row, system, _parameters(row), 1e-6 * latency)
-        if isinstance(point, Skipped):
-            return point
+        timing = reader(row, system, _parameters(row), 1e-6 * latency)
+        if isinstance(timing, Skipped):
+            return timing
         group = f"{row.text('gpu')} {row.text('op')}"
-        return [Timed(metric="latency_us", point=point, row_id=f"line {row.line}", group=group)]
+        return [Figure(metric="latency_us", timing=timing, row_id=f"line {row.line}", group=group)]
 
 
 def _parameters(row: Row) -> Parameters:
@@ -77,21 +77,21 @@ def size(parameters: Parameters, name: str) -> float:
     return float(value)
 
 
-def _gemm(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
+def _gemm(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> Timing | Skipped:
     """A product of fp8 tensors with block scales, both quantised before: the rates given are shares of the fp8 peak."""
     m, n, k = (size(parameters, name) for name in "mnk")
-    return OperatorPoint(
+    return stated(
+        "gemm",
+        GemmShape(m, n, k),
+        seconds,
         device=system.name,
         software=GEMM_SOFTWARE,
-        operator="gemm",
         dtype="fp8_block",
-        shape=GemmShape(m, n, k),
-        seconds=seconds,
         label=f"{row.text('gpu')} gemm {m:.0f}x{n:.0f}x{k:.0f}",
     )
 
 
-def _grouped_gemm(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
+def _grouped_gemm(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> Timing | Skipped:
     """The product into the gated neurons of each expert of one rank, all experts in one kernel.
 
     The source times it apart from the product back (``latency2_us``); experts have the stated rows within 30 %.
@@ -103,18 +103,18 @@ def _grouped_gemm(row: Row, system: Accelerator, parameters: Parameters, seconds
         return Skipped("no rows in a grouped product")
     m, k, neurons, groups = (size(parameters, name) for name in names)
     n = 2 * neurons / (size(parameters, "tp_size") if "tp_size" in parameters else 1.0)
-    return OperatorPoint(
+    return stated(
+        "gemm",
+        GemmShape(m, n, k, groups),
+        seconds,
         device=system.name,
         software=GEMM_SOFTWARE,
-        operator="gemm",
         dtype="fp8_block",
-        shape=GemmShape(m, n, k, groups),
-        seconds=seconds,
         label=f"{row.text('gpu')} {row.text('op')} {groups:.0f} of {m:.0f}x{n:.0f}x{k:.0f}",
     )
 
 
-def _mha(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
+def _mha(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> Timing | Skipped:
     """Grouped or multi-head attention; the file is named after query heads, key heads and width."""
     n_heads, n_kv_heads, width = _numbers(row, 3)
     heads = (n_heads, n_kv_heads, width, width)
@@ -123,7 +123,7 @@ def _mha(row: Row, system: Accelerator, parameters: Parameters, seconds: float) 
     return _attention(row, system, parameters, seconds, DECODE_SOFTWARE, _token(parameters), heads)
 
 
-def _mla(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
+def _mla(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> Timing | Skipped:
     """Latent attention; the file is named after heads, width without positions, and width of positions.
 
     A prompt has keys and values of its own for each head; a new token meets the latents, which all heads share.
@@ -136,7 +136,7 @@ def _mla(row: Row, system: Accelerator, parameters: Parameters, seconds: float) 
     return _attention(row, system, parameters, seconds, LATENT_SOFTWARE, _token(parameters), heads)
 
 
-def _dsa(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> OperatorPoint | Skipped:
+def _dsa(row: Row, system: Accelerator, parameters: Parameters, seconds: float) -> Timing | Skipped:
     """Sparse attention: each query meets as many latents as the file's name ends with, chosen before.
 
     All latents together fit in the cache or nearly so; what binds are the products, which `kv_tokens` counts.
@@ -181,20 +181,20 @@ def _attention(
     software: str,
     tokens: tuple[float, ...],
     heads: tuple[float, float, float, float],
-) -> OperatorPoint | Skipped:
+) -> Timing | Skipped:
     dtype = _DTYPES.get(str(parameters.get("dtype")))
     cache = _DTYPES.get(str(parameters.get("kv_dtype", parameters.get("dtype"))))
     if dtype is None or cache is None:
         return Skipped("element type not modelled")
     batch, queries, keys, causal = tokens
     sizes = "x".join(f"{value:.0f}" for value in (*tokens[:3], *heads))
-    return OperatorPoint(
+    return stated(
+        "attention",
+        AttentionShape(batch, queries, keys, *heads, causal, DTYPE_BYTES[cache]),
+        seconds,
         device=system.name,
         software=software,
-        operator="attention",
         dtype=dtype,
-        shape=AttentionShape(batch, queries, keys, *heads, causal, DTYPE_BYTES[cache]),
-        seconds=seconds,
         label=f"{row.text('gpu')} {row.text('op')} {row.text('phase')} {sizes}",
     )
 

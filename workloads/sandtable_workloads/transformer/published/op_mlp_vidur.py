@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.calibration.timing import stated
 from sandtable.demand.shapes import GemmShape, MemoryBoundShape
 from sandtable.hardware import Accelerator
 from sandtable.model.laws.memory_bound import BLOCK_THREADS
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
-from sandtable.published.operator_rows import OperatorAdapter, Timed
+from sandtable.published.operator_rows import Figure, OperatorAdapter
 from sandtable.published.rows import MalformedRow, Row
 
 SOFTWARE = "cublas"
@@ -100,7 +100,7 @@ class OpMlpVidur(OperatorAdapter):
     )
     source: ClassVar[str] = "microsoft/vidur data/profiling/compute @7d475133"
 
-    def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+    def timed(self, row: Row) -> Iterable[Figure | Skipped] | Skipped:
         """See `OperatorAdapter.timed`."""
         system = systems.find(row.text("gpu"))
         if isinstance(system, Skipped):
@@ -125,7 +125,7 @@ def _layer(row: Row) -> Layer:
     )
 
 
-def _timed(row: Row, system: Accelerator, layer: Layer) -> Iterator[Timed | Skipped]:
+def _timed(row: Row, system: Accelerator, layer: Layer) -> Iterator[Figure | Skipped]:
     label = f"{row.text('gpu')} {row.text('model')} tp {row.text('tp')}, {row.text('num_tokens')} tokens"
     for name, shape in layer.demands().items():
         metric = f"{name}_ms"
@@ -135,13 +135,13 @@ def _timed(row: Row, system: Accelerator, layer: Layer) -> Iterator[Timed | Skip
         if not milliseconds > 0:
             yield Skipped("time rounded to nothing", metric)
             continue
-        point = OperatorPoint(
+        timing = stated(
+            "gemm" if isinstance(shape, GemmShape) else "memory_bound",
+            shape,
+            1e-3 * milliseconds,
             device=system.name,
             software=SOFTWARE,
-            operator="gemm" if isinstance(shape, GemmShape) else "memory_bound",
             dtype="float16",
-            shape=shape,
-            seconds=1e-3 * milliseconds,
             label=f"{label}: {name}",
         )
-        yield Timed(metric=metric, point=point, row_id=f"line {row.line}", group=row.text("gpu"))
+        yield Figure(metric=metric, timing=timing, row_id=f"line {row.line}", group=row.text("gpu"))

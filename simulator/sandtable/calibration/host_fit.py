@@ -1,0 +1,248 @@
+"""From timings of this host to its parts of a machine file: storage, memory, processor."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from sandtable import units
+from sandtable.calibration import machine_fit
+from sandtable.calibration.fit import least_squares, repeats
+from sandtable.calibration.timing import Timing, has_own_law
+from sandtable.demand.operator import operator_named
+from sandtable.hardware import (
+    DType,
+    Estimate,
+    Evidence,
+    Machine,
+    Memory,
+    MemoryDatasheet,
+    MemoryFit,
+    OpFit,
+    Processor,
+    ProcessorDatasheet,
+    ProcessorFit,
+    Storage,
+    StorageDatasheet,
+    StoragePoint,
+    library,
+)
+from sandtable.run import measure
+
+
+def fit_machine(
+    timings: Sequence[Timing],
+    parts: Collection[str],
+    *,
+    folder: Path,
+    file_bytes: int,
+    quick: bool = False,
+    base: Machine | None = None,
+) -> Machine:
+    """Fit every part that was measured, and assemble the machine.
+
+    Args:
+        timings: What was measured.
+        parts: Of which parts.
+        folder: Where storage was measured.
+        file_bytes: Size of the file that it was measured on.
+        quick: Whether little was measured; it is kept as part of the method.
+        base: An earlier calibration, whose parts are kept where they were not measured again.
+
+    Raises:
+        CalibrationError: too few points.
+    """
+    method = f"sandtable calibrate{' --quick' if quick else ''}"
+    by_software = [t for t in timings if has_own_law(t.op)]
+    plain = [t for t in timings if not has_own_law(t.op)]
+    found: dict[str, Any] = {}
+    if "compute" in parts:
+        found["processor"] = _processor([t for t in plain if t.op.resource == "compute"], method)
+    if "memory" in parts:
+        found["memory"] = _memory([t for t in plain if t.op.resource == "memory"], method)
+    if "storage" in parts:
+        reads = [t for t in plain if t.op.resource == "storage"]
+        found["storage"] = _storage(reads, method, folder, file_bytes)
+    environment = measure.environment()
+    if base is not None:
+        machine = base.model_copy(update={**found, "environment": environment})
+    else:
+        machine = Machine(
+            kind="machine",
+            name=library.THIS_MACHINE,
+            title=f"{environment['cpu']}, {environment['cpus']} CPUs, calibrated {dt.date.today().isoformat()}",
+            environment=environment,
+            sources={},
+            **found,
+        )
+    return machine_fit.fitted(machine, by_software, method)
+
+
+def fit_ops(timings: Sequence[Timing], method: str) -> dict[str, dict[DType, OpFit]]:
+    """Fit one law per operator and dtype of one part of the machine."""
+    shared = repeats.drift(timings)
+    groups: dict[tuple[str, str], list[Timing]] = {}
+    for timing in timings:
+        groups.setdefault((timing.op.operator, timing.op.dtype), []).append(timing)
+    fits: dict[str, dict[DType, OpFit]] = {}
+    for (name, dtype), group in groups.items():
+        fits.setdefault(name, {})[cast("DType", dtype)] = least_squares.fit_op(
+            group, method=method, repeat_spread_frac=repeats.repeat_spread(group), drift_frac=shared
+        )
+    return fits
+
+
+def _processor(timings: Sequence[Timing], method: str) -> Processor:
+    fits = fit_ops(timings, method)
+    dense = [law for name, laws in fits.items() if operator_named(name).dense for law in laws.values()]
+    rates = [law.rate_flops_per_s.value for law in dense if law.rate_flops_per_s is not None]
+    best = max(rates, default=max(t.op.flops / t.seconds for t in timings))
+    overheads = [law.overhead_s for law in fits.get("gemv", {}).values()]
+    return Processor(
+        kind="processor",
+        name="this_processor",
+        title=measure.cpu_model(),
+        datasheet=ProcessorDatasheet(
+            family="cpu",
+            cores=measure.threads(),
+            peak_flops_per_s={"float32": best},
+            last_level_cache_bytes=last_level_cache_bytes(),
+        ),
+        fitted=ProcessorFit(
+            ops=fits,
+            call_overhead_s=min(overheads, key=lambda e: e.value, default=None),
+        ),
+        sources={
+            "datasheet.cores": "the operating system: CPUs this process may run on",
+            "datasheet.peak": "measured: the best matrix product of this calibration, not a data sheet's peak",
+            "datasheet.last_level_cache": "the operating system",
+            "fitted": method,
+        },
+    )
+
+
+def _memory(timings: Sequence[Timing], method: str) -> Memory:
+    fits = {kind: next(iter(laws.values())) for kind, laws in fit_ops(timings, method).items()}
+    bandwidth = max(
+        law.bandwidth_bytes_per_s.value for law in fits.values() if law.bandwidth_bytes_per_s is not None
+    )
+    return Memory(
+        kind="memory",
+        name="this_memory",
+        title="Main memory",
+        datasheet=MemoryDatasheet(
+            technology="DRAM", capacity_bytes=float(measure.total_memory_bytes()), bandwidth_bytes_per_s=bandwidth
+        ),
+        fitted=MemoryFit(ops=fits),
+        sources={
+            "datasheet.capacity": "the operating system",
+            "datasheet.bandwidth": "measured: the fastest memory operation of this calibration, not a data sheet's",
+            "fitted": method,
+        },
+    )
+
+
+def _storage(timings: Sequence[Timing], method: str, folder: Path, file_bytes: int) -> Storage:
+    import shutil
+
+    random = [t for t in timings if t.op.operator == "random_read" and "touch" not in t.dims]
+    sequential = [t for t in timings if t.op.operator == "sequential_read"]
+    rates = np.array([t.op.bytes_read / np.median(part) for t in sequential for part in t.passes])
+    rate = _estimate(rates)
+    fitted = least_squares.fit_storage(
+        random,
+        sequential_bytes_per_s=rate,
+        method=f"{method}, {units.format_bytes(file_bytes)} file",
+        sequential=_sequential_evidence(sequential, rates, rate.value, method),
+        repeat_spread_frac=repeats.repeat_spread(random),
+        drift_frac=repeats.drift(random),
+        cold_factor=_cold_factor(timings),
+    )
+    return Storage(
+        kind="storage",
+        name="this_storage",
+        title=f"The disk that holds {folder.resolve().anchor or folder}",
+        datasheet=StorageDatasheet(
+            interface="as mounted",
+            capacity_bytes=float(shutil.disk_usage(folder).total),
+            sequential_read_bytes_per_s=rate.value,
+        ),
+        fitted=fitted,
+        measurements=tuple(
+            StoragePoint(
+                access="random",
+                chunk_bytes=float(t.op.shape.chunk_bytes),
+                concurrency=t.op.shape.concurrency,
+                read_bytes_per_s=t.op.bytes_read / t.seconds,
+            )
+            for t in _longest(random)
+        ),
+        sources={
+            "datasheet.capacity": "the operating system",
+            "datasheet.sequential_read": "measured by this calibration",
+            "datasheet.alignment": "the page size, which direct I/O accepts on every common file system",
+            "fitted": method,
+        },
+    )
+
+
+def _longest(timings: Sequence[Timing]) -> list[Timing]:
+    """Return, for each chunk and concurrency, the timing with the longest batch: the sustained rate."""
+    best: dict[tuple[float, int], Timing] = {}
+    for timing in timings:
+        key = (timing.op.shape.chunk_bytes, timing.op.shape.concurrency)
+        if key not in best or best[key].op.n_requests < timing.op.n_requests:
+            best[key] = timing
+    return [best[key] for key in sorted(best)]
+
+
+def _estimate(samples: np.ndarray[Any, Any]) -> Estimate[float]:
+    value = float(np.median(samples))
+    low, high = (float(v) for v in np.percentile(samples, [5, 95]))
+    return Estimate[float](value=value, low=min(low, value), high=max(high, value))
+
+
+def _sequential_evidence(
+    timings: Sequence[Timing], rates: np.ndarray[Any, Any], fitted: float, method: str
+) -> Evidence:
+    residuals = np.log(rates / fitted)  # a rate above the fitted one is a time below the predicted one
+    spread = repeats.repeat_spread(timings)
+    low, high = np.percentile(residuals, [5, 95])
+    return Evidence(
+        date=dt.date.today(),
+        n_points=len(timings),
+        n_samples=sum(t.n_samples for t in timings),
+        method=method,
+        median_abs_error_frac=float(np.median(np.abs(np.expm1(residuals)))),
+        p90_abs_error_frac=float(np.percentile(np.abs(np.expm1(residuals)), 90)),
+        residual_low_frac=float(np.exp(min(low, 0.0))),
+        residual_high_frac=float(np.exp(max(high, 0.0))),
+        repeat_spread_frac=spread,
+    )
+
+
+def _cold_factor(timings: Sequence[Timing]) -> Estimate[float] | None:
+    """Return how much longer the first touch of a region takes than a later one, from kernels that time both."""
+    first = {_pair(t): t for t in timings if t.dims.get("touch") == "first"}
+    again = {_pair(t): t for t in timings if t.dims.get("touch") == "again"}
+    ratios = [first[key].seconds / again[key].seconds for key in first.keys() & again.keys()]
+    return _estimate(np.array(ratios)) if ratios else None
+
+
+def _pair(timing: Timing) -> tuple[Any, ...]:
+    return tuple(sorted((key, value) for key, value in timing.dims.items() if key != "touch"))
+
+
+def last_level_cache_bytes() -> float | None:
+    """Return the size of the largest cache of the first CPU, in bytes, where the operating system tells."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        match = re.fullmatch(r"(\d+)([KM]?)", path.read_text().strip())
+        if match is not None:
+            sizes.append(float(match[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[match[2]])
+    return max(sizes, default=None)

@@ -1,0 +1,144 @@
+"""Time this machine's kernels over their grids.
+
+Points are visited in shuffled order in several passes, so that a slow minute of the machine spreads over all of them,
+and how far the passes lie apart becomes part of every interval.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sandtable import units
+from sandtable.calibration.calibrated import describe
+from sandtable.calibration.gpu import recordings
+from sandtable.calibration.timing import Timing
+from sandtable.demand.kernel import Dims, Kernel, KernelContext, kernels
+from sandtable.errors import DoesNotFit, UnknownName
+from sandtable.run import measure
+
+PARTS = ("storage", "memory", "compute")
+# operators of a framework and collectives between processes, measured where the framework is installed
+OPERATOR_PARTS = ("training", "link")
+# their points repeat well, since each call is the mean over many
+OPERATOR_PASSES, OPERATOR_REPEATS = 2, 12
+# first touches: a file of its own for every point, and few enough calls that each still finds untouched regions
+FRESH_FILE_BYTES = 512 << 20
+FRESH_REPEATS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to measure, where, and for how long.
+
+    ``budget_s`` is the time for all measurements together, those of operators aside, which have
+    ``operator_budget_s``; ``passes`` is how often each point is visited.
+    """
+
+    folder: Path
+    quick: bool = False
+    only: tuple[str, ...] = PARTS
+    operator_budget_s: float = 120.0
+    file_bytes: int = 4 << 30
+    budget_s: float = 360.0
+    passes: int = 4
+    seed: int = 0
+    progress: Callable[[str], None] = lambda _: None
+
+
+def check_parts(parts: Iterable[str]) -> None:
+    """Refuse names of parts that nothing measures.
+
+    Raises:
+        UnknownName: with the nearest names.
+    """
+    known = (*PARTS, *OPERATOR_PARTS, recordings.PART)
+    for part in parts:
+        if part not in known:
+            raise UnknownName("part to calibrate", part, known)
+
+
+def needs_base(parts: Iterable[str]) -> str:
+    """Say that some parts alone make no machine."""
+    return (
+        f"calibrating only {', '.join(parts)} needs an earlier full calibration to put it into: run "
+        "'sandtable calibrate' without --only first"
+    )
+
+
+def observe(settings: Settings) -> list[Timing]:
+    """Measure every calibrating kernel over its grid, in shuffled passes, within the budget."""
+    context = KernelContext(
+        folder=settings.folder, seed=settings.seed, n_threads=measure.threads(), file_bytes=settings.file_bytes
+    )
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    check_space(settings.folder, settings.file_bytes, settings.only)
+    work = [
+        (kernel, dims)
+        for kernel in kernels().values()
+        if kernel.calibrates in settings.only
+        # memory and compute points take milliseconds; only storage is worth a smaller grid
+        for dims in kernel.grid(quick=settings.quick and kernel.calibrates not in ("memory", "compute"))
+    ]
+    if not work:
+        return []
+    passes: list[list[list[float]]] = [[] for _ in work]
+    rng = np.random.default_rng(settings.seed)
+    stream = measure.stream_through()
+    begin = time.perf_counter()
+    for index in range(settings.passes):
+        order = [int(item) for item in rng.permutation(len(work)) if index == 0 or not work[int(item)][0].once]
+        for position, item in enumerate(order):
+            kernel, dims = work[item]
+            done = index * len(work) + position
+            left = settings.budget_s - (time.perf_counter() - begin)
+            share = left / max(1, settings.passes * len(work) - done)
+            settings.progress(f"pass {index + 1} of {settings.passes}: {kernel.name} {describe(dims)}")
+            passes[item].append(_samples(kernel, dims, context, share, stream))
+        if time.perf_counter() - begin > settings.budget_s * (index + 1.3) / (index + 1) and index >= 1:
+            break
+    return [Timing.of_kernel(kernel, dims, calls) for (kernel, dims), calls in zip(work, passes, strict=True)]
+
+
+def _samples(
+    kernel: Kernel, dims: Dims, context: KernelContext, share_s: float, before: Callable[[], object]
+) -> list[float]:
+    """Time one point for about ``share_s``, or once where no time is left."""
+    repeats = 1000 if share_s > 0 else 1
+    own = kernel.timings(dims, context, repeats=min(repeats, OPERATOR_REPEATS), budget_s=share_s)
+    if own is not None:
+        return own
+    if kernel.once:
+        repeats = min(repeats, FRESH_REPEATS)
+        context = replace(context, file_bytes=min(context.file_bytes, FRESH_FILE_BYTES))
+    # half of the time goes into what runs before each call
+    return measure.time_kernel(kernel, dims, context, repeats=repeats, budget_s=0.5 * share_s, before=before)
+
+
+def operator_settings(settings: Settings) -> Settings:
+    """Return the settings of the second round, which times operators."""
+    return replace(
+        settings,
+        only=tuple(part for part in settings.only if part in OPERATOR_PARTS),
+        budget_s=settings.operator_budget_s,
+        passes=OPERATOR_PASSES,
+    )
+
+
+def check_space(folder: Path, file_bytes: int, parts: Iterable[str]) -> None:
+    """Refuse to start when the folder's disk cannot hold the file that storage is measured on."""
+    if "storage" not in parts:
+        return
+    import shutil
+
+    free = shutil.disk_usage(folder).free
+    present = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    if free + present < file_bytes * 1.05:
+        raise DoesNotFit(
+            f"{folder} has {units.format_bytes(free)} free and the test file needs {units.format_bytes(file_bytes)}: "
+            "choose another --storage-path, or a smaller --file-size"
+        )
