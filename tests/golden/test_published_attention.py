@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint, Predictor, fit_constants
-from sandtable.published import scoring
-from sandtable.published.operator_rows import constants_of, operator_of, seconds_of, sheets_of
+from sandtable.calibration.fit.operator_fit import Predictor, fit_constants
+from sandtable.calibration.timing import Timing
+from sandtable.published import scoring, systems
+from sandtable.published.operator_rows import constants_of
 from sandtable_workloads.transformer.published.op_attention import OpAttention
 from sandtable_workloads.transformer.published.op_infersim import OpInfersim
 
@@ -23,15 +24,14 @@ def folder(reference_folder: Path) -> Path:
 
 def test_a_device_left_out_follows_from_its_data_sheet_and_its_siblings(folder: Path) -> None:
     adapter = OpAttention()
-    points = list(adapter.operator_points(adapter.read(folder)))
+    points = list(adapter.timings(adapter.read(folder)))
     errors = []
     for software, device in sorted({(p.software, p.device) for p in points}):
         siblings = [p for p in points if p.software == software]
         own, others = ([p for p in siblings if (p.device == device) is same] for same in (True, False))
         if not others:
             continue
-        law = operator_of(own[0])
-        residuals = Predictor(own, sheets_of(own)).residuals(fit_constants(law, others, sheets_of(others)))
+        residuals = Predictor(own, systems.sheet_of).residuals(fit_constants(others, systems.sheet_of))
         errors.append(np.abs(np.expm1(residuals)))
     assert len(errors) >= 10
     assert np.median(np.concatenate(errors)) < 0.105
@@ -41,7 +41,7 @@ def test_export_variants_latent_and_sparse(folder: Path) -> None:
     if not (folder / "op_infersim.csv").is_file():
         pytest.skip("op_infersim.csv is not among the published measurements here")
     adapter = OpInfersim()
-    points = [p for p in adapter.operator_points(adapter.read(folder)) if p.operator == "attention"]
+    points = [p for p in adapter.timings(adapter.read(folder)) if p.op.operator == "attention"]
     assert len(points) >= 100
     assert np.median(errors_of(points)) < 0.045
 
@@ -55,5 +55,5 @@ def test_training_forward_and_backward() -> None:
     assert np.median(np.abs(backward)) < 0.025
 
 
-def errors_of(points: list[OperatorPoint]) -> list[float]:
-    return [abs(seconds_of(p, constants_of(p).values) / p.seconds - 1) for p in points]
+def errors_of(points: list[Timing]) -> list[float]:
+    return [abs(np.expm1(Predictor([p], systems.sheet_of).residuals(constants_of(p).values)[0])) for p in points]

@@ -11,7 +11,7 @@ pytest.importorskip("numba", reason="real kernels need the `run` extra")
 pytest.importorskip("scipy", reason="fitting needs the `run` extra")
 
 from sandtable.calibration import session, this_host
-from sandtable.calibration.this_host import Settings
+from sandtable.calibration.host_timing import Settings
 from sandtable.cli import calibrate_tables
 from sandtable.hardware import library
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sandtable.calibration import this_host
+from sandtable.calibration.host_timing import Settings
 from sandtable.hardware import Machine
 from sandtable.runs import predict
 from sandtable.workload.seam import ExecutionContext, Scenario, workload_named
@@ -31,9 +32,7 @@ PARAMETERS = {
 
 
 def test_a_calibrated_machine_foresees_a_training_step(tmp_path: Path, machine: Machine) -> None:
-    settings = this_host.Settings(
-        folder=tmp_path / "calibration", quick=True, only=("training",), operator_budget_s=12.0
-    )
+    settings = Settings(folder=tmp_path / "calibration", quick=True, only=("training",), operator_budget_s=12.0)
     calibrated = this_host.calibrate(settings, base=machine).machine
     assert calibrated.stack is not None
     workload = workload_named("slm_training")

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from sandtable.calibration.fit import operator_fit
 from sandtable.calibration.fit.least_squares import FLOOR
-from sandtable.calibration.timing import Group, Timing, grouped
+from sandtable.calibration.timing import Group, Timing
 from sandtable.calibration.write import put_fit
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import OperatorFit, library
@@ -107,14 +107,15 @@ def fit_all(folder: Path, only: Sequence[str] | None = None, *, date: dt.date | 
     """Fit every device, software and operator, and pool the devices of each software."""
     found = FromData()
     # one to spare, so that there is a point to leave out
-    kept, few = operator_fit.separate(collect(folder, only), spare=1)
-    for group, n in sorted(few.items()):
-        found.notes.append(f"{group.device}, {group.software}, {group.operator}: only {n} points, not fitted")
-    pairs: dict[tuple[str, str], dict[Group, list[Timing]]] = {}
-    for group, timings in sorted(grouped(kept).items()):
-        pairs.setdefault(group[1:], {})[group] = timings
-    for devices in pairs.values():
-        _fit_software(found, devices, date)
+    enough, few = operator_fit.separate(collect(folder, only), spare=1)
+    groups = sorted((*enough, *few))
+    for software, operator in dict.fromkeys(group[1:] for group in groups):
+        members = [group for group in groups if group[1:] == (software, operator)]
+        for group in (group for group in members if group in few):
+            found.notes.append(f"{group.device}, {software}, {operator}: only {len(few[group])} points, not fitted")
+        devices = {group: enough[group] for group in members if group in enough}
+        if devices:
+            _fit_software(found, devices, date)
     return found
 
 

@@ -228,9 +228,3 @@ def siblings_of(timing: Timing) -> Mapping[str, float] | None:
     """Return the constants pooled for a timing's software, None if there are none."""
     fit = fit_of(timing.law, systems.stack_of(timing.software), timing.software)
     return None if fit is None else values_of(timing.law, fit, timing.software, timing.software)
-
-
-def seconds_of(timing: Timing, constants: Mapping[str, float]) -> float:
-    """Predict one timing with given constants."""
-    columns = timing.law.columns(timing.op.shape)
-    return float(timing.law.seconds(systems.sheet_of(timing), constants, columns, dtype=timing.op.dtype)[0])

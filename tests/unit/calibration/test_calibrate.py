@@ -12,7 +12,9 @@ import pytest
 pytest.importorskip("scipy", reason="fitting needs the `run` extra")
 
 from sandtable.calibration import session, this_host
-from sandtable.calibration.this_host import Settings
+from sandtable.calibration.fit import repeats
+from sandtable.calibration.host_timing import Settings
+from sandtable.calibration.timing import Timing
 from sandtable.cli import calibrate_tables
 from sandtable.contracts import run_command
 from sandtable.demand.kernel import Kernel, KernelContext
@@ -66,7 +68,7 @@ def test_known_laws_come_back(complete: Machine, tmp_path: Path) -> None:
     gemv = result.machine.processor.fitted.ops["gemv"]["float16"]  # type: ignore[union-attr]
     assert gemv.bandwidth_bytes_per_s is not None
     assert gemv.bandwidth_bytes_per_s.value == pytest.approx(10e9, rel=0.1)
-    errors = np.abs([point.error_frac for point in result.points])
+    errors = result.to_frame()["error_frac"].abs()
     assert np.median(errors) < 0.05
     assert not [warning for warning in result.warnings if "noisy" in warning]
 
@@ -115,21 +117,18 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path: Path, monke
 
 def test_disagreeing_repeats_are_called_noisy() -> None:
     op = Op(name="x", operator="copy", account="memory", bytes_read=1e6)
-    quiet = this_host.Observation(kernel="copy", dims={}, op=op, samples=[[1.0], [1.01], [0.99]])
-    noisy = this_host.Observation(kernel="copy", dims={}, op=op, samples=[[1.0], [1.8], [0.6]])
-    assert this_host.repeat_spread([quiet]) == pytest.approx(0.0, abs=0.02)
-    spread = this_host.repeat_spread([noisy])
+    quiet = Timing(op=op, passes=((1.0,), (1.01,), (0.99,)))
+    noisy = Timing(op=op, passes=((1.0,), (1.8,), (0.6,)))
+    assert repeats.repeat_spread([quiet]) == pytest.approx(0.0, abs=0.02)
+    spread = repeats.repeat_spread([noisy])
     assert spread is not None
     assert spread > this_host.NOISY_SPREAD_FRAC
 
 
-def observed(deviations: np.ndarray[Any, Any]) -> list[this_host.Observation]:
-    """Observations of ten milliseconds, whose passes lie off by e to the deviations [points, passes]."""
+def observed(deviations: np.ndarray[Any, Any]) -> list[Timing]:
+    """Timings of ten milliseconds, whose passes lie off by e to the deviations [points, passes]."""
     op = Op(name="x", operator="copy", account="memory", bytes_read=1e6)
-    return [
-        this_host.Observation(kernel="copy", dims={}, op=op, samples=[[0.01 * float(np.exp(d))] for d in row])
-        for row in deviations
-    ]
+    return [Timing(op=op, passes=tuple((0.01 * float(np.exp(d)),) for d in row)) for row in deviations]
 
 
 def test_drift_is_what_a_pass_shares_and_scatter_is_not() -> None:
@@ -139,7 +138,7 @@ def test_drift_is_what_a_pass_shares_and_scatter_is_not() -> None:
         trials = []
         for _ in range(100):
             shared, own = drift * rng.standard_normal(4), 0.3 * rng.standard_normal((60, 4))
-            trials.append(this_host.drift(observed(shared + own)) or 0.0)
+            trials.append(repeats.drift(observed(shared + own)) or 0.0)
         found.append(float(np.sqrt(np.mean(np.log1p(trials) ** 2))))
     # Student's t of three degrees is 2.353 at 95 %; one more draw beside the mean of four
     assert found[1] == pytest.approx(2.353 * np.sqrt(1 + 1 / 4) * 0.1, rel=0.15)
@@ -149,16 +148,16 @@ def test_drift_is_what_a_pass_shares_and_scatter_is_not() -> None:
 def test_drift_is_no_more_than_repeats_differ() -> None:
     """Two passes alone would have Student's t allow anything."""
     off = observed(np.tile([[-0.05, 0.05]], (20, 1)))
-    spread, drift = this_host.repeat_spread(off), this_host.drift(off)
+    spread, drift = repeats.repeat_spread(off), repeats.drift(off)
     assert spread is not None
     assert 0.05 < spread < 0.08
     assert drift == spread
 
 
 def test_one_pass_shows_no_drift() -> None:
-    assert this_host.drift(observed(np.zeros((5, 1)))) is None
-    assert this_host.drift([]) is None
-    assert this_host.drift(observed(np.zeros((5, 3)))) == 0.0
+    assert repeats.drift(observed(np.zeros((5, 1)))) is None
+    assert repeats.drift([]) is None
+    assert repeats.drift(observed(np.zeros((5, 3)))) == 0.0
 
 
 def test_the_command_cleans_up_after_itself(complete: Machine, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from sandtable.calibration import write
 from sandtable.cli.app import app
 from sandtable.demand.operator import operators
 from sandtable.errors import ConfigError, UnknownName
@@ -160,7 +161,7 @@ def test_the_command_prints_three_tables_and_keeps_files_on_a_dry_run(devices: P
 
 def test_left_out_devices_are_predicted_from_the_others(found: fit_rows.FromData) -> None:
     # of the other software, real rows that the package ships are among the devices
-    for item in (item for item in found.devices if item.software == "vllm"):
+    for item in (item for item in found.devices if item.group.software == "vllm"):
         assert item.left_out is not None
         assert np.median(np.abs(np.expm1(item.left_out))) < 0.05
 
@@ -187,7 +188,7 @@ def test_a_file_that_would_not_load_any_more_is_left_as_it_was(devices: Path, fo
     path = devices / "accelerators" / "nvidia_h100_sxm.yaml"
     path.write_text(path.read_text().replace("family: gpu", "family: gpu\n  colour: green"))
     broken = path.read_text()
-    item = next(item for item in found.devices if item.device == "nvidia_h100_sxm")
+    item = next(item for item in found.devices if item.group.device == "nvidia_h100_sxm")
     with pytest.raises(ConfigError, match="colour"):
-        fit_rows.put_fit(path, "gemm", "vllm", item.fit, item.source)
+        write.put_fit(path, item.group.path, item.fit, item.source)
     assert path.read_text() == broken

@@ -16,7 +16,7 @@ import pytest
 
 from sandtable.calibration import session
 from sandtable.calibration.gpu import gpu_datasheet, gpu_fit, recordings
-from sandtable.calibration.gpu.recordings import Gpu, RecordedGpus, Recording, TimedPoint
+from sandtable.calibration.gpu.recordings import Gpu, RecordedGpus, RecordedPoint, Recording
 from sandtable.demand.kernel import Dims, Kernel
 from sandtable.demand.op import Op
 from sandtable.demand.operator import operator_named
@@ -238,7 +238,7 @@ def test_a_product_costs_on_the_machine_what_was_timed(calibrated: Machine) -> N
     from sandtable.model.cost_model import CostModel
 
     costs = CostModel(calibrated)
-    points = [p for p in gpu_fit.points_of(recording(8)) if p.op.operator == "gemm" and not p.op.sustained]
+    points = [p for p in gpu_fit.timings_of(recording(8)) if p.op.operator == "gemm" and not p.op.sustained]
     errors = [costs.time(p.op).seconds / p.seconds - 1 for p in points]
     assert len(errors) > 30
     assert np.median(np.abs(errors)) < 0.04
@@ -348,7 +348,7 @@ def test_what_is_no_recording_is_refused_with_its_file(tmp_path: Path, text: str
 def test_a_point_shows_why_it_is_missing() -> None:
     kernel = next(k for k in recordings.gpu_kernels() if k.name == "torch_cuda_gemm")
     dims = dict(kernel.grid(quick=True)[0])
-    point = TimedPoint(kernel=kernel.name, dims=dims, skipped="does not fit")
+    point = RecordedPoint(kernel=kernel.name, dims=dims, skipped="does not fit")
     source = RecordedGpus(recording().model_copy(update={"points": (point,)}))
     with pytest.raises(NoDevice, match="does not fit"):
         source.time(kernel, dims, repeats=1, budget_s=1.0)

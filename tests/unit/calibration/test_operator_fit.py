@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sandtable.calibration.fit import operator_fit
-from sandtable.calibration.fit.operator_fit import OperatorPoint, fit_constants, fit_operator, held_out_seconds
+from sandtable.calibration.fit.operator_fit import fit_constants, fit_operator, held_out_seconds
+from sandtable.calibration.timing import Timing, stated
 from sandtable.demand.operator import operators
 from sandtable.errors import CalibrationError
 from sandtable.hardware import Roofline
@@ -24,10 +25,16 @@ SHEET = Roofline(
     cache_bytes=40e6,
     clock_hz=1.4e9,
 )
-SHEETS = {"made_up": SHEET}
 
 
-def points(dtypes: tuple[str, ...] = ("bfloat16", "fp8"), noise: float = 0.03, n: int = 80) -> list[OperatorPoint]:
+def sheet_of(timing: Timing) -> Roofline:
+    return SHEETS[timing.device]
+
+
+SHEETS = {"made_up": SHEET, "larger": replace(SHEET, name="larger", n_units=132, bandwidth_bytes_per_s=3.3e12)}
+
+
+def points(dtypes: tuple[str, ...] = ("bfloat16", "fp8"), noise: float = 0.03, n: int = 80) -> list[Timing]:
     rng = np.random.default_rng(1)
     found = []
     for index in range(n):
@@ -35,16 +42,12 @@ def points(dtypes: tuple[str, ...] = ("bfloat16", "fp8"), noise: float = 0.03, n
         dtype = dtypes[index % len(dtypes)]
         exact = LAW.seconds(SHEET, TRUE, LAW.columns(shape), dtype=dtype)[0]
         seconds = float(exact * np.exp(rng.normal(0, noise)))
-        found.append(
-            OperatorPoint(
-                device="made_up", software="lib", operator="gemm", dtype=dtype, shape=shape, seconds=seconds
-            )
-        )
+        found.append(stated("gemm", shape, seconds, dtype=dtype, device="made_up", software="lib"))
     return found
 
 
 def test_constants_are_recovered_with_intervals_that_hold_them() -> None:
-    fit = fit_operator(LAW, points(), SHEETS, method="made up", date=dt.date(2026, 1, 2))
+    fit = fit_operator(points(), sheet_of, method="made up", date=dt.date(2026, 1, 2))
     values = fit.values()
     for name in ("rate_frac", "bandwidth_frac", "launch_s", "quantise_passes"):
         assert values[name] == pytest.approx(TRUE[name], rel=0.1), name
@@ -62,9 +65,11 @@ def test_constants_are_recovered_with_intervals_that_hold_them() -> None:
 def test_points_that_follow_no_law_do_not_spoil_the_others() -> None:
     """A fifth of the points take a hundred times as long, as where the host could not issue them faster."""
     timed = points(noise=0.0)
-    spoilt = [replace(point, seconds=100 * point.seconds) if i % 5 == 0 else point for i, point in enumerate(timed)]
-    constants = fit_constants(LAW, spoilt, SHEETS)
-    residuals = operator_fit.Predictor(timed, SHEETS).residuals(constants)
+    spoilt = [
+        replace(point, passes=((100 * point.seconds,),)) if i % 5 == 0 else point for i, point in enumerate(timed)
+    ]
+    constants = fit_constants(spoilt, sheet_of)
+    residuals = operator_fit.Predictor(timed, sheet_of).residuals(constants)
     assert np.median(np.abs(residuals)) < 0.05
 
 
@@ -72,16 +77,16 @@ def test_what_the_points_do_not_tell_stays_with_the_siblings() -> None:
     """Nothing is quantised in 16 bits, so such points cannot say what quantising takes."""
     plain = points(("bfloat16",))
     siblings = {**TRUE, "quantise_passes": 3.3}
-    fit = fit_operator(LAW, plain, SHEETS, method="made up", towards=siblings)
+    fit = fit_operator(plain, sheet_of, method="made up", towards=siblings)
     assert fit.values()["quantise_passes"] == pytest.approx(3.3, rel=0.01)
-    alone = fit_operator(LAW, plain, SHEETS, method="made up")
+    alone = fit_operator(plain, sheet_of, method="made up")
     assert alone.values()["quantise_passes"] == pytest.approx(LAW.typical()["quantise_passes"], rel=0.01)
 
 
 def test_held_out_points_are_predicted_without_themselves() -> None:
     timed = points(noise=0.03)
-    timed[7] = replace(timed[7], seconds=50 * timed[7].seconds)
-    predicted = held_out_seconds(LAW, timed, SHEETS)
+    timed[7] = replace(timed[7], passes=((50 * timed[7].seconds,),))
+    predicted = held_out_seconds(timed, sheet_of)
     ratios = predicted / np.array([point.seconds for point in timed])
     assert not np.isnan(ratios).any()
     assert ratios[7] < 0.1
@@ -90,19 +95,17 @@ def test_held_out_points_are_predicted_without_themselves() -> None:
 
 def test_fewer_points_than_constants_is_refused() -> None:
     with pytest.raises(CalibrationError, match="4 measured points cannot fit the 5 constants of gemm"):
-        fit_constants(LAW, points(n=4), SHEETS)
+        fit_constants(points(n=4), sheet_of)
 
 
 def test_several_devices_share_constants() -> None:
     """The same constants on another data sheet: pooling finds them again."""
-    other = replace(SHEET, name="larger", n_units=132, bandwidth_bytes_per_s=3.3e12)
-    sheets = {**SHEETS, "larger": other}
     moved = []
     for point in points():
-        columns = LAW.columns(point.shape)
-        exact = LAW.seconds(other, TRUE, columns, dtype=point.dtype)[0]
-        moved.append(replace(point, device="larger", seconds=float(exact)))
-    constants = fit_constants(LAW, [*points(), *moved], sheets)
+        columns = LAW.columns(point.op.shape)
+        exact = LAW.seconds(SHEETS["larger"], TRUE, columns, dtype=point.op.dtype)[0]
+        moved.append(replace(point, device="larger", passes=((float(exact),),)))
+    constants = fit_constants([*points(), *moved], sheet_of)
     assert constants["rate_frac"] == pytest.approx(0.7, rel=0.05)
     assert constants["bandwidth_frac"] == pytest.approx(0.9, rel=0.05)
 

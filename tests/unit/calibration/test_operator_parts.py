@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable.calibration import machine_fit, session, this_host
-from sandtable.calibration.machine_fit import Timed
+from sandtable.calibration import host_timing, machine_fit, session, this_host
+from sandtable.calibration.host_timing import Settings
+from sandtable.calibration.timing import Timing
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
 from sandtable.demand.operator import operator_named
@@ -28,7 +29,7 @@ from sandtable_kernels.pytorch.torch_operators import (
 FACTORS = {"launch_s": 1.7, "bandwidth_frac": 0.8, "rate_frac": 0.7, "special_s": 3.0}
 
 
-def made_up(kernel: TorchKernel, machine: Machine) -> list[Timed]:
+def made_up(kernel: TorchKernel, machine: Machine) -> list[Timing]:
     """Time a kernel's grid by its law, with constants away from the typical ones."""
     found = []
     for dims in kernel.grid(quick=False):
@@ -39,8 +40,7 @@ def made_up(kernel: TorchKernel, machine: Machine) -> list[Timed]:
             sheet = LinkSheet(1e9, 0.0)
         constants = {name: value * FACTORS.get(name, 1.0) for name, value in law.typical().items()}
         seconds = float(law.seconds(sheet, constants, law.columns(op.shape), dtype=op.dtype)[0])
-        assert kernel.software is not None
-        found.append(Timed(software=kernel.software, op=op, seconds=seconds, n_samples=3))
+        found.append(Timing.of_kernel(kernel, dims, [[seconds] * 3]))
     return found
 
 
@@ -80,7 +80,7 @@ def test_collectives_make_a_link(machine: Machine) -> None:
 
 def test_a_peak_is_at_least_the_best_product_of_all_processes(machine: Machine) -> None:
     op = Op(name="p", operator="gemm", account="compute", flops=1e9, shape=GemmShape(10, 10, 10), sharing=2)
-    timed = [Timed(software="pytorch_cpu", op=op, seconds=1e-3, n_samples=1)]
+    timed = [Timing.once(op, 1e-3, software="pytorch_cpu")]
     processor = machine_fit.with_peaks(machine.processor, timed)
     assert processor.datasheet.peak_flops_per_s["float32"] == 2e12
     assert machine_fit.with_peaks(processor, [timed[0]]) == processor
@@ -130,13 +130,13 @@ def test_parts_can_be_named() -> None:
 
 def test_training_alone_needs_a_machine_to_put_it_into(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="earlier full calibration"):
-        this_host.calibrate(this_host.Settings(folder=tmp_path, only=("training",)))
+        this_host.calibrate(Settings(folder=tmp_path, only=("training",)))
 
 
 def test_operators_have_a_round_of_their_own(tmp_path: Path) -> None:
-    settings = this_host.Settings(folder=tmp_path, only=("storage", "link"), operator_budget_s=7.0)
-    own = this_host.operator_settings(settings)
-    assert (own.only, own.budget_s, own.passes) == (("link",), 7.0, this_host.OPERATOR_PASSES)
+    settings = Settings(folder=tmp_path, only=("storage", "link"), operator_budget_s=7.0)
+    own = host_timing.operator_settings(settings)
+    assert (own.only, own.budget_s, own.passes) == (("link",), 7.0, host_timing.OPERATOR_PASSES)
 
 
 class Pretend(TorchCollective):
@@ -149,8 +149,8 @@ class Pretend(TorchCollective):
 def test_a_kernel_that_times_itself_ends_in_the_machine_file(
     tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(this_host, "kernels", lambda: {"pretend": Pretend()})
-    found = this_host.calibrate(this_host.Settings(folder=tmp_path, only=("link",)), base=machine)
+    monkeypatch.setattr(host_timing, "kernels", lambda: {"pretend": Pretend()})
+    found = this_host.calibrate(Settings(folder=tmp_path, only=("link",)), base=machine)
     assert found.machine.process_link is not None
     assert found.machine.process_link.fitted is not None
     fit = found.machine.process_link.fitted.operators["collective"]["gloo"]

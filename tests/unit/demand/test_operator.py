@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from sandtable import plugins
-from sandtable.calibration.fit.least_squares import OpPoint, fit_op
-from sandtable.calibration.fit.operator_fit import OperatorPoint, fit_operator
+from sandtable.calibration import machine_fit
+from sandtable.calibration.fit.least_squares import fit_op
+from sandtable.calibration.fit.operator_fit import fit_operator
+from sandtable.calibration.timing import Timing
 from sandtable.demand import operator as operator_module
 from sandtable.demand.op import Op
 from sandtable.demand.operator import operator_named, operators
@@ -20,7 +22,7 @@ from sandtable.demand.shapes import GemmShape
 from sandtable.errors import ConfigError, PlanError
 from sandtable.hardware import Machine, OperatorFit, Roofline, Stack, StackDatasheet, library
 from sandtable.model.cost_model import CostModel
-from sandtable.model.fitted_constants import resolve
+from sandtable.model.fitted_constants import OWN, resolve
 
 # what another package would hold: an operator with a law and columns of its own, and a plain one
 PACKAGE = """
@@ -63,7 +65,14 @@ class Butterfly(Operator[Roofline]):
 class Digamma(PlainOperator):
     name: ClassVar[str] = "digamma"
     resource: ClassVar[Resource] = "compute"
+
+
+class Hashing(PlainOperator):
+    name: ClassVar[str] = "hashing"
+    resource: ClassVar[Resource] = "compute"
+    bound_by: ClassVar[str] = "rate"
 """
+TRUE = {"launch_s": 4e-6, "bandwidth_frac": 0.25}
 
 
 @pytest.fixture
@@ -105,24 +114,26 @@ def test_it_answers_for_many_demands_at_once(machine: Machine) -> None:
     assert together == pytest.approx([costs.time(butterfly(n, 3.0)).seconds for n in sizes])
 
 
+def timings(machine: Machine, software: str = "mine") -> list[Timing]:
+    """Butterflies that take what the law says with `TRUE`."""
+    law, roofline = operator_named("butterfly"), Roofline.of(machine.processor, machine.memory)
+    ops = [butterfly(2.0**k, rows) for k in range(4, 14) for rows in (1.0, 16.0)]
+    seconds = [law.seconds(roofline, TRUE, law.columns(op.shape), dtype=op.dtype)[0] for op in ops]
+    return [Timing.once(op, float(time), software=software) for op, time in zip(ops, seconds, strict=True)]
+
+
+def framework(software: dict[str, str], **datasheet: object) -> Stack:
+    sheet = StackDatasheet(version="1", efficiency={}, residual_low_frac=0.5, residual_high_frac=2.0, **datasheet)
+    return Stack(
+        kind="stack", name="s", title="S", datasheet=sheet, software=software, sources={"datasheet": "made up"}
+    )
+
+
 @pytest.mark.usefixtures("outside")
 def test_its_constants_are_fitted_kept_in_a_file_and_used(machine: Machine, tmp_path: Path) -> None:
-    law, roofline = operator_named("butterfly"), Roofline.of(machine.processor, machine.memory)
-    true = {"launch_s": 4e-6, "bandwidth_frac": 0.25}
-    points = [
-        OperatorPoint(
-            device="this",
-            software="mine",
-            operator="butterfly",
-            dtype="float32",
-            shape=law.Shape(2.0**k, rows),
-            seconds=float(law.seconds(roofline, true, law.columns((2.0**k, rows)), dtype="float32")[0]),
-        )
-        for k in range(4, 14)
-        for rows in (1.0, 16.0)
-    ]
-    fit = fit_operator(law, points, {"this": roofline}, method="made up")
-    assert fit.values() == pytest.approx(true, rel=0.02)
+    roofline, points = Roofline.of(machine.processor, machine.memory), timings(machine)
+    fit = fit_operator(points, lambda _: roofline, method="made up")
+    assert fit.values() == pytest.approx(TRUE, rel=0.02)
     fitted = machine.processor.fitted
     assert fitted is not None
     processor = machine.processor.model_copy(
@@ -133,18 +144,8 @@ def test_its_constants_are_fitted_kept_in_a_file_and_used(machine: Machine, tmp_
     assert re.search(r"launch:\n +value: [34]\.\d+ us", path.read_text())
     again = library.load_file(path, "processor")
     assert again.fitted.operators["butterfly"]["mine"].values() == pytest.approx(fit.values(), rel=1e-4)  # type: ignore[attr-defined]
-    sheet = StackDatasheet(
-        version="1",
-        efficiency={},
-        host_call_s=1e-5,
-        overlaps_host=True,
-        residual_low_frac=0.5,
-        residual_high_frac=2.0,
-    )
     mine = {"butterfly": "mine", "butterfly.tall": "another"}
-    stack = Stack(
-        kind="stack", name="s", title="S", datasheet=sheet, software=mine, sources={"datasheet": "made up"}
-    )
+    stack = framework(mine, host_call_s=1e-5, overlaps_host=True)
     costs = CostModel(machine.model_copy(update={"processor": again, "stack": stack}))
     assert costs.time(butterfly(1024.0, 16.0)).seconds == pytest.approx(points[13].seconds, rel=0.02)
     assert costs.time(butterfly(1024.0, 16.0)).host_s == pytest.approx(2e-5)
@@ -154,17 +155,12 @@ def test_its_constants_are_fitted_kept_in_a_file_and_used(machine: Machine, tmp_
 
 @pytest.mark.usefixtures("outside")
 def test_a_plain_operator_with_special_functions_is_fitted_and_costed(machine: Machine) -> None:
-    points = [
-        OpPoint(n_items=1, n_bytes=8 * n, flops=0, n_special=s, seconds=2e-6 + 5e-9 * s + 8 * n / 10e9)
-        for n in (1e4, 1e5, 1e6)
-        for s in (1e3, 1e5, 1e6)
-    ]
-    fit = fit_op(points, method="made up")
+    def timed(n_bytes: float, n_special: float) -> Timing:
+        op = Op(name="d", operator="digamma", account="", bytes_read=n_bytes, n_special=n_special)
+        return Timing.once(op, 2e-6 + 5e-9 * n_special + n_bytes / 10e9)
+
+    fit = fit_op([timed(8 * n, s) for n in (1e4, 1e5, 1e6) for s in (1e3, 1e5, 1e6)], method="made up")
     assert fit.per_special_s.value == pytest.approx(5e-9, rel=0.02)
-    assert (
-        fit_op([OpPoint(n_items=1, n_bytes=p.n_bytes, flops=0, seconds=p.seconds) for p in points], method="m")
-        != fit
-    )
     fitted = machine.processor.fitted
     assert fitted is not None
     processor = machine.processor.model_copy(
@@ -209,3 +205,31 @@ def test_operators_of_installed_packages_are_complete(name: str) -> None:
     assert law.name == name
     assert law.resource in operator_module.Resource.__args__  # type: ignore[attr-defined]
     assert (type(law).__doc__ or "").strip()
+
+
+@pytest.mark.usefixtures("outside")
+def test_arithmetic_alone_has_a_rate_and_no_bandwidth() -> None:
+    ops = [Op(name="h", operator="hashing", account="", flops=10.0**k) for k in range(4, 10)]
+    fit = fit_op([Timing.once(op, 2e-6 + op.flops / 12e9) for op in ops], method="made up")
+    assert fit.bandwidth_bytes_per_s is None
+    assert fit.rate_flops_per_s is not None
+    assert fit.rate_flops_per_s.value == pytest.approx(12e9, rel=0.02)
+
+
+@pytest.mark.usefixtures("outside")
+def test_constants_of_a_kernel_of_no_software_are_found_whatever_the_stack(machine: Machine) -> None:
+    points = timings(machine, OWN)
+    calibrated = machine_fit.fitted(machine, points, "made up")
+    assert calibrated.stack == machine.stack
+    op, seconds = points[13].op, points[13].seconds
+    for stack in (None, framework({}), framework({"gemm": "cublas"})):
+        time = CostModel(calibrated.model_copy(update={"stack": stack})).time(op)
+        assert time.seconds == pytest.approx(seconds, rel=0.02)
+        assert time.high < 1.1 * time.seconds
+    # a stack that says whose butterflies it uses does not use ours
+    named = CostModel(calibrated.model_copy(update={"stack": framework({"butterfly": "mine"})})).time(op)
+    assert named.high == pytest.approx(2 * named.seconds)
+    # constants that go under the stack's own name come first
+    twice = [Timing.once(timing.op, 2 * timing.seconds, software="s") for timing in points]
+    both = machine_fit.fitted(calibrated, twice, "made up").model_copy(update={"stack": framework({})})
+    assert CostModel(both).time(op).seconds == pytest.approx(2 * seconds, rel=0.05)

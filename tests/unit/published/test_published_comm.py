@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
-from sandtable.demand.shapes import CollectiveShape
+from sandtable.calibration.timing import Timing
 from sandtable.published.adapter import Skipped
 from sandtable.published.operators.op_comm import OpComm
 from sandtable.published.rows import MalformedRow, Row
@@ -29,12 +28,12 @@ ROW = {
 }
 
 
-def point(**cells: str) -> OperatorPoint:
+def point(**cells: str) -> Timing:
     found = OpComm().timed(Row(line=2, cells={**ROW, **cells}))
     assert not isinstance(found, Skipped)
     (item,) = found
     assert not isinstance(item, Skipped)
-    return item.point
+    return item.timing
 
 
 def reason(**cells: str) -> str:
@@ -44,9 +43,9 @@ def reason(**cells: str) -> str:
 
 
 def test_sizes_without_a_unit_count_elements_of_the_type() -> None:
-    assert point().shape == CollectiveShape(2048.0, 8.0, 8.0)
-    assert point(dtype="float32").shape.n_bytes == 4096
-    assert point(message_bytes="1000", message_size_as_published="").shape.n_bytes == 1000
+    assert point().op.shape == (2048.0, 8.0, 8.0)
+    assert point(dtype="float32").op.shape[0] == 4096
+    assert point(message_bytes="1000", message_size_as_published="").op.shape[0] == 1000
 
 
 @pytest.mark.parametrize(

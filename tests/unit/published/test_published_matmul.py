@@ -21,9 +21,13 @@ def test_a_rate_becomes_a_time() -> None:
     assert not isinstance(found, Skipped)
     (item,) = found
     assert not isinstance(item, Skipped)
-    assert item.point.seconds == pytest.approx(2 * 8192 * 4096 * 2048 / 160e12)
-    assert item.point.shape == GemmShape(8192, 4096, 2048)
-    assert (item.point.device, item.point.software, item.point.dtype) == ("nvidia_rtx_4090", "cublas", "bfloat16")
+    assert item.timing.seconds == pytest.approx(2 * 8192 * 4096 * 2048 / 160e12)
+    assert item.timing.op.shape == GemmShape(8192, 4096, 2048)
+    assert (item.timing.device, item.timing.software, item.timing.op.dtype) == (
+        "nvidia_rtx_4090",
+        "cublas",
+        "bfloat16",
+    )
 
 
 @pytest.mark.parametrize("changes", [{"system": "unheard_of"}, {"dtype": "fp3"}, {"tflops_per_s": ""}, {"k": ""}])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
-from sandtable.demand.shapes import ExpertsShape
+from sandtable.calibration.timing import Timing
 from sandtable.published.adapter import Skipped
 from sandtable.published.operators.op_moe import OpMoe
 from sandtable.published.rows import MalformedRow, Row
@@ -28,12 +27,12 @@ ROW = {
 }
 
 
-def point(**cells: str) -> OperatorPoint:
+def point(**cells: str) -> Timing:
     found = OpMoe().timed(Row(line=2, cells={**ROW, **cells}))
     assert not isinstance(found, Skipped)
     (item,) = found
     assert not isinstance(item, Skipped)
-    return item.point
+    return item.timing
 
 
 def reason(**cells: str) -> str:
@@ -44,14 +43,14 @@ def reason(**cells: str) -> str:
 
 def test_a_row_is_one_layer_of_experts() -> None:
     found = point()
-    assert found.shape == ExpertsShape(16, 2048, 768, 8, 128, 1, 8, 0)
-    assert (found.device, found.software, found.operator) == ("nvidia_h100_sxm", "vllm", "moe")
+    assert found.op.shape == (16, 2048, 768, 8, 128, 1, 8, 0)
+    assert (found.device, found.software, found.op.operator) == ("nvidia_h100_sxm", "vllm", "moe")
     assert found.seconds == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize(("routing", "skew"), [("balanced", 0), ("power_law_1.01", 1.01), ("power_law_1.2", 1.2)])
 def test_routing_is_the_exponent_of_the_loads(routing: str, skew: float) -> None:
-    assert point(routing=routing).shape.skew == skew
+    assert point(routing=routing).op.shape[-1] == skew
 
 
 @pytest.mark.parametrize(
@@ -65,7 +64,7 @@ def test_routing_is_the_exponent_of_the_loads(routing: str, skew: float) -> None
     ],
 )
 def test_element_types(system: str, framework: str, dtype: str, ours: str) -> None:
-    assert point(system=system, framework=framework, dtype=dtype).dtype == ours
+    assert point(system=system, framework=framework, dtype=dtype).op.dtype == ours
 
 
 @pytest.mark.parametrize(
@@ -88,8 +87,8 @@ def test_what_cannot_be_translated_says_why(cells: dict[str, str], why: str) -> 
 
 
 def test_group_limits_spoil_only_some_labels() -> None:
-    assert point(num_experts="256", framework="trtllm").shape.n_experts == 256
-    assert point(num_experts="256", routing="power_law_1.01").shape.n_experts == 256
+    assert point(num_experts="256", framework="trtllm").op.shape[4] == 256
+    assert point(num_experts="256", routing="power_law_1.01").op.shape[4] == 256
 
 
 @pytest.mark.parametrize("cells", [{"latency_ms": "0"}, {"num_tokens": "none"}, {"top_k": "-8"}])

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
-from sandtable.demand.shapes import GemmShape, MemoryBoundShape
+from sandtable.calibration.fit.operator_fit import Predictor
+from sandtable.calibration.timing import Timing
+from sandtable.demand.shapes import GemmShape
 from sandtable.published import scoring, systems
 from sandtable.published.adapter import Scored, Skipped
-from sandtable.published.operator_rows import OperatorAdapter, Timed, constants_of, seconds_of
+from sandtable.published.operator_rows import Figure, OperatorAdapter, constants_of
 from sandtable.published.operators.op_gemm import OpGemm
 from sandtable.published.operators.op_matmul_peak import OpMatmulPeak
 from sandtable.published.rows import MalformedRow, Row
@@ -52,10 +53,10 @@ def row(cells: dict[str, str], **more: str) -> Row:
     return Row(line=2, cells={**cells, **more})
 
 
-def points(adapter: OperatorAdapter, cells: dict[str, str], **more: str) -> dict[str, OperatorPoint]:
+def points(adapter: OperatorAdapter, cells: dict[str, str], **more: str) -> dict[str, Timing]:
     found = adapter.timed(row(cells, **more))
     assert not isinstance(found, Skipped), found
-    return {item.metric: item.point for item in found if isinstance(item, Timed)}
+    return {item.metric: item.timing for item in found if isinstance(item, Figure)}
 
 
 def reason(adapter: OperatorAdapter, cells: dict[str, str], **more: str) -> str:
@@ -64,7 +65,7 @@ def reason(adapter: OperatorAdapter, cells: dict[str, str], **more: str) -> str:
     return found.reason
 
 
-def vidur(**more: str) -> dict[str, OperatorPoint]:
+def vidur(**more: str) -> dict[str, Timing]:
     times = dict.fromkeys(OpMlpVidur.metrics, "0.5")
     return points(OpMlpVidur(), VIDUR, **{**times, **more})
 
@@ -73,7 +74,7 @@ class TestGemm:
     def test_a_row_is_a_product(self) -> None:
         point = points(OpGemm(), GEMM, latency_ms="0.02")["latency_ms"]
         assert point.device == "nvidia_h100_sxm"
-        assert (point.software, point.dtype, point.shape) == ("vllm", "fp8", GemmShape(8, 4096, 7168))
+        assert (point.software, point.op.dtype, point.op.shape) == ("vllm", "fp8", GemmShape(8, 4096, 7168))
         assert point.seconds == pytest.approx(2e-5)
 
     def test_it_is_predicted_in_milliseconds_within_an_interval(self) -> None:
@@ -84,7 +85,7 @@ class TestGemm:
         assert scored.unit == "ms"
         assert scored.low < scored.predicted < scored.high
         point = points(OpGemm(), GEMM, latency_ms="0.02")["latency_ms"]
-        assert scored.predicted == pytest.approx(1e3 * seconds_of(point, constants_of(point).values))
+        assert scored.predicted == pytest.approx(1e3 * Predictor([point], systems.sheet_of).seconds(constants_of(point).values)[0])
 
     def test_rows_together_are_predicted_as_each_alone(self) -> None:
         kinds = ({}, {"m": "64"}, {"m": "0"}, {"dtype": "bfloat16"}, {"system": "abacus"}, {"framework": "sglang"})
@@ -97,12 +98,15 @@ class TestGemm:
 
     def test_a_row_of_an_operator_without_a_law_does_not_take_the_others_along(self) -> None:
         class WithAbacus(OpGemm):
-            def timed(self, row: Row) -> Iterable[Timed | Skipped] | Skipped:
+            def timed(self, row: Row) -> Iterable[Figure | Skipped] | Skipped:
                 found = super().timed(row)
                 assert not isinstance(found, Skipped)
-                items = [item for item in found if isinstance(item, Timed)]
+                items = [item for item in found if isinstance(item, Figure)]
                 operator = "abacus" if row.text("m") == "9" else "gemm"
-                return [replace(item, point=replace(item.point, operator=operator)) for item in items]
+                return [
+                    replace(item, timing=replace(item.timing, op=replace(item.timing.op, operator=operator)))
+                    for item in items
+                ]
 
         rows = [row(GEMM, latency_ms="0.02", m=m) for m in ("8", "9", "10")]
         good, bad, fine = WithAbacus().predict_all(rows)
@@ -130,8 +134,8 @@ class TestGemm:
             OpGemm().timed(row(GEMM, **{"latency_ms": "1", **more}))
 
     def test_products_in_16_bits_also_inform_the_library_that_all_call(self) -> None:
-        found = OpGemm().operator_points([row(GEMM, latency_ms="1"), row(GEMM, dtype="bfloat16", latency_ms="1")])
-        assert [(point.software, point.dtype) for point in found] == [
+        found = OpGemm().timings([row(GEMM, latency_ms="1"), row(GEMM, dtype="bfloat16", latency_ms="1")])
+        assert [(point.software, point.op.dtype) for point in found] == [
             ("vllm", "fp8"),
             ("vllm", "bfloat16"),
             ("cublas", "bfloat16"),
@@ -147,29 +151,29 @@ class TestVidur:
     def test_linear_layers_are_sharded(self) -> None:
         """64 heads of 128 on four devices, with two of eight key-value heads each; gate and up are one product."""
         found = vidur()
-        assert found["attn_pre_proj_ms"].shape == GemmShape(100, (16 + 2 * 2) * 128, 8192)
-        assert found["attn_post_proj_ms"].shape == GemmShape(100, 8192, 2048)
-        assert found["mlp_up_proj_ms"].shape == GemmShape(100, 2 * 7168, 8192)
-        assert found["mlp_down_proj_ms"].shape == GemmShape(100, 8192, 7168)
+        assert found["attn_pre_proj_ms"].op.shape == GemmShape(100, (16 + 2 * 2) * 128, 8192)
+        assert found["attn_post_proj_ms"].op.shape == GemmShape(100, 8192, 2048)
+        assert found["mlp_up_proj_ms"].op.shape == GemmShape(100, 2 * 7168, 8192)
+        assert found["mlp_down_proj_ms"].op.shape == GemmShape(100, 8192, 7168)
         assert {point.software for point in found.values()} == {"cublas"}
 
     def test_key_value_heads_are_repeated_where_there_are_too_few(self) -> None:
-        assert vidur(tp="8", n_kv_head="1")["attn_pre_proj_ms"].shape.n == (8 + 2) * 128
+        assert vidur(tp="8", n_kv_head="1")["attn_pre_proj_ms"].op.shape[1] == (8 + 2) * 128
 
     def test_norms_and_sums_are_not_sharded(self) -> None:
         found = vidur()
-        assert found["input_layernorm_ms"].shape == MemoryBoundShape(3 * 100 * 8192 * 2, 1, 0, 100, 8)
-        assert found["add_ms"].shape.n_bytes == 3 * 100 * 8192 * 2
+        assert found["input_layernorm_ms"].op.shape == (3 * 100 * 8192 * 2, 1, 0, 100, 8)
+        assert found["add_ms"].op.shape[0] == 3 * 100 * 8192 * 2
 
     def test_an_activation_reads_gate_and_up_and_writes_one(self) -> None:
-        assert vidur()["mlp_act_ms"].shape[:3] == (3 * 100 * 7168 * 2, 1, 100 * 7168)
+        assert vidur()["mlp_act_ms"].op.shape[:3] == (3 * 100 * 7168 * 2, 1, 100 * 7168)
         plain = vidur(gated_mlp="False")
-        assert plain["mlp_act_ms"].shape.n_bytes == 2 * 100 * 7168 * 2
-        assert plain["mlp_up_proj_ms"].shape.n == 7168
+        assert plain["mlp_act_ms"].op.shape[0] == 2 * 100 * 7168 * 2
+        assert plain["mlp_up_proj_ms"].op.shape[1] == 7168
 
     def test_few_indices_are_gathered_one_after_the_other(self) -> None:
-        assert vidur(num_tokens="16")["emb_ms"].shape[3:] == (8, 16)
-        assert vidur(num_tokens="17")["emb_ms"].shape[3:] == (17 * 8, 3.5)
+        assert vidur(num_tokens="16")["emb_ms"].op.shape[3:] == (8, 16)
+        assert vidur(num_tokens="17")["emb_ms"].op.shape[3:] == (17 * 8, 3.5)
 
     def test_a_figure_without_a_time_is_no_figure(self) -> None:
         assert "add_ms" not in vidur(add_ms="")
@@ -192,7 +196,7 @@ class TestMatmulPeak:
         assert 150 < scored.low < scored.predicted < scored.high < 400
 
     def test_nothing_is_fitted_to_a_maximum(self) -> None:
-        assert list(OpMatmulPeak().operator_points([row(PEAK)])) == []
+        assert list(OpMatmulPeak().timings([row(PEAK)])) == []
 
     def test_narrow_tensors_are_not_quantised_again(self) -> None:
         point = points(OpMatmulPeak(), PEAK, accelerator="NVIDIA H100 SXM", dtype="fp8_e4m3")[
@@ -207,7 +211,11 @@ class TestMatmulPeak:
 class TestInfersim:
     def test_a_product_is_of_tensors_with_block_scales(self) -> None:
         point = points(OpInfersim(), INFERSIM)["latency_us"]
-        assert (point.software, point.dtype, point.shape) == ("deepgemm", "fp8_block", GemmShape(512, 6144, 2048))
+        assert (point.software, point.op.dtype, point.op.shape) == (
+            "deepgemm",
+            "fp8_block",
+            GemmShape(512, 6144, 2048),
+        )
         assert point.seconds == pytest.approx(52.5e-6)
 
     def test_other_kinds_of_operator_are_counted(self) -> None:

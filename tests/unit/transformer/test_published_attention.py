@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandtable.calibration.fit.operator_fit import OperatorPoint
+from sandtable.calibration.timing import Timing
 from sandtable.published.adapter import Adapter, Skipped
 from sandtable.published.operator_rows import OperatorAdapter
 from sandtable.published.operators.op_flash_attention import OpFlashAttention
@@ -52,25 +52,25 @@ TRAINING = {
 }
 
 
-def translate(adapter: OperatorAdapter, cells: dict[str, str]) -> OperatorPoint | str:
+def translate(adapter: OperatorAdapter, cells: dict[str, str]) -> Timing | str:
     found = adapter.timed(Row(line=2, cells=cells))
     if isinstance(found, Skipped):
         return found.reason
     (item,) = found
     assert not isinstance(item, Skipped)
-    return item.point
+    return item.timing
 
 
-def columns(point: OperatorPoint | str) -> dict[str, float]:
-    assert isinstance(point, OperatorPoint)
-    return point.shape._asdict()
+def columns(point: Timing | str) -> dict[str, float]:
+    assert isinstance(point, Timing)
+    return point.op.shape._asdict()
 
 
 class TestServing:
     def test_a_prompt_attends_to_itself_and_fills_the_cache(self) -> None:
         point = translate(OpAttention(), SERVING)
-        assert isinstance(point, OperatorPoint)
-        assert (point.device, point.software, point.dtype) == ("nvidia_h100_sxm", "vllm", "bfloat16")
+        assert isinstance(point, Timing)
+        assert (point.device, point.software, point.op.dtype) == ("nvidia_h100_sxm", "vllm", "bfloat16")
         assert point.seconds == pytest.approx(5e-4)
         found = columns(point)
         assert (found["batch"], found["query_tokens"], found["kv_tokens"]) == (8, 1024, 1024)
@@ -98,30 +98,30 @@ class TestServing:
 class TestExportVariants:
     def test_grouped_heads_are_in_the_name_of_the_file(self) -> None:
         point = translate(OpInfersim(), EXPORT)
-        assert isinstance(point, OperatorPoint)
+        assert isinstance(point, Timing)
         assert (point.device, point.software) == ("nvidia_h20", "flash_attention_3")
-        assert point.shape[:9] == (1, 4096, 4096, 32, 4, 128, 128, 1, 2)
+        assert point.op.shape[:9] == (1, 4096, 4096, 32, 4, 128, 128, 1, 2)
 
     def test_a_prompt_with_latents_has_keys_of_its_own_for_each_head(self) -> None:
         cells = {**EXPORT, "op": "mla", "shape_from_file_name": "128-128-64"}
         point = translate(OpInfersim(), cells)
-        assert isinstance(point, OperatorPoint)
-        assert point.shape[3:7] == (128, 128, 192, 128)
+        assert isinstance(point, Timing)
+        assert point.op.shape[3:7] == (128, 128, 192, 128)
 
     def test_a_new_token_meets_one_latent_for_all_heads(self) -> None:
         parameters = json.dumps({"dtype": "bf16", "kv_dtype": "fp8", "batch_size": 16, "kv_len": 8192})
         cells = {"op": "mla", "phase": "decode", "shape_from_file_name": "128-512-64", "parameters": parameters}
         point = translate(OpInfersim(), {**EXPORT, **cells})
-        assert isinstance(point, OperatorPoint)
+        assert isinstance(point, Timing)
         assert point.software == "flash_mla"
-        assert point.shape[:9] == (16, 1, 8192, 128, 1, 576, 512, 0, 1)
+        assert point.op.shape[:9] == (16, 1, 8192, 128, 1, 576, 512, 0, 1)
 
     def test_sparse_attention_sees_as_many_keys_as_were_chosen(self) -> None:
         parameters = json.dumps({"dtype": "bf16", "s_q": 4096, "s_kv": 65536})
         cells = {"op": "dsa", "shape_from_file_name": "attn-128-576-2048", "parameters": parameters}
         point = translate(OpInfersim(), {**EXPORT, **cells})
-        assert isinstance(point, OperatorPoint)
-        assert point.shape[:8] == (1, 4096, 2048, 128, 1, 576, 512, 0)
+        assert isinstance(point, Timing)
+        assert point.op.shape[:8] == (1, 4096, 2048, 128, 1, 576, 512, 0)
 
     @pytest.mark.parametrize(
         ("cells", "why"),
@@ -138,7 +138,7 @@ class TestExportVariants:
 class TestTraining:
     def test_a_rate_becomes_a_time_by_the_products_that_the_source_counts(self) -> None:
         point = translate(OpFlashAttention(), TRAINING)
-        assert isinstance(point, OperatorPoint)
+        assert isinstance(point, Timing)
         assert point.seconds == pytest.approx(2.5 * 4 * 2 * 16 * 8192**2 * 128 / 2 / 250e12)
         assert columns(point)["passes"] == 2.5
 
@@ -178,4 +178,4 @@ def test_reported_rates_ship_with_the_package_and_all_are_translated() -> None:
     folder = adapter.shipped()
     assert isinstance(folder, Path)
     rows = list(adapter.read(folder))
-    assert len(rows) == len(list(adapter.operator_points(rows))) > 50
+    assert len(rows) == len(list(adapter.timings(rows))) > 50

@@ -8,7 +8,7 @@ import pytest
 
 from sandtable.demand.shapes import GemmShape
 from sandtable.published.adapter import Skipped
-from sandtable.published.operator_rows import Timed
+from sandtable.published.operator_rows import Figure
 from sandtable.published.rows import Row
 from sandtable_workloads.transformer.published.op_infersim import OpInfersim
 
@@ -24,7 +24,7 @@ SIZES = {
 }
 
 
-def timed(**sizes: int) -> list[Timed | Skipped] | Skipped:
+def timed(**sizes: int) -> list[Figure | Skipped] | Skipped:
     cells = {
         "gpu": "H20",
         "op": "grouped_gemm",
@@ -43,10 +43,10 @@ def test_it_is_one_product_per_expert_of_the_rank(tp_size: int, columns: int) ->
     found = timed(tp_size=tp_size)
     assert not isinstance(found, Skipped)
     (item,) = found
-    assert isinstance(item, Timed)
-    assert item.point.operator == "gemm"
-    assert item.point.shape == GemmShape(16, columns, 7168, 32)
-    assert item.point.seconds == pytest.approx(2e-4)
+    assert isinstance(item, Figure)
+    assert item.timing.op.operator == "gemm"
+    assert item.timing.op.shape == GemmShape(16, columns, 7168, 32)
+    assert item.timing.seconds == pytest.approx(2e-4)
 
 
 def test_experts_without_rows_are_left_out() -> None:

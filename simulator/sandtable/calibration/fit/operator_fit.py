@@ -262,19 +262,19 @@ def fit_groups(
     }
 
 
-def separate(timings: Iterable[Timing], *, spare: int = 0) -> tuple[list[Timing], dict[Group, int]]:
-    """Return the timings whose groups can be fitted, and how many timings each of the other groups has.
+def separate(
+    timings: Iterable[Timing], *, spare: int = 0
+) -> tuple[dict[Group, list[Timing]], dict[Group, list[Timing]]]:
+    """Return the groups that can be fitted, and those with too few timings.
 
     A group needs as many as its law has constants and ``spare`` ones more.
     """
-    kept: list[Timing] = []
-    few: dict[Group, int] = {}
+    enough: dict[Group, list[Timing]] = {}
+    few: dict[Group, list[Timing]] = {}
     for group, members in grouped(timings).items():
-        if len(members) >= len(members[0].law.constants) + spare:
-            kept += members
-        else:
-            few[group] = len(members)
-    return kept, few
+        kept = enough if len(members) >= len(members[0].law.constants) + spare else few
+        kept[group] = members
+    return enough, few
 
 
 def merged(before: OperatorFits, fits: Mapping[Group, OperatorFit]) -> OperatorFits:

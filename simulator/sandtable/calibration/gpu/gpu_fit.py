@@ -151,9 +151,10 @@ def _processor(
 
 def _enough(timings: Sequence[Timing], notes: list[str]) -> list[Timing]:
     """Return the timings of operators and softwares that have as many as the law has constants; note the others."""
-    kept, few = operator_fit.separate(timings)
-    notes += [f"{g.operator} of {g.software}: {n} points are too few to fit its law" for g, n in few.items()]
-    return kept
+    enough, few = operator_fit.separate(timings)
+    for group, members in few.items():
+        notes.append(f"{group.operator} of {group.software}: {len(members)} points are too few to fit its law")
+    return [timing for members in enough.values() for timing in members]
 
 
 def _seen(processor: Processor, timings: Sequence[Timing], recording: Recording) -> tuple[Any, dict[str, str]]:
