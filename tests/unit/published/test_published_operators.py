@@ -85,7 +85,9 @@ class TestGemm:
         assert scored.unit == "ms"
         assert scored.low < scored.predicted < scored.high
         point = points(OpGemm(), GEMM, latency_ms="0.02")["latency_ms"]
-        assert scored.predicted == pytest.approx(1e3 * Predictor([point], systems.sheet_of).seconds(constants_of(point).values)[0])
+        assert scored.predicted == pytest.approx(
+            1e3 * Predictor([point], systems.sheet_of).seconds(constants_of(point).values)[0]
+        )
 
     def test_rows_together_are_predicted_as_each_alone(self) -> None:
         kinds = ({}, {"m": "64"}, {"m": "0"}, {"dtype": "bfloat16"}, {"system": "abacus"}, {"framework": "sglang"})
