@@ -32,7 +32,7 @@ from sandtable.hardware import (
     StoragePoint,
     library,
 )
-from sandtable.run import measure
+from sandtable.runs import measure
 
 
 def fit_machine(

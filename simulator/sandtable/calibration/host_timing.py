@@ -19,7 +19,7 @@ from sandtable.calibration.gpu import recordings
 from sandtable.calibration.timing import Timing
 from sandtable.demand.kernel import Dims, Kernel, KernelContext, kernels
 from sandtable.errors import DoesNotFit, UnknownName
-from sandtable.run import measure
+from sandtable.runs import measure
 
 PARTS = ("storage", "memory", "compute")
 # operators of a framework and collectives between processes, measured where the framework is installed

@@ -84,7 +84,9 @@ def device_files(kind: str | None = None) -> dict[str, Path]:
             for path in sorted((base / folder).glob("*.yaml")):
                 found.setdefault(path.stem, path)
         for path in sorted(base.glob("*.yaml")) if base != root() / "devices" else ():
-            found.setdefault(path.stem, path)
+            # a folder of somebody's own may hold scenarios beside devices
+            if read_key(path, "kind") in ((kind,) if kind is not None else hardware.KINDS):
+                found.setdefault(path.stem, path)
     if kind in (None, "machine") and Path(f"{THIS_MACHINE}.yaml").is_file():
         found.setdefault(THIS_MACHINE, Path(f"{THIS_MACHINE}.yaml"))
     return found
