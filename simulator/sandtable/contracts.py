@@ -33,8 +33,8 @@ from sandtable import hardware, units
 from sandtable.demand.kernel import Kernel, KernelContext
 from sandtable.demand.op import Op
 from sandtable.demand.operator import Resource, operator_named, operators
+from sandtable.demand.operator_shapes import RandomReadShape
 from sandtable.demand.plan import Plan
-from sandtable.demand.shapes import RandomReadShape
 from sandtable.engine.process import Process
 from sandtable.engine.recorder import ACCOUNT_OF_COLUMN, ACCOUNTS, LATENCY, Recorder, Units
 from sandtable.engine.simulation import Run

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable.demand.shapes import AttentionShape
+from sandtable.demand.operator_shapes import AttentionShape
 from sandtable.hardware import Roofline
 from sandtable.model.laws.attention_law import (
     SMALL_TILE,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sandtable.demand.op import Op
-from sandtable.demand.shapes import CollectiveShape
+from sandtable.demand.operator_shapes import CollectiveShape
 from sandtable.engine.simulation import run
 from sandtable.hardware import library
 from sandtable.model.cost_model import CostModel

@@ -236,7 +236,7 @@ def sustained(dims: Dims) -> Timed:
 
 
 def collective(dims: Dims) -> Timed:
-    """A collective of all ranks; `sandtable.demand.shapes.CollectiveShape` says which buffer has ``n_bytes``."""
+    """A collective of all ranks; `CollectiveShape` says which buffer has ``n_bytes``."""
     n = dist.get_world_size()
     each = max(1, int(dims["n_bytes"]) // 4 // n)
     whole, part = torch.ones(each * n), torch.ones(each)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
-from sandtable.demand.shapes import BACKWARD_PASSES, AttentionShape, MemoryBoundShape
+from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, MemoryBoundShape
 from sandtable_kernels.cuda.cuda_pool import CudaTimer
 from sandtable_kernels.pytorch import eager
 from sandtable_kernels.pytorch.torch_operators import (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sandtable import yaml_files
-from sandtable.demand.shapes import MemoryBoundShape
+from sandtable.demand.operator_shapes import MemoryBoundShape
 
 
 @dataclass(frozen=True, slots=True)

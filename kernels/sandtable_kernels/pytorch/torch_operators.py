@@ -16,7 +16,7 @@ import numpy as np
 
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op
-from sandtable.demand.shapes import BACKWARD_PASSES, AttentionShape, CollectiveShape, GemmShape
+from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, CollectiveShape, GemmShape
 from sandtable.errors import missing_extra
 from sandtable_kernels.pytorch import eager
 from sandtable_kernels.pytorch.torch_pool import pool

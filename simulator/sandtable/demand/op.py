@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sandtable.demand.operator import Resource, operator_named
-from sandtable.demand.shapes import RandomReadShape, SequentialReadShape
+from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape
 
 Where = Literal["host", "accelerator"]
 

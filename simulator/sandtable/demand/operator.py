@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable import plugins
-from sandtable.demand.shapes import Number
+from sandtable.demand.operator_shapes import Number
 from sandtable.errors import PlanError, did_you_mean
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import Any
 import simpy
 
 from sandtable.demand.op import Op
-from sandtable.demand.shapes import RandomReadShape, SequentialReadShape
+from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape
 from sandtable.engine.clock import TICKS_PER_S, ticks
 from sandtable.model.cost_model import CostModel
 from sandtable.model.laws import storage_law

@@ -15,7 +15,7 @@ import numpy as np
 
 from sandtable.calibration.fit.operator_fit import Predictor, held_out_seconds
 from sandtable.calibration.timing import Group, Timing, stated
-from sandtable.demand.shapes import GemmShape
+from sandtable.demand.operator_shapes import GemmShape
 from sandtable.errors import PlanError
 from sandtable.hardware import Accelerator
 from sandtable.model.fitted_constants import Resolved, fit_of, resolve, values_of

@@ -13,7 +13,7 @@ from sandtable.calibration.timing import Timing
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
 from sandtable.demand.operator import operator_named
-from sandtable.demand.shapes import GemmShape, MemoryBoundShape
+from sandtable.demand.operator_shapes import GemmShape, MemoryBoundShape
 from sandtable.errors import ConfigError
 from sandtable.hardware import LinkSheet, Machine, Roofline, library
 from sandtable.model.cost_model import CostModel

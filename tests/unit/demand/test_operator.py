@@ -18,7 +18,7 @@ from sandtable.calibration.timing import Timing
 from sandtable.demand import operator as operator_module
 from sandtable.demand.op import Op
 from sandtable.demand.operator import operator_named, operators
-from sandtable.demand.shapes import GemmShape
+from sandtable.demand.operator_shapes import GemmShape
 from sandtable.errors import ConfigError, PlanError
 from sandtable.hardware import Machine, OperatorFit, Roofline, Stack, StackDatasheet, library
 from sandtable.model.cost_model import CostModel

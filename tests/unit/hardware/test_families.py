@@ -9,7 +9,7 @@ import pytest
 from sandtable import contracts
 from sandtable.demand.op import Op
 from sandtable.demand.operator import Operator, operator_named, operators
-from sandtable.demand.shapes import CollectiveShape, GemmShape
+from sandtable.demand.operator_shapes import CollectiveShape, GemmShape
 from sandtable.hardware import GUESS, Laws, LawSettings, Machine, Roofline, library
 from sandtable.model.cost_model import CostModel
 from sandtable.runs.predict import guesses_of, used_parts

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sandtable.demand.shapes import MemoryBoundShape
+from sandtable.demand.operator_shapes import MemoryBoundShape
 from sandtable.hardware import Stack, library
 from sandtable_kernels.pytorch import eager
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sandtable.demand.op import Op, random_read, sequential_read
 from sandtable.demand.operator import PlainOperator, operators
-from sandtable.demand.shapes import GemmShape
+from sandtable.demand.operator_shapes import GemmShape
 from sandtable.errors import PlanError
 from sandtable.hardware import (
     Accelerator,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandtable.demand.shapes import GemmShape
+from sandtable.demand.operator_shapes import GemmShape
 from sandtable.published.adapter import Skipped
 from sandtable.published.operators.op_torch_matmul import OpTorchMatmul
 from sandtable.published.rows import MalformedRow, Row

@@ -10,7 +10,7 @@ import pytest
 
 from sandtable.calibration.fit.operator_fit import Predictor
 from sandtable.calibration.timing import Timing
-from sandtable.demand.shapes import GemmShape
+from sandtable.demand.operator_shapes import GemmShape
 from sandtable.published import scoring, systems
 from sandtable.published.adapter import Scored, Skipped
 from sandtable.published.operator_rows import Figure, OperatorAdapter, constants_of

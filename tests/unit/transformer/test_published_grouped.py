@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sandtable.demand.shapes import GemmShape
+from sandtable.demand.operator_shapes import GemmShape
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import Figure
 from sandtable.published.rows import Row

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sandtable.demand.shapes import BACKWARD_PASSES
+from sandtable.demand.operator_shapes import BACKWARD_PASSES
 from sandtable_workloads.finetuning.finetuning_memory import (
     FIRST_PROMPTED,
     LOSS_CHUNK,

@@ -18,7 +18,7 @@ import numpy as np
 
 from sandtable.demand.op import Op
 from sandtable.demand.operator import FloatArray, operator_named
-from sandtable.demand.shapes import Number
+from sandtable.demand.operator_shapes import Number
 from sandtable.model.cost_model import CostModel
 from sandtable.model.intervals import joined
 from sandtable_workloads.training.step_demand import Configuration, Demand, Software

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from sandtable.demand import shapes
+from sandtable.demand import operator_shapes
 from sandtable.demand.operator import Operator, operator_named
-from sandtable.demand.shapes import BACKWARD_PASSES, Number
+from sandtable.demand.operator_shapes import BACKWARD_PASSES, Number
 from sandtable.hardware import DTYPE_BYTES, OpEfficiency, Stack
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
@@ -269,7 +269,7 @@ class Software:
         special = found.special * n_bytes / c.item_bytes
         layers = c.n_layers / c.pipeline
         calls = n_kernels * found.calls + layers * found.calls_per_layer
-        shape = shapes.MemoryBoundShape(n_bytes * found.traffic, calls, special)
+        shape = operator_shapes.MemoryBoundShape(n_bytes * found.traffic, calls, special)
         return Demand(name=name, operator="memory_bound", shape=shape, dtype=c.dtype)
 
 
@@ -278,7 +278,7 @@ def gemm(
 ) -> Demand:
     """Return a product; only those of ``narrow`` ones run in the narrow type of mixed fp8, on inputs cast before."""
     dtype = c.gemm_dtype if narrow else c.dtype
-    shape = shapes.GemmShape(m, n, k, batch, narrowed=float(dtype == "fp8"))
+    shape = operator_shapes.GemmShape(m, n, k, batch, narrowed=float(dtype == "fp8"))
     return Demand(name=name, operator="gemm", shape=shape, dtype=dtype)
 
 
@@ -301,7 +301,7 @@ def casts(products: Sequence[Demand], c: Configuration, software: Software, *, b
 
 def backward_of(product: Demand) -> Iterator[Demand]:
     """Yield the gradients of a product with respect to its input and to its weights."""
-    p: shapes.GemmShape = product.shape
+    p: operator_shapes.GemmShape = product.shape
     yield replace(product, shape=p._replace(n=p.k, k=p.n))
     # weights lie as they do in the forward pass: k rows of n, summed over the m tokens
     yield replace(product, shape=p._replace(m=p.k, k=p.m))
@@ -350,7 +350,7 @@ def attention(c: Configuration, kind: LayerKind, passes: float, software: Softwa
     # a window narrower than the sequence is seen whole by nearly all tokens
     causal = np.where(np.asarray(seen) < c.sequence, 0.0, 1.0) if c.causal else 0.0
     fused, dropout = (0.0, 0.0) if software is None else software.scores
-    shape = shapes.AttentionShape(
+    shape = operator_shapes.AttentionShape(
         batch=c.batch,
         query_tokens=c.sequence / c.context,
         kv_tokens=seen,
@@ -490,7 +490,7 @@ def collective(
     """Return a collective over ranks that lie ``stride`` devices apart."""
     local = np.clip(c.per_machine / stride, 1.0, n_ranks)
     return Demand(
-        name=name, operator=operator, shape=shapes.CollectiveShape(n_bytes, n_ranks, local), dtype=c.dtype
+        name=name, operator=operator, shape=operator_shapes.CollectiveShape(n_bytes, n_ranks, local), dtype=c.dtype
     )
 
 

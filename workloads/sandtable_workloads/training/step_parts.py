@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sandtable.demand.shapes import CollectiveShape, Number
+from sandtable.demand.operator_shapes import CollectiveShape, Number
 from sandtable_workloads.training import step_demand
 from sandtable_workloads.training.step_demand import Configuration, Demand, LayerKind, Software
 

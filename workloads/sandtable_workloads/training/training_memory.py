@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sandtable.demand.shapes import Number
+from sandtable.demand.operator_shapes import Number
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine, Stack
 from sandtable.units import format_bytes

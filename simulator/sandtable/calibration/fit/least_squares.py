@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sandtable.calibration.timing import Timing
 from sandtable.demand.operator import Bound, PlainOperator, plain_seconds
-from sandtable.demand.shapes import RandomReadShape
+from sandtable.demand.operator_shapes import RandomReadShape
 from sandtable.errors import CalibrationError, missing_extra
 from sandtable.hardware import Estimate, Evidence, OpFit, StorageFit
 from sandtable.model.laws import storage_law as storage_model

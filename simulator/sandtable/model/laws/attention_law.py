@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 
 from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
-from sandtable.demand.shapes import BACKWARD_PASSES, AttentionShape, Number
+from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, Number
 from sandtable.hardware import DTYPE_BYTES, Roofline
 
 # queries of a tile, and keys of a step (FlashAttention-2, section 3.3: 64 or 128 by 64 or 128)

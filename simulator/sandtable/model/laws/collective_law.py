@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
-from sandtable.demand.shapes import CollectiveShape, Number
+from sandtable.demand.operator_shapes import CollectiveShape, Number
 from sandtable.hardware import LinkSheet
 
 FITTED_AS = "collective"

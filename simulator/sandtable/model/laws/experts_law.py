@@ -25,7 +25,7 @@ from typing import ClassVar
 import numpy as np
 
 from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
-from sandtable.demand.shapes import ExpertsShape
+from sandtable.demand.operator_shapes import ExpertsShape
 from sandtable.hardware import Roofline
 from sandtable.model.laws.gemm_law import DEPTH, WIDE_BYTES, Format, format_of, overlapped
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from sandtable.demand.operator import Bound, Columns, Constant, Constants, FloatArray, PlainOperator, Resource
-from sandtable.demand.shapes import GemmShape, Number
+from sandtable.demand.operator_shapes import GemmShape, Number
 from sandtable.hardware import DTYPE_BYTES, Roofline
 
 # tiles of the output that libraries ship kernels for: rows, columns

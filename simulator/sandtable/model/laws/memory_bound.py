@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
-from sandtable.demand.shapes import MemoryBoundShape, Number
+from sandtable.demand.operator_shapes import MemoryBoundShape, Number
 from sandtable.hardware import Roofline
 
 # threads of one block

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from sandtable.demand.operator import PlainOperator, Resource
-from sandtable.demand.shapes import Number
+from sandtable.demand.operator_shapes import Number
 
 
 class MemoryRead(PlainOperator):

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.demand.operator import Columns, Constants, Operator, Resource
-from sandtable.demand.shapes import RandomReadShape, SequentialReadShape
+from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape
 from sandtable.errors import PlanError
 from sandtable.hardware import Evidence, Storage, StorageDatasheet
 

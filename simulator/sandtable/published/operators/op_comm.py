@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sandtable.calibration.timing import stated
-from sandtable.demand.shapes import CollectiveShape
+from sandtable.demand.operator_shapes import CollectiveShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import Figure, OperatorAdapter

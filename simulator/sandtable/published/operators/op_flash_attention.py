@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from sandtable.calibration.timing import stated
-from sandtable.demand.shapes import BACKWARD_PASSES, AttentionShape
+from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import Figure, OperatorAdapter

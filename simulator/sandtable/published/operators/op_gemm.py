@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from sandtable.calibration.timing import Timing
-from sandtable.demand.shapes import GemmShape
+from sandtable.demand.operator_shapes import GemmShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import Figure, OperatorAdapter, framework_latency

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from typing import ClassVar
 
-from sandtable.demand.shapes import ExpertsShape
+from sandtable.demand.operator_shapes import ExpertsShape
 from sandtable.hardware import Accelerator
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from sandtable.demand.shapes import AttentionShape
+from sandtable.demand.operator_shapes import AttentionShape
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import Figure, OperatorAdapter, framework_latency

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from sandtable.calibration.timing import Timing, stated
-from sandtable.demand.shapes import AttentionShape, GemmShape
+from sandtable.demand.operator_shapes import AttentionShape, GemmShape
 from sandtable.hardware import DTYPE_BYTES, Accelerator
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped

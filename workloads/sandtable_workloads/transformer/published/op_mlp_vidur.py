@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sandtable.calibration.timing import stated
-from sandtable.demand.shapes import GemmShape, MemoryBoundShape
+from sandtable.demand.operator_shapes import GemmShape, MemoryBoundShape
 from sandtable.hardware import Accelerator
 from sandtable.model.laws.memory_bound import BLOCK_THREADS
 from sandtable.published import systems
