@@ -62,7 +62,9 @@ def fit_machine(
     plain = [t for t in timings if not has_own_law(t.op)]
     found: dict[str, Any] = {}
     if "compute" in parts:
-        found["processor"] = _processor([t for t in plain if t.op.resource == "compute"], method)
+        found["processor"] = _with_earlier(
+            _processor([t for t in plain if t.op.resource == "compute"], method), base
+        )
     if "memory" in parts:
         found["memory"] = _memory([t for t in plain if t.op.resource == "memory"], method)
     if "storage" in parts:
@@ -124,6 +126,18 @@ def _processor(timings: Sequence[Timing], method: str) -> Processor:
             "fitted": method,
         },
     )
+
+
+def _with_earlier(processor: Processor, base: Machine | None) -> Processor:
+    """Return the processor with constants of software that an earlier calibration fitted.
+
+    They are shares of the data sheet that they were fitted to, so it stays as well.
+    """
+    before = None if base is None else base.processor
+    if before is None or before.fitted is None or processor.fitted is None or not before.fitted.operators:
+        return processor
+    fitted = processor.fitted.model_copy(update={"operators": before.fitted.operators})
+    return processor.model_copy(update={"datasheet": before.datasheet, "fitted": fitted})
 
 
 def _memory(timings: Sequence[Timing], method: str) -> Memory:

@@ -57,15 +57,15 @@ def fit_table(machine: Machine, *, host: bool = True) -> Table:
 def worst_table(found: Calibrated) -> Table:
     """Return fitted against measured: a summary by kernel, then the worst points."""
     points = found.to_frame()
-    points["off"] = points["error_frac"].abs()
     rows = []
     for kernel, group in points.groupby("kernel"):
-        median, p90 = (100 * group["off"].quantile(share) for share in (0.5, 0.9))
+        median, p90 = (100 * group["error_frac"].abs().quantile(share) for share in (0.5, 0.9))
         rows.append([str(kernel), f"{len(group)} points", "", "", f"median {median:.1f} %, p90 {p90:.1f} %"])
-    points["off"] = np.log1p(points["error_frac"]).abs()
-    for row in points.sort_values("off", ascending=False, kind="stable").head(N_WORST).itertuples():
-        times = (units.format_seconds(row.measured_s), units.format_seconds(row.fitted_s))
-        rows.append([row.kernel, row.point, *times, f"{100 * row.error_frac:+.0f} %"])
+    off = (1 + points["error_frac"]).map(np.log).abs()
+    worst = points.loc[off.sort_values(ascending=False, kind="stable").index[:N_WORST]]
+    for kernel, point, measured_s, fitted_s, error_frac in worst.itertuples(index=False):
+        times = (units.format_seconds(measured_s), units.format_seconds(fitted_s))
+        rows.append([kernel, point, *times, f"{100 * error_frac:+.0f} %"])
     return Table(columns=("kernel", "point (worst last)", "measured", "fitted", "error"), rows=rows)
 
 

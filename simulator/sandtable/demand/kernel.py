@@ -33,8 +33,8 @@ class Kernel(ABC):
 
     ``name`` is unique. ``calibrates`` names the part of the machine whose law its timings fit: storage, memory,
     compute, training or link; None keeps it out of calibration. ``software`` is whose operator it times, where its
-    demand has a shape that an operator's law reads. ``once`` is for kernels that need a fresh file for every point:
-    they are measured in the first pass only.
+    demand has a shape that an operator's law reads; None for one that belongs to no software: its constants go under
+    ``own``. ``once`` is for kernels that need a fresh file for every point: they are measured in the first pass only.
     """
 
     name: ClassVar[str]

@@ -66,7 +66,8 @@ class Stack(Component):
     """An engine or framework version with its overheads and efficiencies.
 
     ``software`` names, by operator, whose fitted constants apply, and where a variant or one element type has others,
-    by that too: ``{gemm: vllm, gemm.fp8_block: vllm_fp8_block}``; the stack's own name if it says nothing.
+    by that too: ``{gemm: vllm, gemm.fp8_block: vllm_fp8_block}``. If it says nothing, those under the stack's own name
+    apply, or ``own`` ones, of kernels that belong to no software.
     """
 
     kind: Literal["stack"]

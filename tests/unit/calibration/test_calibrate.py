@@ -92,6 +92,18 @@ def test_one_part_is_measured_again_and_the_others_stay(complete: Machine, tmp_p
     assert second.memory != first.memory
 
 
+def test_constants_of_software_stay_when_the_processor_is_measured_again(complete: Machine, tmp_path: Path) -> None:
+    operators = library.load_accelerator("nvidia_h100_sxm").fitted.operators  # type: ignore[union-attr]
+    fitted = complete.processor.fitted.model_copy(update={"operators": operators})  # type: ignore[union-attr]
+    processor = complete.processor.model_copy(update={"fitted": fitted})
+    base = complete.model_copy(update={"processor": processor})
+    again = this_host.calibrate(settings(tmp_path, only=("compute",), passes=1), base).machine.processor
+    assert again.fitted is not None
+    assert again.fitted.operators == operators
+    assert again.datasheet == processor.datasheet
+    assert again.fitted.ops != fitted.ops
+
+
 def test_one_part_alone_needs_an_earlier_calibration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="only memory needs an earlier full calibration"):
         this_host.calibrate(settings(tmp_path, only=("memory",)))

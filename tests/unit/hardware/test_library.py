@@ -144,6 +144,15 @@ def test_the_search_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert library.load_component("storage", "mine").title == "A drive"
 
 
+def test_scenarios_on_the_search_path_are_no_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, DRIVE, "drive.yaml")
+    write(tmp_path, "name: mine\nworkload: flash_inference\n", "mine.yaml")
+    monkeypatch.setenv("SANDTABLE_PATH", str(tmp_path))
+    assert "drive" in library.device_files("storage")
+    assert "drive" not in library.device_files("stack")
+    assert "mine" not in library.device_files()
+
+
 def test_what_a_reader_changes_is_its_own() -> None:
     text = "a: 1\nb: {c: 2}\n"
     first = yaml_files.parse_yaml(text, "x.yaml")
