@@ -61,9 +61,8 @@ def worst_table(found: Calibrated) -> Table:
     for kernel, group in points.groupby("kernel"):
         median, p90 = (100 * group["error_frac"].abs().quantile(share) for share in (0.5, 0.9))
         rows.append([str(kernel), f"{len(group)} points", "", "", f"median {median:.1f} %, p90 {p90:.1f} %"])
-    off = (1 + points["error_frac"]).map(np.log).abs()
-    worst = points.loc[off.sort_values(ascending=False, kind="stable").index[:N_WORST]]
-    for kernel, point, measured_s, fitted_s, error_frac in worst.itertuples(index=False):
+    worst = np.argsort(-np.abs(np.log1p(points["error_frac"].to_numpy(dtype=float))), kind="stable")[:N_WORST]
+    for kernel, point, measured_s, fitted_s, error_frac in points.iloc[worst].itertuples(index=False):
         times = (units.format_seconds(measured_s), units.format_seconds(fitted_s))
         rows.append([kernel, point, *times, f"{100 * error_frac:+.0f} %"])
     return Table(columns=("kernel", "point (worst last)", "measured", "fitted", "error"), rows=rows)
