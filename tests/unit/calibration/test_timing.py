@@ -6,7 +6,7 @@ import pytest
 
 from sandtable.calibration.timing import HOST, Timing, grouped, stated
 from sandtable.demand.op import Op
-from sandtable.demand.shapes import GemmShape
+from sandtable.demand.operator_shapes import GemmShape
 from sandtable_kernels.pytorch.torch_operators import TorchAttention
 
 COPY = Op(name="copy", operator="copy", account="memory", bytes_read=1e6)
