@@ -190,7 +190,7 @@ def test_simulate_as_json_is_as_documented() -> None:
     assert data["scenario"]["parameters"]["geometry"] == "opt_mini"
     assert data["scenario"]["parameters"]["rung"] == "bundling"
     for name, metric in data["metrics"].items():
-        assert set(metric) == {"value", "low", "high", "unit"}, name
+        assert set(metric) == {"value", "low", "high", "unit", "derived"}, name
         assert metric["low"] <= metric["value"] <= metric["high"]
     assert data["metrics"]["latency_s.mean"]["unit"] == "s"
     assert set(data["breakdown"]) == {"io", "memory", "compute"}

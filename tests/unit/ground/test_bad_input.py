@@ -133,8 +133,11 @@ def test_a_file_that_is_no_scenario(content: bytes) -> None:
         (("simulate", "mini.yaml", "--machine", "mini.yaml"), "mini.yaml: 'kind' is missing"),
         (("show", "samsung_990_pr"), "no device or run named 'samsung_990_pr' (did you mean 'samsung_990_pro_2tb'"),
         (("show", "aws_i4i@5xlarge"), "no variant of aws_i4i named '5xlarge' (did you mean"),
-        (("check",), "check needs scenarios or --suite NAME, one of the two"),
-        (("check", "mini.yaml", "--suite", "flash"), "check needs scenarios or --suite NAME, one of the two"),
+        (("check",), "check needs scenarios, --suite NAME or --resume RUN, one of the three"),
+        (
+            ("check", "mini.yaml", "--suite", "flash"),
+            "check needs scenarios, --suite NAME or --resume RUN, one of the three",
+        ),
         (("check", "--suite", "flash-quik"), "no suite named 'flash-quik' (did you mean 'flash-quick'"),
         (("check", "--suite", "flash-quick", "--set", "parameters.tokns=1"), "parameters.tokns: unknown field"),
         (("whatif", "mini.yaml"), "whatif needs at least one --set PATH=VALUE"),
@@ -198,7 +201,7 @@ def test_usage_that_cannot_be_parsed(arguments: tuple[str, ...]) -> None:
         ("parameters.trace=none.npz", "none.npz: no such trace"),
         (
             "thresholds.latency_s.p96=< 1 s",
-            "threshold on unknown metric 'latency_s.p96' (did you mean 'latency_s.p95'",
+            "threshold on unknown metric 'latency_s.p96' (did you mean 'latency_s.p9",
         ),
     ],
 )
