@@ -17,8 +17,17 @@ pytest.importorskip("numba", reason="running for real needs numba")
 CHECK = ("check", "flash_demo", "--set", "parameters.geometry=opt_mini", "--format", "json")
 
 
+# a shell that runs the tests in the background may have had interrupts ignored
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from sandtable.cli.app import main
+main()
+"""
+
+
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "sandtable.cli.app", *arguments]
+    return [sys.executable, "-c", INTERRUPTIBLE, *arguments]
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
@@ -26,7 +35,11 @@ def test_a_polite_end_loses_nothing(machine: Machine, tmp_path: Path, ending: si
     library.save_component(machine.model_copy(update={"name": "this_machine"}), tmp_path / "this_machine.yaml")
     longer = ("--set", "repeats=40")
     running = subprocess.Popen(
-        command(*CHECK, *longer), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command(*CHECK, *longer),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/*/execution-2.json")) and running.poll() is None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -279,9 +280,14 @@ def test_an_execution_reports_its_steps(tmp_path: Path) -> None:
     machine = load_machine("laptop_pcie4")
     execution = run_job.run_training(parameters, machine, 1, context)
     assert [step.phase for step in execution.steps] == ["warmup"] + ["train"] * 8
+    gaps = []
     for step in execution.steps:
         parts = sum(step.counters[name] for name in ("forward_s", "backward_s", "optimizer_s"))
-        assert parts == pytest.approx(step.total_s, rel=0.05, abs=2e-4)
+        assert parts <= step.total_s
+        gaps.append(1 - (parts + 2e-4) / step.total_s)
+    # between the parts another program may have had the processor, but not in most steps
+    assert median(gaps) < 0.05
+    for step in execution.steps:
         assert step.counters["tokens"] == 4 * 32
     n_params = parameters.shape.n_params
     assert execution.memory_bytes["weights"] == 4 * n_params

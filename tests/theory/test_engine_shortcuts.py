@@ -68,6 +68,9 @@ def simulate(plan: Plan, machine: Machine, **options: bool) -> Run:
     return run(plan, CostModel(machine), Options(**options))
 
 
+SHARING_FRAC = 0.01
+
+
 @same_machine
 @given(plans())
 def test_repeats_advanced_at_once_equal_repeats_one_by_one(machine: Machine, plan: Plan) -> None:
@@ -105,7 +108,9 @@ def test_a_graph_takes_at_least_its_busiest_processor_and_at_most_the_sum(machin
             found = result.steps[index].total_s
             # storage serves several at a time
             busiest = max((time for resource, time in times.items() if resource != "storage"), default=0.0)
-            assert busiest - TICKS * 100 <= found <= sum(times.values()) + TICKS * 100
+            # what each of them has of it changes at the ends of their requests
+            slack = TICKS * 100 + SHARING_FRAC * times.get("storage", 0.0)
+            assert busiest - TICKS * 100 <= found <= sum(times.values()) + slack
             index += step.repeat
 
 

@@ -194,8 +194,9 @@ class SharedDevice:
             if batch.undisturbed:
                 batch.end = batch.start + batch.load.alone * (1 if self._expand else batch.rounds)
             else:
-                served = max(now, self._ready) + batch.left / batch.rate
-                batch.end = max(round(served), batch.start + batch.load.alone)
+                # rounded as a duration, so that it does not depend on when it is
+                served = max(now, self._ready) + round(batch.left / batch.rate)
+                batch.end = max(served, batch.start + batch.load.alone)
         self._wait(min(batch.end for batch in self._batches) - now)
 
     def _wait(self, duration: int) -> None:

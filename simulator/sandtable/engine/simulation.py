@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sandtable.demand.plan import Plan
-from sandtable.engine.clock import seconds
 from sandtable.engine.process import Process
 from sandtable.engine.recorder import Recorder, StepResult
 from sandtable.engine.world import Options, World
@@ -43,8 +42,13 @@ def run(work: Plan | Process, costs: CostModel, options: Options | None = None, 
     """
     lone_plan = isinstance(work, Plan) or bool(work.phases)
     world = World(costs, options, seed=seed, workload=work.workload, lone_plan=lone_plan)
-    world.spawn(work)
+    done = world.spawn(work)
+    world.env.run(until=done)
+    end_s, recorded = world.now, len(world.recorder)
+    # what it started and did not wait for goes on; shared devices leave waits behind that nothing follows from
     world.env.run()
+    if len(world.recorder) > recorded:
+        end_s = max(end_s, world.recorder.end_s())
     world.settle()
     return Run(
         recorder=world.recorder,
@@ -54,5 +58,5 @@ def run(work: Plan | Process, costs: CostModel, options: Options | None = None, 
         memory_bytes=world.memory.peak,
         peak_memory_bytes=world.memory.peak_bytes,
         trace=world.trace,
-        total_s=seconds(world.env.now),
+        total_s=end_s,
     )

@@ -43,7 +43,7 @@ def test_an_example_is_short_runs_and_prints_what_the_readme_shows(path: Path, t
     if path.stem == MEASURING:
         pytest.importorskip("numba", reason="measuring needs numba")
     done = subprocess.run(
-        [sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     if path.stem == MEASURING:

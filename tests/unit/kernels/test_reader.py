@@ -373,7 +373,7 @@ def test_grids_are_distinct_points_with_a_cost(kernel: Any, quick: bool) -> None
     for point in grid:
         op = kernel.cost(point)
         assert op.resource == "storage"
-        assert op.bytes_read >= op.chunk_bytes * op.concurrency
+        assert op.bytes_read >= op.shape.chunk_bytes * op.shape.concurrency
 
 
 def test_random_read_has_short_and_long_batches() -> None:
