@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.results import Comparison, Measurement, Metric, Prediction, Result, TraceRow
-from sandtable.runs import check as checking
-from sandtable.runs import measure, predict, run_folder
+from sandtable.runs import predict
 from sandtable.studies import evaluate
 from sandtable.studies.study import Study, load, pair
 from sandtable.workload import scenarios
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from sandtable.calibration.calibrated import Calibrated
     from sandtable.engine.recorder import Recorder
     from sandtable.published.scoring import PublishedReport
+    from sandtable.runs import check as checking
     from sandtable.studies.outcome import Outcome
 
 STORES = Path("stores")
@@ -174,6 +174,8 @@ def run(
         NoDevice: a device or a package that this machine lacks.
         DoesNotFit: too little memory or disk.
     """
+    from sandtable.runs import measure
+
     case = scenarios.load(str(scenario), changes=changes, machine=None if machine is None else str(machine))
     context = measure.execution_context(Path(store), progress)
     parameters, notes = case.workload.resolve(case.parameters, context)
@@ -226,6 +228,9 @@ def check(
     Raises:
         ConfigError, NoDevice, DoesNotFit: as `run`.
     """
+    from sandtable.runs import check as checking
+    from sandtable.runs import measure
+
     cases, name, baseline = cases_of(scenarios_or_suite, changes, machine)
     context = measure.execution_context(Path(store), progress)
     comparison, checked, folder = checking.check(cases, context, name=name, baseline=baseline, trace=trace)
@@ -239,6 +244,9 @@ def resume(run: str | Path = "latest", *, store: str | Path = STORES, progress: 
         ConfigError: no such run, or one that is no check.
         NoDevice, DoesNotFit: as `run`.
     """
+    from sandtable.runs import check as checking
+    from sandtable.runs import measure, run_folder
+
     folder = run_folder.open_run(str(run))
     comparison, checked, about = checking.resume(folder, measure.execution_context(Path(store), progress))
     return Check(comparison=comparison, cases=checked, folder=folder.path, baseline=about.baseline)

@@ -40,8 +40,8 @@ def simulate(
 
     changes = scenarios.changes_of(settings)
     found = api.simulate(scenario, changes, machine=machine, trace=trace is not None, per_request=per_request)
-    folder = save_run(found)
     emit_result(found.prediction, format_)
+    folder = save_run(found)
     save_timeline(trace, found.trace, ())
     save_report([folder], report)
     check_thresholds(compare.check_thresholds(found.case.scenario.thresholds, found.prediction))
