@@ -17,6 +17,7 @@ from sandtable.results import Comparison, Measurement, Metric, Prediction, Resul
 from sandtable.runs import predict
 from sandtable.studies import evaluate
 from sandtable.studies.study import Study, load, pair
+from sandtable.table import Framed
 from sandtable.workload import scenarios
 from sandtable.workload.scenarios import Case
 
@@ -39,7 +40,7 @@ def _silent(_: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Outcome:
+class _Outcome(Framed):
     """A scenario's result, the units of work behind it, and its timeline."""
 
     case: Case
@@ -75,9 +76,6 @@ class _Outcome:
         if of not in frames:
             raise UnknownName("frame", of, (*frames, "steps"))
         return frames[of]()
-
-    def _repr_html_(self) -> str:
-        return str(self.to_frame().to_html())
 
 
 def _column(name: str, index: str, values: Mapping[str, float]) -> DataFrame:
@@ -188,7 +186,7 @@ def run(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Check(Framed):
     """Predictions beside measurements: a verdict, what was compared, and the folder that keeps it all."""
 
     comparison: Comparison
@@ -201,9 +199,6 @@ class Check:
         import pandas as pd
 
         return pd.DataFrame([row.model_dump() for row in self.comparison.comparisons])
-
-    def _repr_html_(self) -> str:
-        return str(self.to_frame().to_html())
 
 
 def check(
@@ -272,7 +267,7 @@ def cases_of(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class Difference(Framed):
     """Two predictions of one scenario, before and after a change."""
 
     before: Prediction
@@ -290,9 +285,6 @@ class Difference:
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
         frame.insert(2, "change_frac", frame["after"] / frame["before"] - 1)
         return frame
-
-    def _repr_html_(self) -> str:
-        return str(self.to_frame().to_html())
 
 
 def whatif(scenario: str | Path, changes: Changes, *, machine: str | Path | None = None) -> Difference:

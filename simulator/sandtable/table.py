@@ -39,8 +39,19 @@ def plain(cell: Any) -> Any:
     return cell.item() if isinstance(cell, np.generic) else cell
 
 
+class Framed:
+    """What gives a pandas frame; a notebook shows it as a table."""
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the frame."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html())
+
+
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(Framed):
     """Rows under headings; ``units`` is empty or one unit per column (empty text where there is none)."""
 
     columns: Sequence[str]

@@ -11,6 +11,7 @@ from sandtable.calibration.timing import Timing
 from sandtable.demand.kernel import Dims
 from sandtable.hardware import Machine
 from sandtable.model.cost_model import CostModel
+from sandtable.table import Framed
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -19,7 +20,7 @@ COLUMNS = ("kernel", "point", "measured_s", "fitted_s", "error_frac")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrated:
+class Calibrated(Framed):
     """A calibrated machine, what it was fitted to, and what the user should know of its quality.
 
     ``fitted_s`` is what the machine says of each of the ``timings``, in seconds. ``cross_check`` holds this
@@ -55,9 +56,6 @@ class Calibrated:
             for timing, fitted_s in zip(self.timings, self.fitted_s, strict=True)
         ]
         return pd.DataFrame(rows, columns=list(COLUMNS))
-
-    def _repr_html_(self) -> str:
-        return str(self.to_frame().to_html())
 
 
 def describe(dims: Dims) -> str:

@@ -15,6 +15,7 @@ from sandtable.errors import ConfigError, did_you_mean
 from sandtable.hardware import Frozen, Machine
 from sandtable.runs.compare import condition
 from sandtable.studies.study import Point, Study
+from sandtable.table import Framed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Outcome:
+class Outcome(Framed):
     """The points of a study with their metrics; an entry of every column is one point, and NaN where it cannot run.
 
     Attributes:

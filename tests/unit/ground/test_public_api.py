@@ -84,7 +84,9 @@ def test_a_difference_and_a_study_agree_with_single_predictions() -> None:
     both = sandtable.whatif("flash_laptop", SMALL | change).to_frame()
     after = sandtable.simulate("flash_laptop", SMALL | change)
     assert both.loc["latency_s.mean", "after"] == after["latency_s.mean"].value
-    grid = sandtable.study("flash_laptop", {"window": [2, 4]}, changes=SMALL).to_frame()
+    points = sandtable.study("flash_laptop", {"window": [2, 4]}, changes=SMALL)
+    assert "<table" in points._repr_html_()
+    grid = points.to_frame()
     assert list(grid["window"]) == [2, 4]
     assert grid["latency_s.mean"].iloc[1] == pytest.approx(after["latency_s.mean"].value)
 
