@@ -21,7 +21,7 @@ from sandtable_workloads.training.slm_training import (
     memories,
     memory_of,
 )
-from sandtable_workloads.training.step_demand import SHARDING, optimizer_bytes
+from sandtable_workloads.training.step_numbers import SHARDING, optimizer_bytes
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.training.training_plan import layers_at
 

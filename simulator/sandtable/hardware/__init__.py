@@ -29,7 +29,7 @@ from sandtable.hardware.link import Link, LinkDatasheet, LinkFit, TransferFit
 from sandtable.hardware.machine import Machine, PriceList, PriceRow
 from sandtable.hardware.memory import Memory, MemoryDatasheet, MemoryFit
 from sandtable.hardware.processor import Processor, ProcessorDatasheet, ProcessorFit
-from sandtable.hardware.roofline import LinkSheet, Roofline
+from sandtable.hardware.roofline import LinkSheet, Roofline, arithmetic_of
 from sandtable.hardware.stack import OpEfficiency, Stack, StackDatasheet, StackFit
 from sandtable.hardware.storage import Storage, StorageDatasheet, StorageFit, StoragePoint, StorageVariant
 
@@ -102,6 +102,7 @@ __all__ = [
     "StoragePoint",
     "StorageVariant",
     "TransferFit",
+    "arithmetic_of",
     "number_paths",
     "numbers",
     "plain_name",

@@ -46,6 +46,16 @@ DTYPE_ARITHMETIC: dict[str, str] = {
     "int4_weight_only": "bfloat16",
     "mxfp4": "fp4",
 }
+# types that hold every value of another, sign, exponent and mantissa: what stands in where a device has no units for it
+DTYPE_STAND_INS: dict[str, tuple[str, ...]] = {
+    "tf32": ("float32",),
+    "bfloat16": ("tf32", "float32"),
+    "float16": ("tf32", "float32"),
+} | dict.fromkeys(
+    # narrow weights are widened into whatever 16 bits the activations have
+    ("fp8", "fp4", "int8", "int8_weight_only", "int4_weight_only"),
+    ("bfloat16", "float16", "tf32", "float32"),
+)
 
 
 class Frozen(BaseModel):

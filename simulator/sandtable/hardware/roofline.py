@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from sandtable.errors import PlanError
-from sandtable.hardware.component import DTYPE_ARITHMETIC, DTYPE_BYTES
+from sandtable.hardware.component import DTYPE_ARITHMETIC, DTYPE_BYTES, DTYPE_STAND_INS
 from sandtable.hardware.fits import Laws
 from sandtable.hardware.link import Link
 from sandtable.hardware.memory import Memory
@@ -68,25 +68,16 @@ class Roofline:
         )
 
     def peak(self, dtype: str) -> float:
-        """Return the dense rate for ``dtype`` in FLOP/s: of the type it multiplies in, or the narrowest wider one.
-
-        Integers are their own kind: they stand in for no float, and a float stands in for them.
+        """Return the dense rate for ``dtype`` in FLOP/s: that of `arithmetic`.
 
         Raises:
-            PlanError: the device has no arithmetic that wide.
+            PlanError: the device has no arithmetic that holds the type.
         """
         return self.peak_flops_per_s[self.arithmetic(dtype)]
 
     def arithmetic(self, dtype: str) -> str:
-        """Return the element type that a product of ``dtype`` multiplies in on this device; see `peak`."""
-        wanted = DTYPE_ARITHMETIC.get(dtype, dtype)
-        if wanted in self.peak_flops_per_s:
-            return wanted
-        floats = [name for name in self.peak_flops_per_s if not name.startswith("int")]
-        wider = [name for name in floats if DTYPE_BYTES[name] >= DTYPE_BYTES[wanted]]
-        if not wider:
-            raise PlanError(f"{self.name!r} states no arithmetic rate for {dtype}")
-        return min(wider, key=lambda name: (DTYPE_BYTES[name], -self.peak_flops_per_s[name]))
+        """Return the element type that a product of ``dtype`` multiplies in on this device; see `arithmetic_of`."""
+        return arithmetic_of(self.peak_flops_per_s, dtype, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +132,21 @@ def _given(family: str, own: Laws, law: str) -> Mapping[str, float]:
 
     shared = library.family(family).laws.get(law)
     return (shared.settings if shared else {}) | (own[law].settings if law in own else {})
+
+
+def arithmetic_of(peaks: Mapping[str, float], dtype: str, name: str) -> str:
+    """Return the element type that a product of ``dtype`` multiplies in on the device ``name`` with these ``peaks``.
+
+    Without units for it, values are widened into the narrowest type that holds all of them, the faster of two: bfloat16
+    into float32 on a V100 or T4, never into float16, whose exponents do not reach (PyTorch pull request 148322).
+
+    Raises:
+        PlanError: the device has no such type.
+    """
+    wanted = DTYPE_ARITHMETIC.get(dtype, dtype)
+    if wanted in peaks:
+        return wanted
+    holding = [other for other in DTYPE_STAND_INS.get(dtype, DTYPE_STAND_INS.get(wanted, ())) if other in peaks]
+    if not holding:
+        raise PlanError(f"{name!r} states no arithmetic rate for {dtype}")
+    return min(holding, key=lambda other: (DTYPE_BYTES[other], -peaks[other]))

@@ -16,7 +16,6 @@ from sandtable.demand.op import Op
 from sandtable.demand.operator import Columns, FloatArray, Operator, PlainOperator, operator_named, plain_seconds
 from sandtable.errors import PlanError
 from sandtable.hardware import (
-    DTYPE_BYTES,
     Link,
     LinkSheet,
     Machine,
@@ -26,6 +25,7 @@ from sandtable.hardware import (
     Processor,
     Roofline,
     Stack,
+    arithmetic_of,
 )
 from sandtable.model import fitted_constants
 from sandtable.model.laws import storage_law as storage_model
@@ -317,13 +317,9 @@ def _bandwidth(efficiency: OpEfficiency, datasheet_bytes_per_s: float) -> float:
 
 
 def _rate(efficiency: OpEfficiency, processor: Processor, dtype: str) -> float:
-    peaks = processor.datasheet.peak_flops_per_s
-    # a processor without units for a dtype computes it in the next wider one that it has
-    usable = [name for name in peaks if DTYPE_BYTES[name] >= DTYPE_BYTES[dtype]]
-    peak = peaks.get(dtype) or (max(peaks[name] for name in usable) if usable else None)  # type: ignore[call-overload]
-    if peak is None:
-        raise PlanError(f"{processor.name!r} states no arithmetic rate for {dtype}")
-    return float(peak) * (1.0 if efficiency.rate_frac is None else efficiency.rate_frac)
+    peaks = {str(name): rate for name, rate in processor.datasheet.peak_flops_per_s.items()}
+    peak = peaks[arithmetic_of(peaks, dtype, processor.name)]
+    return peak * (1.0 if efficiency.rate_frac is None else efficiency.rate_frac)
 
 
 def _interval(seconds: float, residual_low: float, residual_high: float, drift: float = 0.0) -> OpTime:

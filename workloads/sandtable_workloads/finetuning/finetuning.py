@@ -55,7 +55,8 @@ class FinetuningWorkload(Workload[Finetuning]):
             plan = SlmTrainingWorkload().plan(parameters.as_training(), machine, seed)
             return replace(plan, workload=self.name)
         layout.check(parameters.as_training(), parameters.shape, machine)
-        return plan_of(parameters, machine, _fitting(parameters, machine))
+        plan = plan_of(parameters, machine, _fitting(parameters, machine))
+        return replace(plan, notes=layout.notes(parameters.as_training(), machine))
 
     def derived(self, parameters: Finetuning, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return tokens per second, what a step, a token and the whole fine-tuning cost, and the energy of a step."""

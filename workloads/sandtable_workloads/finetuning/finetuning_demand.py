@@ -25,7 +25,8 @@ from sandtable_workloads.finetuning.finetuning_memory import (
 )
 from sandtable_workloads.finetuning.finetuning_parameters import JOINED, Finetuning
 from sandtable_workloads.training import step_demand
-from sandtable_workloads.training.step_demand import Configuration, Demand, LayerKind, Software
+from sandtable_workloads.training.step_demand import Demand, LayerKind, Software
+from sandtable_workloads.training.step_numbers import Configuration
 from sandtable_workloads.transformer.shapes import ModelShape
 
 

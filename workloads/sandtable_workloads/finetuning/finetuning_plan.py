@@ -18,7 +18,8 @@ from sandtable_workloads.finetuning.finetuning_memory import ITEM, layer_weights
 from sandtable_workloads.finetuning.finetuning_parameters import Finetuning
 from sandtable_workloads.finetuning.finetuning_times import configuration, host_of
 from sandtable_workloads.training import step_demand
-from sandtable_workloads.training.step_demand import Configuration, Demand, Software
+from sandtable_workloads.training.step_demand import Demand, Software
+from sandtable_workloads.training.step_numbers import Configuration
 from sandtable_workloads.training.training_plan import BACKWARD, FORWARD, OPTIMIZER, Builder, op_of
 
 

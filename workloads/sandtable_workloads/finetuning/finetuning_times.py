@@ -25,7 +25,8 @@ from sandtable_workloads.finetuning.finetuning_memory import (
 from sandtable_workloads.finetuning.finetuning_parameters import Finetuning
 from sandtable_workloads.training import layout, step_demand
 from sandtable_workloads.training.closed_form import Timer
-from sandtable_workloads.training.step_demand import Configuration, Demand, LayerKind, Software, configuration_of
+from sandtable_workloads.training.step_demand import Demand, LayerKind, Software
+from sandtable_workloads.training.step_numbers import Configuration, configuration_of
 from sandtable_workloads.transformer.shapes import ModelShape
 
 
@@ -75,7 +76,9 @@ def iteration_s(p: Finetuning, shape: ModelShape, machine: Machine) -> dict[str,
 def configuration(p: Finetuning, machine: Machine) -> Configuration:
     """Return the numbers of a run on machines of this kind."""
     per_machine = layout.devices_per_machine(machine, p.devices)
-    return configuration_of(p.as_training(), p.shape, per_machine, on_host=machine.accelerator is None)
+    training = p.as_training()
+    on_host, widened = machine.accelerator is None, layout.is_widened(training, machine)
+    return configuration_of(training, p.shape, per_machine, on_host=on_host, widened=widened).computed()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,8 @@ from sandtable.demand.operator import FloatArray, operator_named
 from sandtable.demand.operator_shapes import Number
 from sandtable.model.cost_model import CostModel
 from sandtable.model.intervals import joined
-from sandtable_workloads.training.step_demand import Configuration, Demand, Software
+from sandtable_workloads.training.step_demand import Demand, Software
+from sandtable_workloads.training.step_numbers import Configuration
 from sandtable_workloads.training.step_parts import FULL, GRAD_OP, StepParts, parts_of
 
 
@@ -185,6 +186,7 @@ def interval(timer: Timer, weights: Sequence[Number]) -> tuple[FloatArray, Float
 
 def step_times(c: Configuration, costs: CostModel, n: int) -> StepTimes:
     """Return the step times of ``n`` configurations of one structure on one machine."""
+    c = c.computed()
     parts = parts_of(c, Software(costs.machine.stack))
     s = seconds_of(parts, c, Timer(costs, n, c.sharing))
     # a collective op's ``times`` are in its seconds already

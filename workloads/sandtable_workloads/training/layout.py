@@ -6,16 +6,49 @@ from collections.abc import Iterator
 
 from sandtable.errors import PlanError
 from sandtable.hardware import Machine
+from sandtable_workloads.training.step_numbers import product_dtype
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
 # of the racks that behave as one machine, a run may use a part
 SERVER_DEVICES = 16
+# types that software computes in float32 where a device has no units for them; others it refuses
+EMULATED = ("bfloat16", "float16")
 
 
 def devices_per_machine(machine: Machine, n_devices: int) -> int:
     """Return how many of the devices one machine has: its accelerators, or as many CPU processes as are asked for."""
     return n_devices if machine.accelerator is None else machine.accelerator.n
+
+
+def type_without_units(parameters: SlmTraining, machine: Machine) -> str | None:
+    """Return the element type of a run's products if the machine's accelerators have no units for it."""
+    dtype = product_dtype(parameters)
+    known = None if machine.accelerator is None else machine.accelerator.processor.datasheet.peak_flops_per_s
+    return None if known is None or dtype in known else dtype
+
+
+def is_widened(parameters: SlmTraining, machine: Machine) -> bool:
+    """Return whether values are widened into float32 to be computed with; see `Configuration.computed`."""
+    return type_without_units(parameters, machine) in EMULATED
+
+
+def notes(parameters: SlmTraining, machine: Machine) -> tuple[str, ...]:
+    """Say what is slower than the precision's name promises."""
+    if machine.accelerator is None or not is_widened(parameters, machine):
+        return ()
+    name, dtype = machine.accelerator.device.name, product_dtype(parameters)
+    return (
+        f"{name} has no {dtype} units: {parameters.precision} is emulated in float32 and no faster than that; "
+        f"{_native(parameters, machine)} would run on its units",
+    )
+
+
+def _native(parameters: SlmTraining, machine: Machine) -> str:
+    """Return the precision that runs on units of the accelerators and is nearest to the one asked for."""
+    other = ("mixed_bfloat16", "mixed_float16", "float32")
+    named = (parameters.model_copy(update={"precision": precision}) for precision in other)
+    return next((p.precision for p in named if type_without_units(p, machine) is None), "float32")
 
 
 def check(parameters: SlmTraining, shape: ModelShape, machine: Machine) -> None:
@@ -47,6 +80,12 @@ def faults(parameters: SlmTraining, shape: ModelShape, machine: Machine) -> Iter
         )
     if p.sequence_parallel and p.tensor_parallel == 1:
         yield "sequence_parallel splits over the tensor-parallel group: set tensor_parallel above 1"
+    lacking = type_without_units(p, machine)
+    if lacking is not None and lacking not in EMULATED and machine.accelerator is not None:
+        yield (
+            f"precision {p.precision}: {machine.accelerator.device.name} has no {lacking} units, and no software "
+            f"trains in {lacking} without; write precision: {_native(p, machine)}"
+        )
     yield from _experts(p, shape)
     yield from _machines(p, machine)
 

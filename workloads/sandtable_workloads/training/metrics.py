@@ -10,7 +10,7 @@ from sandtable.hardware import Machine
 from sandtable.results import Metric, point
 from sandtable_workloads.training.choices.scaling_law import TOKENS_PER_PARAMETER, law_named
 from sandtable_workloads.training.layout import devices_per_machine
-from sandtable_workloads.training.step_demand import COMPUTE_DTYPE
+from sandtable_workloads.training.step_numbers import product_dtype
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
@@ -37,10 +37,9 @@ def hardware_flops_per_token(parameters: SlmTraining, shape: ModelShape) -> floa
 
 def peak_flops_per_s(parameters: SlmTraining, machine: Machine) -> float | None:
     """Return the dense rate of one device for the type that products run in; None where the data sheet has none."""
-    dtype = "fp8" if parameters.precision == "mixed_fp8" else COMPUTE_DTYPE[parameters.precision]
     processor = machine.processor if machine.accelerator is None else machine.accelerator.processor
     peaks = processor.datasheet.peak_flops_per_s
-    return peaks.get(dtype)  # type: ignore[call-overload,no-any-return]
+    return peaks.get(product_dtype(parameters))  # type: ignore[call-overload,no-any-return]
 
 
 def n_machines(parameters: SlmTraining, machine: Machine) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from sandtable.results import Metric
 from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
 from sandtable_workloads.training import layout, metrics, training_memory
 from sandtable_workloads.training.closed_form import StepTimes, step_times
-from sandtable_workloads.training.step_demand import Configuration, configuration_of, stacked, structure
+from sandtable_workloads.training.step_numbers import Configuration, configuration_of, stacked, structure
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.training.training_plan import plan_of
 
@@ -46,7 +47,8 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         layout.check(parameters, shape, machine)
         held = training_memory.check(parameters, machine, shape.name, lambda p: memory_of(p, machine))
         once_s = startup_s(parameters, machine)
-        return plan_of(parameters, configuration(parameters, machine), shape, machine, held, once_s)
+        plan = plan_of(parameters, configuration(parameters, machine), shape, machine, held, once_s)
+        return replace(plan, notes=layout.notes(parameters, machine))
 
     def derived(self, parameters: SlmTraining, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return what follows from a step's time; see `sandtable_workloads.training.metrics`."""
@@ -94,7 +96,13 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
 def configuration(parameters: SlmTraining, machine: Machine) -> Configuration:
     """Return the numbers of a run on machines of this kind."""
     per_machine = layout.devices_per_machine(machine, parameters.devices)
-    return configuration_of(parameters, parameters.shape, per_machine, on_host=machine.accelerator is None)
+    return configuration_of(
+        parameters,
+        parameters.shape,
+        per_machine,
+        on_host=machine.accelerator is None,
+        widened=layout.is_widened(parameters, machine),
+    )
 
 
 def memory_of(parameters: SlmTraining, machine: Machine) -> dict[str, float] | None:

@@ -1,7 +1,6 @@
 """What training demands of a device, operator by operator: one description for a single run and for many at once.
 
-Every number may be a NumPy array with one entry per configuration: the plan that the engine runs is built from
-scalars, the closed form of `sandtable_workloads.training.closed_form` from arrays, both by these functions.
+Numbers may be arrays with one entry per configuration, see `sandtable_workloads.training.step_numbers`.
 
 Letters: t tokens of a micro-batch on one device, D width, I neurons, H query heads, K key/value heads, E head
 dimension, V vocabulary, b bytes of an element. Bytes are those that an operator has to move at least; what the
@@ -14,8 +13,7 @@ five products of a fused attention's backward pass in Dao (arXiv 2307.08691), se
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from operator import attrgetter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,20 +22,11 @@ from sandtable.demand import operator_shapes
 from sandtable.demand.operator import Operator, operator_named
 from sandtable.demand.operator_shapes import BACKWARD_PASSES, Number
 from sandtable.hardware import DTYPE_BYTES, OpEfficiency, Stack
-from sandtable_workloads.training.training_parameters import SlmTraining
-from sandtable_workloads.transformer.shapes import ModelShape
+from sandtable_workloads.training.step_numbers import CHECKPOINTING, EVERY_SECOND, SHARDING, Configuration
 
-# bytes of an element of weights and activations, and of gradients as the optimiser reads them, master weights included
-COMPUTE_DTYPE = {
-    "float32": "float32",
-    "bfloat16": "bfloat16",
-    "mixed_bfloat16": "bfloat16",
-    "mixed_float16": "float16",
-    "mixed_fp8": "bfloat16",
-}
-CHECKPOINTING = {"none": 0, "selective": 1, "full": 2, "alternate": 3}
-EVERY_SECOND = 0.5
 AS_COUNTED = OpEfficiency()  # of work that a stack file says nothing of
+# bytes of an element of a type that is widened
+NARROW_BYTES = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,194 +53,6 @@ class Demand:
     def communicates(self) -> bool:
         """Whether it is a collective."""
         return self.law.resource == "network"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
-    """The numbers of a run, or of many runs of one structure (the non-numeric fields), as arrays.
-
-    ``sharing`` processes have one device together: the ranks of a run on a CPU, which share its cores.
-
-    ``per_machine`` are the devices of one machine. Layers of several kinds are counted, not listed: see
-    `sandtable_workloads.training.step_parts.layer_kinds`.
-    """
-
-    dtype: str
-    gemm_dtype: str
-    flash: bool
-    sharding_kind: str
-    latent: tuple[int, int, int, int, int] | None
-    sharing: int
-    rotary: bool
-    causal: bool
-    n_layers: Number
-    d_model: Number
-    n_neurons: Number
-    n_vectors: Number
-    n_heads: Number
-    n_kv_heads: Number
-    head_dim: Number
-    value_dim: Number
-    vocabulary: Number
-    window: Number
-    n_experts: Number
-    top_k: Number
-    expert_neurons: Number
-    shared_neurons: Number
-    norms: Number
-    biased: Number
-    n_moe_layers: Number
-    n_windowed_layers: Number
-    layer_params: Number
-    moe_layer_params: Number
-    outer_params: Number
-    batch: Number
-    sequence: Number
-    accumulation: Number
-    devices: Number
-    tensor: Number
-    pipeline: Number
-    context: Number
-    expert: Number
-    chunks: Number
-    sequence_parallel: Number
-    sharding: Number
-    recompute: Number
-    reduce_bytes: Number
-    state_bytes: Number
-    overlaps: Number
-    pieces: Number
-    behind_weights: bool
-    bucket_bytes: Number
-    per_machine: Number
-
-    @property
-    def data(self) -> Number:
-        """Data-parallel replicas."""
-        return self.devices / (self.tensor * self.pipeline * self.context)
-
-    @property
-    def tokens(self) -> Number:
-        """Tokens of one micro-batch on one device."""
-        return self.batch * self.sequence / self.context
-
-    @property
-    def item_bytes(self) -> float:
-        """Bytes of a weight and of an activation where they are computed with."""
-        return DTYPE_BYTES[self.dtype]
-
-    @property
-    def replicas(self) -> Number:
-        """Devices that hold the same weights: those that gradients are reduced over."""
-        return self.data * self.context
-
-
-SHARDING = {"ddp": 0, "zero_1": 1, "fsdp_grad_op": 2, "fsdp_full": 3}
-
-
-def configuration_of(
-    parameters: SlmTraining, shape: ModelShape, per_machine: int, *, on_host: bool = False
-) -> Configuration:
-    """Return the numbers of one run on machines with ``per_machine`` devices each.
-
-    ``on_host`` its devices are processes of one CPU: they share it, and what they send to each other is copied by the
-    cores that compute, so that computing hides none of it.
-    """
-    # one line a field: long, and nowhere to go wrong
-    moe = shape.moe
-    dtype = COMPUTE_DTYPE[parameters.precision]
-    experts = 0 if moe is None else moe.n_experts * shape.expert_params
-    layer = shape.attention_params + shape.norm_params * shape.d_model
-    parts = shape.parts
-    return Configuration(
-        dtype=dtype,
-        gemm_dtype="fp8" if parameters.precision == "mixed_fp8" else dtype,
-        flash=parameters.attention == "flash",
-        sharding_kind="ddp" if parameters.sharding == "ddp" else "sharded",
-        latent=_latent(shape),
-        sharing=parameters.devices if on_host else 1,
-        rotary=shape.positions == "rotary",
-        causal=shape.causal,
-        n_layers=shape.n_layers,
-        d_model=shape.d_model,
-        n_neurons=shape.n_neurons,
-        n_vectors=shape.n_vectors,
-        n_heads=shape.n_heads,
-        n_kv_heads=shape.n_kv_heads,
-        head_dim=shape.head_dim,
-        value_dim=shape.value_dim,
-        vocabulary=shape.vocabulary,
-        window=shape.sliding_window or parameters.sequence_tokens,
-        n_experts=1 if moe is None else moe.n_experts,
-        top_k=1 if moe is None else moe.top_k,
-        expert_neurons=1 if moe is None else moe.expert_neurons,
-        shared_neurons=0 if moe is None else moe.shared_neurons,
-        norms=shape.norms_per_layer,
-        biased=float(shape.ffn_bias),
-        n_moe_layers=shape.n_moe_layers,
-        n_windowed_layers=shape.n_windowed_layers,
-        layer_params=layer + shape.ffn_params,
-        moe_layer_params=layer
-        + shape.router_params
-        + shape.shared_expert_params
-        + experts / parameters.expert_parallel,
-        outer_params=parts["embedding"] + parts["head"],
-        batch=parameters.micro_batch,
-        sequence=parameters.sequence_tokens,
-        accumulation=parameters.grad_accumulation,
-        devices=parameters.devices,
-        tensor=parameters.tensor_parallel,
-        pipeline=parameters.pipeline_parallel,
-        context=parameters.context_parallel,
-        expert=parameters.expert_parallel,
-        chunks=parameters.virtual_stages,
-        sequence_parallel=float(parameters.sequence_parallel),
-        sharding=SHARDING[parameters.sharding],
-        recompute=CHECKPOINTING[parameters.checkpointing],
-        reduce_bytes=parameters.reduce_bytes,
-        state_bytes=optimizer_bytes(parameters),
-        overlaps=float(parameters.overlap_gradients and not on_host),
-        pieces=float(parameters.tensor_parallel if parameters.overlap_tensor else 1),
-        behind_weights=parameters.overlap_input_gradients,
-        bucket_bytes=parameters.bucket_bytes,
-        per_machine=per_machine,
-    )
-
-
-_NUMBERS = tuple(field.name for field in fields(Configuration) if field.type == "Number")
-_NUMBERS_OF = attrgetter(*_NUMBERS)
-_REST_OF = attrgetter(*(field.name for field in fields(Configuration) if field.type != "Number"))
-
-
-def _latent(shape: ModelShape) -> tuple[int, int, int, int, int] | None:
-    found = shape.latent
-    if found is None:
-        return None
-    ranks = (found.q_lora_rank or 0, found.kv_lora_rank)
-    return (*ranks, found.qk_nope_head_dim, found.qk_rope_head_dim, found.v_head_dim)
-
-
-def optimizer_bytes(parameters: SlmTraining) -> float:
-    """Return what AdamW reads and writes per parameter.
-
-    It reads the gradient, reads and writes weight and two moments; with mixed precision the weight is float32, and a
-    narrow one is written too.
-    """
-    item = 4.0 if parameters.precision != "bfloat16" else 2.0
-    narrow = 2.0 if parameters.precision.startswith("mixed") else 0.0
-    return parameters.gradient_bytes + 2 * item + 4 * parameters.moment_bytes + narrow
-
-
-def stacked(configurations: Sequence[Configuration]) -> Configuration:
-    """Return many configurations of one structure as one, with an array per number."""
-    columns = np.array([_NUMBERS_OF(c) for c in configurations], dtype=np.float64).T
-    return replace(configurations[0], **dict(zip(_NUMBERS, columns.copy(), strict=True)))
-
-
-def structure(configuration: Configuration) -> tuple[Any, ...]:
-    """Return what configurations must share to be `stacked`."""
-    found: tuple[Any, ...] = _REST_OF(configuration)
-    return found
 
 
 class Software:
@@ -285,16 +86,19 @@ def gemm(
 def casts(products: Sequence[Demand], c: Configuration, software: Software, *, backward: bool) -> list[Demand]:
     """Return what makes the inputs of products narrow, if they are: read in two bytes, written in one, twice.
 
+    Emulated types are made wide instead: read in two bytes, written in four.
+
     Inputs and weights forward, and the gradient of each result backward; the two products of a backward pass share
     that, and find the others as the forward pass left them. An operand is kept in both layouts, since narrow products
     take one only, or scale along their depth (NVIDIA Transformer Engine user guide, "Using FP8 with Transformer
     Engine" and "MXFP8").
     """
+    per_element = c.item_bytes + NARROW_BYTES if c.widened else c.item_bytes + 2 * DTYPE_BYTES["fp8"]
     found: list[Demand] = []
-    for product in (product for product in products if product.dtype == "fp8"):
+    for product in (product for product in products if product.dtype == "fp8" or c.widened):
         p = product.shape
         elements = p.batch * (p.m * p.n if backward else p.m * p.k + p.k * p.n)
-        cast = software.memory_bound("cast", (c.item_bytes + 2 * DTYPE_BYTES["fp8"]) * elements, c)
+        cast = software.memory_bound("cast", per_element * elements, c)
         found.append(replace(cast, times=product.times))
     return found
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from sandtable.demand.operator_shapes import CollectiveShape, Number
 from sandtable_workloads.training import step_demand
-from sandtable_workloads.training.step_demand import Configuration, Demand, LayerKind, Software
+from sandtable_workloads.training.step_demand import Demand, LayerKind, Software
+from sandtable_workloads.training.step_numbers import Configuration
 
 FULL, GRAD_OP, ZERO_1 = 3, 2, 1
 

@@ -19,16 +19,8 @@ from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine, Stack
 from sandtable.units import format_bytes
 from sandtable.workload.seam import Verdict
-from sandtable_workloads.training.step_demand import (
-    CHECKPOINTING,
-    EVERY_SECOND,
-    SHARDING,
-    Configuration,
-    LayerKind,
-    neurons_used,
-    norm_split,
-    stage_params,
-)
+from sandtable_workloads.training.step_demand import LayerKind, neurons_used, norm_split, stage_params
+from sandtable_workloads.training.step_numbers import CHECKPOINTING, EVERY_SECOND, SHARDING, Configuration
 from sandtable_workloads.training.step_parts import layer_kinds
 from sandtable_workloads.training.training_parameters import SlmTraining
 

@@ -14,7 +14,8 @@ from sandtable.demand.op import Op, Where
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.hardware import Machine
 from sandtable_workloads.training.schedule import Task, needed, ordered
-from sandtable_workloads.training.step_demand import CHECKPOINTING, Configuration, Demand, LayerKind, Software
+from sandtable_workloads.training.step_demand import Demand, LayerKind, Software
+from sandtable_workloads.training.step_numbers import CHECKPOINTING, Configuration
 from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, StepParts, parts_of
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
@@ -123,6 +124,7 @@ def layers_of(shape: ModelShape) -> list[LayerKind]:
 def step_of(c: Configuration, shape: ModelShape, machine: Machine) -> Step:
     """Return one optimiser step; its counters are filled by the engine."""
     on: Where = "host" if machine.accelerator is None else "accelerator"
+    c = c.computed()
     parts = parts_of(c, Software(machine.stack))
     blocks, kinds = blocks_of(parts, on, c.sharing), layers_of(shape)
     if c.recompute == CHECKPOINTING["alternate"]:
