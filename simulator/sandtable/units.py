@@ -89,7 +89,7 @@ def parse(text: object, quantity: str) -> float:
     """
     table = _TABLES[quantity]
     if isinstance(text, bool) or not isinstance(text, str | int | float):
-        raise ValueError(f"{_NAMES[quantity]} is needed, such as '{_EXAMPLE[quantity]}', not {text!r}")
+        raise ValueError(f"{_NAMES[quantity]} is needed, such as '{_EXAMPLE[quantity]}', not {shown(text)}")
     if isinstance(text, int | float):
         if quantity == "frac" or text == 0:
             return float(text)
@@ -97,14 +97,28 @@ def parse(text: object, quantity: str) -> float:
         raise ValueError(f"a unit is required: write '{text:g} {unit}', not a bare number")
     match = _NUMBER.match(text)
     if match is None:
-        raise ValueError(f"{text!r} is not {_NAMES[quantity]}: write it like '{_EXAMPLE[quantity]}'")
+        raise ValueError(f"{shown(text)} is not {_NAMES[quantity]}: write it like '{_EXAMPLE[quantity]}'")
     number, unit = match.groups()
     if unit not in table:
         raise ValueError(_wrong_unit(text, number, unit, quantity))
-    value = float(Decimal(number.replace("_", "")) * table[unit])
+    return _scaled(text, number, table[unit])
+
+
+def _scaled(text: str, number: str, unit: Decimal) -> float:
+    """Return a number times a unit, both exact until the last; ``text`` is what people wrote."""
+    try:
+        value = float(Decimal(number.replace("_", "")) * unit)
+    except (ArithmeticError, ValueError):  # an exponent beyond that of decimals
+        value = math.inf
     if not math.isfinite(value):
-        raise ValueError(f"{text!r} is not a finite number")
+        raise ValueError(f"{shown(text)} is not a finite number")
     return value
+
+
+def shown(text: object, most: int = 60) -> str:
+    """Return what people wrote as a message quotes it: with quotes and escapes, cut where it is long."""
+    quoted = repr(text)
+    return quoted if len(quoted) <= most else f"{quoted[:most]}…"
 
 
 _COUNTS: Final = {"": 0, "k": 3, "K": 3, "M": 6, "G": 9, "B": 9, "T": 12}
@@ -118,11 +132,8 @@ def parse_count(text: str) -> float:
     """
     match = _NUMBER.match(text)
     if match is None or match.group(2) not in _COUNTS:
-        raise ValueError(f"{text!r} is not a number: write it like '10e9' or '10B'")
-    value = float(Decimal(match.group(1).replace("_", "")).scaleb(_COUNTS[match.group(2)]))
-    if not math.isfinite(value):
-        raise ValueError(f"{text!r} is not a finite number")
-    return value
+        raise ValueError(f"{shown(text)} is not a number: write it like '10e9' or '10B'")
+    return _scaled(text, match.group(1), Decimal(1).scaleb(_COUNTS[match.group(2)]))
 
 
 def _wrong_unit(text: str, number: str, unit: str, quantity: str) -> str:
@@ -133,13 +144,13 @@ def _wrong_unit(text: str, number: str, unit: str, quantity: str) -> str:
         rate = "/s" if quantity == "bytes/s" else ""
         prefix = unit[0] if unit[0] != "b" else ""
         other = f" or '{number} {prefix}bit/s' for bits" if rate else ""
-        return f"{text!r} mixes up bits and bytes: write '{number} {prefix}B{rate}' for bytes{other}"
+        return f"{shown(text)} mixes up bits and bytes: write '{number} {prefix}B{rate}' for bytes{other}"
     for other_quantity, other_table in _TABLES.items():
         if unit in other_table:
-            return f"{text!r} is {_NAMES[other_quantity]}, but {_NAMES[quantity]} is needed: '{example}'"
+            return f"{shown(text)} is {_NAMES[other_quantity]}, but {_NAMES[quantity]} is needed: '{example}'"
     same = [u for u in _TABLES[quantity] if u.lower() == unit.lower()]
     hint = f"did you mean '{number} {same[0]}'?" if same else f"write it like '{example}'"
-    return f"unknown unit {unit!r} in {text!r}: {hint}"
+    return f"unknown unit {shown(unit)} in {shown(text)}: {hint}"
 
 
 # validation context of input from outside, where a bare number is an error; inside, floats are SI already
@@ -205,7 +216,9 @@ def suffix_of(value: object) -> str:
     for suffix, quantity in SUFFIXES:
         if unit and unit in _TABLES[quantity]:
             return suffix
-    raise ValueError(f"{value!r} has no unit that is known: write it like '118 us', or a bare number without one")
+    raise ValueError(
+        f"{shown(value)} has no unit that is known: write it like '118 us', or a bare number without one"
+    )
 
 
 def strip_suffix(name: str) -> str:

@@ -19,12 +19,30 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.reader import ReaderError
 
 from sandtable import units
 from sandtable.errors import ConfigError, did_you_mean
+from sandtable.text_files import read_text
 
 M = TypeVar("M", bound=BaseModel)
+# bounds on a file that people write, a hundred times what the largest shipped or calibrated one takes
+MOST_BYTES = 8 * 1024**2
+MOST_PARTS = 500_000
+MOST_DEEP = 50
+# what ruamel lets through, beside its own errors, on tags, numbers, dates and nesting that it does not foresee
+_FAULTS = (
+    YAMLError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    NotImplementedError,
+    RecursionError,
+)
 
 
 def read_yaml(path: Path) -> CommentedMap:
@@ -33,41 +51,76 @@ def read_yaml(path: Path) -> CommentedMap:
     Raises:
         ConfigError: no such file, not YAML, a duplicate key, or not a mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError("no such file", file=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", file=str(path)) from None
-    return parse_yaml(text, str(path))
+    return parse_yaml(read_text(path, MOST_BYTES), str(path))
 
 
 def parse_yaml(text: str, file: str) -> CommentedMap:
     """Parse YAML text that came from ``file``; see `read_yaml`."""
+    if not text.strip():
+        raise ConfigError("this file is empty", file=file)
     try:
         data = pickle.loads(_pickled(text))
-    except DuplicateKeyError as error:
-        line = None if error.problem_mark is None else error.problem_mark.line + 1
-        key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "a key"
-        raise ConfigError(f"duplicate key {key!r}: keep one of them", file=file, line=line) from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = None if mark is None else mark.line + 1
-        raise ConfigError(f"not valid YAML: {error.problem or error.context}", file=file, line=line) from None
+    except _FAULTS as error:
+        raise _not_yaml(error, file) from None
     if not isinstance(data, CommentedMap):
         raise ConfigError("a mapping of keys to values is needed", file=file, line=1)
     return data
 
 
+def parse_value(text: str) -> Any:
+    """Parse YAML text of one value, such as stands behind ``--set PATH=``.
+
+    Raises:
+        ConfigError: it is no value.
+    """
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+        _count_parts(value, MOST_PARTS)
+    except _FAULTS as error:
+        raise _not_yaml(error, None) from None
+    return value
+
+
 @lru_cache(maxsize=1024)
 def _pickled(text: str) -> bytes:
     """Parse a text once: to load what was pickled takes a fiftieth of the time, and whoever reads may change it."""
-    return pickle.dumps(YAML(typ="rt").load(text), protocol=pickle.HIGHEST_PROTOCOL)
+    data = YAML(typ="rt").load(text)
+    _count_parts(data, MOST_PARTS)
+    return pickle.dumps(data, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _count_parts(data: Any, left: int, depth: int = 0) -> int:
+    """Return how many of ``left`` parts are left after ``data``: aliases make a few lines a billion, or a circle."""
+    if left < 0 or depth > MOST_DEEP:
+        raise ValueError("lists or sections too deep within each other, or too many of them")
+    left -= 1
+    if isinstance(data, Mapping):
+        data = data.values()
+    elif not isinstance(data, list | tuple | set):
+        return left
+    for item in data:
+        left = _count_parts(item, left, depth + 1)
+    return left
+
+
+def _not_yaml(error: Exception, file: str | None) -> ConfigError:
+    """Return what is wrong with a text as one sentence, with its line."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    line = None if mark is None else mark.line + 1
+    problem = str(getattr(error, "problem", None) or getattr(error, "context", None) or error)
+    if isinstance(error, DuplicateKeyError):
+        key = problem.split('"')[1] if '"' in problem else "a key"
+        return ConfigError(f"duplicate key {key!r}: keep one of them", file=file, line=line)
+    if isinstance(error, ReaderError):
+        problem = f"character U+{ord(error.character):04X} is not allowed" if error.character else error.reason
+    elif not isinstance(error, YAMLError | ValueError):
+        problem = "lists too deep" if isinstance(error, RecursionError) else "a value that cannot be read"
+    return ConfigError(f"not valid YAML: {' '.join(problem.split())[:200]}", file=file, line=line)
 
 
 def read_key(path: Path, key: str) -> Any:
     """Read the value of one key at the top of a file without parsing the rest; None if the key is not there."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, MOST_BYTES)
     found = re.search(rf"^{re.escape(key)}:.*\n(?:[ \-\]].*\n|\n)*", text, re.MULTILINE)
     return None if found is None else parse_yaml(found[0], str(path))[key]
 

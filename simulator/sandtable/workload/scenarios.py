@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from sandtable import units, yaml_files
 from sandtable.errors import ConfigError
@@ -112,9 +110,9 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     if not equals or not dotted:
         raise ConfigError(f"--set needs PATH=VALUE, such as parameters.window=5, not {setting!r}")
     try:
-        return dotted.strip(), YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        raise ConfigError(f"--set {dotted}: {text!r} cannot be read as a value") from None
+        return dotted.strip(), yaml_files.parse_value(text)
+    except ConfigError as error:
+        raise ConfigError(f"--set {dotted}: {text[:80]!r} cannot be read as a value: {error}") from None
 
 
 def changes_of(settings: Sequence[str] | None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Defaults are those of the configuration classes of the library transformers, whi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sandtable.errors import ConfigError, did_you_mean
+from sandtable.text_files import read_json
 from sandtable_workloads.transformer.shapes import Activation, LatentAttention, ModelShape, Moe
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -75,7 +75,7 @@ def from_hf_config(path: str | Path) -> ModelShape:
     """
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
-    config = _text_part(_read(path), str(path))
+    config = _text_part(read_json(path), str(path))
     reader = READERS.get(config.model_type)
     if reader is None:
         raise ConfigError(
@@ -91,17 +91,6 @@ def from_hf_config(path: str | Path) -> ModelShape:
         where = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}: {message}" if where else message, file=str(path)) from None
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("no such file", file=str(path)) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"not valid JSON: {error.msg}", file=str(path), line=error.lineno) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", file=str(path)) from None
 
 
 def _text_part(data: Any, file: str) -> HfConfig:

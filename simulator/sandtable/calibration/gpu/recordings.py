@@ -27,6 +27,7 @@ from sandtable.demand.kernel import Dims, Kernel, kernels
 from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, MeasureError, NoDevice
 from sandtable.hardware import Frozen
 from sandtable.runs.nvml import GpuFacts, GpuSample, open_nvml
+from sandtable.text_files import read_json
 
 PART = "gpu"
 FRAMEWORK = "torch"
@@ -91,14 +92,7 @@ def read_recording(path: Path) -> Recording:
     Raises:
         ConfigError: no such file, no JSON, or not a recording.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("no such file", file=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", file=str(path)) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"not valid JSON: {error.msg}", file=str(path), line=error.lineno) from None
+    data = read_json(path)
     if not isinstance(data, dict) or "gpus" not in data:
         raise ConfigError("not a recording of GPUs: 'sandtable calibrate --record' writes one", file=str(path))
     return yaml_files.validate(Recording, data, str(path))
