@@ -15,6 +15,7 @@ from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.results import Comparison, Measurement, Metric, Prediction, Result, TraceRow
 from sandtable.runs import predict
+from sandtable.runs.answers.answer_card import answered
 from sandtable.studies import evaluate
 from sandtable.studies.study import Study, load, pair
 from sandtable.table import Framed
@@ -147,7 +148,7 @@ def simulate(
     case = scenarios.load(str(scenario), changes=changes, machine=None if machine is None else str(machine))
     options = Options(trace=trace, per_request=per_request)
     prediction, rows, found = predict.predict(case.scenario, case.workload, case.parameters, case.machine, options)
-    return Simulation(case=case, result=prediction, recorder=found.recorder, trace=rows)
+    return Simulation(case=case, result=answered(prediction, case), recorder=found.recorder, trace=rows)
 
 
 def run(
@@ -182,7 +183,7 @@ def run(
     warnings = (*notes, *measurement.validity, *measurement.warnings)
     last = executions[-1]
     result = measurement.model_copy(update={"warnings": warnings})
-    return RealRun(case=case, result=result, recorder=last.recorder, trace=list(last.trace))
+    return RealRun(case=case, result=answered(result, case), recorder=last.recorder, trace=list(last.trace))
 
 
 @dataclass(frozen=True, kw_only=True)

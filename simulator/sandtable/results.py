@@ -7,6 +7,7 @@ them is a join. All of these are written as JSON with a schema version and can b
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -46,6 +47,60 @@ class Metric(Record):
     every: int = 1
 
 
+class Answer(Record):
+    """What a result comes to, for whoever asked: the first thing that every command, page and notebook shows.
+
+    Attributes:
+        question: The scenario's title.
+        subject: What it was asked of: the model with its count of parameters, the machine, the software by name.
+        verdict: Yes or no in a sentence; empty where the question is not such a one.
+        headlines: Speed, money, and memory needed of what there is, each with its 90 % interval.
+        bound: What limits it, with its share of the time.
+        caveat: The one thing that the answer depends on most.
+    """
+
+    question: str
+    subject: str = ""
+    verdict: str = ""
+    headlines: tuple[str, ...] = ()
+    bound: str = ""
+    caveat: str = ""
+
+    def lines(self, width: int = 80) -> list[str]:
+        """Return the answer as at most eight lines of ``width`` columns; what is too long loses its end."""
+        width = max(NARROWEST, width)
+        amounts = "; ".join(self.headlines)
+        answer = f"{self.verdict} {amounts[:1].upper()}{amounts[1:]}" if self.verdict else amounts
+        texts = (self.question, self.subject, answer, self.bound, f"! {self.caveat}" if self.caveat else "")
+        parts = [_wrapped(text, width, "" if place in (0, 2) else "  ") for place, text in enumerate(texts) if text]
+        while sum(map(len, parts)) > MOST_LINES:
+            # the longest part gives way, the later one of equals; what was asked of what is kept while it can be
+            longest = max(
+                range(len(parts)), key=lambda place: (place != 1 and len(parts[place]), len(parts[place]), place)
+            )
+            parts[longest] = _shortened(parts[longest], width)
+        return [line for part in parts for line in part]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+MOST_LINES = 8
+NARROWEST = 20
+
+
+def _wrapped(text: str, width: int, indent: str) -> list[str]:
+    plain = "".join(character if character.isprintable() else " " for character in text)
+    later = indent + ("  " if text.startswith("! ") or not indent else "")
+    return textwrap.wrap(plain, width, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False)
+
+
+def _shortened(lines: list[str], width: int) -> list[str]:
+    """Return the lines without the last one, and with the sign that something is missing."""
+    *kept, last = lines[:-1]
+    return [*kept, f"{last[: width - 4].rstrip(' ,;:')} ..."]
+
+
 class TraceRow(Record):
     """One slice of a timeline: what ran where, from when to when (seconds from the start)."""
 
@@ -68,6 +123,7 @@ class Result(Record):
     breakdown: dict[str, float] = Field(default_factory=dict)
     memory: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    answer: Answer | None = None
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -128,6 +184,7 @@ class Comparison(Record):
     summary: Summary
     verdict: Literal["pass", "fail", "inconclusive"]
     reasons: tuple[str, ...] = ()
+    answer: Answer | None = None
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

@@ -136,6 +136,14 @@ def parse_count(text: str) -> float:
     return _scaled(text, match.group(1), Decimal(1).scaleb(_COUNTS[match.group(2)]))
 
 
+def format_count(value: float) -> str:
+    """Format a number of things with the suffix that `parse_count` reads: 6738415616 -> "6.74B"."""
+    scale, suffix = next(
+        ((10.0**e, s) for s, e in (("T", 12), ("B", 9), ("M", 6), ("k", 3)) if value >= 10.0**e), (1.0, "")
+    )
+    return f"{value / scale:.3g}{suffix}"
+
+
 def _wrong_unit(text: str, number: str, unit: str, quantity: str) -> str:
     example = _EXAMPLE[quantity]
     if not unit:

@@ -82,9 +82,12 @@ def emit_result(result: Result, format_: Format) -> None:
             "breakdown": result.breakdown,
             "memory": result.memory,
             "warnings": list(result.warnings),
+            "answer": None if result.answer is None else result.answer.model_dump(),
         }
         print(json.dumps(record, indent=1))
         return
+    if format_ is Format.table and result.answer is not None:
+        print(result.answer)
     print(rendering.render(rendering.metrics_table(result), format_.value))
     if format_ is Format.table:
         for line in rendering.result_notes(result):

@@ -19,6 +19,7 @@ from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, library
 from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Record, TraceRow
 from sandtable.runs import compare, kept_execution, measure, predict
+from sandtable.runs.answers.answer_card import answered
 from sandtable.runs.run_folder import RunFolder
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import ExecutionContext, Scenario, workload_named
@@ -127,7 +128,7 @@ def _predicted(
     prediction, rows, _ = predict.predict(
         case.scenario, case.workload, parameters, case.machine, Options(trace=trace), process=process
     )
-    prediction = prediction.model_copy(update={"warnings": (*notes, *prediction.warnings)})
+    prediction = answered(prediction.model_copy(update={"warnings": (*notes, *prediction.warnings)}), case)
     folder = own or RunFolder.create(case.scenario.name, base.path)
     folder.save(prediction)
     folder.save_inputs(case.scenario, case.machine)
@@ -160,9 +161,10 @@ def _execute(item: Checked, context: ExecutionContext) -> None:
 
 def _measured(item: Checked) -> None:
     case = item.case
-    item.measurement = measure.measurement_of(
+    measured = measure.measurement_of(
         case.scenario, case.parameters, case.machine, item.process, item.repeats, case.workload
     )
+    item.measurement = answered(measured, case)
     item.folder.save(item.measurement)
 
 

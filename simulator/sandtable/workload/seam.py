@@ -81,6 +81,7 @@ class Execution:
 class Verdict:
     """Whether a configuration fits: bytes needed and there, the largest kind, and the kind that passes the limit.
 
+    ``reserve_bytes`` are kept for the operating system and other programs; ``has_bytes`` is what is left beside them.
     ``breaks`` is the first kind, in the order in which they are taken, with which the sum passes what there is; None if
     it fits.
     """
@@ -89,6 +90,7 @@ class Verdict:
     has_bytes: float
     largest: str
     breaks: str | None
+    reserve_bytes: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -100,7 +102,8 @@ class Workload(ABC, Generic[P]):
     """One kind of work: what it demands, and how it is really done.
 
     ``needs`` names the packages that an execution imports. ``example_stack`` is the software that its examples run on,
-    where a plan depends on it. ``planned_only`` says why nothing is executed, where nothing is.
+    where a plan depends on it. ``planned_only`` says why nothing is executed, where nothing is. ``headlines`` are the
+    metrics that an answer begins with, most important first; those that a result lacks are left out.
     """
 
     name: ClassVar[str]
@@ -108,6 +111,7 @@ class Workload(ABC, Generic[P]):
     needs: ClassVar[tuple[str, ...]] = ()
     example_stack: ClassVar[str | None] = None
     planned_only: ClassVar[str | None] = None
+    headlines: ClassVar[tuple[str, ...]] = ("latency_s.mean",)
     # how far the bytes that a run holds may lie from the plan's, kind by kind; more where they are not just counted
     memory_tolerance_frac: ClassVar[float] = 0.01
     # what the work is priced by, as in usd_per_<name>, and how many units of work that is, such as ("mtok", 1e6)
@@ -133,6 +137,14 @@ class Workload(ABC, Generic[P]):
             ConfigError: nothing of this workload is executed.
         """
         raise ConfigError(f"{self.name} is planned only: {self.planned_only}")
+
+    def subject(self, parameters: P, machine: Machine) -> str:
+        """Return what is asked about in a few words, such as a model with its count of parameters and its types."""
+        return self.name
+
+    def caveats(self, parameters: P, machine: Machine) -> Sequence[str]:
+        """Return what an answer depends on and its reader may not know, in sentences, the most important first."""
+        return ()
 
     @abstractmethod
     def example(self) -> dict[str, Any]:

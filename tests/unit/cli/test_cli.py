@@ -184,7 +184,7 @@ def test_simulate_in_every_format(format_: str) -> None:
 
 def test_simulate_as_json_is_as_documented() -> None:
     data = the_json("simulate", "mini.yaml")
-    assert list(data) == ["schema", "scenario", "machine", "metrics", "breakdown", "memory", "warnings"]
+    assert list(data) == ["schema", "scenario", "machine", "metrics", "breakdown", "memory", "warnings", "answer"]
     assert data["schema"] == 1
     assert data["scenario"]["name"] == "mini"
     assert data["scenario"]["parameters"]["geometry"] == "opt_mini"

@@ -13,7 +13,7 @@ from sandtable.demand.plan import Plan
 from sandtable.errors import DoesNotFit, PlanError
 from sandtable.hardware import Frozen, Machine
 from sandtable.results import Metric
-from sandtable.units import format_bytes
+from sandtable.units import format_bytes, format_count
 from sandtable.workload.seam import Verdict, Workload
 from sandtable_workloads.finetuning import finetuning_memory
 from sandtable_workloads.finetuning.finetuning_parameters import Finetuning
@@ -40,6 +40,7 @@ class FinetuningWorkload(Workload[Finetuning]):
     name: ClassVar[str] = "finetuning"
     parameters: ClassVar[type[Frozen]] = Finetuning
     example_stack: ClassVar[str | None] = "litgpt"
+    headlines: ClassVar[tuple[str, ...]] = ("tokens_per_s", "training_s", "training_usd", "usd_per_mtok")
     planned_only: ClassVar[str | None] = (
         "no weights are loaded here; simulate it, or run all weights as slm_training"
     )
@@ -57,6 +58,14 @@ class FinetuningWorkload(Workload[Finetuning]):
         layout.check(parameters.as_training(), parameters.shape, machine)
         plan = plan_of(parameters, machine, _fitting(parameters, machine))
         return replace(plan, notes=layout.notes(parameters.as_training(), machine))
+
+    def subject(self, parameters: Finetuning, machine: Machine) -> str:
+        """Return the model with its count of parameters, what is trained of it, and how its weights are kept."""
+        shape, n = parameters.shape, parameters.devices
+        trained = "all weights" if parameters.adapter == "none" else parameters.adapter
+        kept = parameters.precision if parameters.quantization == "none" else parameters.quantization
+        devices = f"{n} devices" if n > 1 else "one device"
+        return f"{shape.name}, {format_count(shape.n_params)} parameters, {trained}, {kept}, {devices}"
 
     def derived(self, parameters: Finetuning, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return tokens per second, what a step, a token and the whole fine-tuning cost, and the energy of a step."""

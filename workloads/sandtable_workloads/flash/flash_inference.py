@@ -10,7 +10,7 @@ from sandtable.demand.plan import Plan
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Frozen, Machine
 from sandtable.runs.measure import total_memory_bytes
-from sandtable.units import format_bytes
+from sandtable.units import format_bytes, format_count
 from sandtable.workload.seam import Execution, ExecutionContext, Workload
 from sandtable_workloads.flash import model_files
 from sandtable_workloads.flash.flash_parameters import FlashInference, Rung
@@ -25,10 +25,16 @@ class FlashInferenceWorkload(Workload[FlashInference]):
     parameters: ClassVar[type[Frozen]] = FlashInference
     needs: ClassVar[tuple[str, ...]] = ("numba",)
     priced_unit: ClassVar[tuple[str, float] | None] = ("mtok", 1e6)
+    headlines: ClassVar[tuple[str, ...]] = ("tokens_per_s", "usd_per_mtok")
 
     def plan(self, parameters: FlashInference, machine: Machine, seed: int) -> Plan:
         """Return prefill, cold tokens and decode; see `sandtable_workloads.flash.token_demand`."""
         return plan_of(parameters, machine, seed)
+
+    def subject(self, parameters: FlashInference, machine: Machine) -> str:
+        """Return the model with its count of parameters, the type of its weights, and the rung."""
+        shape = parameters.shape
+        return f"{shape.name}, {format_count(shape.n_params)} parameters, {parameters.dtype}, {parameters.rung}"
 
     def resolve(self, parameters: FlashInference, context: ExecutionContext) -> tuple[FlashInference, list[str]]:
         """Take fewer layers when the disk has less than twice the store's size free, and say so.

@@ -14,6 +14,7 @@ from sandtable.demand.plan import Plan
 from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric
+from sandtable.units import format_count
 from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
 from sandtable_workloads.training import layout, metrics, training_memory
 from sandtable_workloads.training.closed_form import StepTimes, step_times
@@ -35,6 +36,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
     example_stack: ClassVar[str | None] = "pytorch_cpu"
     # the temporaries of a tiny model are a larger share of its peak than those of a real one
     memory_tolerance_frac: ClassVar[float] = 0.10
+    headlines: ClassVar[tuple[str, ...]] = ("tokens_per_s", "training_s", "training_usd", "usd_per_mtok")
 
     def plan(self, parameters: SlmTraining, machine: Machine, seed: int) -> Plan:
         """Return the steps of a run; see `sandtable_workloads.training.training_plan`.
@@ -49,6 +51,12 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         once_s = startup_s(parameters, machine)
         plan = plan_of(parameters, configuration(parameters, machine), shape, machine, held, once_s)
         return replace(plan, notes=layout.notes(parameters, machine))
+
+    def subject(self, parameters: SlmTraining, machine: Machine) -> str:
+        """Return the model with its count of parameters, precision, and devices."""
+        shape, n = parameters.shape, parameters.devices
+        devices = f"{n} devices" if n > 1 else "one device"
+        return f"{shape.name}, {format_count(shape.n_params)} parameters, {parameters.precision}, {devices}"
 
     def derived(self, parameters: SlmTraining, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return what follows from a step's time; see `sandtable_workloads.training.metrics`."""
