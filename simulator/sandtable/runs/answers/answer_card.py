@@ -1,0 +1,114 @@
+"""The answer that a prediction or a measurement gives: verdict, headline, money, memory, what bounds it, one caveat."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from sandtable import units
+from sandtable.hardware import Machine
+from sandtable.results import Answer, Metric, Result
+from sandtable.runs import compare
+from sandtable.workload.scenarios import Case
+from sandtable.workload.seam import Scenario, Verdict, Workload
+
+AnyResult = TypeVar("AnyResult", bound=Result)
+
+# a title that begins like this asks whether something runs, which a result of it answers
+YES_OR_NO = re.compile(r"^(Does|Do|Can|Will) .*\?")
+# resources by the names that people who pay use
+RESOURCES = {"io": "storage"}
+UNITS = {"USD/Mtok": "USD per million tokens"}
+FIGURES = 3
+
+
+def answered(result: AnyResult, case: Case) -> AnyResult:
+    """Return a result of a case with the answer that it gives to the question of the case's scenario."""
+    workload, parameters, machine = case.workload, case.parameters, case.machine
+    answer = Answer(
+        question=case.scenario.title,
+        subject=subject_of(case),
+        verdict=_verdict(case.scenario, result),
+        headlines=_headlines(result, case),
+        bound=bound_text(result),
+        caveat=next(iter((*workload.caveats(parameters, machine), *result.warnings)), ""),
+    )
+    return result.model_copy(update={"answer": answer})
+
+
+def subject_of(case: Case) -> str:
+    """Return what was asked of what: the workload's subject, the machine and its software by their titles."""
+    machine = case.machine
+    stack = "" if machine.stack is None else f"; {machine.stack.title}"
+    return f"{case.workload.subject(case.parameters, machine)}; {machine.title}{stack}"
+
+
+def _verdict(scenario: Scenario, result: Result) -> str:
+    known = {metric: text for metric, text in scenario.thresholds.items() if metric in result.metrics}
+    missed = [
+        f"{sentence} does not hold, it is {units.format_quantity(value, result.metrics[sentence.split()[0]].unit)}"
+        for sentence, held, value in compare.check_thresholds(known, result)
+        if not held
+    ]
+    if missed:
+        return f"No: {'; '.join(missed)}."
+    return "Yes." if YES_OR_NO.match(scenario.title) else ""
+
+
+def _headlines(result: Result, case: Case) -> tuple[str, ...]:
+    """Return the headline metrics with their intervals, and the memory behind the first of them."""
+    known = {name: result.metrics[name] for name in case.workload.headlines if name in result.metrics}
+    texts = [amount_text(name, metric) for name, metric in known.items()]
+    # the first interval says what share it covers
+    texts[:1] = [text.replace("(", "(90 %: ", 1) for text in texts[:1]]
+    return (*texts[:1], memory_text(result, case), *texts[1:])
+
+
+def amount_text(name: str, metric: Metric) -> str:
+    """Return a metric in words: ``step 1.24 s (1.1 to 1.42)``; a rate or a price needs no name beside its unit."""
+    label = "" if "/" in metric.unit else f"{units.strip_suffix(name.partition('.')[0]).replace('_', ' ')} "
+    (number, unit), *ends = (_quantity(end, metric.unit) for end in (metric.value, metric.low, metric.high))
+    if metric.low == metric.high:
+        return f"{label}{number} {unit}"
+    # the unit stands once, where all three have the same
+    alike = all(of_end == unit for _, of_end in ends)
+    low, high = (end if alike else f"{end} {of_end}" for end, of_end in ends)
+    return f"{label}{number} {unit} ({low} to {high})"
+
+
+def _quantity(value: float, unit: str) -> tuple[str, str]:
+    """Return number and unit of a quantity, with three figures."""
+    text = units.format_quantity(float(f"{value:.{FIGURES}g}"), unit)
+    number = re.match(r"[-\d., ]*\d", text)
+    assert number is not None
+    shown = text[number.end() :].strip()
+    return number[0], UNITS.get(shown, shown)
+
+
+def memory_text(result: Result, case: Case) -> str:
+    """Return the memory needed of what there is, and what of it is kept for the system."""
+    judged = next(iter(case.workload.verdicts([case.parameters], case.machine)), None) or _judged(case.machine)
+    needed = sum(result.memory.values()) or result.metrics["peak_memory_bytes"].value
+    sizes = [units.format_bytes(size) for size in (needed, judged.has_bytes)]
+    same = sizes[0].split()[1] == sizes[1].split()[1]
+    kept = f", {units.format_bytes(judged.reserve_bytes)} kept for the system" if judged.reserve_bytes else ""
+    return f"memory {sizes[0].split()[0] if same else sizes[0]} of {sizes[1]}{kept}"
+
+
+def _judged(machine: Machine) -> Verdict:
+    """Return the memory of a machine, of which nothing is taken, for a workload that does not judge itself."""
+    memory = machine.memory if machine.accelerator is None else machine.accelerator.memory
+    return Verdict(needed_bytes=0.0, has_bytes=memory.datasheet.capacity_bytes, largest="", breaks=None)
+
+
+def bound_text(result: Result) -> str:
+    """Return what the time goes to, the largest first: ``Bound by compute, 54 % of the time (storage 35 %)``."""
+    total = sum(result.breakdown.values())
+    parts = sorted(result.breakdown.items(), key=lambda item: -item[1])
+    shares = [f"{RESOURCES.get(name, name)} {100 * seconds / total:.0f} %" for name, seconds in parts if total > 0]
+    if not shares:
+        return ""
+    others = f" ({', '.join(shares[1:])})" if shares[1:] else ""
+    name, share = shares[0].split(" ", 1)
+    return f"Bound by {name}, {share} of the time{others}."
