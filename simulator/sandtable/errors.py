@@ -17,8 +17,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import ClassVar
+
+# suggestions of a message, names that it lists in full, and letters that are enough to look for a name that holds them
+N_NEAR, N_LISTED, SHORTEST_WORD = 3, 40, 3
 
 
 class SandtableError(Exception):
@@ -28,23 +32,33 @@ class SandtableError(Exception):
 
 
 class ConfigError(SandtableError):
-    """Input that cannot be used. `file` and `line` (1-based), where known, lead the message."""
+    """Input that cannot be used. `file` and `line` (1-based), where known, lead the message.
+
+    `path` is the dotted path of the value at fault within what was read, where it is known.
+    """
 
     exit_code: ClassVar[int] = 2
 
-    def __init__(self, message: str, *, file: str | None = None, line: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, file: str | None = None, line: int | None = None, path: str | None = None
+    ) -> None:
         where = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
         super().__init__(where + message)
         self.message = message
         self.file = file
         self.line = line
+        self.path = path
 
 
 class UnknownName(ConfigError):
-    """A name that is not in the library; the nearest known names are suggested."""
+    """A name that is not in the library; the nearest known names are suggested.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"no {kind} named {name!r}{did_you_mean(name, known)}")
+    ``listed`` is what ``sandtable list`` shows all of them under, for when nothing is near.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], listed: str | None = None) -> None:
+        command = None if listed is None else f"sandtable list {listed}"
+        super().__init__(f"no {kind} named {name!r}{did_you_mean(name, known, command)}")
 
 
 class StoreError(ConfigError):
@@ -83,16 +97,29 @@ class CalibrationError(SandtableError):
     """The measurements are too few or too inconsistent to fit."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest up to three near names, or list a few known ones, as the tail of a sentence."""
+def did_you_mean(name: str, known: Iterable[str], command: str | None = None) -> str:
+    """Suggest up to three near names, or list known ones, as the tail of a sentence.
+
+    Names that hold all words of ``name`` come first. Where none is near and there are many, a few are named, and
+    ``command`` as what shows all.
+    """
     names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = _holding(name, names) or difflib.get_close_matches(name, names, n=N_NEAR, cutoff=0.5)
     if near:
         return f" (did you mean {', '.join(repr(n) for n in near)}?)"
-    if names:
-        shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-        return f" (known: {shown})"
-    return ""
+    if len(names) > N_LISTED and command is not None:
+        return f" (known: {', '.join(names[:N_NEAR])} and {len(names) - N_NEAR} more: '{command}' shows all)"
+    return f" (known: {', '.join(names)})" if names else ""
+
+
+def _holding(name: str, names: Iterable[str]) -> list[str]:
+    """Return the shortest names that hold every word of ``name``, whatever its case and punctuation."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    if not words or len("".join(words)) < SHORTEST_WORD:
+        return []
+    plain = {each: re.sub(r"[^a-z0-9]", "", each.lower()) for each in names}
+    found = [each for each, text in plain.items() if all(word in text for word in words)]
+    return sorted(found, key=lambda each: (len(each), each))[:N_NEAR]
 
 
 def missing_extra(package: str, extra: str) -> NoDevice:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, ValidationInfo
 
 _SI: Final = {"": 0, "k": 3, "K": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
-_SMALL: Final = {"": 0, "m": -3, "u": -6, "µ": -6, "n": -9, "p": -12}
+_SMALL: Final = {"": 0, "m": -3, "u": -6, "\u00b5": -6, "\u03bc": -6, "n": -9, "p": -12}
 _BINARY: Final = {"Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5}
 
 
@@ -91,10 +91,10 @@ def parse(text: object, quantity: str) -> float:
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         raise ValueError(f"{_NAMES[quantity]} is needed, such as '{_EXAMPLE[quantity]}', not {shown(text)}")
     if isinstance(text, int | float):
+        value = _scaled(str(text), str(text), Decimal(1))
         if quantity == "frac" or text == 0:
-            return float(text)
-        unit = _EXAMPLE[quantity].partition(" ")[2]
-        raise ValueError(f"a unit is required: write '{text:g} {unit}', not a bare number")
+            return value
+        raise ValueError(_bare(value, quantity))
     match = _NUMBER.match(text)
     if match is None:
         raise ValueError(f"{shown(text)} is not {_NAMES[quantity]}: write it like '{_EXAMPLE[quantity]}'")
@@ -113,6 +113,14 @@ def _scaled(text: str, number: str, unit: Decimal) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{shown(text)} is not a finite number")
     return value
+
+
+def _bare(value: float, quantity: str) -> str:
+    """Say that a number lacks its unit, with the same value written with one."""
+    text = write(value, quantity)
+    text = text.replace("/s", "IOPS") if quantity == "1/s" else text
+    example = text if parse(text, quantity) == value else _EXAMPLE[quantity]
+    return f"a unit is required: write it like '{example}', not as a bare number"
 
 
 def shown(text: object, most: int = 60) -> str:
@@ -147,7 +155,7 @@ def format_count(value: float) -> str:
 def _wrong_unit(text: str, number: str, unit: str, quantity: str) -> str:
     example = _EXAMPLE[quantity]
     if not unit:
-        return f"a unit is required: write '{number} {example.partition(' ')[2]}', not a bare number"
+        return _bare(_scaled(text, number, Decimal(1)), quantity)
     if quantity in ("bytes", "bytes/s") and re.fullmatch(r"[kKMGT]?i?b(ps|/s)?", unit):
         rate = "/s" if quantity == "bytes/s" else ""
         prefix = unit[0] if unit[0] != "b" else ""
@@ -156,8 +164,11 @@ def _wrong_unit(text: str, number: str, unit: str, quantity: str) -> str:
     for other_quantity, other_table in _TABLES.items():
         if unit in other_table:
             return f"{shown(text)} is {_NAMES[other_quantity]}, but {_NAMES[quantity]} is needed: '{example}'"
-    same = [u for u in _TABLES[quantity] if u.lower() == unit.lower()]
-    hint = f"did you mean '{number} {same[0]}'?" if same else f"write it like '{example}'"
+    same = {value: u for u, value in _TABLES[quantity].items() if u.lower() == unit.lower()}
+    # of two units that differ in case alone, as mW and MW, neither is more likely
+    hint = (
+        f"did you mean '{number} {next(iter(same.values()))}'?" if len(same) == 1 else f"write it like '{example}'"
+    )
     return f"unknown unit {shown(unit)} in {shown(text)}: {hint}"
 
 

@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,7 +49,7 @@ def read_yaml(path: Path) -> CommentedMap:
     """Read one YAML mapping, keeping line numbers.
 
     Raises:
-        ConfigError: no such file, not YAML, a duplicate key, or not a mapping.
+        ConfigError: not readable, not YAML, a duplicate key, or not a mapping.
     """
     return parse_yaml(read_text(path, MOST_BYTES), str(path))
 
@@ -165,39 +165,57 @@ def plain(data: Any) -> Any:
 
 
 def config_error(error: ValidationError, data: Any, file: str, model: type[BaseModel]) -> ConfigError:
-    """Turn pydantic's faults into one sentence about the most telling of them: unknown fields first."""
+    """Turn pydantic's faults into one sentence about the most telling of them: unknown fields first.
+
+    A model may say in ``also_called`` under which names people look for its fields.
+    """
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
     location = fault["loc"]
     path = ".".join(str(part) for part in location)
     if fault["type"] == "extra_forbidden":
-        known = _known_fields(model, location[:-1])
-        message = f"unknown field{did_you_mean(str(location[-1]), known)}"
+        message = f"unknown field{_suggestion(str(location[-1]), _model_at(model, location[:-1]))}"
     elif fault["type"] == "missing":
         message = "this field is missing"
     else:
         message = fault["msg"].removeprefix("Value error, ")
+        message += f", not {str(fault['input'])[:40]!r}" if str(fault["type"]).endswith("_parsing") else ""
     line = line_of(data, location)
-    return ConfigError(f"{path}: {message}" if path else message, file=file, line=line)
+    return ConfigError(f"{path}: {message}" if path else message, file=file, line=line, path=path)
 
 
-def _known_fields(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    """Return the YAML names of the fields of the model at ``location`` below ``model``."""
-    current: Any = model
+def _suggestion(name: str, model: type[BaseModel] | None) -> str:
+    """Return what an unknown field of a model may mean, as the tail of a sentence."""
+    if model is None:
+        return ""
+    also: Mapping[str, str] = getattr(model, "also_called", {})
+    if meant := also.get(name.lower().replace("-", "_")):
+        return f" (did you mean {meant!r}?)"
+    return did_you_mean(name, keys_of(model))
+
+
+def keys_of(model: type[BaseModel]) -> list[str]:
+    """Return the names that the fields of a model have in a file."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_at(model: type[BaseModel], location: Sequence[Any]) -> type[BaseModel] | None:
+    """Return the model at ``location`` below ``model``, if one stands there."""
+    current: type[BaseModel] | None = model
     for part in location:
+        if current is None:
+            return None
         field = next((f for name, f in current.model_fields.items() if part in (name, f.alias)), None)
-        nested = None if field is None else _nested_model(field.annotation)
-        if nested is None:
-            return []
-        current = nested
-    return [field.alias or name for name, field in current.model_fields.items()]
+        current = None if field is None else nested_model(field.annotation)
+    return current
 
 
-def _nested_model(annotation: Any) -> type[BaseModel] | None:
+def nested_model(annotation: Any) -> type[BaseModel] | None:
+    """Return the first model in an annotation, such as that of ``Model | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        nested = _nested_model(argument)
+        nested = nested_model(argument)
         if nested is not None:
             return nested
     return None
@@ -228,19 +246,42 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def set_path(data: Any, dotted: str, value: Any) -> None:
-    """Put ``value`` at a dotted path of nested mappings, making those that are missing.
+    """Put ``value`` at a dotted path of nested mappings, making those that are missing; a number leads into a list.
 
     Raises:
-        ConfigError: the path leads through something that is not a mapping.
+        ConfigError: the path leads through something that is neither a mapping nor a list with that entry.
     """
     *parents, key = dotted.split(".")
     node = data
     for depth, parent in enumerate(parents):
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not hasattr(node, "setdefault"):
+        place = _place(node, parent, dotted)
+        if isinstance(node, MutableMapping) and node.get(place) is None:
+            node[place] = {}
+        node = node[place]
+        if not isinstance(node, MutableMapping | list):
             raise ConfigError(
                 f"--set {dotted}: {'.'.join(parents[: depth + 1])} is not a section with keys of its own"
             )
-    node[key] = value
+    node[_place(node, key, dotted)] = value
+
+
+def _place(node: Any, key: str, dotted: str) -> Any:
+    """Return a part of a dotted path as a key of a mapping or a place in a list."""
+    if not isinstance(node, list):
+        return key
+    if not key.isdecimal() or int(key) >= len(node):
+        raise ConfigError(f"--set {dotted}: {key!r} is no place in a list of {len(node)}, the first of which is 0")
+    return int(key)
+
+
+def blame(error: ConfigError, settings: Mapping[str, str]) -> ConfigError:
+    """Return an error about a value that a user set as one about the setting, by its full path; others as they are."""
+    path = error.path or ""
+    for full, dotted in settings.items():
+        if path == full or path.startswith(f"{full}."):
+            message = error.message.removeprefix(f"{path}: ")
+            rest = path.removeprefix(full)
+            return ConfigError(f"--set {dotted}{rest}: {message}", path=path)
+        if path and full.startswith(f"{path}."):
+            return ConfigError(f"--set {dotted}: {error.message}", path=path)
+    return error

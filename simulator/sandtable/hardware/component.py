@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -12,6 +13,8 @@ from sandtable import units
 from sandtable.units import Fraction, UsdPerHour, Watts
 
 GUESS = "guess"
+# whole numbers below it are exact as floats
+EXACT = 2.0**53
 DType = Literal[
     "float32",
     "tf32",
@@ -64,12 +67,47 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", populate_by_name=True, alias_generator=units.strip_suffix
     )
+    # names under which people look for a field -> its own
+    also_called: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_counts(cls, data: Any) -> Any:
+        """Read ``20B`` and ``1.5M`` in every field that is a plain number."""
+        if not isinstance(data, dict):
+            return data
+        texts = [key for key, value in data.items() if isinstance(value, str) and value[:1].isdigit()]
+        counted = {key: _counted(data[key]) for key in texts if key in _plain_numbers(cls)}
+        return data | counted if counted else data
 
     def entries(self, *, stated: bool = False) -> Iterator[tuple[str, str, Any]]:
         """Yield name, key in a file, and value of each field; with ``stated``, only of those that were given."""
         for name, field in type(self).model_fields.items():
             if not stated or name in self.model_fields_set:
                 yield name, field.alias or name, getattr(self, name)
+
+
+@lru_cache(maxsize=512)
+def _plain_numbers(model: type[BaseModel]) -> frozenset[str]:
+    """Return the names, in code and in a file, of the fields that are whole or decimal numbers without a unit."""
+    plain = (int, float)
+    fields = [
+        (name, field.alias or name)
+        for name, field in model.model_fields.items()
+        if not any(isinstance(part, BeforeValidator) for part in field.metadata)
+        and (field.annotation in plain or set(get_args(field.annotation)) & set(plain))
+        and str not in get_args(field.annotation)
+    ]
+    return frozenset(name for names in fields for name in names)
+
+
+def _counted(text: str) -> Any:
+    """Return what a text such as ``20B`` counts; any other text as it is, for whoever validates it."""
+    try:
+        value = units.parse_count(text)
+    except ValueError:
+        return text
+    return int(value) if value.is_integer() and abs(value) < EXACT else value
 
 
 T = TypeVar("T")
@@ -148,7 +186,7 @@ class Component(Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*(@[a-z0-9_.-]+)?$")
     title: str
     notes: str | None = None
-    sources: dict[str, str]
+    sources: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _every_number_has_a_source(self) -> Component:

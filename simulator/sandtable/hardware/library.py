@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +18,14 @@ from ruamel.yaml.comments import CommentedMap
 from sandtable import hardware, units
 from sandtable.errors import ConfigError, UnknownName, did_you_mean
 from sandtable.hardware import Component, Frozen
-from sandtable.yaml_files import dump_yaml, line_of, read_key, read_yaml, set_path, validate, write_atomically
+from sandtable.hardware.lookup import overrides as setting
+from sandtable.yaml_files import blame, dump_yaml, line_of, read_key, read_yaml, validate, write_atomically
 
 SEARCH_PATH_VARIABLE = "SANDTABLE_PATH"
 THIS_MACHINE = "this_machine"
+UNREADABLE = "unreadable"
+# what 'sandtable list' shows names of a kind under
+_LISTED = {"machine": "machines", "scenario": "scenarios", "suite": "suites", "prices": "prices", "stack": "stacks"}
 # where a device may name other files, by its kind: dotted path -> kind of that file
 _PARTS: dict[str, dict[str, str]] = {
     "storage": {"like": "storage"},
@@ -85,11 +89,19 @@ def device_files(kind: str | None = None) -> dict[str, Path]:
                 found.setdefault(path.stem, path)
         for path in sorted(base.glob("*.yaml")) if base != root() / "devices" else ():
             # a folder of somebody's own may hold scenarios beside devices
-            if read_key(path, "kind") in ((kind,) if kind is not None else hardware.KINDS):
+            if _kind_of(path) in (*((kind,) if kind is not None else hardware.KINDS), UNREADABLE):
                 found.setdefault(path.stem, path)
     if kind in (None, "machine") and Path(f"{THIS_MACHINE}.yaml").is_file():
         found.setdefault(THIS_MACHINE, Path(f"{THIS_MACHINE}.yaml"))
     return found
+
+
+def _kind_of(path: Path) -> Any:
+    """Return what a file says it is; one that cannot be read may be anything, until it is needed."""
+    try:
+        return read_key(path, "kind")
+    except ConfigError:
+        return UNREADABLE
 
 
 def scenario_files() -> dict[str, Path]:
@@ -101,31 +113,49 @@ def scenario_files() -> dict[str, Path]:
     return found
 
 
-def find_file(kind: str, name: str, files: Mapping[str, Path]) -> Path:
+def find_file(kind: str, name: str, files: Mapping[str, Path], beside: Path | None = None) -> Path:
     """Resolve ``name`` as a path if it looks like one, else as a name among ``files``.
+
+    A path leads from the folder of ``beside``, the file that names it, else from the current one. A name that is not
+    among ``files`` may be that of a file ``NAME.yaml`` in one of the two.
 
     Raises:
         UnknownName: with the nearest names.
+        ConfigError: no such file.
     """
     if name.endswith((".yaml", ".yml")) or os.sep in name:
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError("no such file", file=name)
-        return path
+        for path in _places(name, beside):
+            if path.exists():
+                return path
+        where = "" if beside is None else f", neither beside {beside} nor in the current folder"
+        raise ConfigError(f"no such file{where}", file=name)
     if name not in files:
+        for path in _places(f"{name}.yaml", beside):
+            if path.is_file():
+                return path
         if name == THIS_MACHINE:
             raise ConfigError(
                 f"there is no {THIS_MACHINE}.yaml here yet: run 'sandtable calibrate --quick' first, "
                 "or choose a machine with --machine (see 'sandtable list machines')"
             )
-        raise UnknownName(kind, name, files)
+        raise UnknownName(kind, name, files, _LISTED.get(kind, "devices" if kind in hardware.KINDS else None))
     return files[name]
 
 
-def load_component(kind: str, name: str) -> Component:
-    """Load the device ``name`` (a library name or a path, ``@variant`` appended), which must be of ``kind``."""
+def _places(name: str, beside: Path | None) -> Iterator[Path]:
+    """Yield where a relative path may lead, the folder of the file that names it first."""
+    if beside is not None:
+        yield beside.parent / name
+    yield Path(name)
+
+
+def load_component(kind: str, name: str, beside: Path | None = None) -> Component:
+    """Load the device ``name`` (a library name or a path, ``@variant`` appended), which must be of ``kind``.
+
+    ``beside`` is the file that names it; see `find_file`.
+    """
     base, _, variant = name.partition("@")
-    component = load_file(find_file(kind, base, device_files(kind)), kind)
+    component = load_file(find_file(kind, base, device_files(kind), beside), kind)
     if not variant:
         return component
     variants = component.variants if isinstance(component, hardware.Storage) else {}
@@ -173,14 +203,46 @@ def load_data(
         raise ConfigError(
             f"this is a {actual}, but a {kind} is needed", file=str(path), line=line_of(data, ["kind"])
         )
+    settings = _put_settings(data, str(actual), overrides or {})
+    try:
+        return _loaded(data, str(actual), path)
+    except ConfigError as error:
+        raise blame(error, settings) from None
+
+
+def _put_settings(data: CommentedMap, kind: str, overrides: Mapping[str, Any]) -> dict[str, str]:
+    """Put a user's values into a device's data; return the user's path of each by its full one."""
+    if kind == "machine" and overrides and not _is_fitted(data.get("processor")):
+        data.setdefault("stack", GENERIC_STACK)
+    settings: dict[str, str] = {}
+    for dotted, value in overrides.items():
+        # a path in a setting leads from the current folder
+        is_path = isinstance(value, str) and os.sep in value and Path(value).is_file()
+        found = str(Path(value).absolute()) if is_path else value
+        settings[setting.put(data, kind, dotted, found, _PARTS, _opened)] = f"{kind}.{dotted}"
+    return settings
+
+
+def _opened(kind: str, name: str) -> MutableMapping[str, Any]:
+    """Return what the file of a device holds, of a variant what it comes to; the caller may change it."""
+    base, _, variant = name.partition("@")
+    path = find_file(kind, base, device_files(kind))
+    if variant:
+        return to_yaml_data(load_component(kind, name))
+    data = read_yaml(path)
+    if data.get("variant_of") is not None:
+        _complete_variant(data, kind, path, None)
+        del data["variant_of"]
+    return data
+
+
+def _loaded(data: CommentedMap, kind: str, path: Path) -> Component:
+    """Return the device in ``data``, with the names of others in it resolved."""
     if path.stem != data.get("name") and path.parent.name in hardware.FOLDERS.values():
         line = line_of(data, ["name"])
         raise ConfigError(f"name must equal the file's name: write 'name: {path.stem}'", file=str(path), line=line)
-    for dotted, value in (overrides or {}).items():
-        set_path(data, dotted, value)
-        data.setdefault("sources", {}).setdefault(dotted, "set by the user")
-    _resolve(data, str(actual), path, data, [])
-    component = validate(hardware.KINDS[str(actual)], data, str(path))
+    _resolve(data, kind, path, data, [])
+    component = validate(hardware.KINDS[kind], data, str(path))
     return component.wired() if isinstance(component, hardware.Machine) else component
 
 
@@ -209,9 +271,10 @@ def _resolve(part: Any, kind: str, path: Path, data: CommentedMap, above: list[s
         found, where = node.get(key), [*above, *parents, key]
         if isinstance(found, str):
             try:
-                node[key] = load_component(kind_of_part, str(found))
+                node[key] = load_component(kind_of_part, str(found), path)
             except UnknownName as error:
-                raise ConfigError(str(error), file=str(path), line=line_of(data, where)) from None
+                at = ".".join(where)
+                raise ConfigError(str(error), file=str(path), line=line_of(data, where), path=at) from None
         elif isinstance(found, Mapping):
             _resolve(found, kind_of_part, path, data, where)
 
@@ -238,7 +301,7 @@ def _complete_variant(variant: Any, kind: str, path: Path, line: int | None) -> 
     """Put in what a file leaves out because it is as in the one that it is a variant of."""
     name = str(variant["variant_of"])
     try:
-        base = read_yaml(find_file(kind, name, device_files(kind)))
+        base = read_yaml(find_file(kind, name, device_files(kind), path))
     except UnknownName as error:
         raise ConfigError(str(error), file=str(path), line=line) from None
     if "variant_of" in base:
@@ -277,13 +340,16 @@ def load_accelerator(name: str) -> hardware.Accelerator:
     return found
 
 
-def load_machine(name: str, overrides: Mapping[str, Any] | None = None) -> hardware.Machine:
+def load_machine(
+    name: str, overrides: Mapping[str, Any] | None = None, beside: Path | None = None
+) -> hardware.Machine:
     """Load a machine by library name or path; ``this_machine`` is the calibrated one in the current folder.
 
     ``overrides`` replaces values by dotted path before validation: ``{"storage": "samsung_990_pro"}`` puts in
-    another drive, ``{"price.hour": "2 USD/h"}`` another price.
+    another drive, ``{"price.hour": "2 USD/h"}`` another price, ``{"memory.capacity": "8 GiB"}`` another size of the
+    memory that the machine names. ``beside`` is the file that names the machine; see `find_file`.
     """
-    path = find_file("machine", name, device_files("machine"))
+    path = find_file("machine", name, device_files("machine"), beside)
     machine = load_file(path, "machine", overrides or {})
     assert isinstance(machine, hardware.Machine)
     return machine.model_copy(update={"stack": None if machine.stack is None else _with_pooled(machine.stack)})

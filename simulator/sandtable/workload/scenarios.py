@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from sandtable.hardware import Frozen, Machine, library
 from sandtable.workload.seam import Scenario, Workload, workload_named
 
 SUITES = "suites"
+# endings of files that a parameter may name
+_NAMED_FILES = (".json", ".yaml", ".yml", ".npz", ".csv", ".bin", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +71,41 @@ def load(
     """
     path = library.find_file("scenario", name, files())
     data = yaml_files.read_yaml(path)
+    _find_beside(data.get("parameters"), path)
     overrides: dict[str, Any] = {}
     for dotted, value in (changes or {}).items():
         if dotted.startswith("machine."):
             overrides[dotted.removeprefix("machine.")] = value
         else:
             set_in(data, dotted, value)
+    beside = path if machine is None and "machine" not in (changes or {}) else None
     if machine is not None:
         data["machine"] = machine
-    scenario = yaml_files.validate(Scenario, data, str(path))
-    return case_of(scenario, overrides=overrides, data=data, file=str(path))
+    own = {dotted: dotted for dotted in changes or {} if not dotted.startswith("machine.")}
+    try:
+        scenario = yaml_files.validate(Scenario, data, str(path))
+        return case_of(scenario, overrides=overrides, data=data, file=str(path), beside=beside)
+    except ConfigError as error:
+        raise _blamed(error, own) from None
+
+
+def _find_beside(parameters: Any, path: Path) -> None:
+    """Lead files that parameters name, and that lie beside the scenario's own, from the current folder."""
+    if not isinstance(parameters, dict):
+        return
+    for key, value in parameters.items():
+        if isinstance(value, str) and (os.sep in value or value.endswith(_NAMED_FILES)):
+            found = path.parent / value
+            if found.exists():
+                parameters[key] = str(found)
+
+
+def _blamed(error: ConfigError, settings: Mapping[str, str]) -> ConfigError:
+    """Return an error about a setting, or about parameters together of which some were set, as one about settings."""
+    changed = [dotted for dotted in settings if dotted.startswith("parameters.")]
+    if error.path == "parameters" and changed and "parameters" not in settings:
+        return ConfigError(f"--set {', '.join(changed)}: {error.message.removeprefix('parameters.')}")
+    return yaml_files.blame(error, settings)
 
 
 def case_of(
@@ -87,8 +115,12 @@ def case_of(
     data: Any = None,
     file: str = "",
     machine: Machine | None = None,
+    beside: Path | None = None,
 ) -> Case:
-    """Load what a scenario names and validate its parameters; ``data`` and ``file`` are where it was read from."""
+    """Load what a scenario names and validate its parameters; ``data`` and ``file`` are where it was read from.
+
+    ``beside`` is the file that names the machine, where that is a path.
+    """
     workload = workload_named(scenario.workload)
     try:
         parameters = workload.parameters.model_validate(
@@ -97,10 +129,17 @@ def case_of(
     except ValidationError as error:
         section = {} if data is None else data.get("parameters", {})
         fault = yaml_files.config_error(error, section, file or scenario.name, workload.parameters)
-        raise ConfigError(f"parameters.{fault.message}", file=file or scenario.name, line=fault.line) from None
+        unknown = any(each["type"] == "extra_forbidden" for each in error.errors())
+        rest = f"; 'sandtable show {workload.name}' lists all" if unknown else ""
+        raise ConfigError(
+            f"parameters.{fault.message}{rest}",
+            file=file or scenario.name,
+            line=fault.line,
+            path=f"parameters.{fault.path}" if fault.path else "parameters",
+        ) from None
     if machine is None:
         stack = {} if scenario.stack is None else {"stack": scenario.stack}
-        machine = library.load_machine(scenario.machine, stack | dict(overrides or {}))
+        machine = library.load_machine(scenario.machine, stack | dict(overrides or {}), beside)
     return Case(scenario=scenario, workload=workload, parameters=parameters, machine=machine)
 
 

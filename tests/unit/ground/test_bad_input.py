@@ -72,7 +72,7 @@ def simulate(*settings: str) -> tuple[str, ...]:
         (
             "  tokens: 3",
             "  stream_chunk: 8",
-            "bad.yaml:8: parameters.stream_chunk: a unit is required: write '8 KiB'",
+            "bad.yaml:8: parameters.stream_chunk: a unit is required: write it like '8 B'",
         ),
         (
             "  tokens: 3",
@@ -134,7 +134,7 @@ def test_a_file_that_is_no_scenario(content: bytes) -> None:
             "no machine named 'laptop' (did you mean 'laptop_pcie4'",
         ),
         (("simulate", "mini.yaml", "--machine", "mini.yaml"), "mini.yaml: 'kind' is missing"),
-        (("show", "samsung_990_pr"), "no device or run named 'samsung_990_pr' (did you mean 'samsung_990_pro_2tb'"),
+        (("show", "samsung_990_pr"), "no device or run named 'samsung_990_pr' (did you mean 'samsung_990_pro_1tb'"),
         (("show", "aws_i4i@5xlarge"), "no variant of aws_i4i named '5xlarge' (did you mean"),
         (("check",), "check needs scenarios, --suite NAME or --resume RUN, one of the three"),
         (
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_scenario(content: bytes) -> None:
         (("published", "."), "none of the expected files is here"),
         (("published", "--only", "llm_in_flash"), "no published data set named 'llm_in_flash' (did you mean"),
         (("calibrate", "--only", "storag"), "no part to calibrate named 'storag' (did you mean 'storage'"),
-        (("calibrate", "--file-size", "4"), "--file-size: a unit is required: write '4 KiB'"),
+        (("calibrate", "--file-size", "4"), "--file-size: a unit is required: write it like '4 B'"),
         (("calibrate", "--file-size", "1 MiB"), "--file-size: at least 256 MiB"),
         (("calibrate", "--cross-check", "dd"), "--cross-check knows 'fio', not 'dd'"),
         (("calibrate", "--refit", "nothing"), "no storage named 'nothing'"),

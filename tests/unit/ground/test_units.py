@@ -54,9 +54,9 @@ def test_parse(text: object, quantity: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("text", "quantity", "message"),
     [
-        (350, "s", "a unit is required: write '350 us', not a bare number"),
-        (16, "bytes", "a unit is required: write '16 KiB', not a bare number"),
-        ("350", "s", "a unit is required: write '350 us', not a bare number"),
+        (350, "s", "a unit is required: write it like '350 s', not as a bare number"),
+        (16, "bytes", "a unit is required: write it like '16 B', not as a bare number"),
+        ("350", "s", "a unit is required: write it like '350 s', not as a bare number"),
         ("80Gb", "bytes", "'80Gb' mixes up bits and bytes: write '80 GB' for bytes"),
         (
             "80 Gbps",

@@ -50,7 +50,7 @@ def test_a_misspelt_field_names_line_path_and_the_right_word(tmp_path: Path) -> 
 
 def test_a_missing_unit(tmp_path: Path) -> None:
     assert failure(tmp_path, DRIVE.replace("1 TB", "1000")) == (
-        "drive.yaml:7: datasheet.capacity: a unit is required: write '1000 KiB', not a bare number"
+        "drive.yaml:7: datasheet.capacity: a unit is required: write it like '1 kB', not as a bare number"
     )
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sandtable import units
 from sandtable.hardware import Machine
 from sandtable.results import Answer, Metric, Result
 from sandtable.runs import compare
 from sandtable.workload.scenarios import Case
-from sandtable.workload.seam import Scenario, Verdict, Workload
+from sandtable.workload.seam import Scenario, Verdict
 
 AnyResult = TypeVar("AnyResult", bound=Result)
 
