@@ -39,7 +39,7 @@ def save_report(runs: Sequence[Path], output: Path | None) -> None:
     """Write a report of runs where it is wanted."""
     if output is None:
         return
-    from sandtable.report.html import write_report
+    from sandtable.report.run_report import write_report
 
     write_report(runs, output)
     say(f"  report: {output}")

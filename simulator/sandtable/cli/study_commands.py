@@ -10,6 +10,7 @@ import typer
 
 from sandtable.cli.options import (
     FormatOption,
+    ReportOption,
     SetOption,
     app,
 )
@@ -30,6 +31,7 @@ def cheapest(
     ] = False,
     spot: Annotated[bool, typer.Option("--spot", help="Take spot prices, where the price lists have one.")] = False,
     settings: SetOption = None,
+    report: ReportOption = None,
     format_: FormatOption = Format.table,
 ) -> None:
     """Search the cheapest configuration under a deadline, or the fastest within a budget."""
@@ -47,6 +49,11 @@ def cheapest(
         budget=budget,
     )
     emit(searching.table(found), format_)
+    if report is not None:
+        from sandtable.report import study_report
+
+        study_report.write_cheapest(found, report)
+        say(f"  report: {report}")
     searching.check(found)
 
 
@@ -56,6 +63,7 @@ def findings(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for data and plots.")] = Path(
         "runs/findings"
     ),
+    report: ReportOption = None,
     format_: FormatOption = Format.table,
 ) -> None:
     """Predict what a workload's paper found, and write each figure with its data."""
@@ -67,6 +75,11 @@ def findings(
     emit(lines.summary(found), format_)
     for path in lines.write(found, output):
         say(f"  {path}")
+    if report is not None:
+        from sandtable.report import study_report
+
+        study_report.write_findings(workload, found, report)
+        say(f"  report: {report}")
 
 
 @app.command()

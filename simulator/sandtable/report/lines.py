@@ -11,14 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sandtable.report import figures
-from sandtable.report.plots import COLOURS
 from sandtable.studies.finding import Finding
 from sandtable.table import Table
-from sandtable.units import format_si
 
-MARKERS = "osD^vP*X"
 MOST_COLUMNS = 3
-LONG = 100_000
 
 
 def summary(findings: Sequence[Finding]) -> Table:
@@ -68,14 +64,14 @@ def figure(item: Finding) -> Any:
     Raises:
         NoDevice: matplotlib is not installed.
     """
-    panels = list(dict.fromkeys(row[0] for row in item.data.rows))
-    series = list(dict.fromkeys(row[1] for row in item.data.rows))
+    panels = panels_of(item)
     columns = min(MOST_COLUMNS, max(1, len(panels)))
     lines = max(1, math.ceil(len(panels) / columns))
     drawn = figures.new_figure(4.2 * columns + 0.6, 3.4 * lines + 0.7, item.data.title, title_size=11)
     axes = drawn.subplots(lines, columns, squeeze=False).flatten()
     for axis, panel in zip(axes, panels, strict=False):
-        _panel(axis, item, panel, series)
+        _draw(axis, item, panel)
+        axis.set_title(panel, fontsize=9)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     if panels:
@@ -83,21 +79,42 @@ def figure(item: Finding) -> Any:
     return drawn
 
 
-def _panel(axis: Any, item: Finding, panel: str, series: Sequence[str]) -> None:
+def panels_of(item: Finding) -> list[str]:
+    """Return the names of a finding's panels, in their order."""
+    return list(dict.fromkeys(row[0] for row in item.data.rows))
+
+
+def panel_figure(item: Finding, panel: str) -> Any:
+    """Return a figure of one panel alone, as a page shows it.
+
+    Raises:
+        NoDevice: matplotlib is not installed.
+    """
+    drawn, axis = figures.one_axis(3.2)
+    _draw(axis, item, panel)
+    figures.legend_below(drawn)
+    return drawn
+
+
+def _draw(axis: Any, item: Finding, panel: str) -> None:
+    series = dict.fromkeys(row[1] for row in item.data.rows)
     for index, name in enumerate(series):
         points = sorted((row[2], row[3]) for row in item.data.rows if row[0] == panel and row[1] == name)
         if points:
             x, y = zip(*points, strict=True)
-            look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-            axis.plot(x, y, label=name, markersize=4, linewidth=1.2, **look)
+            axis.plot(x, y, label=name, markersize=4, linewidth=1.2, **figures.look(index))
     if item.mark is not None:
-        axis.axhline(item.mark, color="0.4", linewidth=0.8, linestyle="--")
+        axis.axhline(item.mark, color=figures.REST, linewidth=0.8, linestyle="--")
+    own = [row for row in item.data.rows if row[0] == panel]
     axis.set_xscale("log", base=2)
-    if item.log_y:
-        axis.set_yscale("log")
-    ticks = sorted({row[2] for row in item.data.rows if row[0] == panel})
-    axis.set_xticks(ticks, [str(tick) if tick < LONG else format_si(tick, "") for tick in ticks], fontsize=7)
+    ticks = sorted({row[2] for row in own})
+    axis.set_xticks(ticks, [figures.tick_text(tick) for tick in ticks], fontsize=7)
+    axis.minorticks_off()
+    if item.log_y and own:
+        values = [row[3] for row in own] + ([] if item.mark is None else [item.mark])
+        figures.log_axis(axis, "y", [0.8 * min(values), 1.25 * max(values)])
+    else:
+        axis.yaxis.set_major_formatter(lambda value, _: figures.tick_text(value))
     axis.set(xlabel=item.x, ylabel=item.y)
-    axis.grid(visible=True, color="0.9", linewidth=0.5)
+    axis.grid(visible=True, color=figures.GRID, linewidth=0.5)
     axis.set_axisbelow(True)
-    axis.set_title(panel, fontsize=9)

@@ -211,7 +211,7 @@ def doctor_table() -> Table:
     for package, extra in (
         ("numba", "run"),
         ("scipy", "run"),
-        ("plotly", "report"),
+        ("matplotlib", "report"),
         ("perfetto", "report"),
         ("torch", "torch"),
     ):

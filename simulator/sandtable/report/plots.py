@@ -1,34 +1,33 @@
-"""Plots for reports: each first as a table of data, then as a plotly figure drawn from that table alone.
+"""Plots of runs: each first as a table of data, then as a figure drawn from that table alone.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart. Predicted is blue, measured is orange everywhere.
+Predicted is blue and measured orange everywhere. No plot has more than six series: what is beyond them is a rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from sandtable.errors import missing_extra
+from sandtable import units
 from sandtable.hardware import Storage
 from sandtable.model.laws import storage_law as storage_model
-from sandtable.results import ComparedMetric, Measurement, Prediction, Result
+from sandtable.report import figures
+from sandtable.report.figures import COLOURS, INK, MEASURED, MOST_SERIES, PREDICTED, REST
+from sandtable.results import ComparedMetric, Measurement, Metric, Prediction, Result
 from sandtable.table import Table
 
-PREDICTED, MEASURED, BAND = "#0072B2", "#D55E00", "rgba(120,120,120,0.15)"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 BANDS_FRAC = (0.25, 0.10)
-HEADLINES = ("latency_s.mean", "latency_s")
+HEADLINES = ("latency_s.mean", "latency_s", "step_s.mean")
+# what a unit of work consists of, in the order in which plots take them while there is room
+TIMES = (*HEADLINES, "io_s.mean", "memory_s.mean", "compute_s.mean", "communication_s.mean")
 N_LINE_POINTS = 40
-
-
-def _plotly() -> Any:
-    try:
-        import plotly.graph_objects as go
-    except ImportError:
-        raise missing_extra("plotly", "report") from None
-    return go
+MOST_BARS, MOST_INTERVALS, MOST_POINTS = 12, 40, 300
+CAPACITY, OTHER = "capacity", "other"
+SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+BYTES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 
 
 def _columns(data: Table) -> dict[str, list[Any]]:
@@ -46,179 +45,302 @@ def _distinct(values: Sequence[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _layout(figure: Any, title: str, **changes: Any) -> Any:
-    figure.update_layout(
-        title={"text": title, "font": {"size": 15}},
-        template="plotly_white",
-        font={"family": "system-ui, sans-serif", "size": 12},
-        margin={"l": 60, "r": 20, "t": 50, "b": 50},
-        **({"height": 420} | changes),
-    )
-    return figure
+def _scale(values: Sequence[float], steps: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    """Return size and name of the largest unit that is not above the largest value."""
+    largest = max(values, default=0.0)
+    return next((step for step in steps if largest >= step[0]), steps[-1])
+
+
+def words(metric: str) -> str:
+    """Return a metric's name as people read it: ``io_s.mean`` is "io", ``usd_per_mtok`` "usd per mtok"."""
+    name = metric.removesuffix(".mean").removesuffix("_bytes").removesuffix("_s")
+    return name.replace("_", " ").replace(".", " ")
+
+
+def _is_mean(metric: str) -> bool:
+    """Whether a metric is no percentile, which plots leave to the tables."""
+    return "." not in metric or metric.endswith(".mean")
+
+
+def is_exact(row: ComparedMetric | Metric) -> bool:
+    """Whether an interval has no width: a count, about which there is nothing to be uncertain."""
+    return row.low == row.high
 
 
 # --- predicted over measured -------------------------------------------------------------------------------
 
 
+def main_metrics(compared: Sequence[ComparedMetric], unit: str = "s") -> list[str]:
+    """Return the few metrics that plots show: mean times, the whole before its parts, none that repeats another."""
+    rows: dict[str, list[ComparedMetric]] = {}
+    for row in compared:
+        if row.unit == unit and not row.derived and row.measured > 0 and row.predicted > 0:
+            rows.setdefault(row.metric, []).append(row)
+    means = [name for name in rows if _is_mean(name)]
+    ordered = sorted(means, key=lambda name: TIMES.index(name) if name in TIMES else len(TIMES))
+    seen: set[tuple[tuple[str, float, float], ...]] = set()
+    kept = []
+    for name in ordered:
+        values = tuple((row.scenario, row.predicted, row.measured) for row in rows[name])
+        kept += [] if values in seen else [name]
+        seen.add(values)
+    return kept[:MOST_SERIES]
+
+
 def scatter_data(compared: Sequence[ComparedMetric], unit: str = "s") -> Table:
-    """Return predicted and measured of the metrics of one unit, in that unit."""
+    """Return predicted and measured of the main metrics of one unit, in that unit."""
     columns = ("scenario", "metric", "measured", "predicted", "low", "high", "error_frac")
     rows = [
         [row.scenario, row.metric, row.measured, row.predicted, row.low, row.high, row.error_frac]
+        for name in main_metrics(compared, unit)
         for row in compared
-        if row.unit == unit and row.measured > 0 and row.predicted > 0
+        if row.metric == name and row.measured > 0 and row.predicted > 0
     ]
-    return Table(columns=columns, rows=rows, title=f"Predicted against measured, {unit}")
+    return Table(
+        columns=columns,
+        rows=rows,
+        units=("", "", unit, unit, unit, unit, "frac"),
+        title="Predicted against measured times",
+    )
 
 
 def scatter_figure(data: Table) -> Any:
-    """Draw predicted over measured on log axes, with bands of 10 % and 25 %, coloured by metric."""
-    go = _plotly()
-    figure = go.Figure()
+    """Draw predicted over measured on log axes, with bands of 10 % and 25 %, a colour and a marker by metric."""
+    figure, axis = figures.one_axis(4.2, x="measured", y="predicted")
     columns = _columns(data)
-    ends = columns["measured"] + columns["predicted"]
-    low, high = (0.7 * min(ends), 1.4 * max(ends)) if ends else (0.1, 1.0)
+    ends = columns["measured"] + columns["predicted"] or [0.1, 1.0]
+    ends = [0.7 * min(ends), 1.4 * max(ends)]
+    line = np.array(ends)
     for band in BANDS_FRAC:
-        figure.add_scatter(
-            x=[low, high, high, low],
-            y=[low * (1 - band), high * (1 - band), high * (1 + band), low * (1 + band)],
-            fill="toself",
-            fillcolor=BAND,
-            line={"width": 0},
-            name=f"±{100 * band:.0f} %",
-            hoverinfo="skip",
-            mode="lines",
-        )
-    figure.add_scatter(
-        x=[low, high], y=[low, high], mode="lines", line={"color": "#888", "width": 1}, showlegend=False
-    )
+        axis.fill_between(line, line * (1 - band), line * (1 + band), color=REST, alpha=0.18, linewidth=0)
+    axis.plot(line, line, color=REST, linewidth=0.8)
+    for name in "xy":
+        figures.log_axis(axis, name, ends, units.format_seconds)
     for index, metric in enumerate(_distinct(columns["metric"])):
-        own = _pick(data, metric=metric)
-        figure.add_scatter(
-            x=own["measured"],
-            y=own["predicted"],
-            error_y=_whiskers(own["predicted"], own["low"], own["high"]),
-            mode="markers",
-            name=metric,
-            marker={"color": COLOURS[index % len(COLOURS)], "size": 8},
-            text=[f"{name}: {100 * e:+.1f} %" for name, e in zip(own["scenario"], own["error_frac"], strict=True)],
-            hovertemplate="%{text}<br>measured %{x:.4g}<br>predicted %{y:.4g}",
-        )
-    figure.update_xaxes(type="log", title="measured, s")
-    figure.update_yaxes(type="log", title="predicted, s")
-    return _layout(figure, data.title, height=520)
-
-
-def _whiskers(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [h - v for v, h in zip(values, high, strict=True)],
-        "arrayminus": [v - lo for v, lo in zip(values, low, strict=True)],
-        "thickness": 1,
-        "width": 2,
-    }
-
-
-def error_data(compared: Sequence[ComparedMetric]) -> Table:
-    """Return the error of each compared metric, the metric with the largest median error first."""
-    by_metric: dict[str, list[ComparedMetric]] = {}
-    for row in compared:
-        by_metric.setdefault(row.metric, []).append(row)
-    order = sorted(by_metric, key=lambda name: -float(np.median([abs(row.error_frac) for row in by_metric[name]])))
-    rows = [[name, row.scenario, row.error_frac] for name in order for row in by_metric[name]]
-    return Table(columns=("metric", "scenario", "error_frac"), rows=rows, title="Error by metric")
-
-
-def error_figure(data: Table) -> Any:
-    """Draw the errors in percent, one line of points per metric."""
-    go = _plotly()
-    columns = _columns(data)
-    figure = go.Figure()
-    figure.add_vrect(x0=-10, x1=10, fillcolor=BAND, line_width=0)
-    figure.add_scatter(
-        x=[100 * error for error in columns["error_frac"]],
-        y=columns["metric"],
-        text=columns["scenario"],
-        mode="markers",
-        marker={"color": PREDICTED, "size": 8},
-        hovertemplate="%{text}<br>%{y}: %{x:+.1f} %<extra></extra>",
-    )
-    figure.update_xaxes(title="predicted / measured - 1, %", zeroline=True)
-    figure.update_yaxes(autorange="reversed")
-    return _layout(figure, data.title, height=160 + 24 * len(_distinct(columns["metric"])))
+        for number, point in enumerate(row for row in data.rows if row[1] == metric):
+            scenario, _, measured, predicted, low, high, error = point
+            style = figures.look(index)
+            axis.plot([measured] * 2, [low, high], color=style["color"], linewidth=0.8, alpha=0.6)
+            label = words(metric) if not number else None
+            (mark,) = axis.plot([measured], [predicted], linestyle="", markersize=4.5, label=label, **style)
+            ends_text = " against ".join(map(units.format_seconds, (predicted, measured)))
+            figures.tip(mark, f"{scenario}, {words(metric)}: {ends_text} ({100 * error:+.1f} %)")
+    figures.legend_below(figure)
+    return figure
 
 
 def interval_data(compared: Sequence[ComparedMetric]) -> Table:
-    """Return intervals and predictions as multiples of what was measured: 1 lies inside where the interval held."""
+    """Return predictions and their intervals over what was measured, less one: 0 lies inside where the interval held.
+
+    Of several scenarios the headline metric, of one its main metrics; what is known exactly has no interval.
+    """
+    names = main_metrics(compared)
+    one = len({row.scenario for row in compared}) == 1
+    shown = [
+        row
+        for row in compared
+        if row.metric in (names if one else names[:1]) and row.measured > 0 and not is_exact(row)
+    ]
+    title = "90 % intervals" + ("" if one or not names else f" of {words(names[0])}") + ", over what was measured"
+    if len(shown) > MOST_INTERVALS:
+        shown = sorted(shown, key=lambda row: -abs(row.error_frac))[:MOST_INTERVALS]
+        title += f": the {MOST_INTERVALS} farthest off"
     rows = [
         [
-            row.scenario,
-            row.metric,
-            row.predicted / row.measured,
-            row.low / row.measured,
-            row.high / row.measured,
+            words(row.metric) if one else row.scenario,
+            *(end / row.measured - 1 for end in (row.predicted, row.low, row.high)),
             row.covered,
         ]
-        for row in compared
-        if row.measured > 0
+        for row in shown
     ]
-    columns = ("scenario", "metric", "predicted", "low", "high", "covered")
-    return Table(columns=columns, rows=rows, title="90 % intervals over measured")
+    columns, unit = ("of", "error_frac", "low_frac", "high_frac", "covered"), ("", "frac", "frac", "frac", "")
+    return Table(columns=columns, rows=rows, units=unit, title=title)
 
 
 def interval_figure(data: Table) -> Any:
-    """Draw each interval as a whisker around its prediction; red ones missed."""
-    go = _plotly()
-    figure = go.Figure()
-    figure.add_vline(x=1, line={"color": "#888", "width": 1})
-    several = len(_distinct(_columns(data)["scenario"])) > 1
-    for covered, colour, name in ((True, PREDICTED, "held"), (False, MEASURED, "missed")):
-        own = _pick(data, covered=covered)
-        labels = [
-            f"{scenario} {metric}" if several else metric
-            for scenario, metric in zip(own["scenario"], own["metric"], strict=True)
-        ]
-        figure.add_scatter(
-            x=own["predicted"],
-            y=labels,
-            error_x=_whiskers(own["predicted"], own["low"], own["high"]),
-            mode="markers",
-            name=name,
-            marker={"color": colour, "size": 7},
-        )
-    figure.update_xaxes(title="multiple of the measured value", type="log")
-    return _layout(figure, data.title, height=160 + 18 * len(data.rows))
+    """Draw each interval as a line around its prediction, above or below what was measured; filled marks held."""
+    figure, axis = figures.one_axis(1.0 + 0.17 * len(data.rows), x="above or below what was measured, %", grid="x")
+    axis.axvline(0, color=INK, linewidth=0.8)
+    for covered, colour, name in ((True, PREDICTED, "inside its interval"), (False, MEASURED, "outside")):
+        for number, (place, row) in enumerate((p, row) for p, row in enumerate(data.rows) if row[4] is covered):
+            error, low, high = (100 * end for end in row[1:4])
+            axis.plot([low, high], [place, place], color=colour, linewidth=1.4)
+            (mark,) = axis.plot(
+                [error],
+                [place],
+                "o" if covered else "X",
+                color=colour,
+                markersize=5,
+                label=name if not number else None,
+            )
+            figures.tip(mark, f"{row[0]}: {error:+.1f} % ({low:+.1f} to {high:+.1f} %)")
+    _named_rows(axis, [str(row[0]) for row in data.rows])
+    figures.legend_below(figure)
+    return figure
 
 
-# --- where time goes ---------------------------------------------------------------------------------------
+def _named_rows(axis: Any, names: Sequence[str]) -> None:
+    """Write names beside rows, the first on top."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.tick_params(axis="y", length=0)
+
+
+# --- where time and memory go ------------------------------------------------------------------------------
 
 
 def time_data(results: Sequence[Result]) -> Table:
     """Return seconds by account of each prediction and measurement."""
     rows = [
         [str(result.scenario.get("name", "")), result.kind, account, seconds]
-        for result in results
+        for result in results[:MOST_BARS]
         for account, seconds in result.breakdown.items()
     ]
-    return Table(columns=("scenario", "kind", "account", "seconds"), rows=rows, title="Where the time goes")
+    columns = ("scenario", "kind", "account", "seconds")
+    title = f"Where the time of a unit of work goes{_left_out(results)}"
+    return Table(columns=columns, rows=rows, units=("", "", "", "s"), title=title)
+
+
+def _left_out(results: Sequence[Any]) -> str:
+    return f": the first {MOST_BARS} of {len(results)} results" if len(results) > MOST_BARS else ""
 
 
 def time_figure(data: Table) -> Any:
-    """Draw stacked bars by account, predicted and measured side by side."""
-    go = _plotly()
-    figure = go.Figure()
-    for index, account in enumerate(_distinct(_columns(data)["account"])):
-        own = _pick(data, account=account)
-        figure.add_bar(
-            x=[own["scenario"], own["kind"]],
-            y=[1e3 * seconds for seconds in own["seconds"]],
-            name=account,
-            marker={"color": COLOURS[index % len(COLOURS)]},
-            hovertemplate="%{y:.4g} ms<extra>" + str(account) + "</extra>",
-        )
-    figure.update_yaxes(title="ms per unit of work")
-    return _layout(figure, data.title, barmode="stack")
+    """Draw a bar of accounts for each result, the predicted above the measured."""
+    return _bars(data, SECONDS, units.format_seconds)
+
+
+def memory_data(results: Sequence[tuple[Result, float | None]]) -> Table:
+    """Return bytes by kind of each result, and as a kind "capacity" what there is, where that is known."""
+    rows: list[list[Any]] = []
+    for result, capacity in results[:MOST_BARS]:
+        name = str(result.scenario.get("name", ""))
+        rows += [[name, result.kind, kind, size] for kind, size in result.memory.items()]
+        rows += [[name, result.kind, CAPACITY, capacity]] if capacity and result.memory else []
+    columns = ("scenario", "kind", "part", "bytes")
+    return Table(
+        columns=columns,
+        rows=rows,
+        units=("", "", "", "bytes"),
+        title=f"Memory needed, of what there is{_left_out(results)}",
+    )
+
+
+def memory_figure(data: Table) -> Any:
+    """Draw a bar of kinds of memory for each result, and a line at what there is."""
+    return _bars(data, BYTES, units.format_bytes)
+
+
+def _bars(data: Table, steps: Sequence[tuple[float, str]], text: Callable[[float], str]) -> Any:
+    """Draw stacked bars of the last column by the one before it; the first two columns name the bar."""
+    bars = [(key, list(rows)) for key, rows in groupby(data.rows, key=lambda row: (row[0], row[1]))]
+    parts = _largest([row for _, rows in bars for row in rows])
+    unit, name = _scale([sum(row[3] for row in rows if row[2] != CAPACITY) for _, rows in bars], steps)
+    figure, axis = figures.one_axis(1.15 + 0.3 * len(bars) + 0.17 * -(-len(parts) // 3), x=name, grid="x")
+    for place, (key, rows) in enumerate(bars):
+        start = 0.0
+        sizes = {part: sum(row[3] for row in rows if _part(row[2], parts) == part) for part in parts}
+        for index, (part, size) in enumerate(sizes.items()):
+            colour = REST if part == OTHER else COLOURS[index % len(COLOURS)]
+            (bar,) = axis.barh(
+                [place], [size / unit], 0.62, left=start, color=colour, label=part if not place else None
+            )
+            figures.tip(bar, f"{', '.join(key)}: {part} {text(size)}")
+            start += size / unit
+        for size in (row[3] for row in rows if row[2] == CAPACITY):
+            (line,) = axis.plot(
+                [size / unit] * 2,
+                [place - 0.42, place + 0.42],
+                color=INK,
+                linewidth=2,
+                label=None if place else "there is",
+            )
+            figures.tip(line, f"{', '.join(key)}: there is {text(size)}")
+    axis.set_xlim(left=0)
+    one = len({key[0] for key, _ in bars}) == 1
+    _named_rows(axis, [kind if one else f"{scenario}, {kind}" for (scenario, kind), _ in bars])
+    figures.legend_below(figure)
+    return figure
+
+
+def _largest(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Return the largest parts, in their order, and a rest if there are more than a plot can tell apart."""
+    totals: dict[str, float] = {}
+    for row in rows:
+        if row[2] != CAPACITY:
+            totals[row[2]] = totals.get(row[2], 0.0) + row[3]
+    if len(totals) <= MOST_SERIES:
+        return list(totals)
+    kept = sorted(totals, key=lambda part: -totals[part])[: MOST_SERIES - 1]
+    return [*(part for part in totals if part in kept), OTHER]
+
+
+def _part(name: str, parts: Sequence[str]) -> str:
+    return name if name in parts or name == CAPACITY else OTHER
+
+
+# --- metrics with intervals --------------------------------------------------------------------------------
+
+
+def spread_data(result: Result) -> Table:
+    """Return the mean times of a result, each with its interval, the whole before its parts."""
+    found: dict[tuple[float, float, float], str] = {}
+    for name, metric in result.metrics.items():
+        is_time = metric.unit == "s" and not metric.derived and metric.value > 0 and not is_exact(metric)
+        if is_time and _is_mean(name):
+            found.setdefault((metric.value, metric.low, metric.high), name)
+    rows = [[words(name), *ends] for ends, name in found.items()]
+    return Table(
+        columns=("metric", "value", "low", "high"),
+        rows=rows,
+        units=("", "s", "s", "s"),
+        title=f"Times of the {result.kind}, with 90 % intervals",
+    )
+
+
+def cost_data(results: Sequence[Result]) -> Table:
+    """Return the price that most results share, with its interval, one result a row; nothing for one result alone."""
+    names = [
+        name
+        for result in results
+        for name, metric in result.metrics.items()
+        if metric.unit.startswith("USD") and not is_exact(metric)
+    ]
+    if len(results) < 2 or not names:
+        return Table(columns=("of", "value", "low", "high"), rows=[])
+    name = max(dict.fromkeys(names), key=names.count)
+    found = [(result, result.metrics[name]) for result in results if name in result.metrics]
+    rows = [
+        [f"{result.scenario.get('name', '')}, {result.kind}", metric.value, metric.low, metric.high]
+        for result, metric in found
+    ]
+    unit = units.unit_of(name)
+    return Table(
+        columns=("of", "value", "low", "high"),
+        rows=rows[:MOST_BARS],
+        units=("", unit, unit, unit),
+        title=f"{words(name)}, with 90 % intervals{_left_out(rows)}",
+    )
+
+
+def spread_figure(data: Table) -> Any:
+    """Draw each value with its interval on a logarithmic axis."""
+    figure, axis = figures.one_axis(0.75 + 0.24 * len(data.rows), grid="x")
+    unit = data.units[1] if data.units else ""
+    text = units.format_seconds if unit == "s" else figures.tick_text
+    ends = [end for row in data.rows for end in row[1:4] if end > 0] or [0.1, 1.0]
+    for place, (name, value, low, high) in enumerate(data.rows):
+        axis.plot([max(low, min(ends)), high], [place, place], color=PREDICTED, linewidth=1.6)
+        (mark,) = axis.plot([value], [place], "o", color=PREDICTED, markersize=5)
+        shown, first, last = (units.format_quantity(end, unit) for end in (value, low, high))
+        figures.tip(mark, f"{name}: {shown} ({first} to {last})")
+    figures.log_axis(axis, "x", [0.8 * min(ends), 1.25 * max(ends)], text)
+    axis.set_xlabel("" if unit == "s" else unit)
+    _named_rows(axis, [str(row[0]) for row in data.rows])
+    return figure
+
+
+# --- one unit after another --------------------------------------------------------------------------------
 
 
 def latency_data(prediction: Prediction | None, measurement: Measurement | None) -> Table:
@@ -240,11 +362,11 @@ def latency_data(prediction: Prediction | None, measurement: Measurement | None)
     return Table(
         columns=("kind", "number", "seconds", "low", "high"),
         rows=rows,
-        title="Latency of each unit of work, in order",
+        title="Time of each unit of work, in order",
     )
 
 
-def _headline(result: Result) -> Any:
+def _headline(result: Result) -> Metric | None:
     return next((result.metrics[name] for name in HEADLINES if name in result.metrics), None)
 
 
@@ -254,22 +376,24 @@ def _samples(result: Result | None) -> tuple[float, ...]:
 
 
 def latency_figure(data: Table) -> Any:
-    """Draw latency over the number of the token or step."""
-    go = _plotly()
-    figure = go.Figure()
+    """Draw time over the number of the token or step; of very many, the median of as many as share a point."""
+    figure, axis = figures.one_axis(2.8, x="number")
+    unit, name = _scale([float(np.median(_columns(data)["seconds"] or [1.0]))], SECONDS)
+    axis.set_ylabel(name)
     for kind, colour in (("measurement", MEASURED), ("prediction", PREDICTED)):
         own = _pick(data, kind=kind)
-        seconds = [1e3 * value for value in own["seconds"]]
+        number, seconds, low, high = (_thinned(own[key]) for key in ("number", "seconds", "low", "high"))
+        axis.plot(number, seconds / unit, color=colour, linewidth=1, label=kind if len(number) else None)
         if own["low"] != own["seconds"]:
-            ends = [1e3 * value for value in [*own["high"], *reversed(own["low"])]]
-            numbers = [*own["number"], *reversed(own["number"])]
-            figure.add_scatter(
-                x=numbers, y=ends, fill="toself", fillcolor=BAND, line={"width": 0}, showlegend=False, mode="lines"
-            )
-        figure.add_scatter(x=own["number"], y=seconds, mode="lines", name=kind, line={"color": colour, "width": 1})
-    figure.update_xaxes(title="number")
-    figure.update_yaxes(title="ms", rangemode="tozero")
-    return _layout(figure, data.title)
+            axis.fill_between(number, low / unit, high / unit, color=colour, alpha=0.15, linewidth=0)
+    axis.set_ylim(bottom=0)
+    figures.legend_below(figure)
+    return figure
+
+
+def _thinned(values: Sequence[float]) -> Any:
+    each = -(-len(values) // MOST_POINTS) or 1
+    return np.array([np.median(values[i : i + each]) for i in range(0, len(values), each)])
 
 
 # --- storage -----------------------------------------------------------------------------------------------
@@ -288,27 +412,30 @@ def storage_data(storage: Storage) -> Table:
         rates = storage_model.throughput_bytes_per_s(law, sizes, np.full_like(sizes, concurrency))
         rows += [["law", concurrency, float(c), float(r)] for c, r in zip(sizes, rates, strict=True)]
     columns = ("kind", "concurrency", "chunk_bytes", "read_bytes_per_s")
-    return Table(columns=columns, rows=rows, title=f"Random reads of {storage.title}")
+    return Table(
+        columns=columns, rows=rows, units=("", "", "bytes", "bytes/s"), title=f"Random reads of {storage.title}"
+    )
 
 
 def storage_figure(data: Table) -> Any:
-    """Draw rate over chunk size, a line and its points per number of requests in flight."""
-    go = _plotly()
-    figure = go.Figure()
-    for index, concurrency in enumerate(_distinct(sorted(_columns(data)["concurrency"]))):
-        for kind, mode in (("law", "lines"), ("measured", "markers")):
-            own = _pick(data, kind=kind, concurrency=concurrency)
-            figure.add_scatter(
-                x=[chunk / 1024 for chunk in own["chunk_bytes"]],
-                y=[rate / 1e6 for rate in own["read_bytes_per_s"]],
-                mode=mode,
-                name=f"{concurrency} in flight",
-                legendgroup=str(concurrency),
-                showlegend=kind == "law",
-                marker={"color": COLOURS[index % len(COLOURS)], "size": 8},
-                line={"color": COLOURS[index % len(COLOURS)], "width": 1.5},
-                hovertemplate="%{x:.4g} KiB: %{y:.4g} MB/s<extra>" + f"{concurrency} in flight, {kind}</extra>",
-            )
-    figure.update_xaxes(type="log", title="chunk, KiB")
-    figure.update_yaxes(type="log", title="read rate, MB/s")
-    return _layout(figure, data.title, height=480)
+    """Draw rate over chunk size, a line and its points for some numbers of requests in flight."""
+    figure, axis = figures.one_axis(3.4, x="size of a read", y="read rate")
+    columns = _columns(data)
+    for name, key, text in (("x", "chunk_bytes", units.format_bytes), ("y", "read_bytes_per_s", _rate)):
+        ends = columns[key] or [1.0, 10.0]
+        figures.log_axis(axis, name, [0.8 * min(ends), 1.25 * max(ends)], text)
+    numbers = _distinct(sorted(columns["concurrency"]))
+    for index, concurrency in enumerate(numbers[:: -(-len(numbers) // MOST_SERIES) or 1]):
+        style = figures.look(index)
+        law, points = (_pick(data, kind=kind, concurrency=concurrency) for kind in ("law", "measured"))
+        label = f"{concurrency:g} in flight"
+        axis.plot(law["chunk_bytes"], law["read_bytes_per_s"], color=style["color"], linewidth=1.2, label=label)
+        for x, y in zip(points["chunk_bytes"], points["read_bytes_per_s"], strict=True):
+            (mark,) = axis.plot([x], [y], markersize=4, **style)
+            figures.tip(mark, f"{label}, {units.format_bytes(x)}: {_rate(y)}")
+    figures.legend_below(figure)
+    return figure
+
+
+def _rate(value: float) -> str:
+    return units.format_si(value, "B/s")

@@ -150,7 +150,7 @@ def _quantity(value: float, metric: Metric | ComparedMetric) -> Quantity:
     return Quantity(value, metric.unit)
 
 
-def _ends(metric: Metric) -> tuple[Quantity | None, Quantity | None]:
+def _ends(metric: Metric | ComparedMetric) -> tuple[Quantity | None, Quantity | None]:
     """Return the ends of the interval; none for a value known exactly."""
     if metric.low == metric.high:
         return None, None
@@ -192,8 +192,7 @@ def comparison_table(comparison: Comparison, *, worst_first: bool = False) -> Ta
             row.scenario,
             row.metric,
             _quantity(row.predicted, row),
-            _quantity(row.low, row),
-            _quantity(row.high, row),
+            *_ends(row),
             _quantity(row.measured, row),
             Quantity(row.error_frac, "frac", signed=True),
             row.covered,

@@ -70,7 +70,7 @@ def _panel(axis: Any, records: list[dict[str, Any]], groups: list[str]) -> None:
         own = [record for record in records if record["group"] == group]
         if own:
             x, y = ([record[key] for record in own] for key in ("measured", "predicted"))
-            axis.scatter(x, y, s=14, color=f"C{index % 10}", label=group, alpha=0.8)
+            axis.scatter(x, y, s=14, label=group, alpha=0.8, **figures.look(index))
     worst = sorted((r for r in records if r["worst"]), key=lambda r: -abs(np.log(r["predicted"] / r["measured"])))
     for number, record in enumerate(worst, start=1):
         where = (record["measured"], record["predicted"])

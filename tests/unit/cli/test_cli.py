@@ -253,7 +253,7 @@ def test_a_threshold_that_holds_and_one_that_does_not() -> None:
 
 def test_simulate_writes_a_timeline_and_a_report() -> None:
     pytest.importorskip("perfetto", reason="timelines need perfetto")
-    pytest.importorskip("plotly", reason="reports need plotly")
+    pytest.importorskip("matplotlib", reason="reports need matplotlib")
     ran = sandtable("simulate", "mini.yaml", "--trace", "out/t.pftrace", "--report", "out/r.html")
     assert "timeline: out/t.pftrace" in ran.err
     assert "report: out/r.html" in ran.err
@@ -359,7 +359,7 @@ def test_two_scenarios_are_checked_together(stores: str) -> None:
 
 @needs_numba
 def test_a_report_of_runs(stores: str) -> None:
-    pytest.importorskip("plotly", reason="reports need plotly")
+    pytest.importorskip("matplotlib", reason="reports need matplotlib")
     pytest.importorskip("perfetto", reason="timelines need perfetto")
     checked = run_command("check", "mini.yaml", "--store", stores, "--set", "repeats=1", "--trace", "t.pftrace")
     assert "timeline: t.pftrace" in checked.err

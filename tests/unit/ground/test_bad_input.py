@@ -277,7 +277,7 @@ def test_a_machine_without_the_operation() -> None:
 @pytest.mark.parametrize("option", ["--trace", "--report"])
 def test_an_output_that_is_a_folder(option: str) -> None:
     pytest.importorskip("perfetto", reason="timelines need perfetto")
-    pytest.importorskip("plotly", reason="reports need plotly")
+    pytest.importorskip("matplotlib", reason="reports need matplotlib")
     Path("folder").mkdir()
     ran = run_command("simulate", "mini.yaml", option, "folder")
     assert ran.code == 2

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 CORE = ROOT / "simulator" / "sandtable"
-HEAVY = {"torch", "numba", "scipy", "plotly", "pandas", "matplotlib", "perfetto", "jinja2", "ray"}
+HEAVY = {"torch", "numba", "scipy", "pandas", "matplotlib", "perfetto", "jinja2", "ray"}
 MOST_LINES = 600
 
 # Lowest first: a package imports from rows above its own, never from its own row's others or from below.

@@ -88,7 +88,7 @@ def test_a_command_runs(command: Command) -> None:
     before = {path.name for path in ROOT.iterdir()}
     if "latest" in command.words:
         assert run_command("simulate", "flash_laptop").code in (0, 3)
-    for option, package in (("--trace", "perfetto"), ("--report", "plotly"), ("report", "plotly")):
+    for option, package in (("--trace", "perfetto"), ("--report", "matplotlib"), ("report", "matplotlib")):
         if option in command.words:
             pytest.importorskip(package)
     ran = run_command(*command.words[1:])

@@ -1,16 +1,18 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, PriceList, StoragePoint, library
-from sandtable.report import html, plots, rendering, timeline
+from sandtable.report import figures, plots, rendering, run_report, timeline
 from sandtable.report.listing import listing
 from sandtable.results import Comparison, Measurement, Metric, Prediction, TraceRow
 from sandtable.runs import compare
@@ -191,17 +193,52 @@ def rows_of(table: Table) -> list[dict[str, Any]]:
     return rendering.as_records(table)
 
 
-def test_scatter_and_error_and_interval_data(comparison: Comparison) -> None:
+def test_scatter_and_interval_data(comparison: Comparison) -> None:
     compared = comparison.comparisons
     scatter = rows_of(plots.scatter_data(compared))
     assert [(row["measured"], row["predicted"]) for row in scatter] == [(0.1, 0.118), (0.1, 0.08)]
-    errors = rows_of(plots.error_data(compared))
-    assert [row["metric"] for row in errors] == ["io_s.mean", "latency_s.mean", "bytes_read"]
-    assert errors[0]["error_frac"] == pytest.approx(-0.2)
+    # the count of bytes is known exactly, and no interval
     intervals = rows_of(plots.interval_data(compared))
-    assert intervals[0]["low"] == pytest.approx(1.0)
-    assert intervals[1]["high"] == pytest.approx(0.9)
-    assert [row["covered"] for row in intervals] == [True, False, True]
+    assert [row["of"] for row in intervals] == ["latency", "io"]
+    assert intervals[0]["low_frac"] == pytest.approx(0.0)
+    assert intervals[1]["high_frac"] == pytest.approx(-0.1)
+    assert [row["covered"] for row in intervals] == [True, False]
+
+
+def several(
+    n: int, names: Sequence[str] = ("latency_s.mean", "latency_s.p99", "step_s.mean", "io_s.mean")
+) -> Comparison:
+    """Return scenarios with as many metrics as a suite has; ``step_s`` repeats ``latency_s``."""
+    rows = []
+    for i in range(n):
+        values = {name: metric(0.1 + i / 100 + (name == "io_s.mean"), 0.09, 2.0) for name in names}
+        prediction = a_prediction(scenario={"name": f"s{i}"}, metrics=values)
+        measured = {name: metric(value.value * 1.1, 0.1, 2.0) for name, value in values.items()}
+        rows += compare.compare(prediction, a_measurement(scenario={"name": f"s{i}"}, metrics=measured))
+    return compare.judge(rows)
+
+
+def test_many_scenarios_make_few_series() -> None:
+    compared = several(60).comparisons
+    assert plots.main_metrics(compared) == ["latency_s.mean", "io_s.mean"]
+    assert len(rows_of(plots.scatter_data(compared))) == 2 * 60
+    intervals = plots.interval_data(compared)
+    assert len(intervals.rows) == plots.MOST_INTERVALS
+    assert intervals.title.endswith(f"the {plots.MOST_INTERVALS} farthest off")
+    many = several(2, [f"part{i}_s.mean" for i in range(9)]).comparisons
+    assert len(plots.main_metrics(many)) == 1  # they all say the same
+
+
+def test_series_differ_in_colour_and_marker() -> None:
+    looks = [tuple(figures.look(i).values()) for i in range(12)]
+    assert len(set(looks)) == 12
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.05, "0.05"), (64, "64"), (1024, "1024"), (1.64e8, "164 M"), (2e9, "2 G")]
+)
+def test_ticks_are_written_out(value: float, text: str) -> None:
+    assert figures.tick_text(value) == text
 
 
 def test_time_data() -> None:
@@ -212,6 +249,24 @@ def test_time_data() -> None:
         ("measurement", "io", 0.07),
         ("measurement", "compute", 0.03),
     ]
+
+
+def test_memory_lies_beside_what_there_is() -> None:
+    data = plots.memory_data([(a_prediction(), 8.0 * 2**30), (a_measurement(), 8.0 * 2**30)])
+    assert [row[2:] for row in data.rows] == [
+        ["weights", 3 * 2.0**30],
+        ["cache", 2.0**30],
+        ["capacity", 8 * 2.0**30],
+    ]
+    assert plots.memory_data([(a_prediction(), None)]).rows[-1][2] == "cache"
+
+
+def test_money_is_compared_where_there_is_something_to_compare() -> None:
+    one, other = a_prediction(), a_prediction(scenario={"name": "large"})
+    assert plots.cost_data([one]).rows == []
+    data = plots.cost_data([one, other])
+    assert [row[:2] for row in data.rows] == [["small, prediction", 2.5], ["large, prediction", 2.5]]
+    assert data.title == "usd per mtok, with 90 % intervals"
 
 
 def test_latency_data() -> None:
@@ -256,15 +311,29 @@ def test_every_figure_is_drawn_from_its_data(comparison: Comparison, machine: Ma
     results = [] if empty else [a_prediction(), a_measurement()]
     prediction, measurement = (None, None) if empty else (a_prediction(), a_measurement())
     storage = machine.storage if empty else with_points(machine).storage
-    for figure in (
-        plots.scatter_figure(plots.scatter_data(compared)),
-        plots.error_figure(plots.error_data(compared)),
-        plots.interval_figure(plots.interval_data(compared)),
-        plots.time_figure(plots.time_data(results)),
-        plots.latency_figure(plots.latency_data(prediction, measurement)),
-        plots.storage_figure(plots.storage_data(storage)),
+    for number, (draw, data) in enumerate(
+        (
+            (plots.scatter_figure, plots.scatter_data(compared)),
+            (plots.interval_figure, plots.interval_data(compared)),
+            (plots.spread_figure, plots.spread_data(a_prediction(metrics={} if empty else a_prediction().metrics))),
+            (plots.time_figure, plots.time_data(results)),
+            (plots.memory_figure, plots.memory_data([(result, 1e10) for result in results])),
+            (plots.spread_figure, plots.cost_data(results)),
+            (plots.latency_figure, plots.latency_data(prediction, measurement)),
+            (plots.storage_figure, plots.storage_data(storage)),
+        )
     ):
-        assert figure.layout.title.text
+        drawn = figures.inline(draw, data, f"Plot {number} <b>", f"p{number}-")
+        svg = ElementTree.fromstring(drawn)
+        assert svg.attrib["aria-label"] == f"Plot {number} <b>"
+        assert {"width", "height"}.isdisjoint(svg.attrib)
+        ids = [element.attrib["id"] for element in svg.iter() if "id" in element.attrib]
+        assert len(ids) == len(set(ids))
+        assert all(name.startswith(f"p{number}-") for name in ids)
+        used = {element.attrib["href"].removeprefix("#") for element in svg.iter() if "href" in element.attrib}
+        assert used <= set(ids)
+        assert "#0072b2" not in drawn.lower()
+        assert drawn == figures.inline(draw, data, f"Plot {number} <b>", f"p{number}-"), "not the same twice"
 
 
 # --- HTML --------------------------------------------------------------------------------------------------
@@ -310,7 +379,7 @@ def save(folder: Path, *items: Any, machine: Machine | None = None) -> Path:
 
 
 def report(folders: list[Path], tmp_path: Path) -> tuple[str, Page]:
-    text = html.write_report(folders, tmp_path / "report.html").read_text()
+    text = run_report.write_report(folders, tmp_path / "report.html").read_text()
     return text, Page(text)
 
 
@@ -319,7 +388,7 @@ def test_a_full_report(tmp_path: Path, machine: Machine, comparison: Comparison)
     folder = save(tmp_path / "run", a_prediction(), a_measurement(), comparison, machine=guessed)
     text, page = report([folder], tmp_path)
     assert not [link for link in page.loads if not link.startswith("#")]
-    assert {"verdict", "compared", "results", "time", "machine", "warnings", "provenance"} <= page.ids
+    assert {"answer", "plots", "warnings", "numbers", "machine", "provenance"} <= page.ids
     for wanted in (
         "✗ fail: median",
         "+18 %",
@@ -335,14 +404,19 @@ def test_a_full_report(tmp_path: Path, machine: Machine, comparison: Comparison)
     ):
         assert wanted in page.words, wanted
     assert "<script>alert" not in text
-    assert text.count("/*! For license") <= 1
-    assert page.tags.count("script") == 1 + text.count("plotly-graph-div")
+    assert page.tags.count("script") == 1
+    assert page.tags.count("h1") == 1
+    assert 1 <= page.tags.count("figure") <= 7  # five, and two in folds
+    assert page.tags.count("table") > page.tags.count("figure")
+    # the answer and the plots stand before any table of numbers that is not a plot's own
+    assert text.index('id="answer"') < text.index("<svg") < text.index('id="numbers"')
 
 
 def test_a_prediction_alone_is_a_report(tmp_path: Path) -> None:
     _, page = report([save(tmp_path / "run", a_prediction())], tmp_path)
-    assert "nothing to compare it with" in page.words
-    assert "compared" not in page.ids
+    assert "nothing to compare it with" not in page.words
+    assert "usd per mtok: 2.5 USD/Mtok (2 USD/Mtok to 3 USD/Mtok)" in page.words
+    assert "bound by io" in page.words
     assert "sandtable simulate scenario.yaml" in page.words
 
 
@@ -351,7 +425,7 @@ def test_several_runs_and_the_folder_of_a_suite(tmp_path: Path, comparison: Comp
     other = a_prediction(scenario={"name": "large"})
     folders = [suite, save(tmp_path / "a", a_prediction(), a_measurement()), save(tmp_path / "b", other)]
     _, page = report(folders, tmp_path)
-    assert "small, large" in page.words
+    assert "2 scenarios, predicted against measured" in page.words
     assert page.words.count("io_s.mean") >= 3
 
 
@@ -371,12 +445,12 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 def test_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such run folder"):
-        html.write_report([tmp_path / "nowhere"], tmp_path / "x.html")
+        run_report.write_report([tmp_path / "nowhere"], tmp_path / "x.html")
     with pytest.raises(ConfigError, match="hold no prediction"):
-        html.write_report([save(tmp_path / "run")], tmp_path / "x.html")
+        run_report.write_report([save(tmp_path / "run")], tmp_path / "x.html")
     (tmp_path / "run" / "prediction.json").write_text("{}")
     with pytest.raises(ConfigError, match="not a prediction record"):
-        html.write_report([tmp_path / "run"], tmp_path / "x.html")
+        run_report.write_report([tmp_path / "run"], tmp_path / "x.html")
 
 
 # --- traces ------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def test_an_ended_check_is_compared_saved_shown_and_finished(
     assert f"{workload.patience} of {3 * n_cases} runs are done" in saved.reasons[-1]
     assert f"--resume {folder.path}" in saved.reasons[-1]
     assert run_command("show", str(folder.path)).code == 0
-    if find_spec("plotly") is not None and workload.patience:
+    if find_spec("matplotlib") is not None and workload.patience:
         assert run_command("report", str(folder.path), "-o", "report.html").code == 0
 
     again = Counting()

@@ -73,7 +73,7 @@ def _mean(values: Sequence[float]) -> float:
 def _gains(found: Frame) -> list[list[Any]]:
     """Return by model and batch the best speed with FlashAttention over the best without."""
     best = _best(found[found["batch"] >= 16], "model", "batch", "attention")
-    return _rows((best["flash"] / best["vanilla"])[best["vanilla"] > 0].unstack(), "all")
+    return _rows((best["flash"] / best["vanilla"])[best["vanilla"] > 0].unstack())
 
 
 def _flash_gain(rows: list[list[Any]]) -> Finding:
@@ -95,7 +95,7 @@ def _flash_by_size(rows: list[list[Any]]) -> Finding:
     means = {model: _mean([row[3] for row in rows if row[1] == model]) for model in labels("model")}
     ordered = list(means.values())
     sizes = {point.labels["model"]: point.changes["model"] for point in outcome().points}
-    points = [["all", "mean over batches", shape_named(sizes[m]).n_params, gain] for m, gain in means.items()]
+    points = [["", "mean over batches", shape_named(sizes[m]).n_params, gain] for m, gain in means.items()]
     return Finding(
         name="flash_gain_by_size",
         claim="FlashAttention gains more on small models than on large ones",
@@ -188,7 +188,7 @@ def _peak_batch(flash: Frame) -> Finding:
         claim="Speed for the same money peaks at a batch far below the largest that fits",
         holds=all(FAR_BELOW * peak <= most[model] for model, peak in peaks.items()),
         evidence=f"peaks at {shown} of up to {max(most.values())} sequences per step",
-        data=_table("Best speed for the same money by batch", _rows(best, "all"), "tokens/s"),
+        data=_table("Best speed for the same money by batch", _rows(best), "tokens/s"),
         x=BATCH,
         y=SPEED,
     )
@@ -241,6 +241,6 @@ def _out_of_memory(found: Frame) -> Finding:
         evidence=", ".join(f"{case}: {'yes' if holds else 'no'}" for case, holds in pattern.items()),
         data=_table("Memory of the leanest configuration over what a GPU has", rows),
         x=BATCH,
-        y="needed over there",
+        y="share of a GPU's memory",
         mark=1.0,
     )
