@@ -15,7 +15,7 @@ from sandtable import units
 from sandtable.hardware import Storage
 from sandtable.model.laws import storage_law as storage_model
 from sandtable.report import figures
-from sandtable.report.figures import COLOURS, INK, MEASURED, MOST_SERIES, PREDICTED, REST
+from sandtable.report.figures import COLOURS, GRID, INK, MEASURED, MOST_SERIES, PREDICTED, REST
 from sandtable.results import ComparedMetric, Measurement, Metric, Prediction, Result
 from sandtable.table import Table
 
@@ -25,7 +25,8 @@ HEADLINES = ("latency_s.mean", "latency_s", "step_s.mean")
 TIMES = (*HEADLINES, "io_s.mean", "memory_s.mean", "compute_s.mean", "communication_s.mean")
 N_LINE_POINTS = 40
 MOST_BARS, MOST_INTERVALS, MOST_POINTS = 12, 40, 300
-CAPACITY, OTHER = "capacity", "other"
+CAPACITY, RESERVE, OTHER = "there is", "kept for the system", "other"
+NOT_TAKEN = (CAPACITY, RESERVE)
 SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 BYTES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 
@@ -210,13 +211,18 @@ def time_figure(data: Table) -> Any:
     return _bars(data, SECONDS, units.format_seconds)
 
 
-def memory_data(results: Sequence[tuple[Result, float | None]]) -> Table:
-    """Return bytes by kind of each result, and as a kind "capacity" what there is, where that is known."""
+def memory_data(results: Sequence[tuple[Result, tuple[float, float] | None]]) -> Table:
+    """Return bytes by kind of each result; where it is known also what the system keeps, and what there is in all.
+
+    ``results`` come with the bytes that they may take and those kept for the system.
+    """
     rows: list[list[Any]] = []
-    for result, capacity in results[:MOST_BARS]:
+    for result, space in results[:MOST_BARS]:
         name = str(result.scenario.get("name", ""))
         rows += [[name, result.kind, kind, size] for kind, size in result.memory.items()]
-        rows += [[name, result.kind, CAPACITY, capacity]] if capacity and result.memory else []
+        if space is not None and result.memory:
+            rows += [[name, result.kind, RESERVE, space[1]]] if space[1] else []
+            rows += [[name, result.kind, CAPACITY, sum(space)]]
     columns = ("scenario", "kind", "part", "bytes")
     return Table(
         columns=columns,
@@ -234,28 +240,29 @@ def memory_figure(data: Table) -> Any:
 def _bars(data: Table, steps: Sequence[tuple[float, str]], text: Callable[[float], str]) -> Any:
     """Draw stacked bars of the last column by the one before it; the first two columns name the bar."""
     bars = [(key, list(rows)) for key, rows in groupby(data.rows, key=lambda row: (row[0], row[1]))]
-    parts = _largest([row for _, rows in bars for row in rows])
-    unit, name = _scale([sum(row[3] for row in rows if row[2] != CAPACITY) for _, rows in bars], steps)
-    figure, axis = figures.one_axis(1.15 + 0.3 * len(bars) + 0.17 * -(-len(parts) // 3), x=name, grid="x")
+    colours = _part_colours(data.rows)
+    unit, name = _scale([sum(row[3] for row in rows if row[2] not in NOT_TAKEN) for _, rows in bars], steps)
+    figure, axis = figures.one_axis(1.15 + 0.3 * len(bars) + 0.17 * -(-len(colours) // 3), x=name, grid="x")
     for place, (key, rows) in enumerate(bars):
-        start = 0.0
-        sizes = {part: sum(row[3] for row in rows if _part(row[2], parts) == part) for part in parts}
-        for index, (part, size) in enumerate(sizes.items()):
-            colour = REST if part == OTHER else COLOURS[index % len(COLOURS)]
-            (bar,) = axis.barh(
-                [place], [size / unit], 0.62, left=start, color=colour, label=part if not place else None
-            )
+        sizes = dict.fromkeys(colours, 0.0)
+        for row in rows:
+            if row[2] not in NOT_TAKEN:
+                sizes[row[2] if row[2] in sizes else OTHER] += row[3]
+        ends = {row[2]: row[3] for row in rows if row[2] in NOT_TAKEN}
+        total = ends.get(CAPACITY, 0.0)
+        spans, start = [], 0.0
+        for part, size in sizes.items():
+            spans.append((part, start, size, colours[part]))
+            start += size
+        spans += [(RESERVE, total - ends[RESERVE], ends[RESERVE], GRID)] if RESERVE in ends else []
+        for part, begin, size, colour in spans:
+            label = None if place else part
+            (bar,) = axis.barh([place], [size / unit], 0.62, left=begin / unit, color=colour, label=label)
             figures.tip(bar, f"{', '.join(key)}: {part} {text(size)}")
-            start += size / unit
-        for size in (row[3] for row in rows if row[2] == CAPACITY):
-            (line,) = axis.plot(
-                [size / unit] * 2,
-                [place - 0.42, place + 0.42],
-                color=INK,
-                linewidth=2,
-                label=None if place else "there is",
-            )
-            figures.tip(line, f"{', '.join(key)}: there is {text(size)}")
+        if total:
+            label, x = None if place else CAPACITY, total / unit
+            (line,) = axis.plot([x, x], [place - 0.42, place + 0.42], color=INK, linewidth=2, label=label)
+            figures.tip(line, f"{', '.join(key)}: {CAPACITY} {text(total)}")
     axis.set_xlim(left=0)
     one = len({key[0] for key, _ in bars}) == 1
     _named_rows(axis, [kind if one else f"{scenario}, {kind}" for (scenario, kind), _ in bars])
@@ -263,20 +270,16 @@ def _bars(data: Table, steps: Sequence[tuple[float, str]], text: Callable[[float
     return figure
 
 
-def _largest(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Return the largest parts, in their order, and a rest if there are more than a plot can tell apart."""
+def _part_colours(rows: Sequence[Sequence[Any]]) -> dict[str, str]:
+    """Return the largest parts in their order with a colour each, and a rest where they are too many."""
     totals: dict[str, float] = {}
-    for row in rows:
-        if row[2] != CAPACITY:
-            totals[row[2]] = totals.get(row[2], 0.0) + row[3]
-    if len(totals) <= MOST_SERIES:
-        return list(totals)
-    kept = sorted(totals, key=lambda part: -totals[part])[: MOST_SERIES - 1]
-    return [*(part for part in totals if part in kept), OTHER]
-
-
-def _part(name: str, parts: Sequence[str]) -> str:
-    return name if name in parts or name == CAPACITY else OTHER
+    for _, _, part, size in rows:
+        if part not in NOT_TAKEN:
+            totals[part] = totals.get(part, 0.0) + size
+    most = MOST_SERIES if len(totals) <= MOST_SERIES else MOST_SERIES - 1
+    kept = sorted(totals, key=lambda part: -totals[part])[:most]
+    colours = dict(zip((part for part in totals if part in kept), COLOURS, strict=False))
+    return colours if len(kept) == len(totals) else colours | {OTHER: REST}
 
 
 # --- metrics with intervals --------------------------------------------------------------------------------

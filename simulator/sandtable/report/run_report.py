@@ -17,7 +17,7 @@ from sandtable.errors import ConfigError, SandtableError
 from sandtable.hardware import Component, Machine, library
 from sandtable.report import html, listing, plots, rendering
 from sandtable.report.html import Block, Page, Section
-from sandtable.results import ComparedMetric, Comparison, Measurement, Metric, Prediction, Result
+from sandtable.results import Answer, ComparedMetric, Comparison, Measurement, Metric, Prediction, Result
 from sandtable.runs import compare
 from sandtable.runs.check import CHECK, CheckList
 from sandtable.runs.run_folder import RunFolder
@@ -65,7 +65,15 @@ def write_report(runs: Iterable[Path], output: Path) -> Path:
         ConfigError: no folder, or none with a prediction, measurement or comparison; or a broken record.
         NoDevice: matplotlib or jinja2 is not installed.
     """
-    return html.write(page_of([read_run(path) for path in runs]), output)
+    folders = dict.fromkeys(folder for path in runs for folder in _with_cases(path))
+    return html.write(page_of([read_run(path) for path in folders]), output)
+
+
+def _with_cases(path: Path) -> list[Path]:
+    """Return a run folder, and after one of several scenarios that of each."""
+    about = RunFolder(path).load(CheckList, CHECK)
+    inside = about.folders if about is not None and len(about.folders) > 1 else ()
+    return [path, *(path / folder for folder in inside)]
 
 
 def read_run(path: Path) -> Run:
@@ -103,7 +111,11 @@ def page_of(runs: Sequence[Run]) -> Page:
         ConfigError: there is nothing in them.
     """
     if not any(run.results or run.comparison for run in runs):
-        raise ConfigError("these runs hold no prediction, measurement or comparison to report")
+        names = ", ".join(run.name for run in runs)
+        raise ConfigError(
+            f"{names}: no prediction, measurement or comparison to report; 'simulate', 'run' and 'check' leave such "
+            "folders, and 'findings' and 'cheapest' write their own page with --report"
+        )
     compared = _compared(runs)
     machines = {result.machine: run.machine for run in runs for result in run.results}
     named = [name if machine is None else f"{machine.title} ({name})" for name, machine in machines.items()]
@@ -167,15 +179,33 @@ def _cards(run: Run) -> list[Block]:
     if not run.results:
         return []
     result = run.results[-1]
-    facts = [f"{plots.words(name)}: {_with_interval(metric)}" for name, metric in _headlines(result).items()]
-    notes = [" ".join(line.split()) for line in rendering.result_notes(result)]
-    inside = [
-        Block(kind="text", css="soft", text=f"{run.scenario}, a {result.kind} on {result.machine}"),
-        Block(kind="list", rows=facts),
-        *(Block(kind="text", text=note) for note in notes if note.startswith("bound by")),
-        *(block for own in run.results for block in _thresholds(own)),
-    ]
+    inside = [*_answer(result), *(block for own in run.results for block in _thresholds(own))]
     return [Block(kind="card", text=run.question, inside=inside)]
+
+
+def _answer(result: Result) -> list[Block]:
+    """Return the answer that a result carries; what an earlier version wrote carries none, and gives its headlines."""
+    kind = f"{'Predicted' if result.kind == 'prediction' else 'Measured'} on {result.machine}"
+    if result.answer is None:
+        facts = [f"{plots.words(name)}: {_with_interval(metric)}" for name, metric in _headlines(result).items()]
+        notes = [" ".join(line.split()) for line in rendering.result_notes(result)]
+        bound = [Block(kind="text", text=note) for note in notes if note.startswith("bound by")]
+        return [Block(kind="text", css="soft", text=kind), Block(kind="list", rows=facts), *bound]
+    return [Block(kind="text", css="soft", text=kind), *answer_blocks(result.answer)]
+
+
+def answer_blocks(answer: Answer) -> list[Block]:
+    """Return an answer without its question, as blocks of a card."""
+    no = answer.verdict.startswith("No")
+    caveat = f"! {answer.caveat}" if answer.caveat else ""
+    blocks = [
+        Block(kind="text", text=answer.subject),
+        Block(kind="verdict", css="fail" if no else "pass", text=answer.verdict),
+        Block(kind="list", rows=answer.headlines),
+        Block(kind="text", text=answer.bound),
+        Block(kind="text", css="caveat", text=caveat),
+    ]
+    return [block for block in blocks if block.text or block.rows]
 
 
 def _headlines(result: Result) -> dict[str, Metric]:
@@ -227,18 +257,18 @@ def _plots(runs: Sequence[Run], compared: Sequence[ComparedMetric]) -> list[Bloc
     return [Block(kind="plot", table=data, draw=draw) for draw, data in drawn if data.rows]
 
 
-def _capacity(run: Run) -> float | None:
-    """Return the memory that the run's work has on its machine, in bytes; None where that is not known any more."""
+def _capacity(run: Run) -> tuple[float, float] | None:
+    """Return the bytes that a run's work may take on its machine, and those kept for the system; None if unknown."""
     if run.machine is None or not run.results:
         return None
     scenario = run.results[0].scenario
     try:
         workload = workload_named(str(scenario.get("workload")))
         parameters = workload.parameters.model_validate(scenario.get("parameters"))
-        judged = workload.verdicts([parameters], run.machine)
-        return judged[0].has_bytes if judged else capacity_bytes(run.machine)
+        judged = next(iter(workload.verdicts([parameters], run.machine)), None)
     except (SandtableError, ValueError):
         return None
+    return (capacity_bytes(run.machine), 0.0) if judged is None else (judged.has_bytes, judged.reserve_bytes)
 
 
 # --- tables ------------------------------------------------------------------------------------------------

@@ -17,6 +17,12 @@ from sandtable.workload.seam import Scenario
 
 RUNS = Path("runs")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+RECORDS_OF: dict[type[BaseModel], str] = {
+    Prediction: "prediction",
+    Measurement: "measurement",
+    Comparison: "comparison",
+}
+RECORDS = tuple(RECORDS_OF.values())
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -44,8 +50,7 @@ class RunFolder:
 
     def save(self, item: BaseModel, name: str | None = None) -> Path:
         """Write one record under its own file name, and return the path."""
-        names = {Prediction: "prediction", Measurement: "measurement", Comparison: "comparison"}
-        path = self.path / f"{name or names[type(item)]}.json"
+        path = self.path / f"{name or RECORDS_OF[type(item)]}.json"
         yaml_files.write_atomically(path, item.model_dump_json(by_alias=True, indent=1))
         return path
 
@@ -72,6 +77,11 @@ class RunFolder:
             where = ".".join(str(part) for part in fault["loc"])
             raise ConfigError(f"not a {name} record: {where}: {fault['msg']}", file=str(path)) from None
 
+    def written_ns(self) -> int:
+        """Return when a record was last written here, in nanoseconds; 0 for a folder that holds none."""
+        times = [path.stat().st_mtime_ns for name in RECORDS if (path := self.path / f"{name}.json").is_file()]
+        return max(times, default=0)
+
     def prediction(self) -> Prediction | None:
         """Return the prediction, if there is one."""
         return self.load(Prediction, "prediction")
@@ -86,24 +96,28 @@ class RunFolder:
 
 
 def open_run(name: str) -> RunFolder:
-    """Open a run folder by path, by name under ``runs/``, or ``latest``.
+    """Open a run folder by path, by name under ``runs/``, or ``latest``: the one that was last written to.
 
     Raises:
         ConfigError: no such run.
     """
-    runs = list_runs()
+    folders = list_runs()
+    runs = [run for run in folders if run.written_ns()]
     if name == "latest" and runs:
         return runs[-1]
     for path in (Path(name), RUNS / name):
         if path.is_dir():
             return RunFolder(path)
     known = ", ".join(run.path.name for run in runs[-3:]) or "none yet"
-    raise ConfigError(f"no run named {name!r} (latest: {known})")
+    others = ", ".join(str(run.path) for run in folders if run not in runs)
+    hint = "" if runs else "; simulate, run and check leave one" + (f", {others} is none" if others else "")
+    raise ConfigError(f"no run named {name!r} (latest: {known}){hint}")
 
 
 def list_runs(base: Path | None = None) -> list[RunFolder]:
-    """Return the run folders, oldest first."""
+    """Return the folders of runs by the time they were last written to, the latest last, whatever they are called."""
     folder = base or RUNS
     if not folder.is_dir():
         return []
-    return [RunFolder(path) for path in sorted(folder.iterdir()) if path.is_dir()]
+    found = [RunFolder(path) for path in folder.iterdir() if path.is_dir()]
+    return sorted(found, key=lambda run: (run.written_ns(), run.path.name))

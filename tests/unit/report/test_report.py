@@ -252,12 +252,10 @@ def test_time_data() -> None:
 
 
 def test_memory_lies_beside_what_there_is() -> None:
-    data = plots.memory_data([(a_prediction(), 8.0 * 2**30), (a_measurement(), 8.0 * 2**30)])
-    assert [row[2:] for row in data.rows] == [
-        ["weights", 3 * 2.0**30],
-        ["cache", 2.0**30],
-        ["capacity", 8 * 2.0**30],
-    ]
+    data = plots.memory_data([(a_prediction(), (6.0, 2.0)), (a_measurement(), (6.0, 2.0))])
+    shown = {row[2]: row[3] for row in data.rows}
+    assert shown == {"weights": 3 * 2.0**30, "cache": 2.0**30, "kept for the system": 2.0, "there is": 8.0}
+    assert "kept" not in str(plots.memory_data([(a_prediction(), (8.0, 0.0))]).rows)
     assert plots.memory_data([(a_prediction(), None)]).rows[-1][2] == "cache"
 
 
@@ -317,7 +315,7 @@ def test_every_figure_is_drawn_from_its_data(comparison: Comparison, machine: Ma
             (plots.interval_figure, plots.interval_data(compared)),
             (plots.spread_figure, plots.spread_data(a_prediction(metrics={} if empty else a_prediction().metrics))),
             (plots.time_figure, plots.time_data(results)),
-            (plots.memory_figure, plots.memory_data([(result, 1e10) for result in results])),
+            (plots.memory_figure, plots.memory_data([(result, (8e9, 2e9)) for result in results])),
             (plots.spread_figure, plots.cost_data(results)),
             (plots.latency_figure, plots.latency_data(prediction, measurement)),
             (plots.storage_figure, plots.storage_data(storage)),
@@ -446,7 +444,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 def test_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such run folder"):
         run_report.write_report([tmp_path / "nowhere"], tmp_path / "x.html")
-    with pytest.raises(ConfigError, match="hold no prediction"):
+    with pytest.raises(ConfigError, match="run: no prediction, measurement or comparison to report"):
         run_report.write_report([save(tmp_path / "run")], tmp_path / "x.html")
     (tmp_path / "run" / "prediction.json").write_text("{}")
     with pytest.raises(ConfigError, match="not a prediction record"):

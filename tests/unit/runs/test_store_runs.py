@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,17 +46,27 @@ def test_two_runs_in_one_second_get_two_folders(in_tmp: Path) -> None:
 
 
 def test_runs_are_found_by_path_name_and_latest(in_tmp: Path) -> None:
-    first, second = RunFolder.create("a"), RunFolder.create("b")
-    assert [run.path for run in run_folder.list_runs()] == [first.path, second.path]
+    # the latest by time, whatever the names say; a folder of something else is none
+    Path("runs/findings").mkdir(parents=True)
+    first, second = RunFolder.create("a"), RunFolder(Path("runs/0_moved_here"))
+    for run in (first, second):
+        run.path.mkdir(exist_ok=True)
+        (run.path / "prediction.json").write_text("{}")
+    os.utime(first.path / "prediction.json", ns=(0, (second.path / "prediction.json").stat().st_mtime_ns - 1))
+    assert [run.path for run in run_folder.list_runs()] == [Path("runs/findings"), first.path, second.path]
     assert run_folder.open_run("latest").path == second.path
     assert run_folder.open_run(first.path.name).path == first.path
     assert run_folder.open_run(str(first.path)).path == first.path
 
 
 def test_a_run_that_is_not_there(in_tmp: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no run named 'latest' \(latest: none yet\)"):
+    with pytest.raises(ConfigError, match=r"no run named 'latest' \(latest: none yet\); simulate, run"):
+        run_folder.open_run("latest")
+    Path("runs/findings").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"none yet.*, runs/findings is none"):
         run_folder.open_run("latest")
     run = RunFolder.create("made_up")
+    (run.path / "prediction.json").write_text("{}")
     with pytest.raises(ConfigError, match=f"no run named 'nothing' .*{run.path.name}"):
         run_folder.open_run("nothing")
 
