@@ -5,7 +5,8 @@
     SandtableError                 1
     ├── ConfigError                2   bad usage or configuration: file, line, what to write instead
     │   ├── UnknownName            2   no device, workload or scenario of that name, with suggestions
-    │   └── StoreError             2   a weight store that is truncated, altered or of another geometry
+    │   ├── StoreError             2   a weight store that is truncated, altered or of another geometry
+    │   └── InUse                  2   another process works on the same thing: which, and since when
     ├── PlanError                  2   a plan that cannot be: a cycle, an op no device here can serve
     ├── CheckFailed                3   a prediction or a threshold missed
     ├── NoDevice                   4   hardware, driver or optional package missing
@@ -63,6 +64,10 @@ class UnknownName(ConfigError):
 
 class StoreError(ConfigError):
     """A weight store on disk that is truncated, altered or of another geometry."""
+
+
+class InUse(ConfigError):
+    """Another process works on what two would spoil together."""
 
 
 class PlanError(SandtableError):

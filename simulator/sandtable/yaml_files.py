@@ -6,10 +6,8 @@ YAML is read as version 1.2 by ruamel: duplicate keys are refused, ``989e12`` is
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +22,8 @@ from ruamel.yaml.reader import ReaderError
 
 from sandtable import units
 from sandtable.errors import ConfigError, did_you_mean
+from sandtable.system import checksums
+from sandtable.system.atomic_files import write_atomically as write_atomically  # noqa: PLC0414
 from sandtable.text_files import read_text
 
 M = TypeVar("M", bound=BaseModel)
@@ -49,9 +49,11 @@ def read_yaml(path: Path) -> CommentedMap:
     """Read one YAML mapping, keeping line numbers.
 
     Raises:
-        ConfigError: not readable, not YAML, a duplicate key, or not a mapping.
+        ConfigError: not readable, not YAML, a duplicate key, not a mapping, or not what its digest says.
     """
-    return parse_yaml(read_text(path, MOST_BYTES), str(path))
+    text = read_text(path, MOST_BYTES)
+    checksums.check_yaml(text, str(path))
+    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, file: str) -> CommentedMap:
@@ -229,20 +231,6 @@ def dump_yaml(data: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     writer.dump(dict(data), stream)
     return stream.getvalue()
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file beside its final name and rename it, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def set_path(data: Any, dotted: str, value: Any) -> None:

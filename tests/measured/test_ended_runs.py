@@ -48,7 +48,7 @@ def test_a_polite_end_loses_nothing(machine: Machine, tmp_path: Path, ending: si
     running.send_signal(ending)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130, said
-    assert "what was finished is saved" in said
+    assert "what was finished is saved: go on with 'sandtable check --resume runs/" in said
     (folder,) = (tmp_path / "runs").iterdir()
     saved = json.loads((folder / "comparison.json").read_text())
     assert saved["verdict"] == "inconclusive"
@@ -56,7 +56,19 @@ def test_a_polite_end_loses_nothing(machine: Machine, tmp_path: Path, ending: si
     assert len(saved["comparisons"]) > 0
     # the scenario as it was kept says how many repeats there are: a shorter one is finished at once
     scenario = folder / "scenario.yaml"
-    scenario.write_text(scenario.read_text().replace("repeats: 40", "repeats: 3"))
+    changed = scenario.read_text().replace("repeats: 40", "repeats: 3")
+    scenario.write_text(changed)
+    refused = subprocess.run(
+        command("check", "--resume", "latest"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "scenario.yaml:1: does not match its digest" in refused.stderr
+    scenario.write_text(changed.partition("\n")[2])
     done = subprocess.run(
         command("check", "--resume", "latest", "--format", "json"),
         cwd=tmp_path,

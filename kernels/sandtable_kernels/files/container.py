@@ -11,7 +11,8 @@ Layout, all integers little-endian::
     ...  u32 each CRC-32 of every block, right after the JSON
 
 A file is written beside its final name, with the header last, and renamed when it is safely on the disk: a name
-that exists is a file that was finished. Beside it, ``NAME.verified`` remembers that a full check has passed.
+that exists is a file that was finished. One process at a time writes it. Beside it, ``NAME.verified`` remembers that a
+full check has passed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.errors import ConfigError, DoesNotFit, MeasureError, SandtableError, StoreError
+from sandtable.system import atomic_files, locks
 from sandtable.units import format_bytes
 from sandtable_kernels.files import buffers
 
@@ -158,11 +160,13 @@ def write(
 
     Raises:
         ConfigError: the file exists, or the folder cannot be written.
+        InUse: another process is writing it.
         DoesNotFit: the disk is too small. Whatever is raised, no new file is left behind.
     """
     _check_replaceable(path, replace)
-    forget(path)
     with replacing(path, header.file_bytes) as file:
+        _check_replaceable(path, replace)  # another process may have been quicker
+        forget(path)
         sums = _write_blocks(file, header, fill, row_bytes, progress)
         full = dataclasses.replace(header, checksums=tuple(sums))
         file.write_at(0, np.frombuffer(full.pack(), np.uint8))
@@ -286,16 +290,15 @@ def forget(path: Path) -> None:
 
 
 class LargeFile:
-    """A file open for writing in large pieces, past the page cache where the file system allows it."""
+    """A file beside ``path``, open for writing in large pieces, past the page cache where the file system allows it."""
 
     def __init__(self, path: Path) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
         self._direct = True
         try:
-            self._fd = os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o644)
+            self.path, self._fd = atomic_files.create_part(path, getattr(os, "O_DIRECT", 0))
         except OSError:
             self._direct = False
-            self._fd = os.open(path, flags, 0o644)
+            self.path, self._fd = atomic_files.create_part(path)
 
     def write_at(self, offset: int, piece: Bytes) -> None:
         """Write all bytes of ``piece`` at ``offset``; pieces of whole pages bypass the cache."""
@@ -334,28 +337,28 @@ def replacing(path: Path, n_bytes: int) -> Iterator[LargeFile]:
 
     Raises:
         ConfigError: the folder cannot be written.
+        InUse: another process is writing this file.
         DoesNotFit: less than ``n_bytes`` are free, before or while writing.
         MeasureError: the disk answered with an error. On any exception, the unfinished file is removed.
     """
+    atomic_files.sweep(path.parent)
     check_free(path, n_bytes)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        file = LargeFile(partial)
-    except OSError as error:
-        raise ConfigError(f"cannot be written: {error.strerror}", file=str(path)) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.claimed(path, "is writing this file"))
+            file = LargeFile(path)
+        except OSError as error:
+            raise ConfigError(f"cannot be written: {error.strerror}", file=str(path)) from error
+        stack.callback(file.close)
         try:
             yield file
             file.finish()
-        finally:
-            file.close()
-        partial.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise _explain(path, n_bytes, error) from error
-        raise
+            file.path.replace(path)
+        except BaseException as error:
+            file.path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise _explain(path, n_bytes, error) from error
+            raise
     _sync_folder(path.parent)
 
 

@@ -33,6 +33,7 @@ from sandtable.hardware import (
     library,
 )
 from sandtable.runs import measure
+from sandtable.system import limits
 
 
 def fit_machine(
@@ -150,7 +151,7 @@ def _memory(timings: Sequence[Timing], method: str) -> Memory:
         name="this_memory",
         title="Main memory",
         datasheet=MemoryDatasheet(
-            technology="DRAM", capacity_bytes=float(measure.total_memory_bytes()), bandwidth_bytes_per_s=bandwidth
+            technology="DRAM", capacity_bytes=float(limits.memory_bytes()), bandwidth_bytes_per_s=bandwidth
         ),
         fitted=MemoryFit(ops=fits),
         sources={

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sandtable import units, yaml_files
+from sandtable import units
 from sandtable.calibration import host_timing, this_host
 from sandtable.calibration.calibrated import Calibrated
 from sandtable.calibration.gpu import gpu_fit, recordings
@@ -18,6 +18,7 @@ from sandtable.calibration.host_timing import Settings
 from sandtable.demand.instruments import storage_cross_check
 from sandtable.errors import CalibrationError, ConfigError, NoDevice
 from sandtable.hardware import Machine, library
+from sandtable.system import atomic_files
 
 QUICK_FILE_BYTES = 1 << 30
 FULL_FILE_BYTES = 4 << 30
@@ -106,7 +107,7 @@ def _host(
     with _test_folder(settings.folder, keep_file):
         found = this_host.calibrate(settings, base)
         curve = [] if cross_check is None else cross_checked(found.machine, settings)
-    library.save_component(found.machine, output)
+    library.save_measured(found.machine, output)
     return replace(found, cross_check=curve)
 
 
@@ -154,14 +155,14 @@ def _with_gpus(
     observed = recordings.observe(gpus, quick=quick, progress=progress)
     recording = observed.recording()
     if record is not None:
-        yaml_files.write_atomically(record, recording.to_json())
+        atomic_files.write_atomically(record, recording.to_json())
     try:
         method = f"sandtable calibrate{' --quick' if quick else ''}"
         fitted = gpu_fit.fitted(found.machine, recording, method)
     except (CalibrationError, ConfigError) as error:
         # too few points to fit, which is no surprise where it broke off
         raise observed.broken_by or error from None
-    library.save_component(fitted.machine, output)
+    library.save_measured(fitted.machine, output)
     if observed.broken_by is not None:
         raise observed.broken_by
     # a launch is a constant, and the machine's law of transfers is the one of pinned memory

@@ -15,6 +15,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from sandtable import yaml_files
 from sandtable.hardware import Frozen, library
+from sandtable.system import atomic_files, checksums
 
 SECTION = "fitted"
 
@@ -32,7 +33,9 @@ def put_fit(path: Path, dotted: str, fit: Frozen, source: str) -> None:
         ConfigError: the file would not load any more; it is left as it was.
     """
     with _locked(path.parent):
-        data = _yaml().load(path.read_text(encoding="utf-8"))
+        before = path.read_text(encoding="utf-8")
+        checksums.check_yaml(before, str(path))
+        data = _yaml().load(before)
         if not isinstance(data.get(SECTION), CommentedMap):
             data.pop(SECTION, None)
             data.insert(list(data).index("sources"), SECTION, CommentedMap())
@@ -40,7 +43,9 @@ def put_fit(path: Path, dotted: str, fit: Frozen, source: str) -> None:
         data["sources"][dotted] = source
         text = _text(data)
         library.load_data(yaml_files.parse_yaml(text, str(path)), path)
-        yaml_files.write_atomically(path, text)
+        if checksums.is_sealed_yaml(before):
+            text = checksums.sealed_yaml(text.partition("\n")[2])
+        atomic_files.write_atomically(path, text)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import errno
 import signal
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,6 +19,7 @@ from sandtable.cli import calibrate_command, library_commands, scenario_commands
 from sandtable.cli.options import app
 from sandtable.cli.terminal import say
 from sandtable.errors import ConfigError, DoesNotFit, SandtableError
+from sandtable.system import limits
 
 # importing a module of commands adds them to the application, in this order
 COMMANDS = (library_commands, scenario_commands, study_commands, calibrate_command)
@@ -42,8 +43,7 @@ def root(
 
 def main() -> None:
     """Run the command line; every deliberate error leaves with its own exit code and one sentence."""
-    # whoever ends a program politely gets what Ctrl-C gets: the finished part is compared and saved
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = _end_politely()
     try:
         app(prog_name="sandtable")
     except SandtableError as error:
@@ -51,19 +51,44 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:
-        # a file or folder that the user named: a full disk does not fit, all else is the wrong name
+        # a file or folder that the user named: a full disk or memory does not fit, all else is the wrong name
         name = error.filename2 or error.filename
         where = "" if name is None else f"{name}: "
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
         _leave(f"{where}{error.strerror or error}", DoesNotFit.exit_code if full else ConfigError.exit_code)
+    except MemoryError as error:
+        _leave(limits.out_of_memory(error), DoesNotFit.exit_code)
     except (KeyboardInterrupt, SystemExit) as left:
         # typer turns an interruption into this exit code
         code = INTERRUPTED if isinstance(left, KeyboardInterrupt) else left.code
         if code == INTERRUPTED:
-            say("sandtable: interrupted; what was finished is saved")
+            say(f"sandtable: interrupted; {'; '.join(_kept(left)) or 'nothing was finished yet'}")
         sys.exit(code)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_politely() -> dict[int, Any]:
+    """Give whoever ends a program what Ctrl-C gives, so that the finished part is saved; return the handlers before.
+
+    What is ignored, as by ``nohup``, stays ignored.
+    """
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    return before
+
+
+def _kept(left: BaseException) -> list[str]:
+    """Return what those whom an interruption passed say that they saved, as notes on it."""
+    found: list[str] = []
+    cause: BaseException | None = left
+    while cause is not None:
+        found += getattr(cause, "__notes__", [])
+        cause = cause.__cause__ or cause.__context__
+    return list(dict.fromkeys(found))
 
 
 def _leave(sentence: str, code: int) -> NoReturn:

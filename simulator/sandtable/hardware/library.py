@@ -19,7 +19,8 @@ from sandtable import hardware, units
 from sandtable.errors import ConfigError, UnknownName, did_you_mean
 from sandtable.hardware import Component, Frozen
 from sandtable.hardware.lookup import overrides as setting
-from sandtable.yaml_files import blame, dump_yaml, line_of, read_key, read_yaml, validate, write_atomically
+from sandtable.system import atomic_files, checksums
+from sandtable.yaml_files import blame, dump_yaml, line_of, read_key, read_yaml, validate
 
 SEARCH_PATH_VARIABLE = "SANDTABLE_PATH"
 THIS_MACHINE = "this_machine"
@@ -425,4 +426,9 @@ def _yaml_value(value: Any, quantity: str | None) -> Any:
 
 def save_component(component: Component, path: Path) -> None:
     """Write a device file atomically, in the form that `load_file` reads."""
-    write_atomically(path, dump_yaml(to_yaml_data(component)))
+    atomic_files.write_atomically(path, dump_yaml(to_yaml_data(component)))
+
+
+def save_measured(machine: hardware.Machine, path: Path) -> None:
+    """Write a machine file whose numbers were measured: with a digest, which `load_file` holds them to."""
+    atomic_files.write_atomically(path, checksums.sealed_yaml(dump_yaml(to_yaml_data(machine))))

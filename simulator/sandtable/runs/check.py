@@ -77,7 +77,7 @@ def resume(base: RunFolder, context: ExecutionContext) -> tuple[Comparison, list
     """Do what is left of a check that was ended; predictions stay those that were written down before.
 
     Raises:
-        ConfigError: the folder holds no check, or a part of it is missing.
+        ConfigError: the folder holds no check, or a part of it is missing or damaged.
         KeyboardInterrupt: as from `check`.
     """
     found = base.load(CheckList, CHECK)
@@ -91,6 +91,9 @@ def _finished(checked: Sequence[Checked], context: ExecutionContext, base: RunFo
     """Do all runs that are missing, and compare; what ends them early is passed on after that."""
     try:
         _rounds(checked, context)
+    except KeyboardInterrupt as ended:
+        ended.add_note(f"what was finished is saved: go on with 'sandtable check --resume {base.path}'")
+        raise
     finally:
         comparison = _compare(checked, base)
         base.save(comparison)

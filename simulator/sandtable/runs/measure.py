@@ -24,6 +24,7 @@ from sandtable.hardware import Frozen, Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement, Metric, distribution, measured_metric, point
 from sandtable.runs import energy, predict, reduction
+from sandtable.system import limits
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
 LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable")
@@ -267,7 +268,7 @@ def environment() -> dict[str, str]:
     found = {
         "cpu": cpu_model(),
         "cpus": str(threads()),
-        "memory": f"{total_memory_bytes() / 2**30:.1f} GiB",
+        "memory": f"{limits.memory_bytes() / 2**30:.1f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "load_1min": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "",
@@ -289,17 +290,6 @@ def cpu_model() -> str:
             if key.strip() in ("model name", "Hardware", "Processor"):
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-def total_memory_bytes() -> int:
-    """Return the memory of the machine (or of its control group, if that is less), in bytes."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file():
-        text = limit.read_text().strip()
-        if text.isdigit():
-            return min(total, int(text))
-    return total
 
 
 def execution_context(folder: Path, progress: Callable[[str], None] | None = None) -> ExecutionContext:

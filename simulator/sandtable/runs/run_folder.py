@@ -13,6 +13,7 @@ from sandtable import yaml_files
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, library
 from sandtable.results import Comparison, Measurement, Prediction
+from sandtable.system import atomic_files, checksums
 from sandtable.workload.seam import Scenario
 
 RUNS = Path("runs")
@@ -51,27 +52,28 @@ class RunFolder:
     def save(self, item: BaseModel, name: str | None = None) -> Path:
         """Write one record under its own file name, and return the path."""
         path = self.path / f"{name or RECORDS_OF[type(item)]}.json"
-        yaml_files.write_atomically(path, item.model_dump_json(by_alias=True, indent=1))
+        text = item.model_dump_json(by_alias=True, indent=1)
+        atomic_files.write_atomically(path, checksums.sealed_json(text))
         return path
 
     def save_inputs(self, scenario: Scenario, machine: Machine) -> None:
         """Write the scenario and the machine as they were used."""
-        yaml_files.write_atomically(
-            self.path / "scenario.yaml", yaml_files.dump_yaml(scenario.model_dump(mode="json", by_alias=True))
-        )
-        library.save_component(machine, self.path / "machine.yaml")
+        text = yaml_files.dump_yaml(scenario.model_dump(mode="json", by_alias=True))
+        atomic_files.write_atomically(self.path / "scenario.yaml", checksums.sealed_yaml(text))
+        library.save_measured(machine, self.path / "machine.yaml")
 
     def load(self, model: type[M], name: str) -> M | None:
         """Read one record back; None when the run has none.
 
         Raises:
-            ConfigError: a file that is not such a record.
+            ConfigError: a file that is not such a record, or that was damaged.
         """
         path = self.path / f"{name}.json"
         if not path.is_file():
             return None
+        data = checksums.checked_json(path.read_bytes(), str(path))
         try:
-            return model.model_validate_json(path.read_text())
+            return model.model_validate_json(data)
         except ValidationError as error:
             fault = error.errors()[0]
             where = ".".join(str(part) for part in fault["loc"])

@@ -6,6 +6,7 @@ import pytest
 from sandtable import hardware, yaml_files
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import library
+from sandtable.system import atomic_files
 
 DRIVE = """\
 schema: 1
@@ -176,7 +177,7 @@ def test_writing_and_reading_back_changes_nothing(tmp_path: Path) -> None:
 
 class TestWriteAtomically:
     def test_it_writes_and_makes_the_folder(self, tmp_path: Path) -> None:
-        yaml_files.write_atomically(tmp_path / "new" / "file", "text")
+        atomic_files.write_atomically(tmp_path / "new" / "file", "text")
         assert (tmp_path / "new" / "file").read_text() == "text"
         assert [p.name for p in (tmp_path / "new").iterdir()] == ["file"]
 
@@ -190,6 +191,6 @@ class TestWriteAtomically:
 
         monkeypatch.setattr(os, "replace", fail)
         with pytest.raises(OSError, match="disk full"):
-            yaml_files.write_atomically(path, "new")
+            atomic_files.write_atomically(path, "new")
         assert path.read_text() == "old"
         assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -117,3 +117,20 @@ def test_a_run_lies_in_the_folder_of_runs_whatever_its_name(name: str, in_tmp: P
     assert run.path.parent == run_folder.RUNS
     assert run.path.name.endswith("mine") or "mine" in run.path.name or run.path.name.endswith("a_b_c")
     assert [found.path for found in run_folder.list_runs()] == [run.path]
+
+
+def test_a_changed_number_in_a_record_is_refused_by_name(in_tmp: Path) -> None:
+    run = RunFolder.create("made_up")
+    path = run.save(a_prediction(1.5))
+    path.write_text(path.read_text().replace("1.5", "1.6", 1))
+    with pytest.raises(ConfigError, match=r"prediction.json: does not match its digest"):
+        run.prediction()
+    path.write_text("\n".join(line for line in path.read_text().split("\n") if '"digest"' not in line))
+    assert run.prediction() is not None  # whoever means the change says so
+
+
+def test_bytes_that_are_no_text_are_refused(in_tmp: Path) -> None:
+    run = RunFolder.create("made_up")
+    (run.path / "measurement.json").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"measurement.json: not a measurement record"):
+        run.measurement()

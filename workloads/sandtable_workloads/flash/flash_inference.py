@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_args
 from sandtable.demand.plan import Plan
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Frozen, Machine
-from sandtable.runs.measure import total_memory_bytes
+from sandtable.system import limits
 from sandtable.units import format_bytes, format_count
 from sandtable.workload.seam import Execution, ExecutionContext, Workload
 from sandtable_workloads.flash import model_files
@@ -62,7 +62,7 @@ class FlashInferenceWorkload(Workload[FlashInference]):
 
     def prepare(self, parameters: FlashInference, machine: Machine, seed: int, context: ExecutionContext) -> None:
         """Write the model's files, unless they are there already, and check that the rest fits into memory."""
-        needed, has = sum(self.plan(parameters, machine, seed).memory_bytes.values()), total_memory_bytes()
+        needed, has = sum(self.plan(parameters, machine, seed).memory_bytes.values()), limits.memory_bytes()
         if needed > 0.9 * has:
             raise DoesNotFit(
                 f"{parameters.geometry} on rung {parameters.rung} keeps {format_bytes(needed)} in memory and this "

@@ -24,6 +24,7 @@ from sandtable import yaml_files
 from sandtable.errors import CalibrationError, ConfigError, UnknownName, missing_extra
 from sandtable.hardware import Frozen
 from sandtable.runs import run_folder
+from sandtable.system import atomic_files
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.presets import shape_for
 from sandtable_workloads.transformer.shapes import ModelShape
@@ -196,7 +197,7 @@ def law_named(name: str) -> Law:
 
 def save(law: Law, path: Path) -> None:
     """Write a law to a file that `law_named` reads."""
-    yaml_files.write_atomically(path, yaml_files.dump_yaml(law.model_dump(mode="json")))
+    atomic_files.write_atomically(path, yaml_files.dump_yaml(law.model_dump(mode="json")))
 
 
 # --- money -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,84 @@
+"""How much memory this process may take: what the machine has, or the least limit that stands above it."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from sandtable import units
+
+# in control groups of version 1, "no limit" is a number near 2^63
+_UNLIMITED = 1 << 60
+
+
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Return the memory that this process may use, in bytes.
+
+    The least of the machine's, of every control group around the process (versions 1 and 2, nested ones too), and of
+    the limit of address space (``ulimit -v``), of which what libraries have mapped and not filled is spent already.
+    ``root`` is where ``proc`` and ``sys`` lie.
+    """
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *group_limits(root), *_address_space(root)])
+
+
+def _address_space(root: Path) -> Iterator[int]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        status = _text(root / "proc/self/status")
+        mapped, filled = (
+            int(found[1]) << 10 if (found := re.search(rf"{name}:\s+(\d+) kB", status)) else 0
+            for name in ("VmSize", "VmRSS")
+        )
+        yield max(0, soft - mapped + filled)
+
+
+def group_limits(root: Path = Path("/")) -> list[int]:
+    """Return the limits of memory, in bytes, of every control group around this process; those without one aside.
+
+    See cgroups(7): ``/proc/self/cgroup`` names the group in each hierarchy, and a limit of any group above counts too.
+    """
+    found = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, name = rest.partition(":")
+        if number == "0" and not controllers:
+            found += [_limit(group / "memory.max") for group in _groups(root / "sys/fs/cgroup", name)]
+            found += [_limit(group / "memory.max") for group in _groups(root / "sys/fs/cgroup/unified", name)]
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+            found += [_limit(group / "memory.limit_in_bytes") for group in _groups(base, name)]
+    return [limit for limit in found if limit is not None]
+
+
+def _groups(base: Path, name: str) -> Iterator[Path]:
+    """Yield a group and those around it; inside a container the base itself may be the group."""
+    relative = PurePosixPath(name.lstrip("/"))
+    for part in (relative, *relative.parents):
+        if ".." not in part.parts:
+            yield base / part
+
+
+def _limit(file: Path) -> int | None:
+    text = _text(file).strip()
+    return int(text) if text.isdecimal() and int(text) < _UNLIMITED else None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def out_of_memory(error: BaseException | str = "") -> str:
+    """Say in one sentence that memory ran out, what asked for it, and what this process may use."""
+    asked = " ".join(str(error).split())
+    return (
+        f"out of memory{f' ({asked[:160]})' if asked else ''}: this process may use "
+        f"{units.format_bytes(memory_bytes())}; take a smaller model or batch, or raise the limit (ulimit -v, control "
+        "group)"
+    )
