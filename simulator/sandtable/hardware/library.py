@@ -366,6 +366,14 @@ def price_rows(provider: str, instance: str | None) -> tuple[hardware.PriceRow, 
     return tuple(row for row in prices.price if row.instance == instance)
 
 
+@lru_cache(maxsize=16)
+def load_stack(name: str) -> hardware.Stack:
+    """Load software by library name or path, with the constants of what it names."""
+    stack = load_component("stack", name)
+    assert isinstance(stack, hardware.Stack)
+    return _with_pooled(stack)
+
+
 def _with_pooled(stack: hardware.Stack) -> hardware.Stack:
     """Return a stack with the constants that the files of the software it names were given; its own stay."""
     tables = {} if stack.fitted is None else dict(stack.fitted.operators)

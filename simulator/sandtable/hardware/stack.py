@@ -67,10 +67,12 @@ class Stack(Component):
 
     ``software`` names, by operator, whose fitted constants apply, and where a variant or one element type has others,
     by that too: ``{gemm: vllm, gemm.fp8_block: vllm_fp8_block}``. If it says nothing, those under the stack's own name
-    apply, or ``own`` ones, of kernels that belong to no software.
+    apply, or ``own`` ones, of kernels that belong to no software. ``best_case`` says that it stands for the least that
+    software has to do (no temporaries, no waiting for the host), which none in use reaches.
     """
 
     kind: Literal["stack"]
     datasheet: StackDatasheet
     software: dict[str, str] = Field(default_factory=dict)
+    best_case: bool = False
     fitted: StackFit | None = None

@@ -137,6 +137,7 @@ def search(
     changed = {"stack": case.scenario.stack} if case.scenario.stack else {}
     named = [name.strip() for name in machines.split(",")] if machines else []
     loaded = [library.load_machine(name, changed) for name in named] or [case.machine]
+    loaded = [scenarios.equipped(machine, case.workload) for machine in loaded]
     priced = [at_spot(machine) for machine in loaded] if spot else loaded
     limits = {TIME: (within, "s", "--within"), COST: (budget, "USD", "--budget")}
     constraints = {m: limit(text, unit, option) for m, (text, unit, option) in limits.items() if text is not None}

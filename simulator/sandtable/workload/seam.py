@@ -117,6 +117,10 @@ class Workload(ABC, Generic[P]):
     # what the work is priced by, as in usd_per_<name>, and how many units of work that is, such as ("mtok", 1e6)
     priced_unit: ClassVar[tuple[str, float] | None] = None
 
+    def usual_stack(self, machine: Machine) -> str | None:
+        """Return the software that people run this on, for a machine that names none; None for the generic one."""
+        return None
+
     def plan(self, parameters: P, machine: Machine, seed: int) -> Plan:
         """Return the demand of the workload on a machine of that size, where it is known in advance.
 

@@ -45,6 +45,10 @@ class FinetuningWorkload(Workload[Finetuning]):
         "no weights are loaded here; simulate it, or run all weights as slm_training"
     )
 
+    def usual_stack(self, machine: Machine) -> str:
+        """See `Workload.usual_stack`: what the operations of adapters were counted in."""
+        return "litgpt"
+
     def plan(self, parameters: Finetuning, machine: Machine, seed: int) -> Plan:
         """Return the steps of a run; see `sandtable_workloads.finetuning.finetuning_plan`.
 

@@ -38,6 +38,10 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
     memory_tolerance_frac: ClassVar[float] = 0.10
     headlines: ClassVar[tuple[str, ...]] = ("tokens_per_s", "training_s", "training_usd", "usd_per_mtok")
 
+    def usual_stack(self, machine: Machine) -> str:
+        """See `Workload.usual_stack`: eager PyTorch."""
+        return "pytorch_cpu" if machine.accelerator is None else "pytorch_eager"
+
     def plan(self, parameters: SlmTraining, machine: Machine, seed: int) -> Plan:
         """Return the steps of a run; see `sandtable_workloads.training.training_plan`.
 

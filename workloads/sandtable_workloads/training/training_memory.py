@@ -46,6 +46,8 @@ KINDS = (
     "recomputed layer",
     "reserved",
 )
+# kinds that a step makes and drops
+COME_AND_GO = ("activations", "attention scores", "logits and loss", "recomputed layer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Saved:
         score_work: Of one score beyond that, while one layer's gradients are computed and its FFN's are gone.
         logit: Of one logit at the peak around the loss.
         bucket: Of one gradient in a bucket of its own, where gradients are no views of the buckets.
-        optimizer_work: Of one parameter while the optimiser's step goes on.
+        optimizer_work: Of one byte of what an optimiser over lists of tensors makes a copy of, while its step goes on.
     """
 
     norm: float
@@ -307,12 +309,21 @@ def memory_of_configuration(
     """
     saved = Saved.of(stack, c.item_bytes)
     moments = [moment for place in places(c) for moment in _moments(p, c, saved, place)]
-    kinds = _fullest(moments)
     if stack is not None and on_accelerator:
-        share = stack.datasheet.fragmented_frac
-        # what the allocator holds between tensors comes on top of them
-        kinds["reserved"] = stack.datasheet.reserved_bytes + sum(kinds.values()) * share / (1 - share)
+        moments = [moment | {"reserved": _reserved(moment, stack)} for moment in moments]
+    kinds = _fullest(moments)
     return {kind: size for kind, size in kinds.items() if np.any(np.asarray(size) > 0)}
+
+
+def _reserved(moment: Mapping[str, Number], stack: Stack) -> Number:
+    """Return what the software takes for itself, and what its allocator holds between tensors.
+
+    Gaps open between tensors of different sizes that come and go. At the optimiser's step activations have gone, whole
+    segments are free, and the allocator gives those back before it fails (PyTorch, CUDACachingAllocator.cpp,
+    ``release_cached_blocks``): what is left has segments of its own.
+    """
+    share = 0.0 if moment.keys().isdisjoint(COME_AND_GO) else stack.datasheet.fragmented_frac
+    return stack.datasheet.reserved_bytes + sum(moment.values()) * share / (1 - share)
 
 
 def _fullest(moments: Sequence[Mapping[str, Number]]) -> dict[str, Number]:
@@ -359,7 +370,7 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
     yield (
         always
         | {"gradients": held["gradients"], "gathered weights": np.minimum(gathered, place.outer_params / c.tensor)}
-        | {"optimizer work": n.split(c, SHARDING["zero_1"]) * saved.optimizer_work}
+        | {"optimizer work": n.split(c, SHARDING["zero_1"]) * saved.optimizer_work * p.moment_bytes}
     )
 
 
