@@ -41,7 +41,9 @@ def stack_of(case: scenarios.Case) -> str:
         ("slm_100m_a100", None, "pytorch_eager"),
         ("slm_100m_a100", "laptop_pcie4", "pytorch_cpu"),
         ("slm_1b_cloud", None, "huggingface_pytorch_2_3"),
-        ("slm_100m_a100", "desktop_rtx4090", "pytorch_cuda_eager"),
+        ("slm_100m_a100", "desktop_rtx4090", "pytorch_eager"),
+        ("flash_rtx4090", None, "pytorch_cuda_eager"),
+        ("finetune_7b_a100", "dgx_h100", "litgpt"),
         ("flash_laptop", None, "generic"),
     ],
 )
@@ -60,8 +62,9 @@ def test_the_best_case_is_had_by_its_name_and_says_so() -> None:
 
 
 def test_a_search_runs_on_the_same_software() -> None:
-    found = cheapest.find("slm_100m_a100", machines="dgx_a100_80gb", until="tokens=1B")
-    assert all(stack_of(loaded({})) == machine.stack.name for machine in found.search.machines if machine.stack)
+    found = cheapest.search("slm_100m_a100", machines="dgx_a100_80gb,dgx_h100", until=["tokens=1B"], most_devices=1)
+    stacks = {None if machine.stack is None else machine.stack.name for machine in found.outcome.machines}
+    assert stacks == {"pytorch_eager"}
 
 
 @pytest.mark.parametrize(("stack", "measured"), [(None, 3760), ("pytorch_compile", 4550)])

@@ -27,6 +27,12 @@ class FlashInferenceWorkload(Workload[FlashInference]):
     priced_unit: ClassVar[tuple[str, float] | None] = ("mtok", 1e6)
     headlines: ClassVar[tuple[str, ...]] = ("tokens_per_s", "usd_per_mtok")
 
+    def usual_stack(self, machine: Machine) -> str | None:
+        """See `Workload.usual_stack`: eager PyTorch on NVIDIA's cards."""
+        accelerator = machine.accelerator
+        of_nvidia = accelerator is not None and accelerator.device.name.startswith("nvidia_")
+        return "pytorch_cuda_eager" if of_nvidia else None
+
     def plan(self, parameters: FlashInference, machine: Machine, seed: int) -> Plan:
         """Return prefill, cold tokens and decode; see `sandtable_workloads.flash.token_demand`."""
         return plan_of(parameters, machine, seed)
