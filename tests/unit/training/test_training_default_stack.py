@@ -21,7 +21,7 @@ LLAMA = {
     "sequence_tokens": 4096,
     "sharding": "fsdp_full",
 }
-# foundation-model-stack/fms-acceleration scripts/benchmarks/refs/a100_80gb.csv @876e2ed6: full fine-tuning of Mistral-7B
+# foundation-model-stack/fms-acceleration scripts/benchmarks/refs/a100_80gb.csv @876e2ed6: Mistral-7B, all weights
 MISTRAL = {"model": "mistral_7b", "sequence_tokens": 4096, "micro_batch": 4, "checkpointing": "full"}
 MISTRAL_TENSOR_BYTES, MISTRAL_SMI_BYTES = 72.43e9, 75.4 * 2**30
 
