@@ -15,7 +15,7 @@ from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.results import Comparison, Measurement, Metric, Prediction, Result, TraceRow
 from sandtable.runs import predict
-from sandtable.runs.answers.answer_card import answered
+from sandtable.runs.answers.answer_card import answered, answering
 from sandtable.studies import evaluate
 from sandtable.studies.study import Study, load, pair
 from sandtable.table import Framed
@@ -147,7 +147,10 @@ def simulate(
 
     case = scenarios.load(str(scenario), changes=changes, machine=None if machine is None else str(machine))
     options = Options(trace=trace, per_request=per_request)
-    prediction, rows, found = predict.predict(case.scenario, case.workload, case.parameters, case.machine, options)
+    with answering(case):
+        prediction, rows, found = predict.predict(
+            case.scenario, case.workload, case.parameters, case.machine, options
+        )
     return Simulation(case=case, result=answered(prediction, case), recorder=found.recorder, trace=rows)
 
 
@@ -177,9 +180,10 @@ def run(
 
     case = scenarios.load(str(scenario), changes=changes, machine=None if machine is None else str(machine))
     context = measure.execution_context(Path(store), progress)
-    parameters, notes = case.workload.resolve(case.parameters, context)
-    case = replace(case, parameters=parameters)
-    measurement, executions = measure.measure(case.scenario, case.workload, parameters, case.machine, context)
+    with answering(case):
+        parameters, notes = case.workload.resolve(case.parameters, context)
+        case = replace(case, parameters=parameters)
+        measurement, executions = measure.measure(case.scenario, case.workload, parameters, case.machine, context)
     warnings = (*notes, *measurement.validity, *measurement.warnings)
     last = executions[-1]
     result = measurement.model_copy(update={"warnings": warnings})

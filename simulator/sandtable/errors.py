@@ -89,9 +89,10 @@ class NoDevice(SandtableError):
 
 
 class DoesNotFit(SandtableError):
-    """More memory or disk is needed than there is."""
+    """More memory or disk is needed than there is. ``answer`` is what that says to the question that was asked."""
 
     exit_code: ClassVar[int] = 5
+    answer: object | None = None
 
 
 class MeasureError(SandtableError):

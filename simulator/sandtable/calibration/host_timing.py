@@ -20,6 +20,7 @@ from sandtable.calibration.timing import Timing
 from sandtable.demand.kernel import Dims, Kernel, KernelContext, kernels
 from sandtable.errors import DoesNotFit, UnknownName
 from sandtable.runs import measure
+from sandtable.workload.progress import Step
 
 PARTS = ("storage", "memory", "compute")
 # operators of a framework and collectives between processes, measured where the framework is installed
@@ -97,7 +98,7 @@ def observe(settings: Settings) -> list[Timing]:
             done = index * len(work) + position
             left = settings.budget_s - (time.perf_counter() - begin)
             share = left / max(1, settings.passes * len(work) - done)
-            settings.progress(f"pass {index + 1} of {settings.passes}: {kernel.name} {describe(dims)}")
+            settings.progress(Step(f"{kernel.name} {describe(dims)}", done, settings.passes * len(work)))
             passes[item].append(_samples(kernel, dims, context, share, stream))
         if time.perf_counter() - begin > settings.budget_s * (index + 1.3) / (index + 1) and index >= 1:
             break

@@ -26,6 +26,7 @@ SetOption = Annotated[
 MachineOption = Annotated[
     str | None, typer.Option("--machine", help="Machine name or file instead of the scenario's.")
 ]
+FullOption = Annotated[bool, typer.Option("--full", help="Print all numbers behind the answer.")]
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder for the model files that real runs read.")]
 TraceOption = Annotated[Path | None, typer.Option("--trace", help="Write a Perfetto timeline to this file.")]
 ReportOption = Annotated[Path | None, typer.Option("--report", help="Write an HTML report to this file.")]

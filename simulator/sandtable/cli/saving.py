@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from sandtable.results import TraceRow
 
 
-def save_run(found: Simulation | RealRun) -> Path:
-    """Keep a result in a run folder of its own, and return the folder."""
+def save_run(found: Simulation | RealRun, *, hint: bool = False) -> Path:
+    """Keep a result in a run folder of its own, and return the folder; ``hint`` says how to see all of it."""
     from sandtable.runs import run_folder
 
     folder = run_folder.RunFolder.create(found.case.scenario.name)
     folder.save(found.result)
     folder.save_inputs(found.case.scenario, found.case.machine)
-    say(f"  saved {folder.path}")
+    say(f"  saved {folder.path}" + (": all numbers with --full, or 'sandtable show latest'" if hint else ""))
     return folder.path
 
 

@@ -9,6 +9,7 @@ import typer
 from sandtable.cli.options import (
     STORES,
     FormatOption,
+    FullOption,
     MachineOption,
     ReportOption,
     SetOption,
@@ -17,7 +18,7 @@ from sandtable.cli.options import (
     app,
 )
 from sandtable.cli.saving import check_thresholds, save_report, save_run, save_timeline
-from sandtable.cli.terminal import Format, emit, emit_comparison, emit_result, progress, say
+from sandtable.cli.terminal import Format, emit, emit_comparison, emit_result, progress, refusing, say
 from sandtable.errors import CheckFailed, ConfigError
 
 
@@ -28,6 +29,7 @@ def simulate(
     machine: MachineOption = None,
     trace: TraceOption = None,
     report: ReportOption = None,
+    full: FullOption = False,
     per_request: Annotated[
         bool, typer.Option("--per-request", help="Send every storage request through the engine on its own.")
     ] = False,
@@ -39,9 +41,10 @@ def simulate(
     from sandtable.workload import scenarios
 
     changes = scenarios.changes_of(settings)
-    found = api.simulate(scenario, changes, machine=machine, trace=trace is not None, per_request=per_request)
-    emit_result(found.prediction, format_)
-    folder = save_run(found)
+    with refusing(format_):
+        found = api.simulate(scenario, changes, machine=machine, trace=trace is not None, per_request=per_request)
+    emit_result(found.prediction, format_, full=full)
+    folder = save_run(found, hint=not full and format_ is Format.table)
     save_timeline(trace, found.trace, ())
     save_report([folder], report)
     check_thresholds(compare.check_thresholds(found.case.scenario.thresholds, found.prediction))
@@ -55,6 +58,7 @@ def run(
     store: StoreOption = STORES,
     trace: TraceOption = None,
     report: ReportOption = None,
+    full: FullOption = False,
     format_: FormatOption = Format.table,
 ) -> None:
     """Execute a scenario for real on this machine, and keep the measurement."""
@@ -62,10 +66,10 @@ def run(
     from sandtable.runs import compare
     from sandtable.workload import scenarios
 
-    with progress() as shown:
+    with refusing(format_), progress() as shown:
         found = api.run(scenario, scenarios.changes_of(settings), machine=machine, store=store, progress=shown)
-    folder = save_run(found)
-    emit_result(found.measurement, format_)
+    folder = save_run(found, hint=not full and format_ is Format.table)
+    emit_result(found.measurement, format_, full=full)
     save_timeline(trace, (), found.trace)
     save_report([folder], report)
     check_thresholds(compare.check_thresholds(found.case.scenario.thresholds, found.measurement))
@@ -83,6 +87,7 @@ def check(
     store: StoreOption = STORES,
     trace: TraceOption = None,
     report: ReportOption = None,
+    full: FullOption = False,
     format_: FormatOption = Format.table,
 ) -> None:
     """Predict, write the prediction down, run for real, and compare; exit code 3 when it is too far off."""
@@ -94,14 +99,14 @@ def check(
         raise ConfigError("check needs scenarios, --suite NAME or --resume RUN, one of the three")
     what = study.load(suite) if suite is not None else names or []
     changes = scenarios.changes_of(settings)
-    with progress() as shown:
+    with refusing(format_), progress() as shown:
         if resume is not None:
             found = api.resume(resume, store=store, progress=shown)
         else:
             found = api.check(what, changes, machine=machine, store=store, trace=trace is not None, progress=shown)
     comparison, checked = found.comparison, found.cases
-    emit_comparison(comparison, format_)
-    if found.baseline is not None and format_ in (Format.table, Format.md):
+    emit_comparison(comparison, format_, full=full)
+    if found.baseline is not None and (format_ is Format.md or (full and format_ is Format.table)):
         from sandtable.report import rendering
 
         emit(rendering.speedup_table(comparison, found.baseline), format_)
@@ -131,5 +136,6 @@ def whatif(
 
     if not settings:
         raise ConfigError("whatif needs at least one --set PATH=VALUE: the change to look at")
-    found = api.whatif(scenario, scenarios.changes_of(settings), machine=machine)
+    with refusing(format_):
+        found = api.whatif(scenario, scenarios.changes_of(settings), machine=machine)
     emit(rendering.difference_table(found.before, found.after), format_)

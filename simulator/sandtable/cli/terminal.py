@@ -6,9 +6,13 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+from sandtable import units
+from sandtable.errors import DoesNotFit
+from sandtable.workload.progress import Step
 
 if TYPE_CHECKING:
     from sandtable.results import Comparison, Result
@@ -25,25 +29,74 @@ class Format(StrEnum):
     md = "md"
 
 
+# what terminals without these characters get instead
+SPELLED = str.maketrans(
+    {
+        "✓": "+",
+        "✗": "-",
+        "±": "+/-",
+        "×": "x",
+        "→": "->",
+        "–": "-",
+        "−": "-",
+        "…": "...",
+        "▇": "#",
+        "µ": "u",
+        "─": "-",
+    }
+)
+
+
+def readable(text: str, encoding: str | None) -> str:
+    """Return text as a terminal of this encoding shows it: no control characters, and nothing that it cannot write."""
+    plain = "".join(character if character.isprintable() or character == "\n" else " " for character in text)
+    try:
+        plain.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return plain.translate(SPELLED).encode(encoding or "utf-8", "replace").decode(encoding or "utf-8")
+    return plain
+
+
+def put(text: object) -> None:
+    """Print a result, on stdout."""
+    print(readable(str(text), sys.stdout.encoding))
+
+
 def say(text: str) -> None:
     """Print a line for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(readable(text, sys.stderr.encoding), file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Progress on stderr: one changing line on a terminal, a line every ten seconds otherwise."""
+    """Progress on stderr: one changing line on a terminal, a line every ten seconds otherwise.
 
-    def __init__(self) -> None:
+    Of steps that are counted it says which of how many goes on, and from those done so far how long the others take.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.terminal = sys.stderr.isatty()
-        self.begin = self.last = time.monotonic()
+        self.clock = clock
+        self.begin = self.last = clock()
+        # the number of steps that are being counted, how many of them were done at first, and when that was
+        self.series = (0, 0, self.begin)
 
     def __call__(self, text: str) -> None:
-        now = time.monotonic()
+        now = self.clock()
+        shown = f"{self._place(text, now)}: {text}" if isinstance(text, Step) else text
         if self.terminal:
-            print(f"\r\x1b[2K  {text[:110]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[2K  {readable(shown, sys.stderr.encoding)[:110]}", end="", file=sys.stderr, flush=True)
         elif now - self.last >= PROGRESS_EVERY_S:
             self.last = now
-            say(f"  {now - self.begin:.0f} s: {text}")
+            say(f"  {now - self.begin:.0f} s: {shown}")
+
+    def _place(self, step: Step, now: float) -> str:
+        total, first, begin = self.series
+        if total != step.total or step.done < first:
+            self.series = total, first, begin = step.total, step.done, now
+        done = step.done - first
+        left = (now - begin) / done * (step.total - step.done) if done else None
+        place = f"{step.done + 1} of {step.total}"
+        return place if left is None else f"{place}, {units.format_seconds(float(f'{left:.2g}'))} left"
 
     def done(self) -> None:
         """Clear the line."""
@@ -61,18 +114,30 @@ def progress() -> Iterator[Progress]:
         shown.done()
 
 
+@contextlib.contextmanager
+def refusing(format_: Format) -> Iterator[None]:
+    """Print the answer of what does not fit, for people; the error goes on to its exit code."""
+    try:
+        yield
+    except DoesNotFit as error:
+        if error.answer is not None and format_ is Format.table:
+            put(error.answer)
+        raise
+
+
 def emit(table: Any, format_: Format) -> None:
     """Print a table on stdout in the wanted format."""
     from sandtable.report import rendering
 
-    print(rendering.render(table, format_.value))
+    put(rendering.render(table, format_.value))
 
 
-def emit_result(result: Result, format_: Format) -> None:
-    """Print a prediction or a measurement."""
+def emit_result(result: Result, format_: Format, *, full: bool = True) -> None:
+    """Print a prediction or a measurement: for people its answer, and all numbers where ``full`` asks for them."""
     from sandtable.report import rendering
     from sandtable.results import metric_table
 
+    answer = result.answer
     if format_ is Format.json:
         record = {
             "schema": result.schema_version,
@@ -82,29 +147,34 @@ def emit_result(result: Result, format_: Format) -> None:
             "breakdown": result.breakdown,
             "memory": result.memory,
             "warnings": list(result.warnings),
-            "answer": None if result.answer is None else result.answer.model_dump(),
+            "answer": None if answer is None else answer.model_dump(),
         }
-        print(json.dumps(record, indent=1))
+        put(json.dumps(record, indent=1))
         return
-    if format_ is Format.table and result.answer is not None:
-        print(result.answer)
-    print(rendering.render(rendering.metrics_table(result), format_.value))
-    if format_ is Format.table:
-        for line in rendering.result_notes(result):
-            print(line)
+    if format_ is Format.table and answer is not None:
+        put(answer)
+    if full or answer is None or format_ is not Format.table:
+        put(rendering.render(rendering.metrics_table(result), format_.value))
+        for line in rendering.result_notes(result) if format_ is Format.table else ():
+            put(line)
     for warning in result.warnings:
-        say(f"  ! {warning}")
+        if answer is None or warning != answer.caveat:
+            say(f"  ! {warning}")
 
 
-def emit_comparison(comparison: Comparison, format_: Format) -> None:
-    """Print a comparison with its summary and verdict."""
+def emit_comparison(comparison: Comparison, format_: Format, *, full: bool = True) -> None:
+    """Print a comparison: for people its answer first, and the table with its summary where ``full`` asks for it."""
     from sandtable.report import rendering
 
+    answer = comparison.answer
     if format_ is Format.json:
-        print(comparison.model_dump_json(by_alias=True, indent=1))
+        put(comparison.model_dump_json(by_alias=True, indent=1))
         return
+    if format_ is Format.table and answer is not None:
+        put(answer)
+        if not full:
+            return
     shown = comparison if format_ is Format.csv else rendering.headlines(comparison)
-    print(rendering.render(rendering.comparison_table(shown), format_.value))
-    if format_ is Format.table:
-        for line in rendering.comparison_notes(comparison):
-            print(line)
+    put(rendering.render(rendering.comparison_table(shown), format_.value))
+    for line in rendering.comparison_notes(comparison) if format_ is Format.table else ():
+        put(line)

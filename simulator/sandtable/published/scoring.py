@@ -15,6 +15,7 @@ from sandtable import plugins
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
 from sandtable.published.rows import MalformedRow, Row, file_of
+from sandtable.workload.progress import Step
 
 MALFORMED = "malformed row"
 NO_FIGURE = "no such figure in the row"
@@ -141,8 +142,8 @@ def run(
             raise ConfigError(f"name the folder of published measurements, which holds any of: {expected}")
         raise ConfigError(f"none of the expected files is here: {expected}", file=str(folder))
     scores: list[DatasetScore] = []
-    for name in present:
-        progress(f"{name}: {known[name].title}")
+    for done, name in enumerate(present):
+        progress(Step(f"{name}: {known[name].title}", done, len(present)))
         place = folders[name]
         assert place is not None
         scores.extend(score(known[name], place))

@@ -19,8 +19,9 @@ from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, library
 from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Record, TraceRow
 from sandtable.runs import compare, kept_execution, measure, predict
-from sandtable.runs.answers.answer_card import answered
+from sandtable.runs.answers.answer_card import answered, answering
 from sandtable.runs.run_folder import RunFolder
+from sandtable.workload.progress import Step
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import ExecutionContext, Scenario, workload_named
 
@@ -125,12 +126,13 @@ def _reopened(folder: RunFolder) -> Checked:
 def _predicted(
     case: Case, context: ExecutionContext, own: RunFolder | None, base: RunFolder, trace: bool
 ) -> Checked:
-    parameters, notes = case.workload.resolve(case.parameters, context)
-    case = replace(case, parameters=parameters)
-    process = case.workload.process(parameters, case.machine, case.scenario.seed)
-    prediction, rows, _ = predict.predict(
-        case.scenario, case.workload, parameters, case.machine, Options(trace=trace), process=process
-    )
+    with answering(case):
+        parameters, notes = case.workload.resolve(case.parameters, context)
+        case = replace(case, parameters=parameters)
+        process = case.workload.process(parameters, case.machine, case.scenario.seed)
+        prediction, rows, _ = predict.predict(
+            case.scenario, case.workload, parameters, case.machine, Options(trace=trace), process=process
+        )
     prediction = answered(prediction.model_copy(update={"warnings": (*notes, *prediction.warnings)}), case)
     folder = own or RunFolder.create(case.scenario.name, base.path)
     folder.save(prediction)
@@ -143,11 +145,14 @@ def _rounds(checked: Sequence[Checked], context: ExecutionContext) -> None:
     for item in checked:
         item.case.workload.prepare(item.case.parameters, item.case.machine, item.case.scenario.seed, context)
     most = max(item.case.scenario.repeats for item in checked)
+    wanted = sum(item.case.scenario.repeats for item in checked)
     for index in range(most):
         for position in rng.permutation(len(checked)):
             item = checked[int(position)]
             if len(item.repeats.executions) <= index < item.case.scenario.repeats:
-                context.progress(f"{item.name}: run {index + 1} of {item.case.scenario.repeats}")
+                done = sum(len(other.repeats.executions) for other in checked)
+                text = f"{item.name}: run {index + 1} of {item.case.scenario.repeats}"
+                context.progress(Step(text, done, wanted))
                 _execute(item, context)
 
 

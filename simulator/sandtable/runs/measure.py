@@ -25,6 +25,7 @@ from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement, Metric, distribution, measured_metric, point
 from sandtable.runs import energy, predict, reduction
 from sandtable.system import limits
+from sandtable.workload.progress import Step
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
 LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable")
@@ -64,7 +65,7 @@ def measure(
     workload.prepare(parameters, machine, scenario.seed, context)
     executions, probes = [], []
     for index in range(scenario.repeats):
-        context.progress(f"{scenario.name}: run {index + 1} of {scenario.repeats}")
+        context.progress(Step(f"{scenario.name}: run", index, scenario.repeats))
         probes.append(probe(machine, context))
         executions.append(execute(scenario, workload, parameters, machine, context))
     repeats = Repeats(executions=executions, probes=probes)

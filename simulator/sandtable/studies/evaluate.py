@@ -16,6 +16,7 @@ from sandtable.errors import DoesNotFit, PlanError
 from sandtable.hardware import Frozen, Machine
 from sandtable.results import Prediction
 from sandtable.runs import predict
+from sandtable.runs.answers.answer_card import answered, answering
 from sandtable.studies.outcome import Outcome
 from sandtable.studies.study import Machines, Part, Point, Study
 from sandtable.workload.seam import Verdict, Workload, workload_named
@@ -28,7 +29,9 @@ def predictions(study: Study) -> Iterator[Prediction]:
         DoesNotFit: a point needs more memory than there is.
     """
     for case in study.resolved():
-        yield predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0]
+        with answering(case):
+            found = predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0]
+        yield answered(found, case)
 
 
 @dataclass(slots=True)

@@ -180,6 +180,10 @@ class Workload(ABC, Generic[P]):
         """Return whether each configuration fits into memory; nothing where a workload has no closed form of it."""
         return []
 
+    def what_fits(self, parameters: P, machine: Machine) -> Sequence[str]:
+        """Return changes, each in a few words, with which a configuration that does not fit would; the mildest first."""
+        return ()
+
     def prepare(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> None:
         """Make what every repeat of `execute` needs, such as files on disk; not timed.
 

@@ -111,6 +111,10 @@ class FinetuningWorkload(Workload[Finetuning]):
         """Return whether each run fits, and which kind of tensor passes the limit."""
         return [_verdict(_held(p, machine), p, machine) for p in parameters]
 
+    def what_fits(self, parameters: Finetuning, machine: Machine) -> Sequence[str]:
+        """Return the changes with which a run fits."""
+        return list(_smaller(parameters, machine))
+
     def example(self) -> dict[str, Any]:
         """Return a tiny model with LoRA."""
         return {"model": "tiny_3x64", "sequence_tokens": 64, "micro_batch": 2, "steps": 3}

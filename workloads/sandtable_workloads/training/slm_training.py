@@ -80,6 +80,10 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         capacities = [training_memory.capacity_bytes(machine, p.devices) for p in parameters]
         return [training_memory.verdict(*judged) for judged in zip(held, capacities, strict=True)]
 
+    def what_fits(self, parameters: SlmTraining, machine: Machine) -> Sequence[str]:
+        """Return the mildest changes with which a run fits."""
+        return training_memory.what_fits(parameters, machine, lambda p: memory_of(p, machine))
+
     def prepare(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> None:
         """Check that this machine can do it, and make the files of tokens."""
         from sandtable_workloads.training.executed import run_job

@@ -28,6 +28,7 @@ from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, MeasureE
 from sandtable.hardware import Frozen
 from sandtable.runs.nvml import GpuFacts, GpuSample, open_nvml
 from sandtable.text_files import read_json
+from sandtable.workload.progress import Step
 
 PART = "gpu"
 FRAMEWORK = "torch"
@@ -288,7 +289,7 @@ def observe(gpus: Gpus, *, quick: bool, progress: Callable[[str], None], seed: i
             pass
         observed.watched[IDLE] = _frozen(samples)
         for index, (kernel, dims) in enumerate(work):
-            progress(f"GPU, point {index + 1} of {len(work)}: {kernel.name} {words(dims)}")
+            progress(Step(f"GPU, {kernel.name} {words(dims)}", index, len(work)))
             observed.points.append(_point(observed, kernel, dims, quick=quick))
     except (KeyboardInterrupt, MeasureError) as error:
         observed.broken_by = error
