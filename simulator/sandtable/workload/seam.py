@@ -181,7 +181,7 @@ class Workload(ABC, Generic[P]):
         return []
 
     def what_fits(self, parameters: P, machine: Machine) -> Sequence[str]:
-        """Return changes, each in a few words, with which a configuration that does not fit would; the mildest first."""
+        """Return changes in a few words each, with which a configuration that does not fit would; the mildest first."""
         return ()
 
     def prepare(self, parameters: P, machine: Machine, seed: int, context: ExecutionContext) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TypeVar
 
 from sandtable import units
+from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine
 from sandtable.results import Answer, Metric, Result
 from sandtable.runs import compare
@@ -34,6 +36,42 @@ def answered(result: AnyResult, case: Case) -> AnyResult:
         caveat=next(iter((*workload.caveats(parameters, machine), *result.warnings)), ""),
     )
     return result.model_copy(update={"answer": answer})
+
+
+@contextlib.contextmanager
+def answering(case: Case) -> Iterator[None]:
+    """Give the answer "no" to whatever does not fit while inside.
+
+    Raises:
+        DoesNotFit: passed on, with its `answer`.
+    """
+    try:
+        yield
+    except DoesNotFit as error:
+        error.answer = refusal(case, str(error))
+        raise
+
+
+def refusal(case: Case, reason: str) -> Answer:
+    """Return the answer that a case does not fit: what it needs of what there is, what breaks it, what would fit."""
+    judged = next(iter(case.workload.verdicts([case.parameters], case.machine)), None)
+    fitting = case.workload.what_fits(case.parameters, case.machine)
+    breaks, advice = reason, ""
+    if judged is not None and not judged.fits:
+        needed, there = units.format_bytes(judged.needed_bytes), units.format_bytes(judged.has_bytes)
+        kept = (
+            f", {units.format_bytes(judged.reserve_bytes)} are kept for the system" if judged.reserve_bytes else ""
+        )
+        breaks = f"it needs {needed} and there are {there}{kept}; {judged.breaks} pass the limit"
+        advice = "nothing near it fits: take a device with more memory"
+    if fitting:
+        advice = f"this would fit: {'; '.join(fitting)}"
+    return Answer(
+        question=case.scenario.title,
+        subject=subject_of(case),
+        verdict=f"No: {breaks}.",
+        headlines=(advice,) if advice else (),
+    )
 
 
 def subject_of(case: Case) -> str:
