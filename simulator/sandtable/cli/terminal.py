@@ -158,7 +158,8 @@ def emit_result(result: Result, format_: Format, *, full: bool = True) -> None:
         for line in rendering.result_notes(result) if format_ is Format.table else ():
             put(line)
     for warning in result.warnings:
-        if answer is None or warning != answer.caveat:
+        # the one that matters most stands in the answer
+        if format_ is not Format.table or answer is None or warning != answer.caveat:
             say(f"  ! {warning}")
 
 

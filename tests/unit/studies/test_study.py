@@ -215,7 +215,7 @@ def test_a_suite_named_by_its_path_is_kept_beside_other_runs(
         "name: my suite\nworkload: flash_inference\nmachine: mine.yaml\nrepeats: 1\n"
         "parameters: {geometry: opt_mini, tokens: 2}\naxes: {window: [1, 2]}\nbaseline: window_1\n"
     )
-    done = run_command("check", "--suite", str(suite))
+    done = run_command("check", "--suite", str(suite), "--full")
     assert done.code == 0, done.err
     assert "times as fast as window_1" in done.out
     (base,) = run_folder.list_runs()

@@ -53,7 +53,7 @@ def test_several_runs_make_one_law(tmp_path: Path) -> None:
 def test_simulate_and_cheapest_say_nothing_far_beyond_a_fitted_law(tmp_path: Path) -> None:
     pytest.importorskip("scipy")
     law = f"parameters.scaling_law={saved(tmp_path)}"
-    told = run_command("simulate", "slm_1b_cloud", "--set", law)
+    told = run_command("simulate", "slm_1b_cloud", "--full", "--set", law)
     assert told.code == 0, told.err
     assert "training_usd" in told.out
     assert "final_loss" not in told.out

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+<<<<<<< HEAD
+=======
+from collections.abc import Iterator
+>>>>>>> 3b42321 (The answer first, all numbers with --full; what does not fit is an answer too; progress says k of n and the time left)
 from typing import TypeVar
 
 from sandtable import units
@@ -77,8 +81,8 @@ def refusal(case: Case, reason: str) -> Answer:
 def subject_of(case: Case) -> str:
     """Return what was asked of what: the workload's subject, the machine and its software by their titles."""
     machine = case.machine
-    stack = "" if machine.stack is None else f"; {machine.stack.title}"
-    return f"{case.workload.subject(case.parameters, machine)}; {machine.title}{stack}"
+    software = "kernels timed on it" if machine.stack is None else machine.stack.title
+    return f"{case.workload.subject(case.parameters, machine)}; {machine.title}; {software}"
 
 
 def _verdict(scenario: Scenario, result: Result) -> str:
