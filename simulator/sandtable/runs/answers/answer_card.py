@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-<<<<<<< HEAD
-=======
 from collections.abc import Iterator
->>>>>>> 3b42321 (The answer first, all numbers with --full; what does not fit is an answer too; progress says k of n and the time left)
 from typing import TypeVar
 
 from sandtable import units
