@@ -16,7 +16,8 @@ from sandtable.hardware import Machine, library
 from sandtable.results import Comparison, Measurement, Metric, Prediction, Result, TraceRow
 from sandtable.runs import predict
 from sandtable.runs.answers.answer_card import answered, answering
-from sandtable.studies import evaluate
+from sandtable.studies import evaluate, paired
+from sandtable.studies.paired import Change
 from sandtable.studies.study import Study, load, pair
 from sandtable.table import Framed
 from sandtable.workload import scenarios
@@ -273,23 +274,51 @@ def cases_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Framed):
-    """Two predictions of one scenario, before and after a change."""
+    """Two predictions of one scenario, before and after a change, and what becomes of each metric.
+
+    The errors that both share are taken out of the ratios, see `sandtable.studies.paired`.
+    """
 
     before: Prediction
     after: Prediction
+    changes: Mapping[str, Change]
+
+    def __getitem__(self, metric: str) -> Change:
+        """Return what becomes of a metric.
+
+        Raises:
+            UnknownName: with the nearest names.
+        """
+        if metric not in self.changes:
+            raise UnknownName("metric of both", metric, self.changes)
+        return self.changes[metric]
 
     def to_frame(self) -> DataFrame:
-        """Return a row for each metric: before, after, and after / before - 1."""
+        """Return a row for each metric: before, after, after / before - 1, and the ratio after / before.
+
+        ``ratio_low`` to ``ratio_high`` is the 90 % interval of the ratio, ``probability`` that of a change for the
+        better, and ``saved`` (with ``saved_low`` and ``saved_high``) the money before less that after.
+        """
         import pandas as pd
 
+        old, new = self.before.metrics, self.after.metrics
         rows = {
-            name: {"before": old.value, "after": self.after.metrics[name].value, "unit": old.unit}
-            for name, old in self.before.metrics.items()
-            if name in self.after.metrics
+            name: {"before": old[name].value, "after": new[name].value, "unit": old[name].unit}
+            | self._changed(name)
+            for name in old
+            if name in new
         }
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
         frame.insert(2, "change_frac", frame["after"] / frame["before"] - 1)
         return frame
+
+    def _changed(self, name: str) -> dict[str, float | None]:
+        change = self.changes.get(name)
+        if change is None:
+            return {}
+        own = {key: getattr(change, key) for key in ("ratio", "ratio_low", "ratio_high", "probability")}
+        saved = change.saved
+        return own if saved is None else own | paired.saving(saved)
 
 
 def whatif(scenario: str | Path, changes: Changes, *, machine: str | Path | None = None) -> Difference:
@@ -302,7 +331,8 @@ def whatif(scenario: str | Path, changes: Changes, *, machine: str | Path | None
         raise ConfigError("whatif needs at least one change to look at")
     both = pair(str(scenario), dict(changes), machine=None if machine is None else str(machine))
     before, after = evaluate.predictions(both)
-    return Difference(before=before, after=after)
+    found = paired.changes(before, after)
+    return Difference(before=before.prediction, after=after.prediction, changes=found)
 
 
 def study(

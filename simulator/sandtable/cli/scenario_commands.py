@@ -131,11 +131,11 @@ def whatif(
 ) -> None:
     """Show what a change makes of a prediction, in time and dollars."""
     from sandtable import api
-    from sandtable.report import rendering
+    from sandtable.studies import paired
     from sandtable.workload import scenarios
 
     if not settings:
         raise ConfigError("whatif needs at least one --set PATH=VALUE: the change to look at")
     with refusing(format_):
         found = api.whatif(scenario, scenarios.changes_of(settings), machine=machine)
-    emit(rendering.difference_table(found.before, found.after), format_)
+    emit(paired.table(found.before, found.after, found.changes), format_)

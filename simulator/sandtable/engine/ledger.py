@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sandtable.demand.op import Op
 from sandtable.engine.recorder import ACCOUNTS
 from sandtable.model.cost_model import OpTime
+from sandtable.model.error_sources import Source
 from sandtable.model.intervals import joined
 
 # by how many seconds ops may take less, and more, than predicted; and the parts of both that the whole machine shares
@@ -46,16 +47,28 @@ def ends_of(
     return seconds - below, seconds + above
 
 
+# seconds by kind of unit, account and section, then by where their error comes from
+Sources = dict[tuple[str, str, str], dict[Source, float]]
+ALL_EXPOSED: Mapping[str, float] = {}
+
+
 class Ledger:
-    """Seconds by op name and by account over a whole run, and the misses of their laws."""
+    """Seconds by op name and by account over a whole run, and the misses of their laws.
+
+    ``sources`` are seconds by kind of unit, account, section and source of error: where ops hide behind each other, as
+    many as are left of them.
+    """
 
     def __init__(self) -> None:
         self.by_op: dict[str, float] = {}
         self.by_account = dict.fromkeys(ACCOUNTS, 0.0)
         self.misses: Misses = {}
+        self.sources: Sources = {}
 
-    def add(self, op: Op, cost: OpTime, times: int = 1) -> None:
-        """Book ``times`` executions that take ``cost`` each."""
+    def add(
+        self, op: Op, cost: OpTime, times: int = 1, *, unit: str = "", exposed: Mapping[str, float] = ALL_EXPOSED
+    ) -> None:
+        """Book ``times`` executions that take ``cost`` each, of which a part is ``exposed``, by account."""
         seconds = cost.seconds * times
         self.by_op[op.name] = self.by_op.get(op.name, 0.0) + seconds
         self.by_account[op.account] += seconds
@@ -63,6 +76,10 @@ class Ledger:
         key = (op.account, cost.law)
         known = self.misses.get(key, NO_MISS)
         self.misses[key] = added(known, (miss[0] * times, miss[1] * times, miss[2] * times, miss[3] * times))
+        if cost.source is not None:
+            sources = self.sources.setdefault((unit, op.account, op.section), {})
+            left = seconds * exposed.get(op.account, 1.0)
+            sources[cost.source] = sources.get(cost.source, 0.0) + left
 
     def ends_frac(self) -> tuple[float, float]:
         """Return the ends of the 90 % interval of all time booked, as parts of it; ones where none was."""

@@ -16,7 +16,7 @@ from sandtable.demand.op import Op
 from sandtable.demand.plan import Phase, Plan, Reported, Step
 from sandtable.engine.attribution import Interval, Share, attribute
 from sandtable.engine.clock import seconds, ticks
-from sandtable.engine.ledger import NO_MISS, Miss, added, ends_of, leaves_of, miss_of
+from sandtable.engine.ledger import ALL_EXPOSED, NO_MISS, Miss, added, ends_of, leaves_of, miss_of
 from sandtable.engine.process import Body, Process
 from sandtable.engine.recorder import ACCOUNTS, LATENCY
 from sandtable.model.cost_model import OpTime
@@ -92,8 +92,9 @@ class _Player:
         self.world.recorder.record(
             phase.name, row, name=step.name, start_s=seconds(start), low=low, high=high, times=times
         )
+        exposed = ALL_EXPOSED if share is None else _exposed_frac(leaves, row)
         for op, cost in leaves:
-            self.world.ledger.add(op, cost, times)
+            self.world.ledger.add(op, cost, times, unit=phase.name, exposed=exposed)
 
     def _graph(
         self, ops: Sequence[Op], costs: Sequence[OpTime], waits: Sequence[tuple[int, ...]], index: int
@@ -186,6 +187,14 @@ def _reduced(
 
 def _scaled(counters: Row, factor: float) -> Row:
     return {name: value * factor for name, value in counters.items() if name.endswith("_s")}
+
+
+def _exposed_frac(leaves: Sequence[tuple[Op, OpTime]], row: Row) -> dict[str, float]:
+    """Return what is left of the ops of each account where they hide behind each other, as a part of their time."""
+    busy = dict.fromkeys(ACCOUNTS, 0.0)
+    for op, cost in leaves:
+        busy[op.account] += cost.seconds
+    return {account: row[f"{account}_s"] / seconds for account, seconds in busy.items() if seconds}
 
 
 def _overlapped(

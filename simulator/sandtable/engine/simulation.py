@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sandtable.demand.plan import Plan
+from sandtable.engine.ledger import Sources
 from sandtable.engine.process import Process
 from sandtable.engine.recorder import Recorder, StepResult
 from sandtable.engine.world import Options, World
@@ -16,13 +17,15 @@ from sandtable.results import TraceRow
 class Run:
     """What a run left: units of work, seconds by op name and account, memory, the timeline if it was asked for.
 
-    ``ends_frac`` are the ends of the 90 % interval of all ops together, as parts of their time.
+    ``ends_frac`` are the ends of the 90 % interval of all ops together, as parts of their time; ``sources`` says where
+    their errors come from.
     """
 
     recorder: Recorder
     by_op: dict[str, float]
     by_account: dict[str, float]
     ends_frac: tuple[float, float]
+    sources: Sources
     memory_bytes: dict[str, float]
     peak_memory_bytes: float
     trace: list[TraceRow]
@@ -55,6 +58,7 @@ def run(work: Plan | Process, costs: CostModel, options: Options | None = None, 
         by_op=world.ledger.by_op,
         by_account=world.ledger.by_account,
         ends_frac=world.ledger.ends_frac(),
+        sources=world.ledger.sources,
         memory_bytes=world.memory.peak,
         peak_memory_bytes=world.memory.peak_bytes,
         trace=world.trace,

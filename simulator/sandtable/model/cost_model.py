@@ -6,6 +6,7 @@ A calibrated machine answers from its fitted laws. Otherwise the data sheet is s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Any
@@ -28,6 +29,7 @@ from sandtable.hardware import (
     arithmetic_of,
 )
 from sandtable.model import fitted_constants
+from sandtable.model.error_sources import Miss, Source
 from sandtable.model.laws import storage_law as storage_model
 from sandtable.model.laws.storage_law import StorageLaw, StorageOperator
 
@@ -38,6 +40,8 @@ class OpTime:
 
     ``law`` names what the seconds follow from: ops of one law are wrong together, those of two on their own, except
     for what all ops of the machine share, ``drift_frac`` of the seconds either way; the interval contains it.
+    ``source`` is where its error comes from, for what two runs share of it; that of a sequence is None. ``measured``
+    says that the law's constants were fitted to the very device.
     """
 
     seconds: float
@@ -46,13 +50,15 @@ class OpTime:
     host_s: float = 0.0
     law: str = ""
     drift_frac: float = 0.0
+    source: Source | None = None
+    measured: bool = True
 
     def times(self, factor: float) -> OpTime:
         """Return the time of ``factor`` executions in a row."""
         if factor == 1:
             return self
         seconds, low, high, host_s = (part * factor for part in (self.seconds, self.low, self.high, self.host_s))
-        return OpTime(seconds, low, high, host_s, self.law, self.drift_frac)
+        return OpTime(seconds, low, high, host_s, self.law, self.drift_frac, self.source, self.measured)
 
 
 ZERO = OpTime(0.0, 0.0, 0.0)
@@ -111,7 +117,10 @@ class CostModel:
     def _exposed(self, op: Op) -> OpTime:
         """Return the time of one execution, less what the op that hides it hides of it."""
         time = self._once(op)
-        if op.hidden_by is None or time.seconds == 0:
+        if time.seconds == 0:
+            return time
+        time = replace(time, source=_source(op, time))
+        if op.hidden_by is None:
             return time
         left = max(0.0, 1 - self.time(op.hidden_by).seconds / time.seconds)
         return replace(time, seconds=time.seconds * left, low=time.low * left, high=time.high * left)
@@ -143,7 +152,8 @@ class CostModel:
     def _storage(self, op: Op, operator: StorageOperator) -> OpTime:
         seconds = float(operator.seconds(self.storage_law, {}, op.shape, dtype=op.dtype))
         low, high = operator.spread(self.storage_law)
-        return replace(_interval(seconds, low, high, self.storage_law.drift_frac), law=op.operator)
+        time = _interval(seconds, low, high, self.storage_law.drift_frac)
+        return replace(time, law=op.operator, measured=self.machine.storage.fitted is not None)
 
     def _link(self, op: Op, operator: PlainOperator) -> OpTime:
         accelerator = self.machine.accelerator
@@ -167,7 +177,8 @@ class CostModel:
         constants = self._constants(op, operator)
         seconds = float(self.seconds(op, operator.columns(op.shape))[0])
         time = _interval(seconds, constants.residual_low_frac, constants.residual_high_frac)
-        return replace(time, host_s=float(self.issue_s(op.operator, op.shape)))
+        host_s = float(self.issue_s(op.operator, op.shape))
+        return replace(time, host_s=host_s, measured=constants.origin == "device")
 
     def seconds(self, op: Op, columns: Columns) -> FloatArray:
         """Return the seconds of many demands of one operator at once: those of ``op``, with these columns.
@@ -287,6 +298,14 @@ class CostModel:
         raise PlanError(f"stack {stack.name!r} says nothing of {op.operator!r} and has no 'default'")
 
 
+def _source(op: Op, time: OpTime) -> Source:
+    """Return where the error of an op's time comes from; its interval less the drift, which it joins in squares."""
+    drift = math.log1p(time.drift_frac)
+    ends = (math.log(time.seconds / time.low), math.log(time.high / time.seconds))
+    miss = Miss(*(math.sqrt(max(0.0, end**2 - drift**2)) for end in ends))
+    return Source.of(op, time.law, miss, drift, measured=time.measured)
+
+
 def _fitted(op: Op, fit: OpFit) -> OpTime:
     seconds = plain_seconds(
         fit.constants(),
@@ -307,7 +326,7 @@ def _with_host(op: Op, operator: PlainOperator, device_s: float, efficiency: OpE
     host = float(calls * sheet.host_call_s + (sheet.dynamic_shape_s if op.dynamic else 0.0))
     seconds = device_s if sheet.overlaps_host else device_s + host
     time = _interval(seconds, sheet.residual_low_frac, sheet.residual_high_frac)
-    return replace(time, host_s=host if sheet.overlaps_host else 0.0, law="data sheet")
+    return replace(time, host_s=host if sheet.overlaps_host else 0.0, law="data sheet", measured=False)
 
 
 def _bandwidth(efficiency: OpEfficiency, datasheet_bytes_per_s: float) -> float:

@@ -252,42 +252,6 @@ def verdict_sentence(comparison: Comparison) -> str:
     return f"{sign} {comparison.verdict}{reasons}"
 
 
-def difference_table(before: Result, after: Result) -> Table:
-    """Return what changed between two results; ``certain`` says that the intervals do not overlap."""
-    rows: list[list[Any]] = []
-    for name in [*before.metrics, *(name for name in after.metrics if name not in before.metrics)]:
-        old, new = before.metrics.get(name), after.metrics.get(name)
-        if old is None or new is None:
-            known = old or new
-            assert known is not None
-            value = _quantity(known.value, known)
-            rows.append([name, None if old is None else value, None if new is None else value, None, None, None])
-        else:
-            rows.append([name, _quantity(old.value, old), _quantity(new.value, new), *_change(old, new)])
-        rows[-1].append((old or new).unit)  # type: ignore[union-attr]
-    columns = ("metric", "before", "after", "change", "factor", "certain", "unit")
-    return Table(columns=columns, rows=rows, notes=_difference_notes(before, after))
-
-
-def _change(old: Metric, new: Metric) -> tuple[Quantity | None, float | None, bool | None]:
-    if old.value == 0:
-        return None, None, None
-    factor = new.value / old.value
-    exact = old.low == old.high and new.low == new.high
-    apart = new.low > old.high or new.high < old.low
-    certain = None if factor == 1 else exact or apart
-    return Quantity(factor - 1, "frac", signed=True), factor, certain
-
-
-def _difference_notes(before: Result, after: Result) -> list[str]:
-    notes = ["certain ✓: the 90 % intervals do not overlap; ✗: they do, so there may be no difference"]
-    if before.machine != after.machine:
-        notes.append(f"~ machine {before.machine} → {after.machine}")
-    notes += [f"+ warning: {text}" for text in after.warnings if text not in before.warnings]
-    notes += [f"- warning: {text}" for text in before.warnings if text not in after.warnings]
-    return notes
-
-
 # --- published measurements --------------------------------------------------------------------------------
 
 
@@ -350,7 +314,6 @@ __all__: Sequence[str] = [
     "as_records",
     "comparison_notes",
     "comparison_table",
-    "difference_table",
     "for_people",
     "metrics_table",
     "numeric_columns",

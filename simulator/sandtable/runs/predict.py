@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sandtable.demand.op import Op
@@ -17,6 +18,36 @@ from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric, Prediction, TraceRow
 from sandtable.runs import bill, reduction
 from sandtable.workload.seam import Scenario, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """A prediction, and what it was reduced from.
+
+    Attributes:
+        prediction: The record that is written down.
+        run: Units behind the metrics, timeline, and where the time's errors come from.
+        process, workload, parameters, machine: What was predicted.
+        slopes: By how many percent each metric rises when all ops take a percent longer; those that follow from others
+            aside.
+        busy_s: Seconds per unit of work in which the machine's processor works.
+    """
+
+    prediction: Prediction
+    run: Run
+    process: Process
+    workload: Workload[Any]
+    parameters: Frozen
+    machine: Machine
+    slopes: Mapping[str, float]
+    busy_s: float
+
+    def following(self, metrics: Mapping[str, Metric], busy_s: float) -> dict[str, Metric]:
+        """Return what follows from metrics by counting: rates, prices, energy, and what the workload derives."""
+        each = reduction.unit_time(metrics, self.process, len(self.run.recorder.units[self.process.main_unit]))
+        found = reduction.rates(each, self.process.work_unit)
+        found |= bill.metrics(self.machine, each, busy_s, self.workload.priced_unit)
+        return found | marked(self.workload.derived(self.parameters, self.machine, {**metrics, **found}))
 
 
 def predict(
@@ -36,23 +67,32 @@ def predict(
         DoesNotFit: it needs more memory than the machine has.
         PlanError: it recorded none of the units that it reports.
     """
+    found = foresee(scenario, workload, parameters, machine, options, process=process)
+    return found.prediction, found.run.trace, found.run
+
+
+def foresee(
+    scenario: Scenario,
+    workload: Workload[Any],
+    parameters: Frozen,
+    machine: Machine,
+    options: Options | None = None,
+    *,
+    process: Process | None = None,
+) -> Foreseen:
+    """Predict ``scenario`` on ``machine``, and keep what the prediction was reduced from; see `predict`."""
     process = workload.process(parameters, machine, scenario.seed) if process is None else process
     costs = CostModel(machine)
     result = run(process, costs, options, seed=scenario.seed)
     if process.main_unit not in result.recorder.units:
         known = ", ".join(result.recorder.units) or "nothing"
         raise PlanError(f"{process.workload} reports units {process.main_unit!r} and recorded {known}")
-    metrics = _metrics(process, result, costs, options or Options(), scenario.seed)
+    metrics, slopes = _metrics(process, result, costs, options or Options(), scenario.seed)
     peak = result.peak_memory_bytes
     miss = workload.memory_tolerance_frac * peak
     metrics["peak_memory_bytes"] = Metric(value=peak, low=peak - miss, high=peak + miss, unit="bytes")
     n_units = len(result.recorder.units[process.main_unit])
-    each = reduction.unit_time(metrics, process, n_units)
     breakdown = reduction.breakdown(result.recorder, process) or _per_unit(result.by_account, n_units)
-    metrics |= reduction.rates(each, process.work_unit)
-    busy_s = breakdown.get("compute", 0.0) + breakdown.get("memory", 0.0)
-    metrics |= bill.metrics(machine, each, busy_s, workload.priced_unit)
-    metrics |= marked(workload.derived(parameters, machine, metrics))
     ops = costs.demands()
     parts = used_parts(ops, machine)
     guesses = guesses_of(ops, parts, machine)
@@ -68,18 +108,48 @@ def predict(
         binding_resource=max(breakdown, key=lambda key: breakdown[key]) if breakdown else "",
         guesses=tuple(guesses),
     )
-    return prediction, result.trace, result
+    found = Foreseen(
+        prediction=prediction,
+        run=result,
+        process=process,
+        workload=workload,
+        parameters=parameters,
+        machine=machine,
+        slopes=slopes,
+        busy_s=breakdown.get("compute", 0.0) + breakdown.get("memory", 0.0),
+    )
+    derived = found.following(metrics, found.busy_s)
+    return replace(found, prediction=prediction.model_copy(update={"metrics": metrics | derived}))
 
 
-def _metrics(process: Process, result: Run, costs: CostModel, options: Options, seed: int) -> dict[str, Metric]:
-    """Return what the units took; the interval of a process is found by running it with the ends of its ops' times.
+def _metrics(
+    process: Process, result: Run, costs: CostModel, options: Options, seed: int
+) -> tuple[dict[str, Metric], dict[str, float]]:
+    """Return what the units took, and by how many percent each rises with a percent more time for all ops.
 
-    Queues make of a few percent of service time a multiple in waiting, which no sum over ops would show.
+    The interval of a process is found by running it with the ends of its ops' times: queues make of a few percent of
+    service time a multiple in waiting, which no sum over ops would show.
     """
     ends = [] if process.phases else [end for end in result.ends_frac if end != 1]
     others = [run(process, costs, replace(options, scale=end, trace=False), seed=seed) for end in ends]
     found, *reached = (reduction.collect(one.recorder, process) for one in (result, *others))
-    return reduction.metrics_of(found, reached)
+    metrics = reduction.metrics_of(found, reached)
+    if process.phases:
+        return metrics, {name: float(metric.low < metric.high) for name, metric in metrics.items()}
+    values = [reduction.metrics_of(one) for one in (found, *reached)]
+    scales = (1.0, *ends)
+    low, high = (values[choose(range(len(scales)), key=scales.__getitem__)] for choose in (min, max))
+    span = math.log(max(scales) / min(scales))
+    return metrics, {name: _slope(metric, low.get(name), high.get(name), span) for name, metric in metrics.items()}
+
+
+def _slope(metric: Metric, low: Metric | None, high: Metric | None, span: float) -> float:
+    """Return d ln metric / d ln time over a span of the latter; of the metric over its value where it reaches zero."""
+    if low is None or high is None or metric.value == 0 or span == 0:
+        return 0.0
+    if low.value > 0 and high.value > 0:
+        return math.log(high.value / low.value) / span
+    return (high.value - low.value) / metric.value / span
 
 
 def _per_unit(by_account: Mapping[str, float], n_units: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from sandtable import units, yaml_files
 from sandtable.demand.operator import FloatArray
 from sandtable.errors import DoesNotFit, PlanError
 from sandtable.hardware import Frozen, Machine
-from sandtable.results import Prediction
 from sandtable.runs import predict
 from sandtable.runs.answers.answer_card import answered, answering
 from sandtable.studies.outcome import Outcome
@@ -22,16 +21,16 @@ from sandtable.studies.study import Machines, Part, Point, Study
 from sandtable.workload.seam import Verdict, Workload, workload_named
 
 
-def predictions(study: Study) -> Iterator[Prediction]:
-    """Yield the prediction of each point, through the engine.
+def predictions(study: Study) -> Iterator[predict.Foreseen]:
+    """Yield the prediction of each point, through the engine, with what it was reduced from.
 
     Raises:
         DoesNotFit: a point needs more memory than there is.
     """
     for case in study.resolved():
         with answering(case):
-            found = predict.predict(case.scenario, case.workload, case.parameters, case.machine)[0]
-        yield answered(found, case)
+            found = predict.foresee(case.scenario, case.workload, case.parameters, case.machine)
+        yield replace(found, prediction=answered(found.prediction, case))
 
 
 @dataclass(slots=True)

@@ -173,19 +173,6 @@ def test_comparison(comparison: Comparison) -> None:
     assert verdict.strip().startswith("✗ fail: median")
 
 
-def test_difference() -> None:
-    metrics = a_prediction().metrics | {"latency_s.mean": metric(0.059, 0.05, 0.065)}
-    after = a_prediction(metrics={k: v for k, v in metrics.items() if k != "io_s.mean"}, machine="other")
-    table = rendering.difference_table(a_prediction(), after)
-    records = {record["metric"]: record for record in rendering.as_records(table)}
-    assert records["latency_s.mean"]["change"] == pytest.approx(-0.5)
-    assert records["latency_s.mean"]["certain"] is True
-    assert records["usd_per_mtok"]["change"] == 0
-    assert records["usd_per_mtok"]["certain"] is None
-    assert records["io_s.mean"]["after"] is None
-    assert "~ machine test_machine → other" in table.notes
-
-
 # --- plots: the data ---------------------------------------------------------------------------------------
 
 

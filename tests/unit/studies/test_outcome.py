@@ -34,8 +34,8 @@ def training(**fields: Any) -> Study:
 def test_the_engine_gives_what_simulate_gives() -> None:
     asked = a_study(**FLASH, parameters=SMALL, axes={"window": [1, 2]}, objective="min latency_s.mean")
     outcome = predicted(asked)
-    for place, prediction in enumerate(predictions(asked)):
-        for name, metric in prediction.metrics.items():
+    for place, found in enumerate(predictions(asked)):
+        for name, metric in found.prediction.metrics.items():
             ends = [outcome.columns[f"{name}{end}"][place] for end in (".low", "", ".high")]
             assert ends == [metric.low, metric.value, metric.high]
     frame = outcome.to_frame()
