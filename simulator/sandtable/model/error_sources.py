@@ -135,4 +135,4 @@ def _scattered(members: list[tuple[Source, float]]) -> FloatArray:
     places = np.array([source.place for source, _ in members])
     apart = np.sqrt(((places[:, None] - places[None]) ** 2).sum(axis=-1))
     signed = np.array([_signed(source.own, weight) for source, weight in members])
-    return np.einsum("ie,ij,je->e", signed, ALIKE_PER_DOUBLING**apart, signed)
+    return np.asarray(np.einsum("ie,ij,je->e", signed, ALIKE_PER_DOUBLING**apart, signed))
