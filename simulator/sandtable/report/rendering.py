@@ -230,7 +230,8 @@ def speedup_table(comparison: Comparison, baseline: str, metric: str = HEADLINES
 
 def comparison_notes(comparison: Comparison) -> list[str]:
     """Return the summary, the verdict and its reasons as lines for people."""
-    return [f"  {summary_sentence(comparison)}", f"  {verdict_sentence(comparison)}"]
+    said = "" if comparison.answer is None else comparison.answer.verdict
+    return [f"  {text}" for text in (summary_sentence(comparison), verdict_sentence(comparison), said) if text]
 
 
 def summary_sentence(comparison: Comparison) -> str:

@@ -20,6 +20,7 @@ from sandtable.hardware import Machine, library
 from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Record, TraceRow
 from sandtable.runs import compare, kept_execution, measure, predict
 from sandtable.runs.answers.answer_card import answered, answering
+from sandtable.runs.answers.check_card import Pair, check_answer, repeatability
 from sandtable.runs.run_folder import RunFolder
 from sandtable.workload.progress import Step
 from sandtable.workload.scenarios import Case
@@ -198,8 +199,11 @@ def _compare(checked: Sequence[Checked], base: RunFolder) -> Comparison:
         sum(counts)
         for counts in zip(*((len(i.repeats.executions), i.case.scenario.repeats) for i in checked), strict=True)
     )
-    judged = compare.judge(rows, extra=crossed)
+    pairs = [Pair(item.case, item.prediction, item.measurement) for item in checked]
+    repeats = [repeatability(pair.measurement) for pair in pairs if pair.measurement is not None]
+    judged = compare.judge(rows, extra=crossed, repeats_frac=repeats)
     if done == wanted:
-        return judged
+        return judged.model_copy(update={"answer": check_answer(judged, pairs)})
     left = f"{done} of {wanted} runs are done: finish with 'sandtable check --resume {base.path}'"
-    return judged.model_copy(update={"verdict": "inconclusive", "reasons": (*judged.reasons, left)})
+    judged = judged.model_copy(update={"verdict": "inconclusive", "reasons": (*judged.reasons, left)})
+    return judged.model_copy(update={"answer": check_answer(judged, pairs, left)})

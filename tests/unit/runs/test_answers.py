@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandtable.results import Answer, Metric
+from sandtable.results import Answer, Measurement, Metric, Prediction, point
+from sandtable.runs import compare
 from sandtable.runs.answers.answer_card import amount_text
+from sandtable.runs.answers.check_card import Pair, check_answer, repeatability
+from sandtable.workload import scenarios
 
 TEXT = st.text(max_size=400)
 
@@ -68,3 +71,77 @@ def test_a_short_answer_loses_nothing() -> None:
 def test_amounts_read_well(name: str, amounts: tuple[float, float, float], unit: str, words: str) -> None:
     value, low, high = amounts
     assert amount_text(name, Metric(value=value, low=low, high=high, unit=unit)) == words
+
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+
+def a_pair(predicted: float, measured: float, *, spread: float = 0.02, probe: float = 1.0) -> Pair:
+    case = scenarios.load("flash_laptop")
+    metrics = [
+        {
+            "latency_s.mean": point(1 / rate, "s"),
+            "tokens_per_s": point(rate, "tokens/s").model_copy(update={"derived": True}),
+        }
+        for rate in (predicted, measured)
+    ]
+    record = {"scenario": case.scenario.model_dump(by_alias=True), "machine": case.machine.name}
+    return Pair(
+        case,
+        Prediction(**record, metrics=metrics[0]),
+        Measurement(**record, metrics=metrics[1], repeat_spread_frac=spread, probe_ratio=probe),
+    )
+
+
+def answer_to(*pairs: Pair) -> Answer:
+    rows = [row for pair in pairs if pair.measurement for row in compare.compare(pair.prediction, pair.measurement)]
+    repeats = [repeatability(pair.measurement) for pair in pairs if pair.measurement]
+    return check_answer(compare.judge(rows, repeats_frac=repeats), pairs)
+
+
+def test_a_check_says_how_far_off_it_is_and_how_well_the_machine_repeats_itself() -> None:
+    answer = answer_to(a_pair(5.18, 5.40, spread=0.06))
+    assert answer.verdict == (
+        "Yes, the prediction holds: predicted 5.18, measured 5.4 tokens/s, 4.1 % too low; "
+        "this machine repeats itself within 6 %."
+    )
+    assert answer.bound.startswith("Furthest off: latency_s.mean, 4.2 % too high (193 ms predicted")
+    assert answer.caveat == ""
+
+
+@pytest.mark.parametrize(
+    ("spread", "probe", "verdict"),
+    [
+        (0.02, 1.0, "No, the prediction is off"),
+        (0.5, 1.0, "Undecided"),
+        (0.0, 1.5, "Undecided"),
+        (0.0, 1 / 1.5, "Undecided"),
+    ],
+)
+def test_a_miss_within_what_the_machine_repeats_is_undecided(spread: float, probe: float, verdict: str) -> None:
+    answer = answer_to(a_pair(5.0, 7.0, spread=spread, probe=probe))
+    assert answer.verdict.startswith(f"{verdict}: predicted 5, measured 7 tokens/s, 29 % too low")
+    assert answer.caveat.startswith("median of the absolute error is 40.0 %, above 10 %")
+    assert ("repeats itself within 50 % only" in answer.caveat) == (verdict == "Undecided")
+
+
+def test_noise_does_not_excuse_a_crossed_threshold() -> None:
+    rows = compare.compare(*a_pair(5.0, 7.0)[1:])
+    assert compare.judge(rows, extra=["x does not hold"], repeats_frac=[9.0]).verdict == "fail"
+    assert compare.judge(rows, repeats_frac=[9.0]).verdict == "inconclusive"
+
+
+def test_a_check_of_many_names_the_one_that_is_furthest_off() -> None:
+    answer = answer_to(a_pair(5.0, 5.1), a_pair(5.0, 5.2, spread=0.03))
+    assert answer.verdict.startswith(
+        "Yes, the predictions hold: 2 compared, median error 3.0 %, 90th percentile 4 %"
+    )
+    assert answer.verdict.endswith("this machine repeats itself within 3 %.")
+    assert "of flash_laptop, 4 % too high" in answer.bound
+    assert len(answer.lines()) <= 8
+
+
+def test_a_check_that_compared_nothing_says_so() -> None:
+    pair = a_pair(5.0, 5.0)._replace(measurement=None)
+    answer = check_answer(compare.judge([]), [pair])
+    assert answer.verdict == "Undecided: nothing was compared."

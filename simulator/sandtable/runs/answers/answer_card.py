@@ -106,7 +106,7 @@ def _headlines(result: Result, case: Case) -> tuple[str, ...]:
 def amount_text(name: str, metric: Metric) -> str:
     """Return a metric in words: ``step 1.24 s (1.1 to 1.42)``; a rate or a price needs no name beside its unit."""
     label = "" if "/" in metric.unit else f"{units.strip_suffix(name.partition('.')[0]).replace('_', ' ')} "
-    (number, unit), *ends = (_quantity(end, metric.unit) for end in (metric.value, metric.low, metric.high))
+    (number, unit), *ends = (number_and_unit(end, metric.unit) for end in (metric.value, metric.low, metric.high))
     if metric.low == metric.high:
         return f"{label}{number} {unit}"
     # the unit stands once, where all three have the same
@@ -115,7 +115,7 @@ def amount_text(name: str, metric: Metric) -> str:
     return f"{label}{number} {unit} ({low} to {high})"
 
 
-def _quantity(value: float, unit: str) -> tuple[str, str]:
+def number_and_unit(value: float, unit: str) -> tuple[str, str]:
     """Return number and unit of a quantity, with three figures."""
     text = units.format_quantity(float(f"{value:.{FIGURES}g}"), unit)
     number = re.match(r"[-\d., ]*\d", text)
