@@ -10,7 +10,7 @@ import pytest
 
 from sandtable.errors import ConfigError, UnknownName
 from sandtable_workloads.transformer import from_hf_config, shape_named
-from sandtable_workloads.transformer.hf_config import READERS
+from sandtable_workloads.transformer.families import FAMILIES as READERS
 
 
 def usual(layers: int, width: int, neurons: int, heads: int, vocabulary: int, **more: Any) -> dict[str, Any]:

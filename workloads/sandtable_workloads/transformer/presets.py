@@ -1,14 +1,17 @@
-"""Shapes by name: presets that ship as YAML, their first layers, or a Hugging Face ``config.json`` by path."""
+"""The one way to name a model: a preset that ships as YAML, its first layers, a published name, the name of a
+repository on the Hugging Face Hub, a folder that holds a ``config.json``, or that file.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sandtable import yaml_files
+from sandtable import units, yaml_files
 from sandtable.errors import ConfigError, UnknownName
 from sandtable_workloads.transformer.hf_config import from_hf_config
 from sandtable_workloads.transformer.shapes import ModelShape
@@ -42,7 +45,7 @@ def _family(path: Path) -> tuple[dict[str, ModelShape], dict[str, str]]:
     data = yaml_files.plain(yaml_files.read_yaml(path))
     shapes, sources = {}, {}
     for name, own in data["shapes"].items():
-        fields: dict[str, Any] = {"name": name} | data.get("defaults", {}) | own
+        fields: dict[str, Any] = {"name": name, "title": title_of(name)} | data.get("defaults", {}) | own
         sources[name] = str(fields.pop("source", data["source"]))
         shapes[name] = yaml_files.validate(ModelShape, _completed(fields), str(path))
     return shapes, sources
@@ -70,26 +73,80 @@ def base_name(name: str) -> str:
 
 
 def shape_named(name: str) -> ModelShape:
-    """Return a preset; ``opt_6_7b_8l`` is the first eight layers of ``opt_6_7b``; or read a ``config.json`` by path.
+    """Return a preset; ``opt_6_7b_8l`` is the first eight layers of ``opt_6_7b``; or what else `model_of` finds.
 
     Raises:
         UnknownName: with the nearest presets.
         ConfigError: a path whose file is missing, or no transformer's configuration.
     """
-    if name.endswith(".json") or "/" in name:
-        return from_hf_config(Path(name))  # may have changed since
-    return _preset_named(name)
+    return model_of(name)
+
+
+def model_of(text: str, folder: Path | None = None) -> ModelShape:
+    """Return the shape of a model, however people name it.
+
+    Args:
+        text: A preset (``llama_2_7b``, or ``llama_2_7b_4l`` for its first four layers), a published name of one
+            (``gpt2``, ``Llama-2-7b-chat-hf``), the name of a repository on the Hub (``facebook/opt-6.7b``), a folder
+            that holds a ``config.json``, or the path of such a file.
+        folder: Where relative paths are looked up first, such as the folder of the scenario that names the model;
+            then the current one.
+
+    Raises:
+        UnknownName: with the nearest presets.
+        ConfigError: a path whose file is missing or no configuration of a model that is known here; or a repository
+            that no preset is made from, with the file to download.
+    """
+    if text.startswith(("/", "./", "../", "~")) or text.endswith(".json"):
+        return from_hf_config(_beside(text, folder) or Path(text).expanduser())
+    if (found := _preset_or_first_layers(text)) is not None:
+        return found
+    if (path := _beside(text, folder)) is not None:
+        return from_hf_config(path)
+    if (published := preset_for(text)) is not None:
+        return _preset_named(published)
+    if _REPOSITORY.fullmatch(text):
+        raise ConfigError(
+            f"no preset is made from {text}: download https://huggingface.co/{text}/resolve/main/config.json and "
+            "name the file"
+        )
+    if "/" in text:
+        return from_hf_config(Path(text))
+    raise UnknownName("model", text, all_presets())
+
+
+# owner/name, as the Hub allows it
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def _beside(text: str, folder: Path | None) -> Path | None:
+    """Return the file or folder of that name, beside the file that names it or in the current folder."""
+    if not text or "\0" in text or len(text) > 4096:
+        raise ConfigError(
+            "a model is named by a preset, a repository on the Hub, a folder or a file: this is no name"
+        )
+    path = Path(text).expanduser()
+    places = [path] if folder is None else [folder / path, path]
+    try:
+        return next((place for place in places if place.exists()), None)
+    except OSError:  # a name too long for a file is none
+        return None
+
+
+def _preset_named(name: str) -> ModelShape:
+    found = _preset_or_first_layers(name)
+    if found is None:
+        raise UnknownName("model", name, all_presets())
+    return found
 
 
 @lru_cache(maxsize=256)
-def _preset_named(name: str) -> ModelShape:
+def _preset_or_first_layers(name: str) -> ModelShape | None:
     found = preset(name)
-    if found is not None:
-        return found
-    shallower = _SHALLOWER.fullmatch(name)
+    shallower = _SHALLOWER.fullmatch(name) if found is None else None
     base = None if shallower is None else preset(shallower[1])
-    if shallower is None or base is None or not 0 < int(shallower[2]) <= base.n_layers:
-        raise UnknownName("geometry", name, all_presets())
+    if shallower is None or base is None or not 0 < int(shallower[2][:9]) <= base.n_layers:
+        return found
     return base.with_layers(int(shallower[2]))
 
 
@@ -115,11 +172,15 @@ def normalised(published: str) -> str:
     The owner, what follows a blank in brackets, and endings that do not change the shape (``-hf``, ``-Instruct``,
     ``-FP8``) are dropped; everything that is no letter or digit becomes one underscore.
     """
-    text = re.sub(r"^[\w.-]+/|\(.*?\)", "", published).lower()
-    text = re.sub(r"[^a-z0-9]+", "_", text).strip("_")
+    text = _simple(published)
     while (shorter := _ENDINGS.sub("", text)) != text:
         text = shorter
     return text
+
+
+def _simple(published: str) -> str:
+    text = re.sub(r"^[\w.-]+/|\(.*?\)", "", published).lower()
+    return re.sub(r"[^a-z0-9]+", "_", text).strip("_")
 
 
 _ENDINGS = re.compile(
@@ -129,25 +190,100 @@ _ENDINGS = re.compile(
 
 def preset_for(published: str) -> str | None:
     """Return the preset for a model's published name, as tables of results print it; None if there is none."""
-    name = normalised(published)
+    exact = _simple(published)  # what an ending would hide, such as the -v0.3 of a Mistral with more tokens
+    name = exact if preset(exact) is not None else normalised(published)
     name = _aliases().get(name, name)
     if preset(name) is not None:
         return name
     return next((known for known in all_presets() if _split(known) == _split(name)), None)
 
 
-@lru_cache(maxsize=256)
 def shape_for(model: str, sequence_tokens: int | None = None) -> ModelShape:
-    """Return the shape of a model however it is named: a preset, a published name, or a path; see `shape_named`.
+    """Return the shape of a model however it is named, see `model_of`.
 
     Learned positions are as many as ``sequence_tokens``, where that is given.
     """
-    shape = shape_named(model if Path(model).exists() else preset_for(model) or model)
+    shape = model_of(model)
     if sequence_tokens is None or shape.positions != "learned":
         return shape
-    return shape.with_positions(sequence_tokens)
+    return _with_positions(shape, sequence_tokens)
+
+
+@lru_cache(maxsize=64)
+def _with_positions(shape: ModelShape, n_positions: int) -> ModelShape:
+    return shape.with_positions(n_positions)
 
 
 def _split(name: str) -> str:
     """Put an underscore between letters and digits: llama2_7b and llama_2_7b become one."""
     return re.sub(r"([a-z])(?=\d)", r"\1_", name)
+
+
+# --- what people call them -----------------------------------------------------------------------------------
+
+_SPELT = {"gpt": "GPT", "opt": "OPT", "mpt": "MPT", "slm": "SLM", "glm": "GLM", "bert": "BERT", "oss": "OSS"} | {
+    "bloom": "BLOOM",
+    "moe": "MoE",
+    "tinyllama": "TinyLlama",
+    "codellama": "CodeLlama",
+    "deepseek": "DeepSeek",
+    "internlm": "InternLM",
+    "stablelm": "StableLM",
+    "minimax": "MiniMax",
+    "smallthinker": "SmallThinker",
+    "neox": "NeoX",
+}
+# families whose names carry no number of a generation: what precedes the last is a part of the size
+_NO_GENERATION = ("opt", "falcon", "bloom", "mpt", "pythia", "megatron", "persimmon", "tinyllama", "slm")
+
+
+def title_of(name: str) -> str:
+    """Return what people call a preset: ``llama_3_1_8b`` is Llama 3.1 8B, ``opt_6_7b`` is OPT 6.7B."""
+    words = name.split("_")
+    family, joined = words[0], list[str]()
+    for word in words[1:]:
+        last = joined[-1] if joined else ""
+        # 1_5 of a generation, 6_7b of a size, a2_7b of an active part
+        size_goes_on = bool(re.fullmatch(r"\d+[bmt]", word)) and (
+            family in _NO_GENERATION or last.startswith(("a", "0"))
+        )
+        if re.fullmatch(r"a?\d+", last) and (size_goes_on or re.fullmatch(r"\d+", word)):
+            joined[-1] = f"{last}.{word}"
+        else:
+            joined.append(word)
+    spelt = [
+        _SPELT.get(word) or re.sub(r"(?<=\d)[bmt]$", lambda m: m[0].upper(), word) for word in (family, *joined)
+    ]
+    return " ".join(word if word in _SPELT.values() else word[:1].upper() + word[1:] for word in spelt)
+
+
+def describe(shape: ModelShape) -> str:
+    """Return what a model is in a few words: ``Llama 2 7B, 6.74 B parameters``, of experts also how many are active."""
+    active = "" if shape.is_dense else f", {units.format_count(shape.n_active_params)} of them for each token"
+    return f"{shape.title or shape.name}, {units.format_count(shape.n_params)} parameters{active}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One preset of the list: its name and title, its parameters, those that a token meets, where they are from."""
+
+    name: str
+    title: str
+    n_params: int
+    n_active_params: int
+    source: str
+
+
+def listing() -> list[Listed]:
+    """Return all presets, in the order of their names."""
+    sources = preset_sources()
+    return [
+        Listed(
+            name=name,
+            title=shape.title,
+            n_params=shape.n_params,
+            n_active_params=shape.n_active_params,
+            source=sources[name],
+        )
+        for name, shape in sorted(all_presets().items())
+    ]

@@ -14,9 +14,26 @@ from pydantic import Field, model_validator
 from sandtable.hardware import DTYPE_BYTES, Frozen
 
 Activation = Literal["relu", "relu2", "silu", "gelu"]
-Norm = Literal["rms", "layer", "layer_no_bias"]
+Norm = Literal["rms", "layer", "layer_no_bias", "layer_bare"]
 Positions = Literal["rotary", "learned", "alibi", "none"]
-QkNorm = Literal["none", "per_head", "all_heads"]
+QkNorm = Literal["none", "per_head", "all_heads", "each_head"]
+# no model has more of anything, layers aside: what is beyond is a slip of the pen, and no loop is as long
+MOST = 1 << 28
+MOST_LAYERS = 10_000
+
+
+class StoredWeights(Frozen):
+    """How the files of a model hold its weights, where these are packed.
+
+    Attributes:
+        method: Name of the format, such as ``awq`` or ``fp8``.
+        bits: Of a weight; None where the file does not say.
+        group_size: Weights that share a scale; None where that is a whole row, or not said.
+    """
+
+    method: str
+    bits: int | None = Field(default=None, ge=1, le=32)
+    group_size: int | None = Field(default=None, ge=1)
 
 
 class LatentAttention(Frozen):
@@ -45,6 +62,11 @@ class LatentAttention(Frozen):
         down = d_model * (self.kv_lora_rank + self.qk_rope_head_dim)
         up = self.kv_lora_rank * n_heads * (self.qk_nope_head_dim + self.v_head_dim)
         return query + down + up + n_heads * self.v_head_dim * d_model
+
+    @property
+    def bias_params(self) -> int:
+        """Biases of one layer's projections down to the latents, where these carry any."""
+        return (self.q_lora_rank or 0) + self.kv_lora_rank + self.qk_rope_head_dim
 
     @property
     def norm_params(self) -> int:
@@ -106,29 +128,33 @@ class ModelShape(Frozen):
         attention_bias, output_bias, ffn_bias, head_bias: Whether the query/key/value projections, attention's
             output, the FFN and the output projection carry biases.
         attention_sinks: One learned logit per head (gpt-oss).
-        norm: Root-mean-square (a gain), layer norm (gain and bias), or layer norm without bias.
+        norm: Root-mean-square (a gain), layer norm (gain and bias), without bias, or with neither (OLMo).
         norms_per_layer: 2 before attention and FFN; 1 where both share it; 4 where outputs are normed too.
         embedding_norm, final_norm: A norm behind the embedding; one before the output projection.
-        qk_norm: Norms of queries and keys: over each head (one gain for all heads), or over all heads together.
+        qk_norm: Norms of queries and keys: over each head (one gain for all heads), over all heads together, or over
+            each head with gains of its own and no bias (Cohere, StableLM 2).
         positions: How positions enter; ``n_positions`` are the rows of learned ones, 0 otherwise.
         sliding_window: Tokens that a windowed layer looks back on; None where every layer sees all.
         full_attention_every: With a window, every how many layers one sees all; 0 for none.
         causal: Tokens see only those before them.
-        other_params: Parameters outside the forward pass of a token, such as BERT's pooler.
+        other_params: Parameters outside the forward pass of a token, such as BERT's pooler or a vision tower.
+        title: What people call it; empty takes the name.
+        stored: How its files hold the weights, where these are packed; shapes count weights, whatever their type.
+        notes: Sentences on what its configuration says and this shape leaves out or only holds.
     """
 
     name: str
-    n_layers: int = Field(ge=1)
-    d_model: int = Field(ge=8)
-    n_neurons: int = Field(ge=8)
+    n_layers: int = Field(ge=1, le=MOST_LAYERS)
+    d_model: int = Field(ge=8, le=MOST)
+    n_neurons: int = Field(ge=8, le=MOST)
     n_vectors: Literal[2, 3] = 2
     activation: Activation = "silu"
-    n_heads: int = Field(ge=1)
-    n_kv_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=1)
+    n_heads: int = Field(ge=1, le=MOST)
+    n_kv_heads: int = Field(ge=1, le=MOST)
+    head_dim: int = Field(ge=1, le=MOST)
     latent: LatentAttention | None = None
     moe: Moe | None = None
-    vocabulary: int = Field(ge=1)
+    vocabulary: int = Field(ge=1, le=MOST)
     tied: bool = True
     embedding_dim: int | None = Field(default=None, ge=1)
     attention_bias: bool = False
@@ -147,6 +173,9 @@ class ModelShape(Frozen):
     full_attention_every: int = Field(default=0, ge=0)
     causal: bool = True
     other_params: int = Field(default=0, ge=0)
+    title: str = ""
+    stored: StoredWeights | None = None
+    notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelShape:
@@ -215,16 +244,18 @@ class ModelShape(Frozen):
     def qk_norm_params(self) -> int:
         """Parameters of one layer's norms of queries, keys and latents."""
         latent = 0 if self.latent is None else self.latent.norm_params
-        width = {
+        all_heads = (self.n_heads + self.n_kv_heads) * self.head_dim
+        own = {
             "none": 0,
-            "per_head": 2 * self.head_dim,
-            "all_heads": (self.n_heads + self.n_kv_heads) * self.head_dim,
+            "per_head": 2 * self.head_dim * self._per_norm,
+            "all_heads": all_heads * self._per_norm,
+            "each_head": all_heads,
         }[self.qk_norm]
-        return latent + width * self._per_norm
+        return latent + own
 
     @property
     def _per_norm(self) -> int:
-        return 2 if self.norm == "layer" else 1
+        return {"rms": 1, "layer": 2, "layer_no_bias": 1, "layer_bare": 0}[self.norm]
 
     # --- which layers are what -----------------------------------------------------------------------------------
 
@@ -274,7 +305,7 @@ class ModelShape(Frozen):
     @property
     def _attention_small(self) -> int:
         """Biases and sinks of one layer's attention."""
-        bias = self.qkv_rows if self.attention_bias else 0
+        bias = (self.qkv_rows if self.latent is None else self.latent.bias_params) if self.attention_bias else 0
         output = self.d_model if self.output_bias else 0
         return bias + output + (self.n_heads if self.attention_sinks else 0)
 
@@ -314,8 +345,8 @@ class ModelShape(Frozen):
 
     @property
     def n_active_params(self) -> int:
-        """Parameters that one token meets: all but the experts that it is not sent to."""
-        return self.n_params - self._unused_expert_params
+        """Parameters that one token meets: all but the experts that it is not sent to, and what is only held."""
+        return self.n_params - self._unused_expert_params - self.other_params
 
     @property
     def _unused_expert_params(self) -> int:
@@ -389,8 +420,10 @@ class ModelShape(Frozen):
 
     def with_layers(self, n_layers: int) -> ModelShape:
         """Return the same shape, shallower: every layer still demands exactly what it did."""
-        name = self.name if n_layers == self.n_layers else f"{self.name}_{n_layers}l"
-        return self.changed(n_layers=n_layers, name=name)
+        if n_layers == self.n_layers:
+            return self
+        title = f"{self.title or self.name}, {n_layers} of its {self.n_layers} layers"
+        return self.changed(n_layers=n_layers, name=f"{self.name}_{n_layers}l", title=title)
 
     def with_positions(self, n_positions: int) -> ModelShape:
         """Return the same shape with so many learned positions; unchanged where positions are not learned."""
