@@ -55,7 +55,7 @@ def test_a_shallower_model_keeps_its_layers() -> None:
 
 @pytest.mark.parametrize("name", ["opt_6_7b_33l", "opt_6_7b_0l", "opt_6_7b_xl", "gpt_9", "opt_6_7b_8l_2l"])
 def test_a_shape_that_does_not_exist(name: str) -> None:
-    with pytest.raises(UnknownName, match="no geometry named"):
+    with pytest.raises(UnknownName, match="no model named"):
         shape_named(name)
 
 

@@ -98,7 +98,7 @@ def simulate(*settings: str) -> tuple[str, ...]:
         (
             "opt_mini",
             "opt_min",
-            "bad.yaml:7: parameters.geometry: no geometry named 'opt_min' (did you mean 'opt_mini'",
+            "bad.yaml:7: parameters.geometry: no model named 'opt_min' (did you mean 'opt_mini'",
         ),
         ("  tokens: 3", "  rung: windw", "bad.yaml:8: parameters.rung: Input should be 'naive', 'hybrid'"),
         (

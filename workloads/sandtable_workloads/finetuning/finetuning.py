@@ -13,7 +13,7 @@ from sandtable.demand.plan import Plan
 from sandtable.errors import DoesNotFit, PlanError
 from sandtable.hardware import Frozen, Machine
 from sandtable.results import Metric
-from sandtable.units import format_bytes, format_count
+from sandtable.units import format_bytes
 from sandtable.workload.seam import Verdict, Workload
 from sandtable_workloads.finetuning import finetuning_memory
 from sandtable_workloads.finetuning.finetuning_parameters import Finetuning
@@ -21,6 +21,7 @@ from sandtable_workloads.finetuning.finetuning_plan import plan_of
 from sandtable_workloads.finetuning.finetuning_times import iteration_s
 from sandtable_workloads.training import layout, metrics, training_memory
 from sandtable_workloads.training.slm_training import SlmTrainingWorkload, estimate, memories
+from sandtable_workloads.transformer.presets import describe
 
 # what the closed form gives
 ESTIMATED = ("step_s", "forward_s", "backward_s", "low_s", "high_s")
@@ -69,7 +70,7 @@ class FinetuningWorkload(Workload[Finetuning]):
         trained = "all weights" if parameters.adapter == "none" else parameters.adapter
         kept = parameters.precision if parameters.quantization == "none" else parameters.quantization
         devices = f"{n} devices" if n > 1 else "one device"
-        return f"{shape.name}, {format_count(shape.n_params)} parameters, {trained}, {kept}, {devices}"
+        return f"{describe(shape)}, {trained}, {kept}, {devices}"
 
     def derived(self, parameters: Finetuning, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return tokens per second, what a step, a token and the whole fine-tuning cost, and the energy of a step."""

@@ -10,12 +10,13 @@ from sandtable.demand.plan import Plan
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Frozen, Machine
 from sandtable.system import limits
-from sandtable.units import format_bytes, format_count
+from sandtable.units import format_bytes
 from sandtable.workload.seam import Execution, ExecutionContext, Workload
 from sandtable_workloads.flash import model_files
 from sandtable_workloads.flash.flash_parameters import FlashInference, Rung
 from sandtable_workloads.flash.runner import run_flash
 from sandtable_workloads.flash.token_demand import plan_of
+from sandtable_workloads.transformer.presets import describe
 
 
 class FlashInferenceWorkload(Workload[FlashInference]):
@@ -40,7 +41,7 @@ class FlashInferenceWorkload(Workload[FlashInference]):
     def subject(self, parameters: FlashInference, machine: Machine) -> str:
         """Return the model with its count of parameters, the type of its weights, and the rung."""
         shape = parameters.shape
-        return f"{shape.name}, {format_count(shape.n_params)} parameters, {parameters.dtype}, {parameters.rung}"
+        return f"{describe(shape)}, {parameters.dtype}, {parameters.rung}"
 
     def resolve(self, parameters: FlashInference, context: ExecutionContext) -> tuple[FlashInference, list[str]]:
         """Take fewer layers when the disk has less than twice the store's size free, and say so.

@@ -148,6 +148,7 @@ def _plan(parameters: FlashInference, phases: tuple[Phase, ...], memory: dict[st
         memory_bytes=memory,
         work_unit="token",
         sums={"ttft_s": ("prefill", phases[1].name)},
+        notes=parameters.shape.notes,
     )
 
 

@@ -34,13 +34,15 @@ def is_widened(parameters: SlmTraining, machine: Machine) -> bool:
 
 
 def notes(parameters: SlmTraining, machine: Machine) -> tuple[str, ...]:
-    """Say what is slower than the precision's name promises."""
+    """Say what is slower than the precision's name promises, and what of the model is left out or only held."""
+    of_model = parameters.shape.notes
     if machine.accelerator is None or not is_widened(parameters, machine):
-        return ()
+        return of_model
     name, dtype = machine.accelerator.device.name, product_dtype(parameters)
     return (
         f"{name} has no {dtype} units: {parameters.precision} is emulated in float32 and no faster than that; "
         f"{_native(parameters, machine)} would run on its units",
+        *of_model,
     )
 
 

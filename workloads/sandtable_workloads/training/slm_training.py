@@ -14,13 +14,13 @@ from sandtable.demand.plan import Plan
 from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric
-from sandtable.units import format_count
 from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
 from sandtable_workloads.training import layout, metrics, training_memory
 from sandtable_workloads.training.closed_form import StepTimes, step_times
 from sandtable_workloads.training.step_numbers import Configuration, configuration_of, stacked, structure
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.training.training_plan import plan_of
+from sandtable_workloads.transformer.presets import describe
 
 # parts of a step that what happens once makes longer
 LONGER_WHEN_COLD = ("step_s", "forward_s", "idle_s", "low_s", "high_s")
@@ -60,7 +60,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """Return the model with its count of parameters, precision, and devices."""
         shape, n = parameters.shape, parameters.devices
         devices = f"{n} devices" if n > 1 else "one device"
-        return f"{shape.name}, {format_count(shape.n_params)} parameters, {parameters.precision}, {devices}"
+        return f"{describe(shape)}, {parameters.precision}, {devices}"
 
     def derived(self, parameters: SlmTraining, machine: Machine, known: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return what follows from a step's time; see `sandtable_workloads.training.metrics`."""

@@ -140,9 +140,6 @@ def configuration_of(
     # one line a field: long, and nowhere to go wrong
     moe = shape.moe
     dtype = COMPUTE_DTYPE[parameters.precision]
-    experts = 0 if moe is None else moe.n_experts * shape.expert_params
-    layer = shape.attention_params + shape.norm_params * shape.d_model
-    parts = shape.parts
     return Configuration(
         dtype=dtype,
         gemm_dtype=product_dtype(parameters),
@@ -171,12 +168,9 @@ def configuration_of(
         biased=float(shape.ffn_bias),
         n_moe_layers=shape.n_moe_layers,
         n_windowed_layers=shape.n_windowed_layers,
-        layer_params=layer + shape.ffn_params,
-        moe_layer_params=layer
-        + shape.router_params
-        + shape.shared_expert_params
-        + experts / parameters.expert_parallel,
-        outer_params=parts["embedding"] + parts["head"],
+        layer_params=shape.layer_params(experts=False),
+        moe_layer_params=shape.layer_params(experts=True, shards=parameters.expert_parallel),
+        outer_params=shape.outer_params,
         batch=parameters.micro_batch,
         sequence=parameters.sequence_tokens,
         accumulation=parameters.grad_accumulation,

@@ -119,8 +119,8 @@ def _family(kind: str, file: str) -> Any:
         return FAMILIES[kind]
     if kind in REFUSED:
         raise ConfigError(
-            f"a {kind} model has {REFUSED[kind]}, which is not known here: only stacks of layers with attention to "
-            "all tokens or to a window are",
+            f"a {kind} model has {REFUSED[kind]}: known here are stacks of layers with attention, to all tokens or "
+            "to a window",
             file=file,
         )
     # another generation of a family is another shape: only a slip of the pen is corrected

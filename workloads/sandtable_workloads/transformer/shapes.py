@@ -310,16 +310,40 @@ class ModelShape(Frozen):
         return bias + output + (self.n_heads if self.attention_sinks else 0)
 
     @property
+    def _ffn_small(self) -> int:
+        """Biases of the FFN of one layer without experts."""
+        return (self.n_vectors - 1) * self.n_neurons + self.d_model if self.ffn_bias else 0
+
+    @property
+    def _expert_small(self) -> int:
+        """Biases of one expert, and of its row of the router."""
+        if self.moe is None:
+            return 0
+        bias = (self.n_vectors - 1) * self.moe.expert_neurons + self.d_model if self.moe.expert_bias else 0
+        return bias + (1 if self.moe.router_bias else 0)
+
+    @property
     def _all_ffn_small(self) -> int:
         """Biases of all FFNs, experts and routers."""
-        vectors, d = self.n_vectors - 1, self.d_model
-        dense = vectors * self.n_neurons + d if self.ffn_bias else 0
-        total = (self.n_layers - self.n_moe_layers) * dense
-        if self.moe is not None:
-            expert = vectors * self.moe.expert_neurons + d if self.moe.expert_bias else 0
-            per_expert = expert + (1 if self.moe.router_bias else 0)
-            total += self.n_moe_layers * self.moe.n_experts * per_expert
-        return total
+        experts = 0 if self.moe is None else self.n_moe_layers * self.moe.n_experts * self._expert_small
+        return (self.n_layers - self.n_moe_layers) * self._ffn_small + experts
+
+    def layer_params(self, *, experts: bool, shards: int = 1) -> float:
+        """Return the parameters of one layer with or without experts; these are split over ``shards`` devices."""
+        common = (
+            self.attention_params + self._attention_small + self.norm_params * self.d_model + self.qk_norm_params
+        )
+        if self.moe is None or not experts:
+            return common + self.ffn_params + self._ffn_small
+        all_experts = self.moe.n_experts * (self.expert_params + self._expert_small)
+        return common + self.router_params + self.shared_expert_params + all_experts / shards
+
+    @property
+    def outer_params(self) -> int:
+        """Parameters outside the layers: embedding, output projection, last norm, and what is only held."""
+        parts = self.parts
+        layers_norms = self.n_layers * (self.norm_params * self.d_model + self.qk_norm_params)
+        return parts["embedding"] + parts["head"] + parts["norms"] - layers_norms + self.other_params
 
     @property
     def parts(self) -> dict[str, int]:
