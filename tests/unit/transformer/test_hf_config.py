@@ -239,9 +239,15 @@ LLAMA = CONFIGS["llama_2_70b"]
         (LLAMA | {"hidden_size": "8192"}, "hidden_size must be a positive whole number, not '8192'"),
         (LLAMA | {"hidden_size": -1}, "hidden_size must be a positive whole number, not -1"),
         (LLAMA | {"num_attention_heads": 63}, "num_key_value_heads 8 must divide num_attention_heads 63"),
-        (CONFIGS["opt_6_7b"] | {"num_attention_heads": 63}, "num_attention_heads 63 does not divide hidden_size 4096"),
+        (
+            CONFIGS["opt_6_7b"] | {"num_attention_heads": 63},
+            "num_attention_heads 63 does not divide hidden_size 4096",
+        ),
         (LLAMA | {"num_key_value_heads": 7}, "num_key_value_heads 7 must divide num_attention_heads 64"),
-        (LLAMA | {"num_key_value_heads": "many"}, "num_key_value_heads must be a positive whole number, not 'many'"),
+        (
+            LLAMA | {"num_key_value_heads": "many"},
+            "num_key_value_heads must be a positive whole number, not 'many'",
+        ),
         (LLAMA | {"hidden_act": "tanh"}, "activation 'tanh' is not known"),
         (CONFIGS["mixtral_8x7b"] | {"num_experts_per_tok": 9}, "top_k 9 is more than n_experts 8"),
         (CONFIGS["gpt_oss_20b"] | {"layer_types": ["full_attention", *GPT_OSS_LAYERS]}, "names 25 layers"),

@@ -107,11 +107,13 @@ def _text_part(whole: HfConfig) -> HfConfig:
     if kind in REFUSED or key is None:
         return HfConfig(whole.data, whole.file, _family(TEXT_OF.get(kind, kind), whole.file))
     part = whole.part(key)
-    kind = whole.data[key].get("model_type") or TEXT_OF.get(kind)
-    if not isinstance(kind, str):
+    inner = whole.data[key].get("model_type") or TEXT_OF.get(kind)
+    if not isinstance(inner, str):
         raise whole.fault(f"{key} has no 'model_type': add the family of the language model, such as 'llama'")
     outer = {"tie_word_embeddings": whole.data.get("tie_word_embeddings")}
-    return HfConfig(outer | part.data | {"model_type": kind}, whole.file, _family(kind, whole.file), nested=True)
+    return HfConfig(
+        {**outer, **part.data, "model_type": inner}, whole.file, _family(inner, whole.file), nested=True
+    )
 
 
 def _family(kind: str, file: str) -> Any:
