@@ -7,16 +7,17 @@ an object that shows as a table in a notebook and gives pandas frames with ``to_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Machine, library
-from sandtable.results import Comparison, Measurement, Metric, Prediction, Result, TraceRow
+from sandtable.results import Answer, Comparison, Measurement, Metric, Prediction, Result, TraceRow
 from sandtable.runs import predict
 from sandtable.runs.answers.answer_card import answered, answering
 from sandtable.studies import evaluate, paired
+from sandtable.studies.difference_card import difference_answer
 from sandtable.studies.paired import Change
 from sandtable.studies.study import Study, load, pair
 from sandtable.table import Framed
@@ -49,6 +50,11 @@ class _Outcome(Framed):
     result: Result
     recorder: Recorder
     trace: Sequence[TraceRow] = ()
+
+    @property
+    def answer(self) -> Answer | None:
+        """What it comes to, in at most eight lines."""
+        return self.result.answer
 
     def __getitem__(self, metric: str) -> Metric:
         """Return a metric, such as ``latency_s.p95`` or ``tokens_per_s``.
@@ -200,6 +206,11 @@ class Check(Framed):
     folder: Path
     baseline: str | None = None
 
+    @property
+    def answer(self) -> Answer | None:
+        """Whether the predictions hold, in at most eight lines."""
+        return self.comparison.answer
+
     def to_frame(self) -> DataFrame:
         """Return a row for each compared metric of each scenario; errors are predicted / measured - 1."""
         import pandas as pd
@@ -282,6 +293,12 @@ class Difference(Framed):
     before: Prediction
     after: Prediction
     changes: Mapping[str, Change]
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> Answer:
+        """How many times as much work, how sure that is, and what it saves."""
+        return difference_answer(self.before, self.after, self.changes, self.asked)
 
     def __getitem__(self, metric: str) -> Change:
         """Return what becomes of a metric.
@@ -332,7 +349,7 @@ def whatif(scenario: str | Path, changes: Changes, *, machine: str | Path | None
     both = pair(str(scenario), dict(changes), machine=None if machine is None else str(machine))
     before, after = evaluate.predictions(both)
     found = paired.changes(before, after)
-    return Difference(before=before.prediction, after=after.prediction, changes=found)
+    return Difference(before=before.prediction, after=after.prediction, changes=found, asked=dict(changes))
 
 
 def study(

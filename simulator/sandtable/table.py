@@ -6,6 +6,7 @@ a plain number in the base unit, which the column beside it or the name of the m
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -40,14 +41,23 @@ def plain(cell: Any) -> Any:
 
 
 class Framed:
-    """What gives a pandas frame; a notebook shows it as a table."""
+    """What gives a pandas frame; a notebook shows it as a table, under its answer where it has one."""
+
+    @property
+    def answer(self) -> object | None:
+        """What it comes to, to be read before all numbers."""
+        return None
 
     def to_frame(self) -> pd.DataFrame:
         """Return the frame."""
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        return str(self.to_frame().to_html())
+        said = "" if self.answer is None else f"<pre>{html.escape(str(self.answer))}</pre>"
+        return f"{said}{self.to_frame().to_html()}"
+
+    def __str__(self) -> str:
+        return repr(self) if self.answer is None else str(self.answer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,6 +127,7 @@ def whatif(
     scenario: Annotated[str, typer.Argument(help="Scenario name or file.")],
     settings: SetOption = None,
     machine: MachineOption = None,
+    full: FullOption = False,
     format_: FormatOption = Format.table,
 ) -> None:
     """Show what a change makes of a prediction, in time and dollars."""
@@ -138,4 +139,5 @@ def whatif(
         raise ConfigError("whatif needs at least one --set PATH=VALUE: the change to look at")
     with refusing(format_):
         found = api.whatif(scenario, scenarios.changes_of(settings), machine=machine)
-    emit(paired.table(found.before, found.after, found.changes), format_)
+    table = paired.table(found.before, found.after, found.changes)
+    emit(table, format_, answer=found.answer, full=full)

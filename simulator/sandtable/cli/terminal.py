@@ -15,7 +15,7 @@ from sandtable.errors import DoesNotFit
 from sandtable.workload.progress import Step
 
 if TYPE_CHECKING:
-    from sandtable.results import Comparison, Result
+    from sandtable.results import Answer, Comparison, Result
 
 PROGRESS_EVERY_S = 10.0
 
@@ -125,11 +125,19 @@ def refusing(format_: Format) -> Iterator[None]:
         raise
 
 
-def emit(table: Any, format_: Format) -> None:
-    """Print a table on stdout in the wanted format."""
+def emit(table: Any, format_: Format, *, answer: Answer | None = None, full: bool = True) -> None:
+    """Print a table on stdout; for people after its answer, and only where ``full`` asks for it if there is one."""
     from sandtable.report import rendering
 
-    put(rendering.render(table, format_.value))
+    rendered = rendering.render(table, format_.value)
+    if answer is None:
+        put(rendered)
+    elif format_ is Format.json:
+        put(json.dumps(json.loads(rendered) | {"answer": answer.model_dump()}, indent=1, ensure_ascii=False))
+    elif format_ is Format.table:
+        put(f"{answer}\n{rendered}" if full else answer)
+    else:
+        put(rendered)
 
 
 def emit_result(result: Result, format_: Format, *, full: bool = True) -> None:

@@ -27,6 +27,7 @@ from sandtable.engine.recorder import ACCOUNT_OF_COLUMN
 from sandtable.hardware import Component
 from sandtable.model.error_sources import Source, Weights, less, miss_of
 from sandtable.results import NORMAL_95, Metric, Prediction, Record
+from sandtable.runs.answers.answer_card import resource_name
 from sandtable.runs.predict import Foreseen
 from sandtable.runs.reduction import MAKESPAN, STATISTICS
 from sandtable.table import Quantity, Table
@@ -261,11 +262,12 @@ def sentences(before: Prediction, after: Prediction, changed: Mapping[str, Chang
     moved = {part: shares[1].get(part, 0.0) - shares[0].get(part, 0.0) for part in {**shares[0], **shares[1]}}
     most = max(moved, key=lambda part: abs(moved[part]), default="")
     words = [f"{_plus_minus(change)} times as many {change.unit}", _likely(change)]
+    if change.ratio == 1 == change.ratio_low == change.ratio_high:
+        words = [f"As many {change.unit} as before"]
     if most and abs(moved[most]) >= 0.01:
         was, becomes = (100 * share.get(most, 0.0) for share in shares)
-        words.append(
-            f"{most} {'rises' if becomes > was else 'falls'} from {was:.0f} to {becomes:.0f} % of the time"
-        )
+        moves = "rises" if becomes > was else "falls"
+        words.append(f"{resource_name(most)} {moves} from {was:.0f} to {becomes:.0f} % of the time")
     yield "; ".join(words)
     money = next((name for name in changed if name.startswith("usd_per_") and name != "usd_per_h"), None)
     if money is not None and (saved := changed[money].saved) is not None and saved.value != 0:

@@ -266,7 +266,7 @@ def test_simulate_writes_a_timeline_and_a_report() -> None:
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_what_a_change_makes(format_: str) -> None:
-    ran = sandtable("whatif", "mini.yaml", "--set", "parameters.window=3", "--format", format_)
+    ran = sandtable("whatif", "mini.yaml", "--set", "parameters.window=3", "--full", "--format", format_)
     assert "latency_s.mean" in ran.out
     assert "before" in ran.out
     assert "after" in ran.out

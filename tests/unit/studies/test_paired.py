@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -166,3 +167,30 @@ def test_the_public_function_gives_a_frame() -> None:
     assert math.isnan(row["saved"])
     with pytest.raises(UnknownName, match=r"latency_s\.mean"):
         both["latency_s.maen"]
+
+
+# --- the answer --------------------------------------------------------------------------------------------------
+
+
+def test_a_change_answers_with_a_ratio_what_it_saves_and_what_moved() -> None:
+    found = sandtable.whatif("flash_laptop", {"machine.storage": "crucial_t700_2tb"})
+    answer = found.answer
+    assert answer.question == "What changes with machine.storage=crucial_t700_2tb?"
+    assert re.match(
+        r"1\.\d+ ± 0\.\d+ times as many tokens/s; .*; storage falls from \d+ to \d+ % of the time\.$",
+        answer.verdict,
+    )
+    assert re.match(r"saves [\d.]+ USD per million tokens \(", answer.headlines[0])
+    assert answer.headlines[1] == "at 0.046 USD/h as before: what the change costs to buy is not in it"
+    assert len(answer.lines()) <= 8
+    assert str(found) == str(answer)
+    assert f"<pre>{answer.question}" in found._repr_html_()
+
+
+def test_a_change_of_nothing_says_so_and_one_of_the_machine_shows_both() -> None:
+    same = sandtable.whatif("flash_laptop", {"seed": 1}).answer
+    assert same.verdict == "As many tokens/s as before."
+    assert same.headlines == ()
+    other = sandtable.whatif("flash_laptop", {"machine": "aws_i4i_4xlarge"}).answer
+    assert "Laptop with a PCIe 4 drive and no accelerator → AWS i4i.4xlarge" in other.subject
+    assert any(re.match(r"0\.046 USD/h before, [\d.]+ USD/h after", text) for text in other.headlines)

@@ -124,6 +124,13 @@ def number_and_unit(value: float, unit: str) -> tuple[str, str]:
     return number[0], UNITS.get(shown, shown)
 
 
+def worded(text: str) -> str:
+    """Return a sentence with units as people who pay say them."""
+    for unit, words in UNITS.items():
+        text = text.replace(unit, words)
+    return text
+
+
 def memory_text(result: Result, case: Case) -> str:
     """Return the memory needed of what there is, and what of it is kept for the system."""
     judged = next(iter(case.workload.verdicts([case.parameters], case.machine)), None) or _judged(case.machine)
@@ -140,11 +147,16 @@ def _judged(machine: Machine) -> Verdict:
     return Verdict(needed_bytes=0.0, has_bytes=memory.datasheet.capacity_bytes, largest="", breaks=None)
 
 
+def resource_name(account: str) -> str:
+    """Return what people call that which an account of time is about."""
+    return RESOURCES.get(account, account)
+
+
 def bound_text(result: Result) -> str:
     """Return what the time goes to, the largest first: ``Bound by compute, 54 % of the time (storage 35 %)``."""
     total = sum(result.breakdown.values())
     parts = sorted(result.breakdown.items(), key=lambda item: -item[1])
-    shares = [f"{RESOURCES.get(name, name)} {100 * seconds / total:.0f} %" for name, seconds in parts if total > 0]
+    shares = [f"{resource_name(name)} {100 * seconds / total:.0f} %" for name, seconds in parts if total > 0]
     if not shares:
         return ""
     others = f" ({', '.join(shares[1:])})" if shares[1:] else ""
