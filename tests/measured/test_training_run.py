@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -26,9 +27,10 @@ import torch
 
 from sandtable_workloads.training.executed import checkpoint, launcher, run_job, worker
 from sandtable_workloads.training.executed.decoder import Decoder
-from sandtable_workloads.training.executed.device import allocations, highest_sum
-from sandtable_workloads.training.executed.job import Job, Record, append_record, read_records
+from sandtable_workloads.training.executed.device import allocations, device_of, highest_sum
+from sandtable_workloads.training.executed.job import Job, Record, append_record, read_records, result_path
 from sandtable_workloads.training.executed.tokens import prepare_tokens
+from sandtable_workloads.training.states import optimizers
 from sandtable_workloads.training.training_parameters import SlmTraining
 
 pytestmark = pytest.mark.measured
@@ -165,6 +167,26 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path, sharding: str) -> None:
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lion", "adafactor"])
+def test_other_optimizers_learn_resume_and_hold_what_is_planned(tmp_path: Path, optimizer: str) -> None:
+    rate = {"sgd": 0.1, "lion": 3e-4, "adafactor": 3e-3}[optimizer]
+    changes = {"optimizer": optimizer, "learning_rate": rate}
+    whole = job(tmp_path, steps=12, **changes)
+    found = losses(trained_here(whole))
+    assert found[-1] < found[0]
+    states = json.loads(result_path(whole.folder, 0).read_text())["optimizer_bytes"]
+    planned = optimizers.held_bytes(whole.parameters, whole.shape) * whole.shape.n_params
+    # Adafactor does not factor vectors; queries, keys and values are one matrix here
+    assert states == pytest.approx(planned, rel=0.1 if optimizer == "adafactor" else 0.01)
+    part = job(tmp_path, steps=12, **changes)
+    broken = worker.Trainer(part, device_of("cpu", 0), 0, 1)
+    for number in range(5):
+        append_record(part.folder, 0, broken.step(number))
+        broken.n_done += 1
+    broken.save()
+    assert losses(trained_here(part)) == found
 
 
 def when_recorded(folder: Path, n_steps: int, act: Callable[[], None]) -> threading.Thread:

@@ -21,7 +21,8 @@ from sandtable_workloads.training.slm_training import (
     memories,
     memory_of,
 )
-from sandtable_workloads.training.step_numbers import SHARDING, optimizer_bytes
+from sandtable_workloads.training.states import optimizers
+from sandtable_workloads.training.step_numbers import SHARDING
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.training.training_plan import layers_at
 
@@ -95,7 +96,10 @@ def test_moments_may_be_wider_than_weights() -> None:
     assert held[1]["optimizer"] == 2 * held[0]["optimizer"] == pytest.approx(8 * 970_458_240, rel=1e-3)
     assert held[1]["weights"] == held[0]["weights"]
     # gradient, weight and two moments, the last three read and written
-    assert (optimizer_bytes(narrow), optimizer_bytes(wide)) == (2 + 2 * 2 + 4 * 2, 2 + 2 * 2 + 4 * 4)
+    assert tuple(optimizers.moved_bytes(p, p.shape) for p in (narrow, wide)) == (
+        2 + 2 * 2 + 4 * 2,
+        2 + 2 * 2 + 4 * 4,
+    )
     with pytest.raises(ConfigError, match="optimizer_dtype: float32 beside bfloat16 is simulated only"):
         check_executable(wide)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from sandtable.errors import PlanError
 from sandtable_workloads.finetuning.finetuning_parameters import Finetuning, LoraTarget
+from sandtable_workloads.training.states.optimizers import held_bytes
 from sandtable_workloads.transformer.shapes import ModelShape
 
 # LLaMA-Adapter: a prompt of so many tokens in every layer but the first ones
@@ -22,7 +23,7 @@ PROMPT_TOKENS, FIRST_PROMPTED = 10, 2
 LOSS_CHUNK = 128
 # bytes of a weight: four bits and a float32 scale per 64 of them, or a byte per scale and a float32 per 256 scales
 PACKED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4_dq": 0.5 + 1 / 64 + 4 / (64 * 256)}
-FLOAT, ITEM, MOMENTS = 4.0, 2.0, 2
+FLOAT, ITEM = 4.0, 2.0
 # layers that are whole at a time where weights are sharded: the one at work and the one fetched ahead
 WHOLE_LAYERS = 2
 
@@ -189,7 +190,7 @@ def memory_of(p: Finetuning, shape: ModelShape) -> dict[str, float]:
     check(p, shape)
     trained = trainable_params(p, shape)
     # a gradient and two moments for each weight that is trained
-    states = {"gradients": trained * ITEM, "optimizer": MOMENTS * trained * p.as_training().moment_bytes}
+    states = {"gradients": trained * ITEM, "optimizer": trained * held_bytes(p.as_training(), shape)}
     if p.sharding == "fsdp_full" and p.devices > 1:
         return _sharded_memory(p, shape, trained) | {"optimizer": states["optimizer"] / p.devices}
     weights = base_bytes(p, shape) + trained * ITEM

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sandtable.hardware import Frozen
-from sandtable_workloads.training.training_parameters import Precision, SlmTraining
+from sandtable_workloads.training.states.optimizers import ELEMENTWISE
+from sandtable_workloads.training.training_parameters import Optimizer, Precision, SlmTraining
 from sandtable_workloads.transformer.presets import shape_for
 from sandtable_workloads.transformer.shapes import ModelShape
 
@@ -36,7 +37,8 @@ class Finetuning(Frozen):
         sharding: ``ddp`` keeps everything on every device; ``fsdp_full`` shards the weights and gathers each layer.
         checkpointing: ``full`` keeps only the input of each layer and computes the rest again.
         precision: Of weights and activations; adapters are described in pure ``bfloat16`` only.
-        optimizer_dtype: Type of AdamW's two moments; the weights' if not given, float32 with mixed precision.
+        optimizer: As of `SlmTraining`; adapters are trained with those that treat every weight alike.
+        optimizer_dtype: Type of the optimiser's moments; the weights' if not given, float32 with mixed precision.
         steps: Steps that are reported.
         warmup_steps: Steps before those.
         total_tokens: Tokens of the whole fine-tuning, for its time and price; none leaves them out.
@@ -54,6 +56,7 @@ class Finetuning(Frozen):
     sharding: Literal["ddp", "fsdp_full"] = "ddp"
     checkpointing: Literal["none", "full"] = "none"
     precision: Precision = "bfloat16"
+    optimizer: Optimizer = "adamw"
     optimizer_dtype: Literal["float32", "bfloat16"] | None = None
     steps: int = Field(default=10, ge=1)
     warmup_steps: int = Field(default=1, ge=0)
@@ -63,6 +66,8 @@ class Finetuning(Frozen):
     def _packed_is_frozen(self) -> Finetuning:
         if self.quantization != "none" and self.adapter == "none":
             raise ValueError("packed weights cannot be trained: choose an adapter, or quantization none")
+        if self.adapter != "none" and self.optimizer not in ELEMENTWISE:
+            raise ValueError(f"adapters are trained with optimizer {', '.join(ELEMENTWISE)}, not {self.optimizer}")
         return self
 
     @property

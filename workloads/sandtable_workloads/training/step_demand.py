@@ -22,11 +22,16 @@ from sandtable.demand import operator_shapes
 from sandtable.demand.operator import Operator, operator_named
 from sandtable.demand.operator_shapes import BACKWARD_PASSES, Number
 from sandtable.hardware import DTYPE_BYTES, OpEfficiency, Stack
+from sandtable_workloads.training.states import optimizers
 from sandtable_workloads.training.step_numbers import CHECKPOINTING, EVERY_SECOND, SHARDING, Configuration
 
 AS_COUNTED = OpEfficiency()  # of work that a stack file says nothing of
 # bytes of an element of a type that is widened
 NARROW_BYTES = 2.0
+# steps of the iteration that makes a matrix orthogonal
+ITERATIONS = 5
+# weights of one layer that an optimiser has a kernel for each: seven products and two norms
+TENSORS_PER_LAYER = 9.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,7 +403,34 @@ def stage_params(c: Configuration) -> Number:
 def optimizer(c: Configuration, software: Software) -> list[Demand]:
     """Return the optimiser's step on one device's share of the states, and the norm of the gradients before it."""
     n_params = held_params(c) / np.where(np.asarray(c.sharding) > 0, c.replicas, 1.0)
+    fused = c.optimizer in optimizers.FUSED
+    calls = TENSORS_PER_LAYER * c.n_layers / c.pipeline if fused else 1.0
     return [
         software.memory_bound("gradient norm", n_params * c.reduce_bytes, c),
-        software.memory_bound("optimizer", n_params * c.state_bytes, c),
+        software.memory_bound("fused optimizer" if fused else "optimizer", n_params * c.state_bytes, c, calls),
     ]
+
+
+def orthogonalised(c: Configuration, product: Demand, n_layers: Number) -> list[Demand]:
+    """Return what Muon does to the weights of one product in so many layers: five Newton-Schulz iterations.
+
+    Each makes ``X Xᵀ`` of a matrix, its square, and their sum times X, in 16 bits (Jordan et al., 2024; Liu et al.,
+    "Muon is scalable for LLM training", arXiv 2502.16982, section 2). A device does its share of the matrices
+    where states are sharded, whole ones then; those split by tensor parallelism are taken as matrices of their own.
+    """
+    p: operator_shapes.GemmShape = product.shape
+    short, long = np.minimum(p.n, p.k), np.maximum(p.n, p.k)
+    shares = np.where(np.asarray(c.sharding) > 0, c.replicas, 1.0)
+    batch = p.batch * product.times * n_layers * ITERATIONS / c.pipeline / shares
+    dtype = c.dtype if c.widened else "bfloat16"
+    shapes = ((short, short, long), (short, short, short), (short, long, short))
+    return [replace(gemm("orthogonalise", c, *mnk, batch=batch, narrow=False), dtype=dtype) for mnk in shapes]
+
+
+def whole_matrices(c: Configuration) -> Demand:
+    """Return how shards of matrices come to the device that makes them orthogonal, or back: all to all, in 16 bits."""
+    sharded = np.where(np.asarray(c.sharding) >= SHARDING["fsdp_grad_op"], 1.0, 0.0)
+    one_way = collective(
+        "matrices all-to-all", c, "all_to_all", 2 * held_params(c) / c.replicas, c.replicas, c.tensor
+    )
+    return replace(one_way, times=2 * sharded)

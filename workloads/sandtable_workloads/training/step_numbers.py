@@ -15,6 +15,7 @@ import numpy as np
 
 from sandtable.demand.operator_shapes import Number
 from sandtable.hardware import DTYPE_BYTES
+from sandtable_workloads.training.states import optimizers
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
@@ -38,6 +39,9 @@ class Configuration:
 
     ``widened`` the device has no units for ``dtype`` and computes in float32, see `computed`.
 
+    Of each parameter, the optimiser's step moves ``state_bytes``, keeps ``held_state_bytes`` of states and copies
+    ``copied_bytes`` while it goes on.
+
     ``per_machine`` are the devices of one machine. Layers of several kinds are counted, not listed: see
     `sandtable_workloads.training.step_parts.layer_kinds`.
     """
@@ -45,6 +49,7 @@ class Configuration:
     dtype: str
     gemm_dtype: str
     widened: bool
+    optimizer: str
     flash: bool
     sharding_kind: str
     latent: tuple[int, int, int, int, int] | None
@@ -86,6 +91,8 @@ class Configuration:
     recompute: Number
     reduce_bytes: Number
     state_bytes: Number
+    held_state_bytes: Number
+    copied_bytes: Number
     overlaps: Number
     pieces: Number
     behind_weights: bool
@@ -184,7 +191,10 @@ def configuration_of(
         sharding=SHARDING[parameters.sharding],
         recompute=CHECKPOINTING[parameters.checkpointing],
         reduce_bytes=parameters.reduce_bytes,
-        state_bytes=optimizer_bytes(parameters),
+        optimizer=parameters.optimizer,
+        state_bytes=optimizers.moved_bytes(parameters, shape),
+        held_state_bytes=optimizers.held_bytes(parameters, shape),
+        copied_bytes=optimizers.copied_bytes(parameters, shape),
         overlaps=float(parameters.overlap_gradients and not on_host),
         pieces=float(parameters.tensor_parallel if parameters.overlap_tensor else 1),
         behind_weights=parameters.overlap_input_gradients,
@@ -204,17 +214,6 @@ def _latent(shape: ModelShape) -> tuple[int, int, int, int, int] | None:
         return None
     ranks = (found.q_lora_rank or 0, found.kv_lora_rank)
     return (*ranks, found.qk_nope_head_dim, found.qk_rope_head_dim, found.v_head_dim)
-
-
-def optimizer_bytes(parameters: SlmTraining) -> float:
-    """Return what AdamW reads and writes per parameter.
-
-    It reads the gradient, reads and writes weight and two moments; with mixed precision the weight is float32, and a
-    narrow one is written too.
-    """
-    item = 4.0 if parameters.precision != "bfloat16" else 2.0
-    narrow = 2.0 if parameters.precision.startswith("mixed") else 0.0
-    return parameters.gradient_bytes + 2 * item + 4 * parameters.moment_bytes + narrow
 
 
 def stacked(configurations: Sequence[Configuration]) -> Configuration:

@@ -84,7 +84,7 @@ def parts_of(c: Configuration, software: Software) -> StepParts:
         head_forward=step_demand.head_forward(c, software),
         head_backward=step_demand.head_backward(c, software),
         between=_between(c, software),
-        optimizer=step_demand.optimizer(c, software),
+        optimizer=[*step_demand.optimizer(c, software), *_muon(c)],
         gather=_data("weights all-gather", c, "all_gather", per_layer * c.item_bytes),
         reduce=_reduce("gradients", c, per_layer * per_reduce, n_buckets),
         gather_outer=_data("weights all-gather", c, "all_gather", outer * c.item_bytes),
@@ -138,6 +138,19 @@ def _send(c: Configuration) -> Demand:
     ranks = np.where(np.asarray(c.pipeline) > 1, 2.0, 1.0)  # one stage sends to nobody
     shape = CollectiveShape(n_bytes, _like(c, ranks), _like(c, np.minimum(local, ranks)))
     return Demand(name="activations", operator="send_recv", shape=shape, dtype=c.dtype)
+
+
+def _muon(c: Configuration) -> list[Demand]:
+    """Return what Muon does beyond moving states: matrices brought together, made orthogonal and spread again."""
+    if c.optimizer != "muon":
+        return []
+    found = [
+        product
+        for kind, count in layer_kinds(c).items()
+        for weights in step_demand.layer_products(c, kind)
+        for product in step_demand.orthogonalised(c, weights, count)
+    ]
+    return [*found, step_demand.whole_matrices(c)]
 
 
 def _between(c: Configuration, software: Software) -> list[Demand]:

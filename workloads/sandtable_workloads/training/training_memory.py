@@ -26,8 +26,6 @@ from sandtable_workloads.training.training_parameters import SlmTraining
 
 # a fused attention keeps the logarithm of each query's sum in float32
 STATISTIC_BYTES = 4.0
-# AdamW's two moments
-MOMENTS = 2
 # units of weights gathered at once: the one that is computed and the next, fetched ahead
 GATHERED_UNITS = 2.0
 # units of gradients that are whole at once: the one that is computed and the one that is being scattered
@@ -194,13 +192,12 @@ def held_by(c: Configuration, layers: Number, outer_params: Number) -> Held:
 def states(p: SlmTraining, c: Configuration, n: Held) -> dict[str, Number]:
     """Return weights, master weights, optimiser states and gradients of the parameters of one device."""
     mixed = p.precision.startswith("mixed")
-    moments = MOMENTS * p.moment_bytes
     # with sharded weights the float32 ones are the only ones that stay; narrow ones exist while they are gathered
     narrow = np.where(np.asarray(c.sharding) >= SHARDING["fsdp_grad_op"], 0.0, 1.0) if mixed else 1.0
     return {
         "weights": n.split(c, SHARDING["fsdp_full"]) * p.weight_bytes * narrow,
         "master weights": n.split(c, SHARDING["zero_1"]) * (4.0 if mixed else 0.0),
-        "optimizer": n.split(c, SHARDING["zero_1"]) * moments,
+        "optimizer": n.split(c, SHARDING["zero_1"]) * c.held_state_bytes,
         "gradients": n.split(c, SHARDING["fsdp_grad_op"]) * p.gradient_bytes,
     }
 
@@ -370,7 +367,7 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
     yield (
         always
         | {"gradients": held["gradients"], "gathered weights": np.minimum(gathered, place.outer_params / c.tensor)}
-        | {"optimizer work": n.split(c, SHARDING["zero_1"]) * saved.optimizer_work * p.moment_bytes}
+        | {"optimizer work": n.split(c, SHARDING["zero_1"]) * saved.optimizer_work * c.copied_bytes}
     )
 
 

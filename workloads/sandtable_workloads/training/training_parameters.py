@@ -16,6 +16,7 @@ Sharding = Literal["ddp", "zero_1", "fsdp_grad_op", "fsdp_full"]
 Attention = Literal["vanilla", "flash"]
 Checkpointing = Literal["none", "selective", "alternate", "full"]
 Precision = Literal["float32", "bfloat16", "mixed_bfloat16", "mixed_float16", "mixed_fp8"]
+Optimizer = Literal["adamw", "adamw_8bit", "adafactor", "lion", "muon", "sgd"]
 # what belongs to the workload that trains a few weights beside frozen ones
 OF_FINETUNING = ("adapter", "lora_rank", "lora_targets", "quantization")
 
@@ -44,7 +45,9 @@ class SlmTraining(Frozen):
         bucket_bytes: Gradients that ``ddp`` reduces in one call.
         reduce_dtype: Type in which gradients are reduced; float32 with mixed precision, and the weights' type
             otherwise, if not given.
-        optimizer_dtype: Type of AdamW's two moments; float32 with mixed precision, and the weights' type otherwise,
+        optimizer: ``adamw``; ``adamw_8bit`` with states of one byte; ``adafactor`` with factored second moments;
+            ``lion`` or ``sgd`` with one moment; ``muon`` for the matrices of layers and AdamW for the rest.
+        optimizer_dtype: Type of the optimiser's moments; float32 with mixed precision, and the weights' type otherwise,
             if not given.
         overlap_tensor: Send within the tensor-parallel group piece by piece, beside the product that makes or takes it;
             only the first piece is waited for.
@@ -55,7 +58,7 @@ class SlmTraining(Frozen):
         warmup_steps: Steps before those, not measured.
         text: Text file to train on; the text that ships with the package if none.
         tokenizer: ``byte`` or ``bpe`` (trained on the text).
-        learning_rate: Of AdamW.
+        learning_rate: Of the optimiser.
         total_tokens: Tokens of the whole training that the measured steps are a part of; 20 per parameter if not given
             (arXiv 2203.15556).
         scaling_law: How the loss falls with parameters and tokens: a name in ``scaling_laws.yaml``, the path
@@ -79,6 +82,7 @@ class SlmTraining(Frozen):
     precision: Precision = "bfloat16"
     bucket_bytes: Bytes = Field(default=float(25 << 20), gt=0)
     reduce_dtype: Literal["float32", "bfloat16"] | None = None
+    optimizer: Optimizer = "adamw"
     optimizer_dtype: Literal["float32", "bfloat16"] | None = None
     overlap_gradients: bool = True
     overlap_tensor: bool = False
@@ -107,6 +111,12 @@ class SlmTraining(Frozen):
                 f"devices {self.devices} must be a multiple of tensor_parallel x pipeline_parallel x "
                 f"context_parallel = {group}: write {group * max(1, self.devices // group)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _states_have_one_type(self) -> SlmTraining:
+        if self.optimizer_dtype is not None and self.optimizer in ("adamw_8bit", "adafactor"):
+            raise ValueError(f"{self.optimizer} says itself how wide its states are: leave optimizer_dtype out")
         return self
 
     @property
@@ -141,7 +151,7 @@ class SlmTraining(Frozen):
 
     @property
     def moment_bytes(self) -> float:
-        """Bytes of each of AdamW's two moments of a parameter."""
+        """Bytes of each moment of a parameter, where the optimiser does not say itself."""
         if self.optimizer_dtype is None:
             return 2.0 if self.precision == "bfloat16" else 4.0
         return 4.0 if self.optimizer_dtype == "float32" else 2.0

@@ -21,6 +21,8 @@ from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
 EXECUTABLE_PRECISIONS = ("float32", "bfloat16", "mixed_bfloat16")
+# Adafactor's means over rows need whole matrices, which fully sharded ones are not
+EXECUTABLE_OPTIMIZERS = ("adamw", "sgd", "lion", "adafactor")
 # a checkpoint is written between steps that are timed, about this often
 CHECKPOINT_STEPS = 50
 FOLDER = "training"
@@ -104,6 +106,13 @@ def check_executable(parameters: SlmTraining) -> None:
         raise ConfigError(
             f"parameters.optimizer_dtype: {parameters.optimizer_dtype} beside {parameters.precision} is simulated "
             "only; leave it out"
+        )
+    sharded = parameters.sharding.startswith("fsdp")
+    executed = [name for name in EXECUTABLE_OPTIMIZERS if name != "adafactor" or not sharded]
+    if parameters.optimizer not in executed:
+        where = f" with sharding {parameters.sharding}" if parameters.optimizer in EXECUTABLE_OPTIMIZERS else ""
+        raise ConfigError(
+            f"parameters.optimizer: {parameters.optimizer}{where} is simulated only; executed are {', '.join(executed)}"
         )
     check_shape(parameters.shape)
 

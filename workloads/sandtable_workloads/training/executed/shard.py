@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from sandtable_workloads.training.executed.device import Device
+from sandtable_workloads.training.states.torch_optimizers import EXECUTED
 from sandtable_workloads.training.training_parameters import SlmTraining
 
 # what a unit of fully_shard does around its collectives (torch.distributed.fsdp._fully_shard, FSDPParamGroup)
@@ -89,8 +90,9 @@ class Plain:
         return model
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW, all weights in one fused call."""
-        return torch.optim.AdamW(self.module.parameters(), lr=self.parameters.learning_rate, fused=True)
+        """Return the optimiser of all weights; AdamW is one fused call."""
+        made, settings = EXECUTED[self.parameters.optimizer]
+        return made(self.module.parameters(), lr=self.parameters.learning_rate, **settings)
 
     @property
     def local_optimizer(self) -> torch.optim.Optimizer:
@@ -150,14 +152,15 @@ class ShardedOptimizer(DataParallel):
     """Like `DataParallel`, with each rank keeping the optimiser's states of its part of the weights (ZeRO-1)."""
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW over this rank's part; the others' weights arrive after each step."""
+        """Return the optimiser over this rank's part; the others' weights arrive after each step."""
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
+        made, settings = EXECUTED[self.parameters.optimizer]
         optimizer: Any = ZeroRedundancyOptimizer(
             self.module.parameters(),
-            optimizer_class=torch.optim.AdamW,
+            optimizer_class=made,  # type: ignore[arg-type]
             lr=self.parameters.learning_rate,
-            fused=True,
+            **settings,
         )
         exchange = optimizer._sync_params
 
