@@ -92,7 +92,8 @@ class Plain:
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimiser of all weights; AdamW is one fused call."""
         made, settings = EXECUTED[self.parameters.optimizer]
-        return made(self.module.parameters(), lr=self.parameters.learning_rate, **settings)
+        found: torch.optim.Optimizer = made(self.module.parameters(), lr=self.parameters.learning_rate, **settings)
+        return found
 
     @property
     def local_optimizer(self) -> torch.optim.Optimizer:
@@ -158,7 +159,7 @@ class ShardedOptimizer(DataParallel):
         made, settings = EXECUTED[self.parameters.optimizer]
         optimizer: Any = ZeroRedundancyOptimizer(
             self.module.parameters(),
-            optimizer_class=made,  # type: ignore[arg-type]
+            optimizer_class=made,
             lr=self.parameters.learning_rate,
             **settings,
         )

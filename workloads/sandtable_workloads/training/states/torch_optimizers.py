@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,13 +19,13 @@ class Lion(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Change every weight that has a gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._change(parameter, group)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._change(parameter, group)
 
     def _change(self, parameter: Any, group: dict[str, Any]) -> None:
         state, (fast, slow) = self.state[parameter], group["betas"]
@@ -38,7 +38,7 @@ class Lion(torch.optim.Optimizer):
 
 
 # class and settings by name; the others are planned only
-EXECUTED: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+EXECUTED: dict[str, tuple[Any, dict[str, Any]]] = {
     "adamw": (torch.optim.AdamW, {"fused": True}),
     "sgd": (torch.optim.SGD, {"momentum": MOMENTUM}),
     "lion": (Lion, {}),
