@@ -12,7 +12,8 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from sandtable.errors import UnknownName, missing_extra
+from sandtable.errors import ConfigError, UnknownName, missing_extra
+from sandtable.hardware import DTYPE_BLOCKS
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: Final[tuple[str, ...]] = get_args(DtypeName)
@@ -32,6 +33,28 @@ def storage_dtype(name: str) -> np.dtype[Any]:
 def itemsize(name: str) -> int:
     """Return the bytes of one stored element."""
     return storage_dtype(name).itemsize
+
+
+def row_bytes(name: str, n_items: int) -> int:
+    """Return the bytes of a row of ``n_items`` stored elements, of any type with a size; blocks are whole.
+
+    Raises:
+        ConfigError: a row that fills no whole blocks.
+    """
+    n_block, n_bytes = DTYPE_BLOCKS.get(name, (1, itemsize(name) if name in DTYPES else 0))
+    if n_items % n_block:
+        raise ConfigError(f"{name} stores blocks of {n_block} elements, which rows of {n_items} do not fill")
+    return n_items // n_block * n_bytes
+
+
+# Operations that bring one weight of a block to the number that is multiplied: converting it; before that, for less
+# than 8 bits, cutting it out and moving its zero; with 5, 6 or 3 bits, joining it from two places. Scales serve many.
+_WIDENING: Final = {"q8_0": 1, "q4_0": 3, "q4_1": 3, "q4_K": 3, "q2_K": 3}
+
+
+def widening(name: str) -> int:
+    """Return the operations that a stored weight takes before it is multiplied; half types are widened for free."""
+    return _WIDENING.get(name, 5) if name in DTYPE_BLOCKS else 0
 
 
 def encode(values: npt.NDArray[np.float32], name: str) -> np.ndarray[Any, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op
 from sandtable.errors import ConfigError
-from sandtable_kernels.files.dtypes import DTYPES, decode, itemsize
+from sandtable_kernels.files.dtypes import DTYPES, decode, row_bytes, widening
 from sandtable_kernels.support import F32, Array, cold_weights, compiled, cycling, seeded, seeded_weights
 
 # float32 bytes widened at a time: they stay in the last-level cache, and the BLAS is slow on thin blocks
@@ -87,8 +87,8 @@ class Gemm(Kernel):
             operator="gemm",
             account="compute",
             dtype=dims["dtype"],
-            flops=2 * n * m * k,
-            bytes_read=m * k * itemsize(dims["dtype"]) + 4 * n * k,
+            flops=(2 * n + widening(dims["dtype"])) * m * k,
+            bytes_read=m * row_bytes(dims["dtype"], k) + 4 * n * k,
             bytes_written=4 * n * m,
             n_items=n,
         )

@@ -11,7 +11,7 @@ import numpy as np
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op
 from sandtable.errors import ConfigError
-from sandtable_kernels.files.dtypes import DTYPES, decode, itemsize
+from sandtable_kernels.files.dtypes import DTYPES, decode, row_bytes, widening
 from sandtable_kernels.support import F32, Array, cold_weights, compiled, cycling, seeded, seeded_weights
 
 
@@ -75,8 +75,8 @@ class Gemv(Kernel):
             operator="gemv",
             account="compute",
             dtype=dims["dtype"],
-            flops=2 * m * k,
-            bytes_read=m * k * itemsize(dims["dtype"]) + 4 * k,
+            flops=(2 + widening(dims["dtype"])) * m * k,
+            bytes_read=m * row_bytes(dims["dtype"], k) + 4 * k,
             bytes_written=4 * m,
             n_items=m,
         )

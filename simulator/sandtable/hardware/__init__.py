@@ -10,6 +10,7 @@ from __future__ import annotations
 from sandtable.hardware.accelerator import Accelerator, Accelerators, plain_name
 from sandtable.hardware.component import (
     DTYPE_ARITHMETIC,
+    DTYPE_BLOCKS,
     DTYPE_BYTES,
     GUESS,
     Component,
@@ -58,6 +59,7 @@ FOLDERS = {
 
 __all__ = [
     "DTYPE_ARITHMETIC",
+    "DTYPE_BLOCKS",
     "DTYPE_BYTES",
     "FOLDERS",
     "GUESS",

@@ -27,7 +27,30 @@ DType = Literal[
     "fp4",
     "mxfp4",
     "int4_weight_only",
+    "q8_0",
+    "q5_1",
+    "q5_0",
+    "q4_1",
+    "q4_0",
+    "q6_K",
+    "q5_K",
+    "q4_K",
+    "q3_K",
+    "q2_K",
 ]
+# weights in blocks that hold their own scales, as llama.cpp stores them: elements and bytes of a block (ggml-common.h)
+DTYPE_BLOCKS: dict[str, tuple[int, int]] = {
+    "q8_0": (32, 34),
+    "q5_1": (32, 24),
+    "q5_0": (32, 22),
+    "q4_1": (32, 20),
+    "q4_0": (32, 18),
+    "q6_K": (256, 210),
+    "q5_K": (256, 176),
+    "q4_K": (256, 144),
+    "q3_K": (256, 110),
+    "q2_K": (256, 84),
+}
 DTYPE_BYTES: dict[str, float] = {
     "float32": 4,
     "tf32": 4,
@@ -41,6 +64,7 @@ DTYPE_BYTES: dict[str, float] = {
     "int8_weight_only": 1,
     "int4_weight_only": 0.5,
     "mxfp4": 0.53,
+    **{name: n_bytes / n_items for name, (n_items, n_bytes) in DTYPE_BLOCKS.items()},
 }
 # what a product with such weights multiplies in; the other types multiply in themselves
 DTYPE_ARITHMETIC: dict[str, str] = {
@@ -48,6 +72,8 @@ DTYPE_ARITHMETIC: dict[str, str] = {
     "int8_weight_only": "bfloat16",
     "int4_weight_only": "bfloat16",
     "mxfp4": "fp4",
+    # llama.cpp brings the activations to 8 bits as well and multiplies integers
+    **dict.fromkeys(DTYPE_BLOCKS, "int8"),
 }
 # types that hold every value of another, sign, exponent and mantissa: what stands in where a device has no units for it
 DTYPE_STAND_INS: dict[str, tuple[str, ...]] = {

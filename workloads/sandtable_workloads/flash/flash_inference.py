@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, get_args
 
 from sandtable.demand.plan import Plan
@@ -13,8 +14,10 @@ from sandtable.system import limits
 from sandtable.units import format_bytes
 from sandtable.workload.seam import Execution, ExecutionContext, Workload
 from sandtable_workloads.flash import model_files
+from sandtable_workloads.flash.dense.dense_demand import checked, dense_plan
 from sandtable_workloads.flash.flash_parameters import FlashInference, Rung
 from sandtable_workloads.flash.runner import run_flash
+from sandtable_workloads.flash.saying import caveats_of
 from sandtable_workloads.flash.token_demand import plan_of
 from sandtable_workloads.transformer.presets import describe
 
@@ -35,8 +38,17 @@ class FlashInferenceWorkload(Workload[FlashInference]):
         return "pytorch_cuda_eager" if of_nvidia else None
 
     def plan(self, parameters: FlashInference, machine: Machine, seed: int) -> Plan:
-        """Return prefill, cold tokens and decode; see `sandtable_workloads.flash.token_demand`."""
-        return plan_of(parameters, machine, seed)
+        """Return prefill, cold tokens and decode; see `token_demand`, and `dense.dense_demand` for dense rungs.
+
+        Raises:
+            DoesNotFit: what the system keeps of the memory would have to give way.
+        """
+        plan = plan_of(parameters, machine, seed) if parameters.by_neurons else dense_plan(parameters, machine)
+        return replace(checked(plan, parameters, machine), notes=caveats_of(parameters, machine))
+
+    def caveats(self, parameters: FlashInference, machine: Machine) -> Sequence[str]:
+        """Return the sparsity that is assumed, or how the weights are stored and where."""
+        return caveats_of(parameters, machine)
 
     def subject(self, parameters: FlashInference, machine: Machine) -> str:
         """Return the model with its count of parameters, the type of its weights, and the rung."""
@@ -53,7 +65,7 @@ class FlashInferenceWorkload(Workload[FlashInference]):
         if model_files.missing_bytes(parameters, context.folder) * 2 <= free:
             return parameters, []
         for n_layers in range(parameters.shape.n_layers - 1, 0, -1):
-            smaller = parameters.model_copy(update={"geometry": parameters.shape.with_layers(n_layers).name})
+            smaller = parameters.model_copy(update={"layers": n_layers})
             if model_files.missing_bytes(smaller, context.folder) * 2 <= free:
                 needed = format_bytes(model_files.disk_bytes(parameters))
                 note = (
@@ -61,9 +73,9 @@ class FlashInferenceWorkload(Workload[FlashInference]):
                     f"and {context.folder} has {format_bytes(free)} free"
                 )
                 return smaller, [note]
-        one = parameters.model_copy(update={"geometry": parameters.shape.with_layers(1).name})
+        one = parameters.model_copy(update={"layers": 1})
         raise DoesNotFit(
-            f"{context.folder} has {format_bytes(free)} free; one layer of {parameters.geometry} needs twice "
+            f"{context.folder} has {format_bytes(free)} free; one layer of {parameters.model} needs twice "
             f"{format_bytes(model_files.disk_bytes(one))}: choose another folder with --store"
         )
 
@@ -72,8 +84,8 @@ class FlashInferenceWorkload(Workload[FlashInference]):
         needed, has = sum(self.plan(parameters, machine, seed).memory_bytes.values()), limits.memory_bytes()
         if needed > 0.9 * has:
             raise DoesNotFit(
-                f"{parameters.geometry} on rung {parameters.rung} keeps {format_bytes(needed)} in memory and this "
-                f"machine has {format_bytes(has)}: take fewer layers (such as {parameters.geometry}_8l), "
+                f"{parameters.model} on rung {parameters.rung} keeps {format_bytes(needed)} in memory and this "
+                f"machine has {format_bytes(has)}: take fewer layers (such as {parameters.model}_8l), "
                 "or set memory_budget"
             )
         model_files.open_files(parameters, context.folder, context.progress)

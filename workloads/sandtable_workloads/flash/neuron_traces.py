@@ -5,25 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 from sandtable.errors import ConfigError
-from sandtable_kernels.neurons.sparsity import SparsityPreset, preset, resample
+from sandtable_kernels.neurons import sparsity
+from sandtable_kernels.neurons.sparsity import resample
 from sandtable_kernels.neurons.traces import RecordedTrace, SyntheticTrace, Trace
 from sandtable_workloads.flash.flash_parameters import FlashInference
-from sandtable_workloads.transformer.presets import base_name
+from sandtable_workloads.flash.published_sparsity import has_published_sparsity, sparsity_of
 from sandtable_workloads.transformer.shapes import ModelShape
 
-# shapes without published sparsity of their own borrow that of a model of the same kind
-_BORROWED = {"opt_mini": "opt_6_7b"}
-
-
-def sparsity_of(shape: ModelShape) -> SparsityPreset:
-    """Return the published sparsity of a model, found by the shape's name without its depth."""
-    base = base_name(shape.name)
-    return preset(_BORROWED.get(base, base))
+PREDICTED_WIDTH = 4096  # of OPT-6.7B
 
 
 def predictor_ranks(shape: ModelShape) -> tuple[int, ...]:
-    """Return the predictor's rank in each layer, stretched over the depth of ``shape``; never below 1."""
-    ranks = resample(sparsity_of(shape).predictor_rank, shape.n_layers)
+    """Return the predictor's rank in each layer, stretched over the depth of ``shape``; never below 1.
+
+    A model without published ranks has those of OPT-6.7B, in proportion to its width.
+    """
+    known = has_published_sparsity(shape)
+    scale = 1.0 if known else shape.d_model / PREDICTED_WIDTH
+    published = sparsity_of(shape) if known else sparsity.preset("opt_6_7b")
+    ranks = [scale * rank for rank in resample(published.predictor_rank, shape.n_layers)]
     # stretched ranks are rounded to a multiple of 32, as the published ones are
     return tuple(max(32, 32 * round(rank / 32)) for rank in ranks)
 
@@ -32,8 +32,10 @@ def active_fractions(parameters: FlashInference) -> tuple[float, ...]:
     """Return the predicted share of neurons in each layer; ``active`` scales them to that mean.
 
     Raises:
-        ConfigError: the wanted mean cannot be reached with shares up to one.
+        UnknownName: the model has no published sparsity, and none is given.
     """
+    if parameters.active_frac is not None and not has_published_sparsity(parameters.shape):
+        return (parameters.active_frac,) * parameters.shape.n_layers
     shares = np.array(resample(sparsity_of(parameters.shape).predicted_frac, parameters.shape.n_layers))
     if parameters.active_frac is not None:
         shares = np.minimum(shares * parameters.active_frac / shares.mean(), 1.0)

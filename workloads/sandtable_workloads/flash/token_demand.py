@@ -11,27 +11,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from sandtable.demand.op import Op, Where, random_read, sequential_read
+from sandtable.demand.op import Op, random_read
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine
 from sandtable.units import format_bytes
 from sandtable_kernels.neurons.neuron_cache import WindowIndex, overhead_bytes
-from sandtable_kernels.operations.attention import Attend
-from sandtable_kernels.operations.elementwise import AddNorm
 from sandtable_kernels.operations.ffn import SparseFfn
 from sandtable_kernels.operations.ffn_batch import DenseFfnBatch
-from sandtable_kernels.operations.gemm import Gemm
-from sandtable_kernels.operations.gemv import Gemv
 from sandtable_kernels.operations.memory_moves import CacheUpdate, Insert
 from sandtable_kernels.operations.predictor import parameter_count
 from sandtable_workloads.flash.flash_parameters import FlashInference, Sizes
+from sandtable_workloads.flash.layer_ops import Placement, add_norm_op, attend_op, gemm_op, gemv_op, stream_op
 from sandtable_workloads.flash.neuron_traces import predictor_ranks, trace_of
+from sandtable_workloads.transformer.shapes import ModelShape
 
-KV_DTYPE = "float32"
-# what each operation costs is said once, by the kernel that does it
-GEMV, GEMM, ATTEND, SPARSE_FFN = Gemv(), Gemm(), Attend(), SparseFfn()
-FFN_BATCH, CACHE_UPDATE, INSERT, ADD_NORM = DenseFfnBatch(), CacheUpdate(), Insert(), AddNorm()
+SPARSE_FFN, FFN_BATCH, CACHE_UPDATE, INSERT = SparseFfn(), DenseFfnBatch(), CacheUpdate(), Insert()
 
 
 @dataclass(slots=True)
@@ -152,54 +147,24 @@ def _plan(parameters: FlashInference, phases: tuple[Phase, ...], memory: dict[st
     )
 
 
-# --- where things run --------------------------------------------------------------------------------------
+# --- parts of a layer ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Which processor computes, and whether read neurons cross a link to reach it.
-
-    Where host and accelerator share one memory, nothing is transferred.
-    """
-
-    on: Where
-    transfers: bool
-
-    @classmethod
-    def of(cls, machine: Machine) -> Placement:
-        """Compute on the accelerator if there is one."""
-        if machine.accelerator is None:
-            return cls("host", False)
-        return cls("accelerator", machine.accelerator.memory.name != machine.memory.name)
-
-
-# frozen, and the same for many layers and tokens
-@lru_cache(maxsize=1024)
-def _gemv(name: str, rows: int, columns: int, dtype: str, where: Placement) -> Op:
-    return replace(GEMV.cost({"m": rows, "k": columns, "dtype": dtype}), name=name, on=where.on)
-
-
-@lru_cache(maxsize=1024)
-def _attend(n_heads: int, n_kv_heads: int, head_dim: int, where: Placement, context: int) -> Op:
-    dims = {"n_ctx": context, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
-    return replace(ATTEND.cost({**dims, "dtype": KV_DTYPE}), name="attention", on=where.on)
+def heads(shape: ModelShape) -> tuple[int, int, int]:
+    """Return query heads, key-value heads and their width."""
+    return shape.n_heads, shape.n_kv_heads, shape.head_dim
 
 
 def _attention(parameters: FlashInference, where: Placement, context: int) -> Iterator[Op]:
     """Projections and attention of one layer and one token; ``context`` tokens of keys and values."""
     shape = parameters.shape
-    yield _gemv("attention", shape.qkv_rows, shape.d_model, parameters.dtype, where)
-    yield _attend(shape.n_heads, shape.n_kv_heads, shape.head_dim, where, context)
-    yield _gemv("attention", shape.d_model, shape.n_heads * shape.head_dim, parameters.dtype, where)
-
-
-@lru_cache(maxsize=1024)
-def _add_norm(d_model: int, where: Placement, n: int = 1) -> Op:
-    return replace(ADD_NORM.cost({"n": n, "d_model": d_model}), on=where.on)
+    yield gemv_op("attention", shape.qkv_rows, shape.d_model, parameters.dtype, where.on)
+    yield attend_op(heads(shape), parameters.kv_dtype, where.on, context)
+    yield gemv_op("attention", shape.d_model, shape.n_heads * shape.head_dim, parameters.dtype, where.on)
 
 
 def _head(parameters: FlashInference, where: Placement) -> Op:
-    return _gemv("output", parameters.shape.vocabulary, parameters.shape.d_model, parameters.dtype, where)
+    return gemv_op("output", parameters.shape.vocabulary, parameters.shape.d_model, parameters.dtype, where.on)
 
 
 def _ffn(parameters: FlashInference, where: Placement, n_rows: int, *, dynamic: bool) -> Op:
@@ -220,9 +185,9 @@ def sparse_token(
     ranks = predictor_ranks(shape)
     for layer, demand in enumerate(demands):
         yield from _attention(parameters, where, context)
-        yield _add_norm(shape.d_model, where)
-        yield _gemv("predictor", ranks[layer], shape.d_model, parameters.dtype, where)
-        yield _gemv("predictor", shape.n_neurons, ranks[layer], parameters.dtype, where)
+        yield add_norm_op(shape.d_model, where.on)
+        yield gemv_op("predictor", ranks[layer], shape.d_model, parameters.dtype, where.on)
+        yield gemv_op("predictor", shape.n_neurons, ranks[layer], parameters.dtype, where.on)
         yield from _cache_ops(sizes, demand, where)
         yield random_read(
             "neurons",
@@ -238,7 +203,7 @@ def sparse_token(
             yield Op(name="transfer", operator="transfer", account="memory", bytes_read=n_bytes, on="accelerator")
         rows = demand.n_used if parameters.compute_rows == "cached" else demand.n_active
         yield _ffn(parameters, where, rows, dynamic=True)
-        yield _add_norm(shape.d_model, where)
+        yield add_norm_op(shape.d_model, where.on)
     yield _head(parameters, where)
 
 
@@ -278,7 +243,7 @@ def _common_memory(parameters: FlashInference, sizes: Sizes) -> dict[str, float]
     shape = parameters.shape
     return {
         "embeddings": sizes.embedding_bytes,
-        "keys and values": shape.kv_bytes(parameters.prompt_tokens + n_tokens(parameters), KV_DTYPE),
+        "keys and values": shape.kv_bytes(parameters.n_positions, parameters.kv_dtype),
         "biases and norms": shape.small_params * 4.0,
     }
 
@@ -293,15 +258,6 @@ def streamed_neurons(parameters: FlashInference, sizes: Sizes) -> int:
     return sizes.shape.n_neurons - sizes.resident_neurons(parameters.resident_frac)
 
 
-def _stream(parameters: FlashInference, name: str, n_bytes: float) -> Op:
-    return sequential_read(
-        name,
-        n_bytes=n_bytes,
-        chunk_bytes=parameters.stream_chunk_bytes,
-        concurrency=parameters.stream_concurrency,
-    )
-
-
 def dense_token(parameters: FlashInference, sizes: Sizes, where: Placement) -> Iterator[Op]:
     """Yield the ops of one token that computes all neurons, reading what is not resident in order."""
     shape = parameters.shape
@@ -309,17 +265,17 @@ def dense_token(parameters: FlashInference, sizes: Sizes, where: Placement) -> I
     streamed = streamed_neurons(parameters, sizes)
     for _ in range(shape.n_layers):
         if parameters.rung == "naive":
-            yield _stream(parameters, "attention weights", sizes.attention_bytes)
+            yield stream_op(parameters, "attention weights", sizes.attention_bytes)
         yield from _attention(parameters, where, context)
-        yield _add_norm(shape.d_model, where)
-        yield _stream(parameters, "neurons", streamed * sizes.row_bytes)
+        yield add_norm_op(shape.d_model, where.on)
+        yield stream_op(parameters, "neurons", streamed * sizes.row_bytes)
         resident = shape.n_neurons - streamed
         if resident:
             yield _ffn(parameters, where, resident, dynamic=False)
         yield _ffn(parameters, where, streamed, dynamic=False)
-        yield _add_norm(shape.d_model, where)
+        yield add_norm_op(shape.d_model, where.on)
     if parameters.rung == "naive":
-        yield _stream(parameters, "output weights", sizes.head_bytes)
+        yield stream_op(parameters, "output weights", sizes.head_bytes)
     yield _head(parameters, where)
 
 
@@ -345,21 +301,15 @@ def prefill_ops(parameters: FlashInference, sizes: Sizes, where: Placement) -> I
     streamed = shape.n_neurons if parameters.is_sparse else streamed_neurons(parameters, sizes)
     for _ in range(shape.n_layers):
         if parameters.rung == "naive":
-            yield _stream(parameters, "attention weights", sizes.attention_bytes)
-        yield _gemm("attention", shape.qkv_rows, shape.d_model, n, parameters.dtype, where)
-        yield from (
-            _attend(shape.n_heads, shape.n_kv_heads, shape.head_dim, where, token + 1) for token in range(n)
-        )
-        yield _gemm("attention", shape.d_model, shape.n_heads * shape.head_dim, n, parameters.dtype, where)
-        yield _add_norm(shape.d_model, where, n)
-        yield _stream(parameters, "neurons", streamed / shape.n_neurons * sizes.layer_store_bytes)
+            yield stream_op(parameters, "attention weights", sizes.attention_bytes)
+        yield gemm_op("attention", shape.qkv_rows, shape.d_model, n, parameters.dtype, where.on)
+        yield from (attend_op(heads(shape), parameters.kv_dtype, where.on, token + 1) for token in range(n))
+        yield gemm_op("attention", shape.d_model, shape.n_heads * shape.head_dim, n, parameters.dtype, where.on)
+        yield add_norm_op(shape.d_model, where.on, n)
+        yield stream_op(parameters, "neurons", streamed / shape.n_neurons * sizes.layer_store_bytes)
         dims = {"n": n, "n_rows": shape.n_neurons, "d_model": shape.d_model, "n_vectors": shape.n_vectors}
         yield replace(FFN_BATCH.cost({**dims, "dtype": parameters.dtype}), on=where.on)
-        yield _add_norm(shape.d_model, where, n)
+        yield add_norm_op(shape.d_model, where.on, n)
     if parameters.rung == "naive":
-        yield _stream(parameters, "output weights", sizes.head_bytes)
+        yield stream_op(parameters, "output weights", sizes.head_bytes)
     yield _head(parameters, where)
-
-
-def _gemm(name: str, rows: int, columns: int, n: int, dtype: str, where: Placement) -> Op:
-    return replace(GEMM.cost({"n": n, "m": rows, "k": columns, "dtype": dtype}), name=name, on=where.on)
