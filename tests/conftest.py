@@ -75,8 +75,8 @@ def some_op(bandwidth: float = 10e9, overhead: float = 10e-6, per_item: float = 
 @pytest.fixture
 def machine() -> Machine:
     """A machine whose every law is known exactly."""
-    kinds = ("gemv", "gemm", "sparse_ffn", "attend", "ffn_batch", "elementwise")
-    dtypes = ("float32", "bfloat16", "float16")
+    kinds = ("gemv", "gemm", "sparse_ffn", "attend", "ffn_batch", "elementwise", "activation")
+    dtypes = ("float32", "bfloat16", "float16", "q8_0", "q4_0", "q4_K", "q6_K")
     source = {"datasheet": "made up for a test", "fitted": "made up for a test"}
     return Machine(
         kind="machine",

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.errors import missing_extra
+from sandtable_kernels.files.blocks import BLOCKS, random_blocks
 from sandtable_kernels.files.buffers import aligned_empty
-from sandtable_kernels.files.dtypes import encode, storage_dtype
+from sandtable_kernels.files.dtypes import encode, row_bytes, storage_dtype
 
 Array = np.ndarray[Any, Any]
 F32 = npt.NDArray[np.float32]
@@ -87,6 +88,8 @@ def cold_weights(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
     All copies hold the same repeated values: only where they lie matters for time, and drawing gigabytes of random
     numbers would take longer than the measurement.
     """
+    if dtype in BLOCKS:
+        return _cold_blocks(shape, dtype, seed)
     n_items = math.prod(shape)
     pool = aligned_empty((cold_copies(n_items * storage_dtype(dtype).itemsize), *shape), storage_dtype(dtype))
     tile = encode(seeded((min(pool.size, 1 << 18),), seed, scale=1 / math.sqrt(shape[-1])), dtype)
@@ -94,6 +97,16 @@ def cold_weights(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
     whole = flat.size // tile.size * tile.size
     flat[:whole].reshape(-1, tile.size)[:] = tile
     flat[whole:] = tile[: flat.size - whole]
+    return pool
+
+
+def _cold_blocks(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
+    """Return such a pool of weights in blocks, uint8 [copies, ..., bytes of a row]."""
+    one: Array = random_blocks(
+        math.prod(shape[:-1]) * row_bytes(dtype, shape[-1]), dtype, seed, 1 / math.sqrt(shape[-1])
+    )
+    pool: Array = aligned_empty((cold_copies(one.nbytes), *shape[:-1], row_bytes(dtype, shape[-1])), np.uint8)
+    pool[:] = one.reshape(pool.shape[1:])
     return pool
 
 

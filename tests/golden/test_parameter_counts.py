@@ -37,6 +37,7 @@ EXACT: dict[str, tuple[int, str]] = {
     "llama_30b": (32_528_943_616, HUB),
     "llama_65b": (65_285_660_672, HUB),
     "llama_2_7b": (6_738_415_616, HUB),
+    "llama_2_7b_relu": (6_738_415_616, "SparseLLM/ReLULLaMA-7B: Llama 2 7B with another activation"),
     "llama_2_13b": (13_015_864_320, HUB),
     "llama_2_70b": (68_976_648_192, HUB),
     "llama_3_8b": (8_030_261_248, HUB),

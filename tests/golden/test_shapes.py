@@ -38,8 +38,8 @@ def test_most_of_opt_is_feed_forward() -> None:
 
 def test_a_neuron_of_opt_is_a_record_of_sixteen_kib() -> None:
     """Row-column bundling in float16: two vectors of 4096 (section 3.2 doubles a chunk of 8 KiB)."""
-    bundled = Sizes.of(FlashInference(geometry="opt_6_7b", rung="bundling"))
-    apart = Sizes.of(FlashInference(geometry="opt_6_7b", rung="window"))
+    bundled = Sizes.of(FlashInference(model="opt_6_7b", rung="bundling"))
+    apart = Sizes.of(FlashInference(model="opt_6_7b", rung="window"))
     assert (bundled.record_bytes, bundled.records_per_neuron) == (16384, 1)
     assert (apart.record_bytes, apart.records_per_neuron) == (8192, 2)
     assert bundled.store_bytes == apart.store_bytes == 32 * 16384 * 16384
@@ -74,12 +74,19 @@ def test_heads_must_divide() -> None:
 @pytest.mark.parametrize("name", ["mixtral_8x7b", "deepseek_v3", "gpt_oss_20b", "bloom_560m", "opt_350m"])
 def test_sparse_decode_is_for_plain_dense_models(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} has experts, latent attention, attention sinks or an embedding"):
-        FlashInference(geometry=name)
+        FlashInference(model=name, rung="bundling", weights="f16")
+    assert FlashInference(model=name).rung == "auto"
 
 
 def test_a_dense_model_without_published_sparsity_is_named_as_such() -> None:
-    with pytest.raises(UnknownName, match="no sparsity preset named 'llama_3_8b'"):
-        replay(FlashInference(geometry="llama_3_8b_2l", tokens=4, cold_tokens=2), 1)
+    with pytest.raises(
+        ValueError, match="has no published sparsity: set active and reuse of its version"
+    ):
+        FlashInference(model="llama_3_8b_2l", rung="bundling")
+    given = FlashInference(model="llama_3_8b_2l", active_frac=0.1, reuse=0.4, tokens=4, cold_tokens=2)
+    assert given.rung == "bundling"
+    demands = [layer for token in replay(given, 1).tokens for layer in token]
+    assert sum(d.n_active for d in demands) / len(demands) / 14336 == pytest.approx(0.1, abs=0.01)
 
 
 # --- sparsity ----------------------------------------------------------------------------------------------
@@ -87,7 +94,7 @@ def test_a_dense_model_without_published_sparsity_is_named_as_such() -> None:
 
 def steady(**changes: Any) -> tuple[float, float]:
     """Return the shares of FFN neurons kept in memory and newly read per token, in the steady state."""
-    values = {"geometry": "opt_6_7b", "window": 5, "tokens": 12, "cold_tokens": 8} | changes
+    values = {"model": "opt_6_7b", "window": 5, "tokens": 12, "cold_tokens": 8} | changes
     parameters = FlashInference.model_validate(values, context=units.AT_EDGE)
     demands = np.array([[(d.n_used, d.n_missing) for d in token] for token in replay(parameters, 1).tokens])
     kept, new = demands[parameters.cold_tokens :].mean(axis=(0, 1)) / parameters.shape.n_neurons
@@ -109,15 +116,15 @@ def test_a_wider_window_keeps_more_and_reads_less() -> None:
 
 
 def test_a_budget_bounds_what_is_kept() -> None:
-    free, _ = steady(geometry="opt_6_7b_2l")
-    row = Sizes.of(FlashInference(geometry="opt_6_7b_2l")).row_bytes
+    free, _ = steady(model="opt_6_7b_2l")
+    row = Sizes.of(FlashInference(model="opt_6_7b_2l")).row_bytes
     rows = int(0.8 * free * 16384)
-    kept, new = steady(geometry="opt_6_7b_2l", memory_budget=f"{2 * rows * row} B")
+    kept, new = steady(model="opt_6_7b_2l", memory_budget=f"{2 * rows * row} B")
     assert kept * 16384 <= rows
-    assert new > steady(geometry="opt_6_7b_2l")[1]
+    assert new > steady(model="opt_6_7b_2l")[1]
 
 
 def test_the_replay_depends_on_its_seed_alone() -> None:
-    parameters = FlashInference(geometry="opt_6_7b_1l", tokens=6, cold_tokens=2)
+    parameters = FlashInference(model="opt_6_7b_1l", tokens=6, cold_tokens=2)
     assert replay(parameters, 3).tokens == replay(parameters, 3).tokens
     assert replay(parameters, 3).tokens != replay(parameters, 4).tokens

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sandtable.errors import ConfigError, UnknownName, missing_extra
 from sandtable.hardware import DTYPE_BLOCKS
+from sandtable_kernels.files.blocks import BLOCKS, decode_blocks, encode_blocks
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: Final[tuple[str, ...]] = get_args(DtypeName)
@@ -58,7 +59,12 @@ def widening(name: str) -> int:
 
 
 def encode(values: npt.NDArray[np.float32], name: str) -> np.ndarray[Any, Any]:
-    """Round float32 ``values`` to nearest even in type ``name``; same shape, dtype `storage_dtype(name)`."""
+    """Round float32 ``values`` to nearest even in type ``name``; same shape, dtype `storage_dtype(name)`.
+
+    Types of `BLOCKS` give bytes instead: uint8 [..., bytes of a row].
+    """
+    if name in BLOCKS:
+        return encode_blocks(values, name)
     storage_dtype(name)
     wide = np.ascontiguousarray(values, dtype=np.float32)
     if name == "float32":
@@ -76,7 +82,9 @@ def encode(values: npt.NDArray[np.float32], name: str) -> np.ndarray[Any, Any]:
 
 
 def decode(stored: np.ndarray[Any, Any], name: str) -> npt.NDArray[np.float32]:
-    """Widen stored elements to float32, exactly; same shape."""
+    """Widen stored elements to float32, exactly; same shape, but for blocks, whose rows are bytes."""
+    if name in BLOCKS:
+        return decode_blocks(stored, name)
     kind = storage_dtype(name)
     bits = np.ascontiguousarray(stored).view(kind)
     if name == "float32":

@@ -22,11 +22,13 @@ _GELU: Final = np.float32(np.sqrt(2 / np.pi))
 def _silu(x: Array) -> Array:
     # exp of large numbers overflows to infinity, whose reciprocal is the right zero
     with np.errstate(over="ignore"):
-        return x / (1 + np.exp(-x))
+        result: Array = x / (1 + np.exp(-x))
+    return result
 
 
 def _gelu(x: Array) -> Array:
-    return x * (1 + np.tanh(_GELU * (x + x.dtype.type(0.044715) * x * x * x))) / 2
+    result: Array = x * (1 + np.tanh(_GELU * (x + x.dtype.type(0.044715) * x * x * x))) / 2
+    return result
 
 
 ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {

@@ -17,6 +17,7 @@ import numpy as np
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op
 from sandtable.errors import ConfigError
+from sandtable_kernels.files.blocks import BLOCKS
 from sandtable_kernels.files.dtypes import DTYPES, decode, row_bytes, widening
 from sandtable_kernels.support import F32, Array, cold_weights, compiled, cycling, seeded, seeded_weights
 
@@ -28,7 +29,7 @@ def gemm(weights: Array, x: F32, *, dtype: str = "float32", out: F32 | None = No
     """Return ``x @ weights.T``, float32 [n, m].
 
     Args:
-        weights: Stored weights [m, k].
+        weights: Stored weights [m, k]; of a type of `BLOCKS`, uint8 [m, bytes of a row].
         x: Activations, float32 [n, k].
         dtype: Element type of ``weights``.
         out: Where to write, float32 [n, m].
@@ -37,7 +38,7 @@ def gemm(weights: Array, x: F32, *, dtype: str = "float32", out: F32 | None = No
         ConfigError: shapes that do not match.
         NoDevice: a half type, and numba is not installed.
     """
-    if weights.shape[1] != x.shape[1]:
+    if weights.shape[1] != (row_bytes(dtype, x.shape[1]) if dtype in BLOCKS else x.shape[1]):
         raise ConfigError(f"weights of shape {weights.shape} cannot multiply activations of shape {x.shape}")
     result = np.empty((len(x), len(weights)), np.float32) if out is None else out
     if dtype == "float32":
@@ -48,16 +49,24 @@ def gemm(weights: Array, x: F32, *, dtype: str = "float32", out: F32 | None = No
 
 
 def _gemm_by_blocks(weights: Array, x: F32, dtype: str, out: F32) -> None:
-    m, k = weights.shape
-    fast = compiled("linear_loops")
+    m, k = len(weights), x.shape[1]
+    widen = _widener(dtype)
     n_rows = max(1, min(m, BLOCK_BYTES // (4 * k)))
-    block = np.empty(n_rows * k, np.float32)
-    flat = fast.typed(weights, dtype).reshape(-1)
+    block = np.empty((n_rows, k), np.float32)
     for low in range(0, m, n_rows):
         high = min(low + n_rows, m)
-        wide = block[: (high - low) * k]
-        fast.decode_serial(flat[low * k : high * k], wide)
-        np.matmul(x, wide.reshape(high - low, k).T, out=out[:, low:high])
+        wide = block[: high - low]
+        widen(weights[low:high], wide)
+        np.matmul(x, wide.T, out=out[:, low:high])
+
+
+def _widener(dtype: str) -> Callable[[Array, F32], None]:
+    """Return what widens rows of stored weights into a float32 array on the calling thread."""
+    if dtype in BLOCKS:
+        decode_rows, code = compiled("block_loops").decode_rows, BLOCKS.index(dtype)
+        return lambda rows, wide: decode_rows(rows, code, wide)
+    fast = compiled("linear_loops")
+    return lambda rows, wide: fast.decode_serial(fast.typed(rows, dtype).reshape(-1), wide.reshape(-1))
 
 
 def gemm_reference(weights: Array, x: F32, *, dtype: str = "float32") -> F32:
@@ -77,7 +86,7 @@ class Gemm(Kernel):
         sizes = [(16, 64, 512), (8, 2048, 2048), (128, 2048, 2048)]
         if not quick:
             sizes += [(64, 512, 512), (32, 4096, 4096), (128, 4096, 4096)]
-        return [{"n": n, "m": m, "k": k, "dtype": dtype} for n, m, k in sizes for dtype in DTYPES]
+        return [{"n": n, "m": m, "k": k, "dtype": dtype} for n, m, k in sizes for dtype in (*DTYPES, *BLOCKS)]
 
     def cost(self, dims: Dims) -> Op:
         """Weights and activations are read once, the result is written once."""

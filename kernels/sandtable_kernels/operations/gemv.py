@@ -11,6 +11,7 @@ import numpy as np
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op
 from sandtable.errors import ConfigError
+from sandtable_kernels.files.blocks import BLOCKS
 from sandtable_kernels.files.dtypes import DTYPES, decode, row_bytes, widening
 from sandtable_kernels.support import F32, Array, cold_weights, compiled, cycling, seeded, seeded_weights
 
@@ -26,7 +27,7 @@ def gemv(
     """Return ``weights @ x``, float32 [m], summed in float32.
 
     Args:
-        weights: Stored weights [m, k].
+        weights: Stored weights [m, k]; of a type of `BLOCKS`, uint8 [m, bytes of a row].
         x: Input, float32 [k].
         dtype: Element type of ``weights``.
         out: Where to write, float32 [m].
@@ -36,12 +37,21 @@ def gemv(
         ConfigError: shapes that do not match.
         NoDevice: numba is not installed.
     """
-    if weights.shape[1:] != x.shape:
+    if weights.shape[1:] != ((row_bytes(dtype, len(x)),) if dtype in BLOCKS else x.shape):
         raise ConfigError(f"a matrix of shape {weights.shape} cannot multiply a vector of shape {x.shape}")
-    fast = compiled("linear_loops")
     result = np.empty(len(weights), np.float32) if out is None else out
+    if dtype in BLOCKS:
+        _gemv_blocks(weights, x, dtype, result, n_threads)
+        return result
+    fast = compiled("linear_loops")
     fast.gemv(fast.typed(weights, dtype), x, result, compiled("memory_loops").use_threads(n_threads))
     return result
+
+
+def _gemv_blocks(weights: Array, x: F32, dtype: str, out: F32, n_threads: int | None) -> None:
+    fast, sums = compiled("block_loops"), np.empty(len(x) // 16, np.float32)
+    fast.group_sums(x, sums)
+    fast.gemv(weights, BLOCKS.index(dtype), x, sums, out, compiled("memory_loops").use_threads(n_threads))
 
 
 def gemv_reference(weights: Array, x: F32, *, dtype: str = "float32") -> F32:
@@ -61,7 +71,13 @@ class Gemv(Kernel):
         sizes = [(64, 512), (2048, 2048), (4096, 4096), (16384, 128)]
         if not quick:
             sizes += [(256, 4096), (1024, 1024), (12288, 4096), (16384, 1024)]
-        return [{"m": m, "k": k, "dtype": dtype} for m, k in sizes for dtype in DTYPES]
+        # a row of blocks is one of 256 elements at least
+        return [
+            {"m": m, "k": k, "dtype": dtype}
+            for m, k in sizes
+            for dtype in (*DTYPES, *BLOCKS)
+            if dtype in DTYPES or k % 256 == 0
+        ]
 
     def probe(self) -> Dims | None:
         """One large matrix."""

@@ -131,7 +131,7 @@ def test_kernels_know_demands_and_nothing_above() -> None:
             package, _, rest = item.module.partition(".")
             assert package not in ("sandtable_workloads", "simpy"), f"{path.name}:{item.line}"
             if package == "sandtable" and rest:
-                known = ("units", "errors", "system", "text_files", "yaml_files", "demand", "results")
+                known = ("units", "errors", "system", "text_files", "yaml_files", "hardware", "demand", "results")
                 assert rest.split(".")[0] in known, f"{path.name}:{item.line} imports {rest}"
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from sandtable.demand.plan import Plan
-from sandtable.errors import DoesNotFit
+from sandtable.errors import ConfigError, DoesNotFit
 from sandtable.hardware import Frozen, Machine
 from sandtable.system import limits
 from sandtable.units import format_bytes
 from sandtable.workload.seam import Execution, ExecutionContext, Workload
 from sandtable_workloads.flash import model_files
 from sandtable_workloads.flash.dense.dense_demand import checked, dense_plan
-from sandtable_workloads.flash.flash_parameters import FlashInference, Rung
+from sandtable_workloads.flash.flash_parameters import FlashInference
 from sandtable_workloads.flash.runner import run_flash
 from sandtable_workloads.flash.saying import caveats_of
 from sandtable_workloads.flash.token_demand import plan_of
@@ -80,7 +80,14 @@ class FlashInferenceWorkload(Workload[FlashInference]):
         )
 
     def prepare(self, parameters: FlashInference, machine: Machine, seed: int, context: ExecutionContext) -> None:
-        """Write the model's files, unless they are there already, and check that the rest fits into memory."""
+        """Write the model's files, unless they are there already, and check that the rest fits into memory.
+
+        Raises:
+            ConfigError: these weights, or a model like this, are predicted only.
+            DoesNotFit: the rest does not fit.
+        """
+        if not parameters.by_neurons:
+            raise ConfigError(f"rung {parameters.rung} with weights {parameters.weights} is predicted only")
         needed, has = sum(self.plan(parameters, machine, seed).memory_bytes.values()), limits.memory_bytes()
         if needed > 0.9 * has:
             raise DoesNotFit(
@@ -98,9 +105,9 @@ class FlashInferenceWorkload(Workload[FlashInference]):
 
     def example(self) -> dict[str, Any]:
         """Return a model of 60 million parameters and a handful of tokens."""
-        return {"geometry": "opt_mini", "tokens": 3, "cold_tokens": 2, "prompt_tokens": 3, "concurrency": 8}
+        return {"model": "opt_mini", "tokens": 3, "cold_tokens": 2, "prompt_tokens": 3, "concurrency": 8}
 
     def examples(self) -> Sequence[dict[str, Any]]:
         """Return the same model on every rung."""
-        others = (rung for rung in get_args(Rung) if rung != FlashInference().rung)
+        others = ("naive", "hybrid", "predictor", "window")
         return [self.example(), *(self.example() | {"rung": rung, "stream_chunk": "3 MiB"} for rung in others)]

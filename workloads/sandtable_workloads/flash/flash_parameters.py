@@ -11,12 +11,12 @@ from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 from sandtable.errors import ConfigError
 from sandtable.hardware import DTYPE_BYTES, Frozen
 from sandtable.units import Bytes, Fraction
-from sandtable_workloads.flash.published_sparsity import has_published_sparsity
-from sandtable_workloads.flash.weight_types import FLOATS, USUAL, WeightType, weight_type
+from sandtable_workloads.flash.dense.weight_types import FLOATS, USUAL, WeightType, weight_type
+from sandtable_workloads.flash.known_sparsity import has_known_sparsity
 from sandtable_workloads.transformer.presets import shape_for
 from sandtable_workloads.transformer.shapes import ModelShape
 
-Rung = Literal["auto", "naive", "hybrid", "resident", "predictor", "window", "bundling"]
+Rung = Literal["naive", "hybrid", "predictor", "window", "bundling", "resident", "auto"]
 SPARSE = ("predictor", "window", "bundling")
 # records are padded to this, so that direct I/O can read any of them
 ALIGNMENT_BYTES = 4096
@@ -125,15 +125,15 @@ class FlashInference(Frozen):
             raise ValueError(
                 f"context must hold the prompt and the answer, {self.prompt_tokens + self.tokens} tokens"
             )
-        if self.is_sparse:
-            self._check_sparse()
-        elif self.rung == "naive" and self.weights not in FLOATS:
-            raise ValueError(f"rung naive reads f32, f16 or bf16 weights, not {self.weights}: take rung=hybrid")
         if self.rung in _NEURONS and self.weights in FLOATS and not is_plain(self.shape):
             raise ValueError(
                 f"rung: {self.model} has experts, latent attention, attention sinks or an embedding of its own width "
                 f"or norm, which rung {self.rung} does not run: take rung=auto"
             )
+        if self.is_sparse:
+            self._check_sparse()
+        elif self.rung == "naive" and self.weights not in FLOATS:
+            raise ValueError(f"rung naive reads f32, f16 or bf16 weights, not {self.weights}: take rung=hybrid")
         return self
 
     def _check_sparse(self) -> None:
@@ -141,7 +141,7 @@ class FlashInference(Frozen):
             raise ValueError(
                 f"rung {self.rung} reads single neurons, stored as f32, f16 or bf16: set weights=f16, or rung=auto"
             )
-        if self.trace is None and not has_published_sparsity(self.shape):
+        if self.trace is None and not has_known_sparsity(self.shape):
             given = {"active": self.active_frac, "reuse": self.reuse}
             missing = [name for name, value in given.items() if value is None]
             if missing:
@@ -208,7 +208,7 @@ def _is_sparse_by_itself(given: Mapping[str, Any]) -> bool:
     except ConfigError:
         return False
     relu = shape.activation in ("relu", "relu2")
-    return asked or (relu and is_plain(shape) and has_published_sparsity(shape) and _in_float(given))
+    return asked or (relu and is_plain(shape) and has_known_sparsity(shape) and _in_float(given))
 
 
 def _in_float(given: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from sandtable_kernels.neurons import sparsity
 from sandtable_kernels.neurons.sparsity import resample
 from sandtable_kernels.neurons.traces import RecordedTrace, SyntheticTrace, Trace
 from sandtable_workloads.flash.flash_parameters import FlashInference
-from sandtable_workloads.flash.published_sparsity import has_published_sparsity, sparsity_of
+from sandtable_workloads.flash.known_sparsity import has_known_sparsity, sparsity_of
 from sandtable_workloads.transformer.shapes import ModelShape
 
 PREDICTED_WIDTH = 4096  # of OPT-6.7B
@@ -20,7 +20,7 @@ def predictor_ranks(shape: ModelShape) -> tuple[int, ...]:
 
     A model without published ranks has those of OPT-6.7B, in proportion to its width.
     """
-    known = has_published_sparsity(shape)
+    known = has_known_sparsity(shape)
     scale = 1.0 if known else shape.d_model / PREDICTED_WIDTH
     published = sparsity_of(shape) if known else sparsity.preset("opt_6_7b")
     ranks = [scale * rank for rank in resample(published.predictor_rank, shape.n_layers)]
@@ -34,7 +34,7 @@ def active_fractions(parameters: FlashInference) -> tuple[float, ...]:
     Raises:
         UnknownName: the model has no published sparsity, and none is given.
     """
-    if parameters.active_frac is not None and not has_published_sparsity(parameters.shape):
+    if parameters.active_frac is not None and not has_known_sparsity(parameters.shape):
         return (parameters.active_frac,) * parameters.shape.n_layers
     shares = np.array(resample(sparsity_of(parameters.shape).predicted_frac, parameters.shape.n_layers))
     if parameters.active_frac is not None:

@@ -8,10 +8,10 @@ import numpy as np
 
 from sandtable.hardware import Machine
 from sandtable_workloads.flash.dense.dense_choice import DenseSetup, setup_of
+from sandtable_workloads.flash.dense.weight_types import FLOATS, WEIGHT_TYPES
 from sandtable_workloads.flash.flash_parameters import FlashInference
+from sandtable_workloads.flash.known_sparsity import has_known_sparsity, sparsity_of
 from sandtable_workloads.flash.neuron_traces import active_fractions
-from sandtable_workloads.flash.published_sparsity import has_published_sparsity, sparsity_of
-from sandtable_workloads.flash.weight_types import FLOATS, WEIGHT_TYPES
 
 
 def caveats_of(parameters: FlashInference, machine: Machine) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def _sparsity(parameters: FlashInference) -> str:
     if parameters.trace is not None:
         return f"assumes that {shape.name} skips neurons as in the recorded trace: needs a ReLU"
     share = f"{100 * float(np.mean(active_fractions(parameters))):.3g} % of its neurons"
-    known = has_published_sparsity(shape)
+    known = has_known_sparsity(shape)
     basis = (
         f"as published for {sparsity_of(shape).name}" if known and parameters.active_frac is None else "as given"
     )

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from sandtable_workloads.flash.dense.weight_types import matrix_type, row_bytes
 from sandtable_workloads.flash.flash_parameters import ALIGNMENT_BYTES
-from sandtable_workloads.flash.weight_types import matrix_type, row_bytes
 from sandtable_workloads.transformer.shapes import ModelShape
 
 

@@ -19,7 +19,7 @@ def sparsity_of(shape: ModelShape) -> SparsityPreset:
     return preset(_key(shape))
 
 
-def has_published_sparsity(shape: ModelShape) -> bool:
+def has_known_sparsity(shape: ModelShape) -> bool:
     """Whether the model's sparsity is published."""
     return _key(shape) in presets()
 
