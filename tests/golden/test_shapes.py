@@ -79,9 +79,7 @@ def test_sparse_decode_is_for_plain_dense_models(name: str) -> None:
 
 
 def test_a_dense_model_without_published_sparsity_is_named_as_such() -> None:
-    with pytest.raises(
-        ValueError, match="has no published sparsity: set active and reuse of its version"
-    ):
+    with pytest.raises(ValueError, match="has no published sparsity: set active and reuse of its version"):
         FlashInference(model="llama_3_8b_2l", rung="bundling")
     given = FlashInference(model="llama_3_8b_2l", active_frac=0.1, reuse=0.4, tokens=4, cold_tokens=2)
     assert given.rung == "bundling"

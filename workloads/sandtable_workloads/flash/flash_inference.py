@@ -12,13 +12,16 @@ from sandtable.errors import ConfigError, DoesNotFit
 from sandtable.hardware import Frozen, Machine
 from sandtable.system import limits
 from sandtable.units import format_bytes
-from sandtable.workload.seam import Execution, ExecutionContext, Workload
+from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
 from sandtable_workloads.flash import model_files
+from sandtable_workloads.flash.dense.dense_choice import setup_of
 from sandtable_workloads.flash.dense.dense_demand import checked, dense_plan
+from sandtable_workloads.flash.dense.weight_types import WEIGHT_TYPES
 from sandtable_workloads.flash.flash_parameters import FlashInference
+from sandtable_workloads.flash.machine_memory import Room
 from sandtable_workloads.flash.runner import run_flash
-from sandtable_workloads.flash.saying import caveats_of
-from sandtable_workloads.flash.token_demand import plan_of
+from sandtable_workloads.flash.saying import caveats_of, rung_of
+from sandtable_workloads.flash.token_demand import memory_of, plan_of
 from sandtable_workloads.transformer.presets import describe
 
 
@@ -50,10 +53,28 @@ class FlashInferenceWorkload(Workload[FlashInference]):
         """Return the sparsity that is assumed, or how the weights are stored and where."""
         return caveats_of(parameters, machine)
 
+    def verdicts(self, parameters: Sequence[FlashInference], machine: Machine) -> Sequence[Verdict]:
+        """Return whether each fits beside what the system keeps of the memory."""
+        found = []
+        for each in parameters:
+            held = memory_of(each, seed=1) if each.by_neurons else setup_of(each, machine).memory()
+            found.append(Room.of(machine, each.reserve_bytes).verdict(held))
+        return found
+
+    def what_fits(self, parameters: FlashInference, machine: Machine) -> Sequence[str]:
+        """Return the widest of narrower weights that fit, and that the rest may be read from storage."""
+        room = Room.of(machine, parameters.reserve_bytes)
+        narrower = WEIGHT_TYPES[WEIGHT_TYPES.index(parameters.weights) + 1 :]
+        fitting = ["rung=auto"] if parameters.rung != "auto" else []
+        for mixture in () if parameters.by_neurons else narrower:
+            if room.verdict(setup_of(parameters, machine, mixture).memory()).fits:
+                return (f"weights={mixture}", *fitting)
+        return fitting
+
     def subject(self, parameters: FlashInference, machine: Machine) -> str:
         """Return the model with its count of parameters, the type of its weights, and the rung."""
         shape = parameters.shape
-        return f"{describe(shape)}, {parameters.dtype}, {parameters.rung}"
+        return f"{describe(shape)}, {parameters.weights}, {rung_of(parameters, machine)}"
 
     def resolve(self, parameters: FlashInference, context: ExecutionContext) -> tuple[FlashInference, list[str]]:
         """Take fewer layers when the disk has less than twice the store's size free, and say so.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from sandtable.hardware import Machine
 from sandtable.units import format_bytes
+from sandtable.workload.seam import Verdict
 
 GIB: Final = float(1 << 30)
 # What Google's Kubernetes Engine keeps of a machine for its system and agents, by size: a quarter of the first 4 GiB,
@@ -69,4 +71,17 @@ class Room:
         return (
             f"{who} needs {format_bytes(sum(needs.values()))} of memory and {machine} has "
             f"{format_bytes(self.has_bytes)} ({parts}), of which {format_bytes(self.reserve_bytes)} are the system's"
+        )
+
+    def verdict(self, needs: Mapping[str, float]) -> Verdict:
+        """Return whether what is needed, by kind, fits."""
+        kinds = list(needs)
+        taken = itertools.accumulate(needs.values())
+        passed = (kind for kind, total in zip(kinds, taken, strict=True) if total > self.free_bytes)
+        return Verdict(
+            needed_bytes=sum(needs.values()),
+            has_bytes=self.free_bytes,
+            largest=max(kinds, key=lambda kind: needs[kind]),
+            breaks=next(passed, None),
+            reserve_bytes=self.reserve_bytes,
         )

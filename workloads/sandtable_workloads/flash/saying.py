@@ -16,12 +16,12 @@ from sandtable_workloads.flash.neuron_traces import active_fractions
 
 def caveats_of(parameters: FlashInference, machine: Machine) -> tuple[str, ...]:
     """Return what the answer rests on, the most important first."""
+    notes = parameters.shape.notes
     if parameters.is_sparse:
-        return (_sparsity(parameters),)
+        return (_sparsity(parameters), *notes)
     if parameters.by_neurons:
-        return ()
-    setup = setup_of(parameters, machine)
-    return tuple(_chosen(parameters, setup, machine))
+        return notes
+    return (*_chosen(parameters, setup_of(parameters, machine), machine), *notes)
 
 
 def rung_of(parameters: FlashInference, machine: Machine) -> str:
@@ -42,7 +42,7 @@ def _sparsity(parameters: FlashInference) -> str:
         return f"assumes that {shape.name}, whose ReLU makes it sparse, needs {share} for a token, {basis}"
     return (
         f"needs a version of {shape.name} that was trained on with a ReLU, and assumes that it needs {share} for a "
-        f"token, {basis}; rung=auto answers for the model as it is"
+        f"token, {basis}; without a rung or share of your own the model is taken as it is"
     )
 
 

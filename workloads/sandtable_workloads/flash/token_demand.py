@@ -135,6 +135,14 @@ def plan_of(parameters: FlashInference, machine: Machine, seed: int) -> Plan:
     return _plan(parameters, phases, sparse_memory(parameters, sizes, played))
 
 
+def memory_of(parameters: FlashInference, seed: int) -> dict[str, float]:
+    """Return the bytes held by kind, on any rung of the paper."""
+    sizes = Sizes.of(parameters)
+    if parameters.is_sparse:
+        return sparse_memory(parameters, sizes, replay(parameters, seed))
+    return dense_memory(parameters, sizes)
+
+
 def _plan(parameters: FlashInference, phases: tuple[Phase, ...], memory: dict[str, float]) -> Plan:
     return Plan(
         workload="flash_inference",
