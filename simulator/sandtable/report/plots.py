@@ -5,7 +5,7 @@ Predicted is blue and measured orange everywhere. No plot has more than six seri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -27,6 +27,8 @@ N_LINE_POINTS = 40
 MOST_BARS, MOST_INTERVALS, MOST_POINTS = 12, 40, 300
 CAPACITY, RESERVE, OTHER = "there is", "kept for the system", "other"
 NOT_TAKEN = (CAPACITY, RESERVE)
+# below this share of what there is, bars would be too thin to see
+SMALL_FRAC = 0.05
 SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 BYTES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 
@@ -241,33 +243,43 @@ def _bars(data: Table, steps: Sequence[tuple[float, str]], text: Callable[[float
     """Draw stacked bars of the last column by the one before it; the first two columns name the bar."""
     bars = [(key, list(rows)) for key, rows in groupby(data.rows, key=lambda row: (row[0], row[1]))]
     colours = _part_colours(data.rows)
-    unit, name = _scale([sum(row[3] for row in rows if row[2] not in NOT_TAKEN) for _, rows in bars], steps)
+    taken = [sum(row[3] for row in rows if row[2] not in NOT_TAKEN) for _, rows in bars]
+    unit, name = _scale(taken, steps)
     figure, axis = figures.one_axis(1.15 + 0.3 * len(bars) + 0.17 * -(-len(colours) // 3), x=name, grid="x")
     for place, (key, rows) in enumerate(bars):
-        sizes = dict.fromkeys(colours, 0.0)
-        for row in rows:
-            if row[2] not in NOT_TAKEN:
-                sizes[row[2] if row[2] in sizes else OTHER] += row[3]
-        ends = {row[2]: row[3] for row in rows if row[2] in NOT_TAKEN}
-        total = ends.get(CAPACITY, 0.0)
-        spans, start = [], 0.0
-        for part, size in sizes.items():
-            spans.append((part, start, size, colours[part]))
-            start += size
-        spans += [(RESERVE, total - ends[RESERVE], ends[RESERVE], GRID)] if RESERVE in ends else []
-        for part, begin, size, colour in spans:
-            label = None if place else part
-            (bar,) = axis.barh([place], [size / unit], 0.62, left=begin / unit, color=colour, label=label)
+        for part, start, size, colour in _spans(rows, colours):
+            label, width = None if place else part, size / unit
+            (bar,) = axis.barh([place], [width], 0.62, left=start / unit, color=colour, label=label)
             figures.tip(bar, f"{', '.join(key)}: {part} {text(size)}")
-        if total:
-            label, x = None if place else CAPACITY, total / unit
-            (line,) = axis.plot([x, x], [place - 0.42, place + 0.42], color=INK, linewidth=2, label=label)
-            figures.tip(line, f"{', '.join(key)}: {CAPACITY} {text(total)}")
+        for total in (row[3] / unit for row in rows if row[2] == CAPACITY):
+            label = None if place else CAPACITY
+            (line,) = axis.plot([total] * 2, [place - 0.42, place + 0.42], color=INK, linewidth=2, label=label)
+            figures.tip(line, f"{', '.join(key)}: {CAPACITY} {text(total * unit)}")
     axis.set_xlim(left=0)
+    there = [row[3] for row in data.rows if row[2] == CAPACITY]
+    if there and max(taken) < SMALL_FRAC * min(there):
+        axis.set(
+            xlim=(0, 1.1 * max(taken) / unit), xlabel=f"{name}; {CAPACITY} {text(min(there))}, beyond the right end"
+        )
     one = len({key[0] for key, _ in bars}) == 1
     _named_rows(axis, [kind if one else f"{scenario}, {kind}" for (scenario, kind), _ in bars])
     figures.legend_below(figure)
     return figure
+
+
+def _spans(rows: Sequence[Sequence[Any]], colours: Mapping[str, str]) -> Iterator[tuple[str, float, float, str]]:
+    """Yield part, start, size and colour of each piece of a bar; what is kept for the system ends where all does."""
+    sizes = dict.fromkeys(colours, 0.0)
+    ends = {row[2]: row[3] for row in rows if row[2] in NOT_TAKEN}
+    for _, _, part, size in rows:
+        if part not in NOT_TAKEN:
+            sizes[part if part in sizes else OTHER] += size
+    start = 0.0
+    for part, size in sizes.items():
+        yield part, start, size, colours[part]
+        start += size
+    if RESERVE in ends:
+        yield RESERVE, ends[CAPACITY] - ends[RESERVE], ends[RESERVE], GRID
 
 
 def _part_colours(rows: Sequence[Sequence[Any]]) -> dict[str, str]:

@@ -138,7 +138,7 @@ def _title(runs: Sequence[Run], compared: Sequence[ComparedMetric]) -> str:
     if len(questions) == 1:
         return questions[0]
     scenarios = {run.scenario for run in runs if run.results} | {row.scenario for row in compared}
-    about = next((f" of {run.check}" for run in runs if run.check), "")
+    about = next((f" of {run.check}" for run in runs if run.check and run.check not in scenarios), "")
     return f"{len(scenarios)} scenarios{about}, {'predicted against measured' if compared else 'side by side'}"
 
 
@@ -163,15 +163,23 @@ def _answers(runs: Sequence[Run], compared: Sequence[ComparedMetric]) -> list[Bl
     comparison = next((run.comparison for run in runs if run.comparison is not None), None)
     if comparison is None and compared:
         comparison = compare.judge(compared)
-    blocks = []
-    if comparison is not None:
-        css = {"pass": "pass", "fail": "fail"}.get(comparison.verdict, "soft")
-        blocks.append(Block(kind="verdict", css=css, text=rendering.verdict_sentence(comparison)))
-        blocks.append(Block(kind="text", text=rendering.summary_sentence(comparison)))
+    blocks = [] if comparison is None else _compared_answer(comparison)
     cards = [card for run in runs for card in _cards(run)]
     if len(cards) <= OPEN_CARDS:
         return blocks + cards
     return [*blocks, Block(kind="fold", text=f"the answer of each of {len(cards)} runs", inside=cards)]
+
+
+def _compared_answer(comparison: Comparison) -> list[Block]:
+    """Return what a comparison comes to: the answer that it carries, its verdict, and its errors in a sentence."""
+    css = {"pass": "pass", "fail": "fail"}.get(comparison.verdict, "soft")
+    blocks = [
+        Block(kind="verdict", css=css, text=rendering.verdict_sentence(comparison)),
+        Block(kind="text", text=rendering.summary_sentence(comparison)),
+    ]
+    if comparison.answer is None:
+        return blocks
+    return [Block(kind="card", text=comparison.answer.question, inside=answer_blocks(comparison.answer)), *blocks]
 
 
 def _cards(run: Run) -> list[Block]:
@@ -277,27 +285,43 @@ def _capacity(run: Run) -> tuple[float, float] | None:
 def _numbers(runs: Sequence[Run], compared: Sequence[ComparedMetric]) -> list[Block]:
     """Return money in the open, and every other number in folds."""
     blocks = [Block(kind="table", table=money) for money in [_money(runs)] if money.rows]
+    several = len(runs) > 1
     if compared:
-        table = rendering.comparison_table(compare.judge(compared), worst_first=True)
-        blocks.append(
-            Block(
-                kind="fold",
-                text="predicted against measured, the worst first",
-                inside=[Block(kind="table", table=table)],
-            )
-        )
+        blocks += _comparisons(compare.judge(compared))
     for run in runs:
         for result in run.results:
             title = f"{run.scenario}: every metric of the {result.kind} on {result.machine}"
             inside = [Block(kind="table", table=rendering.metrics_table(result))]
             inside += [Block(kind="text", text=line.strip()) for line in rendering.result_notes(result)]
-            blocks.append(Block(kind="fold", text=title, inside=inside))
+            blocks.append(Block(kind="fold", text=title, inside=inside, appendix=several))
     for run in runs[:MOST_SHOWN]:
         data = plots.latency_data(run.prediction, run.measurement)
         if any(row[0] == "measurement" for row in data.rows):
             plot = Block(kind="plot", table=data, draw=plots.latency_figure)
-            blocks.append(Block(kind="fold", text=f"{run.scenario}: one unit of work after another", inside=[plot]))
+            blocks.append(
+                Block(
+                    kind="fold",
+                    text=f"{run.scenario}: one unit of work after another",
+                    inside=[plot],
+                    appendix=several,
+                )
+            )
     return blocks
+
+
+def _comparisons(judged: Comparison) -> list[Block]:
+    """Return predicted beside measured, of several scenarios first the mean times alone."""
+    main = rendering.headlines(judged)
+    views = [("predicted against measured", main), ("predicted against measured, every metric", judged)]
+    return [
+        Block(
+            kind="fold",
+            text=f"{text}, the worst first",
+            inside=[Block(kind="table", table=rendering.comparison_table(shown, worst_first=True))],
+            appendix=number > 0,
+        )
+        for number, (text, shown) in enumerate(views if main is not judged else views[1:])
+    ]
 
 
 def _money(runs: Sequence[Run]) -> Table:
@@ -342,7 +366,7 @@ def _machine(machine: Machine, guesses: Sequence[str]) -> list[Block]:
     count = f"{len(guesses)} numbers that results rest on are guesses" if guesses else "no result rests on a guess"
     storage = machine.storage
     folds = [
-        Block(kind="fold", text=text, inside=[Block(kind="table", table=table, shaded=frozenset())])
+        Block(kind="fold", text=text, inside=[Block(kind="table", table=table, shaded=frozenset())], appendix=True)
         for text, table in (
             (f"the {len(rows)} guesses", Table(columns=every.columns, rows=rows)),
             (f"{len(fitted)} fitted constants", Table(columns=every.columns, rows=fitted)),
