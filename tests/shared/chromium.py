@@ -36,7 +36,13 @@ class Browser:
         read_there, write_here = os.pipe()
         # descriptors 3 and 4 are free in a shell, wherever these four lie
         script = f'exec "$0" "$@" 3<&{read_there} 4>&{write_there}'
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+        ]
         self.process = subprocess.Popen(
             ["bash", "-c", script, program, *options, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
             pass_fds=(read_there, write_there),
@@ -70,7 +76,9 @@ class Browser:
     def _next(self) -> dict[str, Any]:
         end = time.monotonic() + PATIENCE_S
         while b"\0" not in self._rest:
-            assert select.select([self._in], [], [], max(0.0, end - time.monotonic()))[0], "Chromium does not answer"
+            assert select.select([self._in], [], [], max(0.0, end - time.monotonic()))[0], (
+                "Chromium does not answer"
+            )
             found = os.read(self._in, 1 << 20)
             assert found, "Chromium has ended"
             self._rest += found
@@ -92,7 +100,11 @@ class Browser:
     def resize(self, width: int, height: int = 900) -> None:
         """Take the size of a screen."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
 
     def evaluate(self, expression: str) -> Any:

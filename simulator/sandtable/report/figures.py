@@ -24,17 +24,17 @@ MOST_SERIES = len(COLOURS)
 PREDICTED, MEASURED = COLOURS[:2]
 REST, GRID, INK = "#999999", "#E6E6E6", "#000000"
 # one column of a telephone; a page on a desk shows two or three of them side by side, and larger
-WIDTH_IN = 4.6
+WIDTH_IN = 4.3
 LONG_TICK, FEWEST_TICKS, MOST_TICKS = 10_000, 3, 6
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sandtable",
     "text.parse_math": False,
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 8,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8.5,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,

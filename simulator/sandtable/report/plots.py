@@ -245,22 +245,20 @@ def _bars(data: Table, steps: Sequence[tuple[float, str]], text: Callable[[float
     colours = _part_colours(data.rows)
     taken = [sum(row[3] for row in rows if row[2] not in NOT_TAKEN) for _, rows in bars]
     unit, name = _scale(taken, steps)
-    figure, axis = figures.one_axis(1.15 + 0.3 * len(bars) + 0.17 * -(-len(colours) // 3), x=name, grid="x")
+    there = min((row[3] for row in data.rows if row[2] == CAPACITY), default=0.0)
+    is_far = max(taken, default=0.0) < SMALL_FRAC * there
+    label_x = f"{name}; {CAPACITY} {text(there)}, beyond the right end" if is_far else name
+    figure, axis = figures.one_axis(1.15 + 0.3 * len(bars) + 0.17 * -(-len(colours) // 3), x=label_x, grid="x")
     for place, (key, rows) in enumerate(bars):
         for part, start, size, colour in _spans(rows, colours):
             label, width = None if place else part, size / unit
             (bar,) = axis.barh([place], [width], 0.62, left=start / unit, color=colour, label=label)
             figures.tip(bar, f"{', '.join(key)}: {part} {text(size)}")
-        for total in (row[3] / unit for row in rows if row[2] == CAPACITY):
+        for total in (row[3] / unit for row in rows if row[2] == CAPACITY and not is_far):
             label = None if place else CAPACITY
             (line,) = axis.plot([total] * 2, [place - 0.42, place + 0.42], color=INK, linewidth=2, label=label)
             figures.tip(line, f"{', '.join(key)}: {CAPACITY} {text(total * unit)}")
-    axis.set_xlim(left=0)
-    there = [row[3] for row in data.rows if row[2] == CAPACITY]
-    if there and max(taken) < SMALL_FRAC * min(there):
-        axis.set(
-            xlim=(0, 1.1 * max(taken) / unit), xlabel=f"{name}; {CAPACITY} {text(min(there))}, beyond the right end"
-        )
+    axis.set_xlim(0, 1.1 * max(taken) / unit if is_far else None)
     one = len({key[0] for key, _ in bars}) == 1
     _named_rows(axis, [kind if one else f"{scenario}, {kind}" for (scenario, kind), _ in bars])
     figures.legend_below(figure)

@@ -194,7 +194,7 @@ def guesses_of(ops: Sequence[Op], parts: Sequence[Component], machine: Machine) 
     paths = [(part.name, path) for part in (machine, *parts) for path in part.guesses()]
     unused = () if by_share else ("datasheet.efficiency.default", "datasheet.residual")
     paths = [(name, path) for name, path in paths if not path.startswith(unused)]
-    return [f"{name}: {path}" for name, path in [*paths, *_given(ops, parts)]]
+    return [f"{name}: {path}" for name, path in dict.fromkeys([*paths, *_given(ops, parts)])]
 
 
 def _given(ops: Sequence[Op], parts: Sequence[Component]) -> Iterator[tuple[str, str]]:

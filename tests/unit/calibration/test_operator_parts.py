@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from timed import made_up
 
 from sandtable.calibration import host_timing, machine_fit, session, this_host
 from sandtable.calibration.host_timing import Settings
 from sandtable.calibration.timing import Timing
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
-from sandtable.demand.operator import operator_named
 from sandtable.demand.operator_shapes import GemmShape, MemoryBoundShape
 from sandtable.errors import ConfigError
-from sandtable.hardware import LinkSheet, Machine, Roofline, library
+from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.model.fitted_constants import SHARED
 from sandtable_kernels.pytorch.torch_operators import (
@@ -25,23 +25,6 @@ from sandtable_kernels.pytorch.torch_operators import (
     TorchKernel,
     TorchStream,
 )
-
-FACTORS = {"launch_s": 1.7, "bandwidth_frac": 0.8, "rate_frac": 0.7, "special_s": 3.0}
-
-
-def made_up(kernel: TorchKernel, machine: Machine) -> list[Timing]:
-    """Time a kernel's grid by its law, with constants away from the typical ones."""
-    found = []
-    for dims in kernel.grid(quick=False):
-        op = kernel.cost(dims)
-        law = operator_named(op.operator)
-        sheet: Roofline | LinkSheet = Roofline.of(machine.processor, machine.memory).share(op.sharing)
-        if op.resource == "network":
-            sheet = LinkSheet(1e9, 0.0)
-        constants = {name: value * FACTORS.get(name, 1.0) for name, value in law.typical().items()}
-        seconds = float(law.seconds(sheet, constants, law.columns(op.shape), dtype=op.dtype)[0])
-        found.append(Timing.of_kernel(kernel, dims, [[seconds] * 3]))
-    return found
 
 
 @pytest.mark.parametrize("kernel", [TorchGemm(), TorchAttention(), TorchStream()], ids=lambda kernel: kernel.name)
