@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import select
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,9 +15,12 @@ from typing import Any, ClassVar
 from sandtable.demand.instruments import GpuTimer
 from sandtable.demand.kernel import Kernel
 from sandtable.errors import DoesNotFit, MeasureError, NoDevice, missing_extra
+from sandtable.system import children
+from sandtable.system.atomic_files import temporary_folder
 from sandtable_kernels.pytorch.torch_pool import float_median
 
 FRAMEWORK = "torch"
+WORKER = "sandtable_kernels.cuda.cuda_worker"
 GET_ONE = "install one with CUDA as pytorch.org/get-started says"
 # starting PyTorch, and beyond a point's budget, until a worker that says nothing counts as stuck
 START_S, PATIENCE_S = 180.0, 120.0
@@ -28,13 +31,13 @@ class Workers:
     """``n`` processes, each with one GPU."""
 
     def __init__(self, n: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="sandtable-")
-        rendezvous = (Path(self._folder.name) / "rendezvous").as_uri()
-        command = [sys.executable, "-m", "sandtable_kernels.cuda.cuda_worker", rendezvous]
+        self._stack = ExitStack()
+        rendezvous = self._stack.enter_context(temporary_folder(Path(tempfile.gettempdir()), "workers")) / "meet"
         # in a session of their own: an interruption is this process's business
         self._processes = [
             subprocess.Popen(
-                [*command, str(rank), str(n)],
+                **children.started(WORKER, (rendezvous.as_uri(), rank, n)),
+                env=children.environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -85,7 +88,7 @@ class Workers:
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     pipe.close()
-        self._folder.cleanup()
+        self._stack.close()
 
 
 def check(greeting: Mapping[str, Any], n: int) -> None:

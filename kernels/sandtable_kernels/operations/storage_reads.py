@@ -12,7 +12,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,6 +24,7 @@ from sandtable.demand.instruments import StorageCrossCheck
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op, random_read, sequential_read
 from sandtable.errors import ConfigError, MeasureError, NoDevice
+from sandtable.system import atomic_files
 from sandtable.units import format_bytes
 from sandtable_kernels.files import buffers, container
 from sandtable_kernels.files.reader import ALIGNMENT, FlashReader
@@ -279,8 +279,8 @@ def _example_reads(dims: Dims, context: KernelContext) -> tuple[Path, npt.NDArra
 @contextlib.contextmanager
 def _fresh_file(context: KernelContext) -> Iterator[Path]:
     context.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="sandtable-cold-", dir=context.folder) as folder:
-        yield ensure_file(Path(folder), context.file_bytes, seed=context.seed)
+    with atomic_files.temporary_folder(context.folder, "cold") as folder:
+        yield ensure_file(folder, context.file_bytes, seed=context.seed)
 
 
 def _read_all(reader: FlashReader) -> None:

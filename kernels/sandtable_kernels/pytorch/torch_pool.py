@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,10 @@ from typing import Any
 import numpy as np
 
 from sandtable.errors import MeasureError
+from sandtable.system import children
+from sandtable.system.atomic_files import temporary_folder
 
+WORKER = "sandtable_kernels.pytorch.torch_worker"
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -29,9 +31,10 @@ KEEP_MEMORY = {
 
 
 def environment(n_threads: int) -> dict[str, str]:
-    """Return the environment of a process that runs PyTorch with so many threads."""
+    """Return the environment of a process that runs PyTorch with so many threads, and talks over loopback only."""
     threads = {name: str(n_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    return {**os.environ, **threads, **KEEP_MEMORY}
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if Path("/sys/class/net/lo").exists() else {}
+    return {**children.environment(), **threads, **KEEP_MEMORY, **loopback}
 
 
 def float_median(values: Sequence[float]) -> float:
@@ -43,12 +46,11 @@ class Pool:
     """``n`` workers that time the same case at the same time, each with its share of the threads."""
 
     def __init__(self, n: int, n_threads: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="sandtable-")
-        rendezvous = (Path(self._folder.name) / "rendezvous").as_uri()
-        command = [sys.executable, "-m", "sandtable_kernels.pytorch.torch_worker", rendezvous]
+        self._stack = ExitStack()
+        rendezvous = self._stack.enter_context(temporary_folder(Path(tempfile.gettempdir()), "workers")) / "meet"
         self._workers = [
             subprocess.Popen(
-                [*command, str(rank), str(n), str(n_threads)],
+                **children.started(WORKER, (rendezvous.as_uri(), rank, n, n_threads)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment(n_threads),
@@ -87,7 +89,7 @@ class Pool:
             for pipe in (worker.stdin, worker.stdout):
                 if pipe is not None:
                     pipe.close()
-        self._folder.cleanup()
+        self._stack.close()
 
 
 @lru_cache(maxsize=8)

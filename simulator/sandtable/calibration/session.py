@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sandtable import units
-from sandtable.calibration import host_timing, this_host
+from sandtable.calibration import host_timing, point_log, this_host
 from sandtable.calibration.calibrated import Calibrated
 from sandtable.calibration.gpu import gpu_fit, recordings
 from sandtable.calibration.gpu.recordings import Gpus, LiveGpus, RecordedGpus
 from sandtable.calibration.host_timing import Settings
+from sandtable.calibration.point_log import PointLog
 from sandtable.demand.instruments import storage_cross_check
 from sandtable.errors import CalibrationError, ConfigError, NoDevice
 from sandtable.hardware import Machine, library
-from sandtable.system import atomic_files
+from sandtable.runs import measure
+from sandtable.system import atomic_files, locks
 
 QUICK_FILE_BYTES = 1 << 30
 FULL_FILE_BYTES = 4 << 30
@@ -30,7 +34,7 @@ FULL_OPERATOR_BUDGET_S = 130.0
 FRAMEWORK = "torch"
 # requests at which another program's storage curve is taken
 CROSS_CHECKED_BYTES = (4096, 16384, 65536, 262144)
-TEST_FILE = "calibration"
+DEFAULT_OUTPUT = Path("this_machine.yaml")
 
 
 def run(
@@ -39,14 +43,15 @@ def run(
     only: str | None = None,
     folder: Path = Path("stores"),
     file_size: str | None = None,
-    output: Path = Path("this_machine.yaml"),
+    output: Path = DEFAULT_OUTPUT,
     cross_check: str | None = None,
     keep_file: bool = False,
     progress: Callable[[str], None] = lambda _: None,
     record: Path | None = None,
     replay: Path | None = None,
+    resume: bool = False,
 ) -> Calibrated:
-    """Calibrate this machine, and write its machine file.
+    """Calibrate this machine, and write its machine file. What was timed is on disk at every moment.
 
     Args:
         quick: Under a minute, with wider intervals.
@@ -59,13 +64,77 @@ def run(
         progress: Told what is measured.
         record: Keeps what was timed on GPUs in this file.
         replay: Fits to such a file instead of timing GPUs.
+        resume: Goes on with a calibration into this output that was ended, with the settings that it had.
 
     Raises:
-        ConfigError: settings that cannot be used.
+        ConfigError: settings that cannot be used, or nothing to resume.
+        InUse: another process calibrates into the same file or in the same folder.
+        KeyboardInterrupt: passed on, with a note that says how to go on.
         NoDevice: a package or program that is missing, or a GPU.
     """
-    if cross_check not in (None, "fio"):
-        raise ConfigError(f"--cross-check knows 'fio', not {cross_check!r}")
+    asked = {
+        "quick": quick,
+        "only": only,
+        "folder": str(folder),
+        "file_size": file_size,
+        "cross_check": cross_check,
+        "keep_file": keep_file,
+        "record": None if record is None else str(record),
+    }
+    with _claimed(output):
+        log = _log(output, asked, resume=resume)
+        try:
+            found = _run(Asked(**log.settings), output, replay, progress, log)
+        except KeyboardInterrupt as ended:
+            if log.n_points:
+                where = "" if output == DEFAULT_OUTPUT else f" -o {output}"
+                ended.add_note(
+                    f"{log.n_points} timed points are saved: go on with 'sandtable calibrate --resume{where}'"
+                )
+            raise
+        finally:
+            if not log.n_points:
+                log.remove()
+        log.remove()
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a calibration was asked for, as `run` takes it and its log keeps it."""
+
+    quick: bool
+    only: str | None
+    folder: str
+    file_size: str | None
+    cross_check: str | None
+    keep_file: bool
+    record: str | None
+
+
+def _claimed(output: Path) -> contextlib.AbstractContextManager[object]:
+    """Keep other calibrations from the same machine file; what is no file, such as /dev/null, is nobody's."""
+    return locks.claimed(output, "calibrates into this file") if _is_ordinary(output) else contextlib.nullcontext()
+
+
+def _is_ordinary(output: Path) -> bool:
+    return output.is_file() or not output.exists()
+
+
+def _log(output: Path, asked: Mapping[str, Any], *, resume: bool) -> PointLog:
+    # a name that is swept up later: nobody resumes what went into a device
+    folder = output.parent if _is_ordinary(output) else Path(tempfile.mkdtemp(prefix="sandtable-workers-"))
+    path = folder / f"{output.name}{point_log.SUFFIX}"
+    return PointLog.resume(path) if resume else PointLog.begin(path, asked)
+
+
+def _run(
+    asked: Asked, output: Path, replay: Path | None, progress: Callable[[str], None], log: PointLog
+) -> Calibrated:
+    quick, only = asked.quick, asked.only
+    record = None if asked.record is None else Path(asked.record)
+    if asked.cross_check not in (None, "fio"):
+        raise ConfigError(f"--cross-check knows 'fio', not {asked.cross_check!r}")
     parts = parts_of(recordings.PART if replay is not None and only is None else only, quick, progress)
     host_timing.check_parts(parts)
     host_parts = tuple(part for part in parts if part != recordings.PART)
@@ -79,18 +148,17 @@ def run(
         if base is None and not set(parts) >= set(host_timing.PARTS):
             raise ConfigError(host_timing.needs_base(parts))
         settings = Settings(
-            folder=folder / TEST_FILE,
+            folder=Path(asked.folder) / measure.TEST_FOLDER,
             quick=quick,
             only=host_parts,
-            file_bytes=_file_bytes(file_size, quick),
+            file_bytes=_file_bytes(asked.file_size, quick),
             budget_s=QUICK_BUDGET_S if quick else FULL_BUDGET_S,
             operator_budget_s=QUICK_OPERATOR_BUDGET_S if quick else FULL_OPERATOR_BUDGET_S,
             passes=2 if quick else 4,
             progress=progress,
+            log=log,
         )
-        found = (
-            _host(settings, base, output, cross_check, keep_file) if host_parts else Calibrated(machine=_kept(base))
-        )
+        found = _host(settings, base, output, asked) if host_parts else Calibrated(machine=_kept(base))
         if gpus is not None:
             found = _with_gpus(found, gpus, quick=quick, record=record, output=output, progress=progress)
     finally:
@@ -100,14 +168,12 @@ def run(
     return replace(found, warnings=warnings, host=bool(host_parts), seconds=time.perf_counter() - begin)
 
 
-def _host(
-    settings: Settings, base: Machine | None, output: Path, cross_check: str | None, keep_file: bool
-) -> Calibrated:
+def _host(settings: Settings, base: Machine | None, output: Path, asked: Asked) -> Calibrated:
     """Measure the host's parts, and write the machine file."""
-    with _test_folder(settings.folder, keep_file):
+    with _test_folder(settings.folder, asked.keep_file):
         found = this_host.calibrate(settings, base)
-        curve = [] if cross_check is None else cross_checked(found.machine, settings)
-    library.save_measured(found.machine, output)
+        library.save_measured(found.machine, output)  # before anything else can go wrong
+        curve = [] if asked.cross_check is None else cross_checked(found.machine, settings)
     return replace(found, cross_check=curve)
 
 
@@ -200,16 +266,16 @@ def _file_bytes(text: str | None, quick: bool) -> int:
 
 @contextlib.contextmanager
 def _test_folder(folder: Path, keep: bool) -> Iterator[None]:
-    """Make a folder of our own for the test file, and remove what is in it afterwards."""
+    """Make a folder of our own for the test file, one calibration at a time, and remove what is in it afterwards."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot be used: {error.strerror}", file=str(folder)) from None
-    try:
-        yield
-    finally:
-        if not keep:
-            for path in folder.iterdir():
-                if path.is_file():
-                    path.unlink()
-            folder.rmdir()
+    with locks.claimed(folder, "calibrates in this folder"):
+        try:
+            yield
+        finally:
+            if keep:
+                (folder / measure.KEPT).touch()
+            else:
+                measure.clear_test_folder(folder)

@@ -50,6 +50,9 @@ def calibrate(
     replay: Annotated[
         Path | None, typer.Option("--replay", help="Calibrate GPUs from such a file instead of timing them.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a calibration that was ended, as it was begun.")
+    ] = False,
     format_: FormatOption = Format.table,
 ) -> None:
     """Measure this machine's storage, memory, processor and GPUs, fit the model, and write a machine file."""
@@ -74,6 +77,7 @@ def calibrate(
             progress=shown,
             record=record,
             replay=replay,
+            resume=resume,
         )
     for table in calibrate_tables.tables(found):
         emit(table, format_)

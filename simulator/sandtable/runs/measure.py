@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import platform
@@ -19,12 +20,12 @@ from sandtable import units
 from sandtable.demand.kernel import Kernel, KernelContext, kernels
 from sandtable.engine.process import Process
 from sandtable.engine.recorder import LATENCY, FloatArray
-from sandtable.errors import NoDevice
+from sandtable.errors import InUse, NoDevice
 from sandtable.hardware import Frozen, Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement, Metric, distribution, measured_metric, point
 from sandtable.runs import energy, predict, reduction
-from sandtable.system import limits
+from sandtable.system import atomic_files, limits, locks
 from sandtable.workload.progress import Step
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
@@ -36,6 +37,9 @@ PROBE_DRIFT_FRAC = 0.25
 UNCOUNTED_FRAC = 0.10
 UNCOUNTED_BYTES = 128 << 20
 PROBE_FOLDER = "probe"
+# where a calibration keeps its test file, and what says that it stays for the next time
+TEST_FOLDER = "calibration"
+KEPT = "kept"
 STREAM_BYTES = 96 << 20  # three times a large last-level cache
 PROBE_FILE_BYTES = 256 << 20
 
@@ -304,5 +308,26 @@ def execution_context(folder: Path, progress: Callable[[str], None] | None = Non
     except ImportError:
         raise NoDevice("running for real needs the package 'numba': pip install 'sandtable[run]'") from None
     folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     context = ExecutionContext(folder=folder, n_threads=threads())
     return context if progress is None else replace(context, progress=progress)
+
+
+def _sweep(store: Path) -> None:
+    """Remove what killed commands left in a store: files half written, temporary folders, a calibration's test file."""
+    for folder in (store, *(path for path in store.iterdir() if path.is_dir())):
+        atomic_files.sweep(folder)
+    test = store / TEST_FOLDER
+    if test.is_dir() and not (test / KEPT).exists():
+        with contextlib.suppress(InUse), locks.claimed(test, "clears this folder"):
+            clear_test_folder(test)
+
+
+def clear_test_folder(folder: Path) -> None:
+    """Remove a calibration's test file and what else lies beside it, and the folder, unless somebody put more there."""
+    atomic_files.sweep(folder)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()

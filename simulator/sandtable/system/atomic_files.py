@@ -100,11 +100,12 @@ def _create_folder(parent: Path, kind: str) -> tuple[Path, int]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove from a folder what dead processes left: parts of files, temporary folders. What is in use stays."""
+    """Remove what dead processes left in a folder: parts of files, temporary folders, locks. What is in use stays."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in list(entries):
-            if _PART.fullmatch(entry.name) or _FOLDER.fullmatch(entry.name):
-                _remove_unless_held(Path(entry.path))
+            path = Path(entry.path)
+            if _PART.fullmatch(entry.name) or _FOLDER.fullmatch(entry.name) or locks.is_lock(path):
+                _remove_unless_held(path)
 
 
 def _sweep_parts_of(path: Path) -> None:

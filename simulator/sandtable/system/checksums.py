@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from pathlib import Path
 
 from sandtable.errors import ConfigError
@@ -52,6 +53,22 @@ def checked_json(data: bytes, file: str, *, required: bool = False) -> bytes:
     if digest(rest) != found[1].decode():
         raise ConfigError(f'{WRONG}; if the change is meant, delete its line "digest"', file=file)
     return rest
+
+
+def sealed_line(text: str) -> str:
+    """Return a line to append to a file of lines: its CRC-32 before it. One write, so that it is whole or cut off."""
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+
+
+def sealed_lines(data: bytes) -> list[str]:
+    """Return the texts of `sealed_line` in a file, up to the first line that is damaged or was cut off."""
+    found = []
+    for line in data.splitlines(keepends=True):
+        text = line[9:].rstrip(b"\n")
+        if line != f"{zlib.crc32(text):08x} ".encode() + text + b"\n":
+            break
+        found.append(text.decode())
+    return found
 
 
 def sealed_yaml(text: str) -> str:

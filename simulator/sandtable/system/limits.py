@@ -74,6 +74,12 @@ def _text(file: Path) -> str:
         return ""
 
 
+def n_oom_kills(root: Path = Path("/")) -> int:
+    """Return how many processes the system has ended since it started because memory ran out, where it tells."""
+    found = re.search(r"^oom_kill (\d+)$", _text(root / "proc/vmstat"), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
 def out_of_memory(error: BaseException | str = "") -> str:
     """Say in one sentence that memory ran out, what asked for it, and what this process may use."""
     asked = " ".join(str(error).split())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 from sandtable.errors import InUse
 
 SUFFIX = ".lock"
+_CONTENT = re.compile(rb"\d+ \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n")
 # how long children of a holder that was killed may take to end, before they count as somebody at work
 PATIENCE_S = 20.0
 POLL_S = 0.05
@@ -78,6 +80,11 @@ def holds(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
+
+
+def is_lock(path: Path) -> bool:
+    """Whether a file is a lock that `claimed` made, and no other program's."""
+    return path.name.endswith(SUFFIX) and path.is_file() and _CONTENT.fullmatch(path.read_bytes()[:100]) is not None
 
 
 def is_running(pid: int) -> bool:

@@ -185,7 +185,7 @@ def test_the_command_cleans_up_after_itself(complete: Machine, tmp_path: Path) -
         progress=lambda _: None,
     )
     assert output.is_file()
-    assert not (tmp_path / "disk" / session.TEST_FILE).exists()
+    assert not (tmp_path / "disk" / measure.TEST_FOLDER).exists()
     fitted = [row[0] for row in calibrate_tables.tables(outcome)[0].rows]
     assert "first_byte" in fitted
     kernels = [row[0] for row in calibrate_tables.tables(outcome)[1].rows]

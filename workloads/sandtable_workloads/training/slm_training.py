@@ -88,7 +88,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """Check that this machine can do it, and make the files of tokens."""
         from sandtable_workloads.training.executed import run_job
 
-        run_job.prepare(parameters, machine, seed, context)
+        run_job.prepare(parameters, machine, seed, context, memory_of(parameters, machine))
 
     def execute(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
         """Train for real, once."""

@@ -1,12 +1,12 @@
 """Checkpoints that a killed run resumes from: written beside, then renamed once every rank's part is there.
 
-A checkpoint is a folder ``checkpoint-N`` (N steps are done) with one file per rank: weights, optimiser states, random
-generators. What data comes next follows from N. Imported only where a run executes.
+A checkpoint is a folder ``checkpoint-N`` (N steps are done) with one file per rank, and its checksum: weights,
+optimiser states, random generators. What data comes next follows from N. The one before stays, in case the newest is
+damaged. Imported only where a run executes.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,42 +15,43 @@ from typing import Any
 import torch
 from torch import nn
 
-PREFIX = "checkpoint-"
+from sandtable_workloads.training.executed.job import check_part, checkpoints, part_path, seal_part
+
+KEPT = 2  # the newest and the one before
 
 
 def latest(folder: Path) -> int:
     """Return how many steps the newest whole checkpoint has behind it, 0 if there is none."""
-    found = [re.fullmatch(rf"{PREFIX}(\d+)", path.name) for path in folder.glob(f"{PREFIX}*")]
-    return max((int(match[1]) for match in found if match), default=0)
+    return max(checkpoints(folder), default=0)
 
 
 def save(folder: Path, n_done: int, rank: int, state: dict[str, Any], barrier: Callable[[], None]) -> None:
     """Write one rank's part; rank 0 renames the folder when all are written, and removes older ones."""
-    unfinished = folder / f"{PREFIX}{n_done}.tmp"
+    whole = part_path(folder, n_done, rank).parent
+    unfinished = whole.with_name(f"{whole.name}.tmp")
     unfinished.mkdir(parents=True, exist_ok=True)
-    torch.save(state, unfinished / f"rank{rank}.pt")
+    part = unfinished / part_path(folder, n_done, rank).name
+    torch.save(state, part)
+    seal_part(part)
     barrier()
     if rank == 0:
-        whole = folder / f"{PREFIX}{n_done}"
         shutil.rmtree(whole, ignore_errors=True)
         unfinished.rename(whole)
-        for old in folder.glob(f"{PREFIX}*"):
-            if old != whole:
-                shutil.rmtree(old, ignore_errors=True)
+        for old in checkpoints(folder)[KEPT:]:
+            shutil.rmtree(part_path(folder, old, rank).parent, ignore_errors=True)
     barrier()
 
 
 def load(folder: Path, n_done: int, rank: int) -> dict[str, Any]:
-    """Read one rank's part of a checkpoint."""
-    path = folder / f"{PREFIX}{n_done}" / f"rank{rank}.pt"
+    """Read one rank's part of a checkpoint.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    path = part_path(folder, n_done, rank)
+    check_part(path)
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
-
-
-def clear(folder: Path) -> None:
-    """Remove every checkpoint: the run is complete."""
-    for path in folder.glob(f"{PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def local(value: Any) -> Any:

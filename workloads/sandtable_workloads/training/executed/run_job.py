@@ -6,16 +6,19 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sandtable.engine.recorder import LATENCY, Recorder
-from sandtable.errors import ConfigError, NoDevice, missing_extra
+from sandtable.errors import ConfigError, DoesNotFit, NoDevice, missing_extra
 from sandtable.hardware import Machine
 from sandtable.results import TraceRow
+from sandtable.system import limits, locks
+from sandtable.units import format_bytes
 from sandtable.workload.seam import Execution, ExecutionContext
 from sandtable_workloads.training.executed import launcher
-from sandtable_workloads.training.executed.job import Job, Record, read_records, result_path
+from sandtable_workloads.training.executed.job import Job, Record, all_records, read_result
 from sandtable_workloads.training.executed.tokens import TokenFile, prepare_tokens
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
@@ -28,15 +31,27 @@ CHECKPOINT_STEPS = 50
 FOLDER = "training"
 
 
-def prepare(parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> None:
-    """Check that this machine can do it, and write the tokens.
+def prepare(
+    parameters: SlmTraining,
+    machine: Machine,
+    seed: int,
+    context: ExecutionContext,
+    planned: Mapping[str, float] | None = None,
+) -> None:
+    """Check that this machine can do it, and write the tokens; ``planned`` are the bytes of a device, by kind.
 
     Raises:
         ConfigError: something that is planned but not executed, or a text that cannot be used.
         NoDevice: PyTorch is missing, or a GPU.
+        DoesNotFit: this process may not use as much memory.
     """
     check_executable(parameters)
-    check_device(machine)
+    needed, has = sum((planned or {}).values()) * parameters.devices, limits.memory_bytes()
+    if check_device(machine) == "cpu" and needed > has:
+        raise DoesNotFit(
+            f"{parameters.shape.name} on {parameters.devices} ranks takes {format_bytes(needed)} and this process may "
+            f"use {format_bytes(has)}: take a smaller model or micro_batch, or fewer devices"
+        )
     _tokens(parameters, context)
 
 
@@ -53,6 +68,7 @@ def run_training(
 
     Raises:
         MeasureError: a rank died.
+        InUse: another process runs this very training.
     """
     check_executable(parameters)
     device = check_device(machine)
@@ -66,10 +82,11 @@ def run_training(
         n_threads=max(1, context.n_threads // parameters.devices) if device == "cpu" else context.n_threads,
         checkpoint_steps=CHECKPOINT_STEPS,
     )
-    job.folder.mkdir(parents=True, exist_ok=True)
-    launcher.run(job, context.progress)
-    execution = execution_of(job, planned or {})
-    shutil.rmtree(job.folder)
+    with locks.claimed(job.folder, "runs this very training") as lock:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        notes = launcher.run(job, context.progress, (lock,))
+        execution = replace(execution_of(job, planned or {}), validity=tuple(notes))
+        shutil.rmtree(job.folder)
     return execution
 
 
@@ -166,10 +183,14 @@ def check_device(machine: Machine) -> str:
 
 
 def execution_of(job: Job, planned: Mapping[str, float]) -> Execution:
-    """Return what the ranks of a finished job recorded; ``planned`` are the plan's bytes by kind."""
-    n_ranks = job.parameters.devices
-    by_step = list(zip(*(read_records(job.folder, rank) for rank in range(n_ranks)), strict=True))
-    summaries = [json.loads(result_path(job.folder, rank).read_text()) for rank in range(n_ranks)]
+    """Return what the ranks of a finished job recorded; ``planned`` are the plan's bytes by kind.
+
+    Raises:
+        ConfigError: a step is missing, out of order or damaged, or a rank's result is.
+    """
+    ranks = range(job.parameters.devices)
+    by_step = list(zip(*(all_records(job.folder, rank, job.n_steps) for rank in ranks), strict=True))
+    summaries = [read_result(job.folder, rank) for rank in ranks]
     resident = max(summary["resident_bytes"] - summary["resident_before_bytes"] for summary in summaries)
     return Execution(
         recorder=recorded(job, by_step),

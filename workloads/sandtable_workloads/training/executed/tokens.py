@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.errors import ConfigError
+from sandtable.system import atomic_files, checksums
 from sandtable_workloads.training.executed import bpe
 
 Tokens = npt.NDArray[np.int64]
@@ -82,9 +82,12 @@ def prepare_tokens(folder: Path, *, text: str | None, tokenizer: str, vocabulary
     digest = hashlib.sha256(f"{tokenizer} {size} {content}".encode()).hexdigest()[:16]
     path = folder / f"tokens-{digest}.bin"
     about = path.with_suffix(".json")
-    if not (path.is_file() and about.is_file()):
+    stored = _whole(path, about)
+    if stored is None:
         _write(path, about, content, tokenizer, size)
-    stored: dict[str, Any] = json.loads(about.read_text())
+        stored = _whole(path, about)
+        if stored is None:
+            raise ConfigError("the disk does not give back what was written to it", file=str(path))
     n_tokens = stored["n_tokens"]
     return TokenFile(
         path=path,
@@ -94,16 +97,22 @@ def prepare_tokens(folder: Path, *, text: str | None, tokenizer: str, vocabulary
     )
 
 
+def _whole(path: Path, about: Path) -> dict[str, Any] | None:
+    """Return what is stated about a token file, None unless both files are whole: then they are written anew."""
+    try:
+        stored: dict[str, Any] = json.loads(checksums.checked_json(about.read_bytes(), str(about), required=True))
+        return stored if checksums.file_digest(path) == stored["content"] else None
+    except (OSError, ConfigError):
+        return None
+
+
 def _write(path: Path, about: Path, content: str, tokenizer: str, size: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     tokens = encode(content, tokenizer, size)
-    for target, data in (
-        (path, tokens.astype(np.uint16).tobytes()),
-        (about, json.dumps({"n_tokens": len(tokens), "vocabulary": size, "tokenizer": tokenizer}).encode()),
-    ):
-        beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        beside.write_bytes(data)
-        beside.replace(target)
+    data = tokens.astype(np.uint16).tobytes()
+    fields = {"n_tokens": len(tokens), "vocabulary": size, "tokenizer": tokenizer}
+    atomic_files.write_atomically(path, data)
+    text = json.dumps(fields | {"content": checksums.digest(data)})
+    atomic_files.write_atomically(about, checksums.sealed_json(text))
 
 
 def encode(content: str, tokenizer: str, size: int) -> Tokens:

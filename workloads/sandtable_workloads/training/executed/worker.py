@@ -1,5 +1,5 @@
 """One rank of a training run: ``python -m sandtable_workloads.training.executed.worker JOB RANK RANKS``, or under
-``torchrun``.
+``torchrun``; `sandtable_workloads.training.executed.launcher` starts them.
 
 Builds the model, resumes from the newest checkpoint, trains, and appends what it saw of every step to its record. It
 is told to stop by SIGTERM: the ranks agree on the step after which they stop, and write a checkpoint. Imported only
@@ -9,7 +9,6 @@ where a run executes.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -20,7 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sandtable.errors import SandtableError
+from sandtable.errors import DoesNotFit, SandtableError
+from sandtable.system import limits
 from sandtable_workloads.training.executed import checkpoint, shard
 from sandtable_workloads.training.executed.decoder import Decoder
 from sandtable_workloads.training.executed.device import Device, device_of
@@ -30,8 +30,7 @@ from sandtable_workloads.training.executed.job import (
     Record,
     append_record,
     keep_records,
-    result_path,
-    write_whole,
+    save_result,
 )
 from sandtable_workloads.training.executed.tokens import Batches, TokenFile
 
@@ -215,7 +214,7 @@ def train(job: Job, rank: int, n_ranks: int) -> int:
         if not trainer.run():
             return STOPPED
         found = summary(trainer) | {"resident_before_bytes": resident_before, "finished_s": time.time()}
-        write_whole(result_path(job.folder, rank), json.dumps(found).encode())
+        save_result(job.folder, rank, found)
         trainer.barrier()
     finally:
         shard.leave()
@@ -232,6 +231,16 @@ def main(arguments: list[str]) -> int:
     except SandtableError as error:
         sys.stderr.write(f"{error}\n")  # the parent reads the last line
         return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.stderr.write(f"{limits.out_of_memory(error)}\n")
+        return DoesNotFit.exit_code
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; PyTorch's allocators have kinds and words of their own for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in str(error)
 
 
 if __name__ == "__main__":
