@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +18,11 @@ from sandtable.cli.options import (
     app,
 )
 from sandtable.cli.saving import check_thresholds, save_report, save_run, save_timeline
-from sandtable.cli.terminal import Format, emit, emit_comparison, emit_result, progress, refusing, say
+from sandtable.cli.terminal import Format, emit, emit_comparison, emit_result, progress, put, refusing, say
 from sandtable.errors import CheckFailed, ConfigError
+
+if TYPE_CHECKING:
+    from sandtable.api import Check
 
 
 @app.command()
@@ -106,10 +109,8 @@ def check(
             found = api.check(what, changes, machine=machine, store=store, trace=trace is not None, progress=shown)
     comparison, checked = found.comparison, found.cases
     emit_comparison(comparison, format_, full=full)
-    if found.baseline is not None and (format_ is Format.md or (full and format_ is Format.table)):
-        from sandtable.report import rendering
-
-        emit(rendering.speedup_table(comparison, found.baseline), format_)
+    if len(checked) > 1 and format_ in (Format.table, Format.md):
+        _emit_pairs(found, format_, full=full)
     for item in checked:
         for note in (*item.prediction.warnings, *(item.measurement.validity if item.measurement else ())):
             say(f"  ! {item.name}: {note}")
@@ -120,6 +121,18 @@ def check(
     save_report([found.folder, *own], report)
     if comparison.verdict == "fail":
         raise CheckFailed("; ".join(comparison.reasons))
+
+
+def _emit_pairs(found: Check, format_: Format, *, full: bool) -> None:
+    """Print how many times as fast as the baseline each scenario is, and whether the intervals of ratios hold."""
+    from sandtable.studies import suite_pairs
+
+    ran = suite_pairs.ran(found.cases)
+    if found.baseline is not None and (full or format_ is Format.md):
+        emit(suite_pairs.speedups(ran, found.baseline), format_)
+    pairs = suite_pairs.pairs(ran)
+    if pairs and format_ is Format.table:
+        put(f"  {suite_pairs.coverage(pairs).sentence()}")
 
 
 @app.command()

@@ -17,6 +17,7 @@ from sandtable.demand.op import Op
 from sandtable.demand.operator import Columns, FloatArray, Operator, PlainOperator, operator_named, plain_seconds
 from sandtable.errors import PlanError
 from sandtable.hardware import (
+    Evidence,
     Link,
     LinkSheet,
     Machine,
@@ -40,8 +41,8 @@ class OpTime:
 
     ``law`` names what the seconds follow from: ops of one law are wrong together, those of two on their own, except
     for what all ops of the machine share, ``drift_frac`` of the seconds either way; the interval contains it.
-    ``source`` is where its error comes from, for what two runs share of it; that of a sequence is None. ``measured``
-    says that the law's constants were fitted to the very device.
+    ``source`` is where its error comes from, for what two runs share of it; that of a sequence is None. ``evidence``
+    is that of constants that were fitted to the very device.
     """
 
     seconds: float
@@ -51,14 +52,14 @@ class OpTime:
     law: str = ""
     drift_frac: float = 0.0
     source: Source | None = None
-    measured: bool = True
+    evidence: Evidence | None = None
 
     def times(self, factor: float) -> OpTime:
         """Return the time of ``factor`` executions in a row."""
         if factor == 1:
             return self
         seconds, low, high, host_s = (part * factor for part in (self.seconds, self.low, self.high, self.host_s))
-        return OpTime(seconds, low, high, host_s, self.law, self.drift_frac, self.source, self.measured)
+        return OpTime(seconds, low, high, host_s, self.law, self.drift_frac, self.source, self.evidence)
 
 
 ZERO = OpTime(0.0, 0.0, 0.0)
@@ -153,7 +154,8 @@ class CostModel:
         seconds = float(operator.seconds(self.storage_law, {}, op.shape, dtype=op.dtype))
         low, high = operator.spread(self.storage_law)
         time = _interval(seconds, low, high, self.storage_law.drift_frac)
-        return replace(time, law=op.operator, measured=self.machine.storage.fitted is not None)
+        fit = self.machine.storage.fitted
+        return replace(time, law=op.operator, evidence=None if fit is None else operator.evidence(fit))
 
     def _link(self, op: Op, operator: PlainOperator) -> OpTime:
         accelerator = self.machine.accelerator
@@ -165,7 +167,7 @@ class CostModel:
             evidence = fit.evidence
             seconds = fit.latency_s.value + op.bytes_read / fit.bandwidth_bytes_per_s.value
             time = _interval(seconds, evidence.residual_low_frac, evidence.residual_high_frac)
-            return replace(time, law=op.operator)
+            return replace(time, law=op.operator, evidence=evidence)
         efficiency, stack = self._efficiency(op)
         bandwidth = _bandwidth(efficiency, link.datasheet.bandwidth_bytes_per_s)
         seconds = link.datasheet.latency_s + efficiency.overhead_s + op.bytes_read * efficiency.traffic / bandwidth
@@ -178,7 +180,7 @@ class CostModel:
         seconds = float(self.seconds(op, operator.columns(op.shape))[0])
         time = _interval(seconds, constants.residual_low_frac, constants.residual_high_frac)
         host_s = float(self.issue_s(op.operator, op.shape))
-        return replace(time, host_s=host_s, measured=constants.origin == "device")
+        return replace(time, host_s=host_s, evidence=constants.evidence)
 
     def seconds(self, op: Op, columns: Columns) -> FloatArray:
         """Return the seconds of many demands of one operator at once: those of ``op``, with these columns.
@@ -303,7 +305,7 @@ def _source(op: Op, time: OpTime) -> Source:
     drift = math.log1p(time.drift_frac)
     ends = (math.log(time.seconds / time.low), math.log(time.high / time.seconds))
     miss = Miss(*(math.sqrt(max(0.0, end**2 - drift**2)) for end in ends))
-    return Source.of(op, time.law, miss, drift, measured=time.measured)
+    return Source.of(op, time.law, miss, drift, time.evidence)
 
 
 def _fitted(op: Op, fit: OpFit) -> OpTime:
@@ -316,7 +318,8 @@ def _fitted(op: Op, fit: OpFit) -> OpTime:
         serial=fit.serial,
     )
     known = fit.evidence
-    return _interval(float(seconds), known.residual_low_frac, known.residual_high_frac, known.drift_frac or 0.0)
+    time = _interval(float(seconds), known.residual_low_frac, known.residual_high_frac, known.drift_frac or 0.0)
+    return replace(time, evidence=known)
 
 
 def _with_host(op: Op, operator: PlainOperator, device_s: float, efficiency: OpEfficiency, stack: Stack) -> OpTime:
@@ -326,7 +329,7 @@ def _with_host(op: Op, operator: PlainOperator, device_s: float, efficiency: OpE
     host = float(calls * sheet.host_call_s + (sheet.dynamic_shape_s if op.dynamic else 0.0))
     seconds = device_s if sheet.overlaps_host else device_s + host
     time = _interval(seconds, sheet.residual_low_frac, sheet.residual_high_frac)
-    return replace(time, host_s=host if sheet.overlaps_host else 0.0, law="data sheet", measured=False)
+    return replace(time, host_s=host if sheet.overlaps_host else 0.0, law="data sheet")
 
 
 def _bandwidth(efficiency: OpEfficiency, datasheet_bytes_per_s: float) -> float:

@@ -29,17 +29,19 @@ import numpy as np
 
 from sandtable.demand.op import Op
 from sandtable.demand.operator import FloatArray
+from sandtable.hardware import Evidence
+from sandtable.results import NORMAL_95
 
-# Of points left out of 93 fits to published timings of GPUs: their errors' correlation falls from 0.49 at a quarter of
-# a doubling to 0.28 at 1.25, 0.13 at 2.5 and none beyond 3, which is 0.57 times 0.55 for every doubling.
+# Of points left out of 93 fits to published timings of GPUs: the correlation of their errors falls from 0.49 at a
+# quarter of a doubling to 0.28 at 1.25, 0.13 at 2.5 and none beyond 3, which is 0.57 times 0.55 for every doubling. The
+# rest of the 0.57 is the scatter of a timed point: of a shape timed again, that much of the error comes again.
 ALIKE_PER_DOUBLING = 0.55
-# The 0.57 are what comes again when the same shape is timed again; the rest is the scatter of a timed point, and no
-# error of a time that is the mean over many.
 AGAIN_FRAC = 0.57
 # Of 82 devices, each predicted with what was fitted to the others of its software: the square of the mean miss over the
 # mean square; and half the 90 % interval of what scatters about that mean, 0.19 in the median, and comes again.
 COMMON_FRAC = 0.3
-MOST_OWN = 1.645 * 0.19 * AGAIN_FRAC**0.5
+NORMAL_75 = 0.6744897501960817  # 75th percentile of the standard normal distribution: half of all lies within
+MOST_OWN = NORMAL_95 * 0.19 * AGAIN_FRAC**0.5
 # shapes this close, in doublings, count as one
 GRAIN = 0.125
 
@@ -51,10 +53,6 @@ class Miss(NamedTuple):
 
     below: float
     above: float
-
-    def times(self, factor: float) -> Miss:
-        """Return a part of it."""
-        return Miss(self.below * factor, self.above * factor)
 
 
 class Source(NamedTuple):
@@ -74,18 +72,29 @@ class Source(NamedTuple):
     place: Place
 
     @classmethod
-    def of(cls, op: Op, law: str, miss: Miss, drift: float, *, measured: bool) -> Source:
+    def of(cls, op: Op, law: str, miss: Miss, drift: float, evidence: Evidence | None) -> Source:
         """Return the source of an op's error, from what its law misses and its part of the machine drifts.
 
-        ``measured`` says that the law's constants were fitted to the very device.
+        ``evidence`` is that of a fit to the very device.
         """
-        if measured:
-            own, common = miss.times(AGAIN_FRAC**0.5), Miss(0.0, 0.0)
+        if evidence is not None:
+            typical = _typical_miss(evidence)
+            own, common = Miss(min(miss.below, typical), min(miss.above, typical)), Miss(0.0, 0.0)
         else:
             own = Miss(*(min(end * (1 - COMMON_FRAC) ** 0.5, MOST_OWN) for end in miss))
             common = Miss(*(math.sqrt(end**2 - part**2) for end, part in zip(miss, own, strict=True)))
         kind = f"{op.operator} {op.dtype}"
         return cls(op.resource, op.on, law, kind, own, common, drift, place_of(op))
+
+
+def _typical_miss(evidence: Evidence) -> float:
+    """Return half the 90 % interval of what a law misses at a shape, from the median of points left out, in logarithms.
+
+    The 5th and 95th percentile, which a lone prediction gets, are those few points that lie at the ends of a grid: left
+    out, the law has to reach beyond all others. What is predicted lies within, where it hangs between neighbours.
+    """
+    found = evidence.held_out_median_abs_error_frac
+    return math.log1p(evidence.median_abs_error_frac if found is None else found) * NORMAL_95 / NORMAL_75
 
 
 # by how much, in relative terms, a quantity follows the error of each source, by the digest of the part it belongs to
@@ -136,3 +145,11 @@ def _scattered(members: list[tuple[Source, float]]) -> FloatArray:
     apart = np.sqrt(((places[:, None] - places[None]) ** 2).sum(axis=-1))
     signed = np.array([_signed(source.own, weight) for source, weight in members])
     return np.asarray(np.einsum("ie,ij,je->e", signed, ALIKE_PER_DOUBLING**apart, signed))
+
+
+def drift_of(weights: Weights) -> float:
+    """Return by how much a quantity wanders with its machine from one run to another: half a 90 % interval."""
+    parts: dict[str, float] = {}
+    for (part, source), weight in weights.items():
+        parts[part] = parts.get(part, 0.0) + weight * source.drift
+    return math.hypot(*parts.values())

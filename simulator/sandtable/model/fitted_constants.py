@@ -9,7 +9,7 @@ from typing import Any
 from sandtable.demand.op import Op
 from sandtable.demand.operator import Operator, operator_named
 from sandtable.errors import ConfigError
-from sandtable.hardware import Link, OperatorFit, Processor, Stack
+from sandtable.hardware import Evidence, Link, OperatorFit, Processor, Stack
 from sandtable.units import strip_suffix
 
 # ends the name of a software's constants for processes that share a device, see `Op.sharing`
@@ -27,13 +27,14 @@ class Resolved:
     """Constants of one operator on one device: their values, their interval, and where they are from.
 
     ``origin`` is "device" (fitted on it), "like" (fitted on the one that its file names), "siblings" (pooled by the
-    software's file) or "typical".
+    software's file) or "typical"; ``evidence`` is that of a fit to the device itself.
     """
 
     values: Mapping[str, float]
     residual_low_frac: float
     residual_high_frac: float
     origin: str
+    evidence: Evidence | None = None
 
 
 def resolve(operator: Operator[Any], device: Processor | Link, software: str, stack: Stack | None) -> Resolved:
@@ -50,7 +51,8 @@ def resolve(operator: Operator[Any], device: Processor | Link, software: str, st
             values = values_of(operator, fit, component.name, software)
             # how far constants miss on a device they were not fitted to is what pooling found out
             evidence = (pooled or fit if origin == "like" else fit).evidence
-            return Resolved(values, evidence.residual_low_frac, evidence.residual_high_frac, origin)
+            own = evidence if origin == "device" else None
+            return Resolved(values, evidence.residual_low_frac, evidence.residual_high_frac, origin, own)
     return _typical(operator)
 
 

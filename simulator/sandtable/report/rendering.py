@@ -216,18 +216,6 @@ def headlines(comparison: Comparison) -> Comparison:
     return comparison.model_copy(update={"comparisons": rows})
 
 
-def speedup_table(comparison: Comparison, baseline: str, metric: str = HEADLINES[0]) -> Table:
-    """Return how many times faster each scenario is than ``baseline``, predicted beside measured."""
-    rows = {row.scenario: row for row in comparison.comparisons if row.metric == metric}
-    base = rows.get(baseline)
-    table = []
-    for name, row in rows.items() if base is not None else ():
-        assert base is not None
-        predicted, measured = base.predicted / row.predicted, base.measured / row.measured
-        table.append([name, predicted, measured, Quantity(predicted / measured - 1, "frac", signed=True)])
-    return Table(columns=("scenario", f"times as fast as {baseline}, predicted", "measured", "error"), rows=table)
-
-
 def comparison_notes(comparison: Comparison) -> list[str]:
     """Return the summary, the verdict and its reasons as lines for people."""
     said = "" if comparison.answer is None else comparison.answer.verdict

@@ -39,13 +39,17 @@ class CheckList(Record):
 
 @dataclass(slots=True)
 class Checked:
-    """One case on its way: its folder, its process and prediction, and what its runs showed so far."""
+    """One case on its way: its folder, its process and prediction, and what its runs showed so far.
+
+    ``foreseen`` is what the prediction was reduced from, where it was made here and not read back.
+    """
 
     case: Case
     process: Process
     folder: RunFolder
     prediction: Prediction
     predicted_trace: list[TraceRow]
+    foreseen: predict.Foreseen | None = None
     repeats: measure.Repeats = field(default_factory=lambda: measure.Repeats(executions=(), probes=()))
     measurement: Measurement | None = None
 
@@ -131,14 +135,22 @@ def _predicted(
         parameters, notes = case.workload.resolve(case.parameters, context)
         case = replace(case, parameters=parameters)
         process = case.workload.process(parameters, case.machine, case.scenario.seed)
-        prediction, rows, _ = predict.predict(
+        found = predict.foresee(
             case.scenario, case.workload, parameters, case.machine, Options(trace=trace), process=process
         )
+    prediction = found.prediction
     prediction = answered(prediction.model_copy(update={"warnings": (*notes, *prediction.warnings)}), case)
     folder = own or RunFolder.create(case.scenario.name, base.path)
     folder.save(prediction)
     folder.save_inputs(case.scenario, case.machine)
-    return Checked(case=case, process=process, folder=folder, prediction=prediction, predicted_trace=rows)
+    return Checked(
+        case=case,
+        process=process,
+        folder=folder,
+        prediction=prediction,
+        predicted_trace=found.run.trace,
+        foreseen=found,
+    )
 
 
 def _rounds(checked: Sequence[Checked], context: ExecutionContext) -> None:

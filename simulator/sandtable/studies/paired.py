@@ -160,10 +160,11 @@ def changes(before: Foreseen, after: Foreseen) -> dict[str, Change]:
     old, new = before.prediction.metrics, after.prediction.metrics
     sides = Side(before), Side(after)
     both = [name for name in old if name in new and old[name].value > 0 and new[name].value > 0]
-    return {name: _change(name, *sides) for name in both}
+    return {name: change(name, *sides) for name in both}
 
 
-def _change(name: str, before: Side, after: Side) -> Change:
+def change(name: str, before: Side, after: Side) -> Change:
+    """Return what becomes of a metric that both sides have and neither has as zero."""
     old, new = (side.foreseen.prediction.metrics[name] for side in (before, after))
     first, second = before.weights(name), after.weights(name)
     ratio = new.value / old.value

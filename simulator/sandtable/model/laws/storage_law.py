@@ -25,7 +25,7 @@ import numpy.typing as npt
 from sandtable.demand.operator import Columns, Constants, Operator, Resource
 from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape
 from sandtable.errors import PlanError
-from sandtable.hardware import Evidence, Storage, StorageDatasheet
+from sandtable.hardware import Evidence, Storage, StorageDatasheet, StorageFit
 
 FloatArray = npt.NDArray[np.float64]
 # "saturated" figures are taken at this many requests in flight, or this many times what the device's latency makes
@@ -216,6 +216,10 @@ class StorageOperator(Operator[StorageLaw]):
     def spread(self, law: StorageLaw) -> tuple[float, float]:
         """Return predicted over measured at the ends of the 90 % interval."""
 
+    def evidence(self, fit: StorageFit) -> Evidence:
+        """Return what supports the law of these requests."""
+        return fit.random_evidence
+
 
 class RandomRead(StorageOperator):
     """Scattered reads, waited for as a whole."""
@@ -249,6 +253,10 @@ class SequentialRead(StorageOperator):
     def spread(self, law: StorageLaw) -> tuple[float, float]:
         """That of points of reads in order."""
         return law.sequential_low_frac, law.sequential_high_frac
+
+    def evidence(self, fit: StorageFit) -> Evidence:
+        """That of points of reads in order, where they were judged on their own."""
+        return fit.sequential_evidence or fit.random_evidence
 
     def requests(self, shape: SequentialReadShape) -> int:
         """One for each piece."""

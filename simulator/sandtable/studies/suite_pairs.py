@@ -1,0 +1,143 @@
+"""Pairs of runs that were predicted and executed: does the interval of a predicted ratio hold the measured one?"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sandtable.model.error_sources import drift_of
+from sandtable.results import Metric
+from sandtable.runs.check import Checked
+from sandtable.runs.compare import HEADLINE
+from sandtable.runs.predict import Foreseen, foresee
+from sandtable.studies import paired
+from sandtable.studies.paired import Change
+from sandtable.table import Quantity, Table
+from sandtable.workload.scenarios import Case
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """One run: its name, what was foreseen, what was measured, and in how many repeats."""
+
+    name: str
+    foreseen: Foreseen
+    measured: Metric
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two runs: the predicted ratio of a metric, after / before, and the measured one.
+
+    ``low`` to ``high`` is the 90 % interval of a ratio that is measured: of the ratio itself, and of what the machine
+    wanders from run to run, of which a mean over repeats keeps less. ``overlap`` are the least and the most that the
+    ratio could be by two intervals that know nothing of each other.
+    """
+
+    before: str
+    after: str
+    change: Change
+    low: float
+    high: float
+    measured: float
+    overlap: tuple[float, float]
+
+    @property
+    def covered(self) -> bool:
+        """Whether the interval holds the measured ratio."""
+        return self.low <= self.measured <= self.high
+
+    @property
+    def width_frac(self) -> float:
+        """The width of the interval over that which overlap leaves."""
+        return (self.high - self.low) / (self.overlap[1] - self.overlap[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """How many pairs there are, how many measured ratios lie within, and the median `Pair.width_frac`."""
+
+    n: int
+    covered_frac: float
+    width_frac: float
+
+    def sentence(self) -> str:
+        """Return it for people."""
+        return (
+            f"{self.n} pairs: {100 * self.covered_frac:.0f} % of the measured ratios inside the 90 % interval, which is"
+            f" {self.width_frac:.2f} times as wide as two intervals that overlap leave"
+        )
+
+
+def ran(cases: Iterable[Checked], metric: str = HEADLINE) -> list[Ran]:
+    """Return the cases of a check that have run; those that were read back are predicted anew."""
+    return [
+        Ran(
+            name=item.name,
+            foreseen=item.foreseen or _foreseen(item.case),
+            measured=item.measurement.metrics[metric],
+            repeats=len(item.repeats.executions),
+        )
+        for item in cases
+        if item.measurement is not None and metric in item.measurement.metrics
+    ]
+
+
+def _foreseen(case: Case) -> Foreseen:
+    return foresee(case.scenario, case.workload, case.parameters, case.machine)
+
+
+def pair(before: Ran, after: Ran, metric: str = HEADLINE) -> Pair:
+    """Return two runs beside each other."""
+    sides = [paired.Side(one.foreseen) for one in (before, after)]
+    old, new = (one.foreseen.prediction.metrics[metric] for one in (before, after))
+    change = paired.change(metric, *sides)
+    wandered = math.hypot(
+        *(
+            drift_of(side.weights(metric)) / math.sqrt(one.repeats)
+            for side, one in zip(sides, (before, after), strict=True)
+        )
+    )
+    below, above = math.log(change.ratio / change.ratio_low), math.log(change.ratio_high / change.ratio)
+    return Pair(
+        before=before.name,
+        after=after.name,
+        change=change,
+        low=change.ratio * math.exp(-math.hypot(below, wandered)),
+        high=change.ratio * math.exp(math.hypot(above, wandered)),
+        measured=after.measured.value / before.measured.value,
+        overlap=(new.low / old.high, new.high / old.low),
+    )
+
+
+def pairs(runs: Sequence[Ran], metric: str = HEADLINE) -> list[Pair]:
+    """Return every two of the runs, each once; those of which nothing is uncertain are none."""
+    found = (pair(before, after, metric) for before, after in itertools.combinations(runs, 2))
+    return [one for one in found if one.overlap[0] < one.overlap[1]]
+
+
+def coverage(found: Sequence[Pair]) -> Coverage:
+    """Summarise at least one pair."""
+    covered, widths = [one.covered for one in found], [one.width_frac for one in found]
+    return Coverage(n=len(found), covered_frac=float(np.mean(covered)), width_frac=float(np.median(widths)))
+
+
+def speedups(runs: Sequence[Ran], baseline: str, metric: str = HEADLINE) -> Table:
+    """Return how many times as fast as ``baseline`` each run is, predicted with its interval beside measured."""
+    base = next((one for one in runs if one.name == baseline), None)
+    others = [] if base is None else [one for one in runs if one is not base]
+    rows = []
+    for other in others:
+        assert base is not None
+        # the time of the baseline over that of the other
+        found = pair(other, base, metric)
+        error = found.change.ratio / found.measured - 1
+        ends = (found.change.ratio, found.low, found.high, found.measured)
+        rows.append([other.name, *ends, Quantity(error, "frac", signed=True), found.covered])
+    columns = ("scenario", f"times as fast as {baseline}", "low", "high", "measured", "error", "covered")
+    return Table(columns=columns, rows=rows)
