@@ -44,6 +44,7 @@ class ConfigError(SandtableError):
         self, message: str, *, file: str | None = None, line: int | None = None, path: str | None = None
     ) -> None:
         where = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
+        message = one_sentence(message)
         super().__init__(where + message)
         self.message = message
         self.file = file
@@ -101,6 +102,13 @@ class MeasureError(SandtableError):
 
 class CalibrationError(SandtableError):
     """The measurements are too few or too inconsistent to fit."""
+
+
+def one_sentence(text: str, most: int = 700) -> str:
+    """Return a message on one line that can be read: no control characters, cut in the middle where it is long."""
+    text = " ".join(text.split()) if any(c in text for c in "\n\r\t") else text
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 def did_you_mean(name: str, known: Iterable[str], command: str | None = None) -> str:

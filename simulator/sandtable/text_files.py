@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sandtable.errors import ConfigError
-from sandtable.units import format_bytes
+from sandtable.units import format_bytes, in_range
 
 # far more than any file that people write, far less than memory
 MOST_BYTES: Final = 64 * 1024**2
@@ -41,6 +41,20 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
         raise ConfigError("no such file", file=str(path)) from None
     except (OSError, ValueError) as error:  # a name with a null character is a ValueError
         raise ConfigError(f"cannot be read: {getattr(error, 'strerror', None) or error}", file=str(path)) from None
+
+
+def exists(path: Path) -> bool:
+    """Whether something has that name; nothing has one that no file system takes."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def version_of(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is written anew: caches of what was read from it are kept by that."""
+    about = path.stat()
+    return about.st_mtime_ns, about.st_size
 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
@@ -75,7 +89,7 @@ def parse_json(text: str, file: str) -> Any:
     if not text.strip():
         raise ConfigError("this file is empty: JSON is needed", file=file)
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_once)
+        return json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise ConfigError(f"not valid JSON: {error.msg}", file=file, line=error.lineno) from None
     except RecursionError:
@@ -88,9 +102,12 @@ def _refuse(text: str) -> float:
     raise ValueError(f"{text} is not a finite number")
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if abs(value) != float("inf") else _refuse(text)
+def _float(text: str) -> float:
+    return in_range(float(text), text)
+
+
+def _int(text: str) -> int:
+    return in_range(int(text), text)
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

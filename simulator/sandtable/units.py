@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BeforeValidator, ValidationInfo
 
@@ -110,8 +110,27 @@ def _scaled(text: str, number: str, unit: Decimal) -> float:
         value = float(Decimal(number.replace("_", "")) * unit)
     except (ArithmeticError, ValueError):  # an exponent beyond that of decimals
         value = math.inf
-    if not math.isfinite(value):
-        raise ValueError(f"{shown(text)} is not a finite number")
+    return in_range(value, text)
+
+
+# beyond what any machine has of anything: results stay finite if what goes in lies between
+LARGEST: Final = 1e60
+SMALLEST: Final = 1e-60
+Number = TypeVar("Number", int, float)
+
+
+def in_range(value: Number, text: object = None) -> Number:
+    """Return a number that is zero or of a magnitude that something can have; ``text`` is what people wrote.
+
+    Raises:
+        ValueError: not finite, or beyond anything.
+    """
+    if value and not SMALLEST <= abs(value) <= LARGEST:
+        said = shown(f"{value:.3g}" if text is None else text)
+        finite = (
+            "is not a finite number" if math.isnan(value) or math.isinf(value) else "is beyond anything there is"
+        )
+        raise ValueError(f"{said} {finite}")
     return value
 
 

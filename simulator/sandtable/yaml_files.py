@@ -96,6 +96,8 @@ def _count_parts(data: Any, left: int, depth: int = 0) -> int:
     if left < 0 or depth > MOST_DEEP:
         raise ValueError("lists or sections too deep within each other, or too many of them")
     left -= 1
+    if isinstance(data, int | float):
+        units.in_range(data)
     if isinstance(data, Mapping):
         data = data.values()
     elif not isinstance(data, list | tuple | set):
@@ -114,7 +116,8 @@ def _not_yaml(error: Exception, file: str | None) -> ConfigError:
         key = problem.split('"')[1] if '"' in problem else "a key"
         return ConfigError(f"duplicate key {key!r}: keep one of them", file=file, line=line)
     if isinstance(error, ReaderError):
-        problem = f"character U+{ord(error.character):04X} is not allowed" if error.character else error.reason
+        code = error.character if isinstance(error.character, int) else ord(error.character[:1] or "?")
+        problem = f"character U+{code:04X} is not allowed"
     elif not isinstance(error, YAMLError | ValueError):
         problem = "lists too deep" if isinstance(error, RecursionError) else "a value that cannot be read"
     return ConfigError(f"not valid YAML: {' '.join(problem.split())[:200]}", file=file, line=line)

@@ -16,7 +16,10 @@ the mean, and ``(sigma, rho)`` are fitted per layer to the wanted growth ``s_agg
 
 from __future__ import annotations
 
+import io
 import math
+import struct
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.errors import ConfigError
+from sandtable.text_files import read_bytes
 from sandtable_kernels.neurons.sparsity import SparsityPreset, preset, resample
 from sandtable_kernels.support import Ids
 
@@ -41,6 +45,25 @@ Growth = float | Mapping[int, float]
 _FIT_TOKENS = (2, 3, 4, 5, 6, 8, 16, 31)
 _FIT_UP_TO = 0.55
 _GRID = 512
+# a billion neurons' numbers
+MOST_BYTES = 4 * 1024**3
+# what NumPy and the ZIP reader raise on bytes that are no archive of arrays
+_NO_ARCHIVE = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    BadZipFile,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    zlib.error,
+    struct.error,
+)
 _SIGMA, _RHO = (0.02, 8.0), (0.0, 0.98)
 
 
@@ -284,13 +307,11 @@ class RecordedTrace(Trace):
         """
         file = str(path)
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(io.BytesIO(read_bytes(Path(path), MOST_BYTES)), allow_pickle=False) as archive:
                 data = {key: archive[key] for key in ("n_layers", "n_neurons", "ids", "offsets")}
-        except FileNotFoundError:
-            raise ConfigError("no such trace", file=file) from None
         except KeyError as error:
             raise ConfigError(f"not a trace: {error.args[0]}", file=file) from None
-        except (OSError, ValueError, TypeError, EOFError, BadZipFile, AttributeError):
+        except _NO_ARCHIVE:
             raise ConfigError("not a trace: write one with save_trace", file=file) from None
         return cls._checked(data, file)
 

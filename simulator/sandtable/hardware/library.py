@@ -20,6 +20,7 @@ from sandtable.errors import ConfigError, UnknownName, did_you_mean
 from sandtable.hardware import Component, Frozen
 from sandtable.hardware.lookup import overrides as setting
 from sandtable.system import atomic_files, checksums
+from sandtable.text_files import exists
 from sandtable.yaml_files import blame, dump_yaml, line_of, read_key, read_yaml, validate
 
 SEARCH_PATH_VARIABLE = "SANDTABLE_PATH"
@@ -126,13 +127,13 @@ def find_file(kind: str, name: str, files: Mapping[str, Path], beside: Path | No
     """
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         for path in _places(name, beside):
-            if path.exists():
+            if exists(path):
                 return path
         where = "" if beside is None else f", neither beside {beside} nor in the current folder"
         raise ConfigError(f"no such file{where}", file=name)
     if name not in files:
         for path in _places(f"{name}.yaml", beside):
-            if path.is_file():
+            if exists(path) and path.is_file():
                 return path
         if name == THIS_MACHINE:
             raise ConfigError(
@@ -196,7 +197,7 @@ def load_data(
 ) -> Component:
     """Load a device from what was read from the file ``path``, see `load_file`; ``data`` is changed."""
     actual = data.get("kind")
-    if actual not in hardware.KINDS:
+    if not isinstance(actual, str) or actual not in hardware.KINDS:
         line = line_of(data, ["kind"])
         message = "'kind' is missing" if actual is None else f"unknown kind {actual!r}"
         raise ConfigError(f"{message}{did_you_mean(str(actual), hardware.KINDS)}", file=str(path), line=line)

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from sandtable.calibration.timing import Timing
 from sandtable.errors import ConfigError
-from sandtable.published.rows import MalformedRow, Row, Rows, file_of, read_rows
+from sandtable.published.rows import MalformedRow, Row, Rows, file_of, read_rows, translated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +95,7 @@ class Adapter(ABC):
 
     def predict_all(self, rows: Iterable[Row]) -> Iterator[Outcome | MalformedRow]:
         """Predict rows in order; one that cannot be read gives its error. For adapters that predict many at once."""
-        for row in rows:
-            try:
-                yield self.predict(row)
-            except MalformedRow as error:
-                yield error
+        return (translated(self.predict, row) for row in rows)
 
     def held_out(self, rows: Iterable[Row]) -> list[Scored]:
         """Predict the rows whose device file was made from them, with constants made from other rows.

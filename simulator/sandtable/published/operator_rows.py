@@ -21,7 +21,7 @@ from sandtable.hardware import Accelerator
 from sandtable.model.fitted_constants import Resolved, fit_of, resolve, values_of
 from sandtable.published import systems
 from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
-from sandtable.published.rows import MalformedRow, Row
+from sandtable.published.rows import MalformedRow, Row, translated
 
 # the vendor's library of matrix products
 LIBRARY = "cublas"
@@ -139,11 +139,8 @@ class OperatorAdapter(Adapter):
                 yield items
 
     def _translated(self, row: Row) -> list[Figure | Skipped] | Skipped | MalformedRow:
-        try:
-            found = self.timed(row)
-        except MalformedRow as error:
-            return error
-        return found if isinstance(found, Skipped) else list(found)
+        # timed row by row, so that one that cannot be read is found here
+        return translated(lambda row: found if isinstance(found := self.timed(row), Skipped) else list(found), row)
 
     def _together(self, items: Sequence[Figure]) -> Iterator[tuple[Figure, Scored | Skipped]]:
         """Predict figures of one operator that share their constants."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from sandtable import units
 from sandtable.errors import ConfigError, missing_extra
+from sandtable.text_files import read_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # the first that is there is read
+T = TypeVar("T")
 SUFFIXES = (".csv", ".parquet")
+MOST_BYTES = 1024**3
 _QUOTED = re.compile(r'"[^"]*"')
 
 
@@ -53,9 +57,20 @@ class Row:
             value = float(text)
         except ValueError:
             raise MalformedRow(f"{column}: {text!r} is not a number") from None
-        if not abs(value) < float("inf"):
-            raise MalformedRow(f"{column}: {text!r} is not finite")
-        return value
+        try:
+            return units.in_range(value, text)
+        except ValueError as error:
+            raise MalformedRow(f"{column}: {error}") from None
+
+
+def translated(call: Callable[[Row], T], row: Row) -> T | MalformedRow:
+    """Return what ``call`` makes of a row, or why the row cannot be read: whatever its cells hold, others are read."""
+    try:
+        return call(row)
+    except MalformedRow as error:
+        return error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return MalformedRow(f"cells that make no sense together: {type(error).__name__}: {error}")
 
 
 class Rows(Sequence[Row]):
@@ -116,7 +131,7 @@ def read_rows(path: Path) -> Rows:
 def _from_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path, MOST_BYTES)
     if not text.strip():
         raise ValueError("the file is empty")
     # without what is quoted, each line is one row: as wide as the widest, so that none is refused for its width

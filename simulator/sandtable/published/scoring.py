@@ -156,7 +156,10 @@ def run(
 
 def score(adapter: Adapter, folder: Path) -> list[DatasetScore]:
     """Score one adapter's file: one entry per metric."""
-    rows = adapter.read(folder)
+    try:
+        rows = adapter.read(folder)
+    except MalformedRow as error:
+        raise ConfigError(str(error), file=str(file_of(folder, adapter.name))) from None
     points: dict[str, list[Scored]] = {metric: [] for metric in adapter.metrics}
     reasons: dict[str, Counter[str]] = {metric: Counter() for metric in adapter.metrics}
     malformed: list[int] = []

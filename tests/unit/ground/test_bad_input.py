@@ -205,7 +205,7 @@ def test_usage_that_cannot_be_parsed(arguments: tuple[str, ...]) -> None:
         ("machine.storage=samsung_990_pro", "no storage named 'samsung_990_pro' (did you mean 'samsung_990_pro_"),
         ("machine.memory.datasheet.capacity=64", "memory.datasheet.capacity: a unit is required"),
         ("machine=nothing", "no machine named 'nothing'"),
-        ("parameters.trace=none.npz", "none.npz: no such trace"),
+        ("parameters.trace=none.npz", "none.npz: no such file"),
         (
             "thresholds.latency_s.p96=< 1 s",
             "threshold on unknown metric 'latency_s.p96' (did you mean 'latency_s.p9",

@@ -197,7 +197,7 @@ def test_files_with_faults_say_which(tmp_path, change, sentence):
 
 
 def test_files_that_are_no_traces(tmp_path):
-    with pytest.raises(ConfigError, match=r"missing\.npz: no such trace"):
+    with pytest.raises(ConfigError, match=r"missing\.npz: no such file"):
         RecordedTrace.load(tmp_path / "missing.npz")
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ConfigError, match="not a trace"):

@@ -133,7 +133,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="did you mean 'storage_measured'"):
         scoring.run(tmp_path, only="storage_mesured")
     (tmp_path / "storage_measured.csv").write_bytes(b"device\n\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="no UTF-8 text"):
         scoring.run(tmp_path, only="storage_measured")
 
 

@@ -25,6 +25,7 @@ from sandtable.errors import CalibrationError, ConfigError, UnknownName, missing
 from sandtable.hardware import Frozen
 from sandtable.runs import run_folder
 from sandtable.system import atomic_files
+from sandtable.text_files import exists
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.presets import shape_for
 from sandtable_workloads.transformer.shapes import ModelShape
@@ -171,7 +172,6 @@ def presets() -> dict[str, Law]:
     return {name: _LAW.validate_python(fields) for name, fields in table.items()}
 
 
-@lru_cache(maxsize=32)
 def law_named(name: str) -> Law:
     """Return a published law by name, read one from a YAML file by path, or fit one to runs with commas between.
 
@@ -181,18 +181,22 @@ def law_named(name: str) -> Law:
     """
     if name in presets():
         return presets()[name]
-    path = Path(name)
     runs = [part.strip() for part in name.split(",")]
-    if all(Path(run).is_dir() for run in runs):
-        return fit_runs(runs).law
-    if path.suffix not in (".yaml", ".yml"):
+    if all(exists(Path(run)) and Path(run).is_dir() for run in runs):
+        return _fitted(tuple(runs))
+    if not name.endswith((".yaml", ".yml")):
         raise UnknownName("scaling law", name, presets())
     try:
-        return _LAW.validate_python(yaml_files.plain(yaml_files.read_yaml(path)))
+        return _LAW.validate_python(yaml_files.plain(yaml_files.read_yaml(Path(name))))
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"][1:]) or "form"
         raise ConfigError(f"{where}: {fault['msg']}", file=name) from None
+
+
+@lru_cache(maxsize=32)
+def _fitted(runs: tuple[str, ...]) -> Law:
+    return fit_runs(runs).law
 
 
 def save(law: Law, path: Path) -> None:
