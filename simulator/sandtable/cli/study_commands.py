@@ -24,18 +24,27 @@ def cheapest(
     until: Annotated[list[str] | None, typer.Option(help="What to reach: tokens=10B, or loss=2.9.")] = None,
     within: Annotated[str | None, typer.Option(help="A deadline, such as '24 h': the cheapest within it.")] = None,
     budget: Annotated[str | None, typer.Option(help="Such as '500 USD': the fastest that it pays for.")] = None,
-    machines: Annotated[str | None, typer.Option(help="Machines to look at, with commas between.")] = None,
+    machines: Annotated[
+        str | None, typer.Option(help="Machines to look at, with commas between; none: all that can be rented.")
+    ] = None,
     most_devices: Annotated[int, typer.Option("--most-devices", min=1, help="Most devices to use.")] = 64,
     parts: Annotated[
         bool, typer.Option("--parts", help="A part of a machine costs that part; else machines are paid for whole.")
     ] = False,
     spot: Annotated[bool, typer.Option("--spot", help="Take spot prices, where the price lists have one.")] = False,
+    owned: Annotated[
+        bool, typer.Option("--owned", help="Look at machines to own as well, at what that comes to an hour.")
+    ] = False,
+    since: Annotated[
+        str | None, typer.Option(help="Leave out prices before this day; else those two years behind the latest.")
+    ] = None,
     settings: SetOption = None,
     report: ReportOption = None,
     format_: FormatOption = Format.table,
 ) -> None:
     """Search the cheapest configuration under a deadline, or the fastest within a budget."""
     from sandtable.studies import cheapest as searching
+    from sandtable.studies import cheapest_answer
 
     found = searching.search(
         scenario,
@@ -45,16 +54,22 @@ def cheapest(
         most_devices=most_devices,
         parts=parts,
         spot=spot,
+        owned=owned,
+        since=since,
         within=within,
         budget=budget,
     )
-    emit(searching.table(found), format_)
+    if format_ is Format.table:
+        print(cheapest_answer.answer(found))
+        emit(cheapest_answer.summary(found), format_)
+    else:
+        emit(cheapest_answer.table(found), format_)
     if report is not None:
         from sandtable.report import study_report
 
         study_report.write_cheapest(found, report)
         say(f"  report: {report}")
-    searching.check(found)
+    cheapest_answer.check(found)
 
 
 @app.command()

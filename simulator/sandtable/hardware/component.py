@@ -196,6 +196,7 @@ class Price(Frozen):
     as_of: Annotated[dt.date, BeforeValidator(as_date)]
     provider: str | None = None
     instance: str | None = None
+    region: str | None = None
 
 
 class Power(Frozen):

@@ -18,6 +18,7 @@ from ruamel.yaml.comments import CommentedMap
 from sandtable import hardware, units
 from sandtable.errors import ConfigError, UnknownName, did_you_mean
 from sandtable.hardware import Component, Frozen
+from sandtable.hardware.lookup import offers
 from sandtable.hardware.lookup import overrides as setting
 from sandtable.system import atomic_files, checksums
 from sandtable.text_files import exists
@@ -26,6 +27,7 @@ from sandtable.yaml_files import blame, dump_yaml, line_of, read_key, read_yaml,
 SEARCH_PATH_VARIABLE = "SANDTABLE_PATH"
 THIS_MACHINE = "this_machine"
 UNREADABLE = "unreadable"
+SPOT = "spot"
 # what 'sandtable list' shows names of a kind under
 _LISTED = {"machine": "machines", "scenario": "scenarios", "suite": "suites", "prices": "prices", "stack": "stacks"}
 # where a device may name other files, by its kind: dotted path -> kind of that file
@@ -350,11 +352,64 @@ def load_machine(
     ``overrides`` replaces values by dotted path before validation: ``{"storage": "samsung_990_pro"}`` puts in
     another drive, ``{"price.hour": "2 USD/h"}`` another price, ``{"memory.capacity": "8 GiB"}`` another size of the
     memory that the machine names. ``beside`` is the file that names the machine; see `find_file`.
+
+    An instance of a price list is a machine as well, named by provider and instance: ``verda_1a100_22v``. ``@spot``
+    behind a name takes the lowest spot price in place of the machine's own.
     """
-    path = find_file("machine", name, device_files("machine"), beside)
-    machine = load_file(path, "machine", overrides or {})
+    base, _, kind = name.partition("@")
+    if kind not in ("", SPOT):
+        raise UnknownName(f"price of {base}", kind, [SPOT])
+    files = device_files("machine")
+    offer = None if base in files else _offer(base)
+    if offer is None:
+        machine = load_file(find_file("machine", base, files, beside), "machine", overrides or {})
+    else:
+        machine = offered(offer, overrides)
     assert isinstance(machine, hardware.Machine)
+    if kind:
+        machine = at_spot(machine)
+        if machine.price is None:
+            raise ConfigError(f"the price lists have no spot price of {base}")
+        machine = machine.model_copy(update={"name": name})
     return machine.model_copy(update={"stack": None if machine.stack is None else _with_pooled(machine.stack)})
+
+
+def at_spot(machine: hardware.Machine) -> hardware.Machine:
+    """Return the machine at the lowest spot price of its instance over regions; without a price if there is none."""
+    price = machine.price
+    rows = [] if price is None or price.provider is None else price_rows(price.provider, price.instance)
+    spot = [(row.spot_usd_per_h, row.as_of, row.region) for row in rows if row.spot_usd_per_h is not None]
+    if price is None or not spot:
+        return machine.model_copy(update={"price": None})
+    usd_per_h, as_of, region = min(spot, key=lambda each: each[:2])
+    update = {"usd_per_h": usd_per_h, "as_of": as_of, "region": region, "kind": SPOT}
+    return machine.model_copy(update={"price": price.model_copy(update=update)})
+
+
+def price_lists() -> list[hardware.PriceList]:
+    """Return the price lists of the library, sorted by name."""
+    lists = [load_file(path, "prices") for _, path in sorted(device_files("prices").items())]
+    return [found for found in lists if isinstance(found, hardware.PriceList)]
+
+
+def _offer(name: str) -> offers.Offer | None:
+    """Return the offer of a price list whose machine has that name, on demand rather than spot."""
+    for kind in offers.KINDS:
+        for offer in offers.offers_of(price_lists(), kind):
+            if offer.machine == name and offer.device is not None:
+                return offer
+    return None
+
+
+def offered(offer: offers.Offer, overrides: Mapping[str, Any] | None = None) -> hardware.Machine:
+    """Return the machine of an offer, changed as in `load_machine`."""
+    assert offer.device is not None
+    data = CommentedMap(offers.machine_data(offer, load_accelerator(offer.device)))
+    size = offer.row.memory_bytes
+    stated = {} if size is None else {"memory.datasheet.capacity": units.write(size, "bytes")}
+    machine = load_data(data, Path(f"{offer.machine}.yaml"), "machine", stated | dict(overrides or {}))
+    assert isinstance(machine, hardware.Machine)
+    return machine
 
 
 def price_rows(provider: str, instance: str | None) -> tuple[hardware.PriceRow, ...]:

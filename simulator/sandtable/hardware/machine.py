@@ -78,9 +78,10 @@ class PriceRow(Frozen):
 
 
 class PriceList(Component):
-    """Prices of one provider."""
+    """Prices of one provider; ``devices`` are the accelerators' device files by the names that its rows use."""
 
     kind: Literal["prices"]
+    devices: dict[str, str] = Field(default_factory=dict)
     price: tuple[PriceRow, ...]
 
     def to_frame(self) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import numpy as np
 from sandtable import units
 from sandtable.report import figures, html, lines
 from sandtable.report.html import Block, Page, Section
-from sandtable.studies import cheapest
+from sandtable.studies import cheapest_answer
 from sandtable.studies.cheapest import COST, HOUR_S, TIME, Found
 from sandtable.studies.finding import Finding
 from sandtable.table import Table
@@ -71,7 +71,7 @@ def write_cheapest(found: Found, output: Path) -> Path:
     Raises:
         NoDevice: matplotlib or jinja2 is not installed.
     """
-    table = cheapest.table(found)
+    table = cheapest_answer.table(found)
     shown = Table(
         columns=table.columns, rows=table.rows, units=table.units, title="None is both cheaper and faster"
     )

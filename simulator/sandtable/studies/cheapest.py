@@ -10,26 +10,25 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
 from sandtable import plugins, units
-from sandtable.errors import CheckFailed, ConfigError, DoesNotFit
+from sandtable.errors import ConfigError, DoesNotFit
 from sandtable.hardware import Frozen, Machine, library
 from sandtable.studies.evaluate import estimated
+from sandtable.studies.market import Market, day, market
 from sandtable.studies.outcome import Outcome
-from sandtable.studies.study import Study, at_spot
-from sandtable.table import Table
+from sandtable.studies.study import Study
 from sandtable.workload import scenarios
 from sandtable.workload.scenarios import Case
 
 P = TypeVar("P", bound=Frozen)
-N_ROWS = 12
 HOUR_S = 3600.0
-CHOSEN = "✔"
-TIME, COST = "time_s", "cost_usd"
+MOST_REASONS = 6
+TIME, COST, MACHINES = "time_s", "cost_usd", "machines"
 CHEAPEST, FASTEST = (f"min {COST}", f"min {TIME}"), (f"min {TIME}", f"min {COST}")
 
 
@@ -78,13 +77,18 @@ class Search(ABC, Generic[P]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a search came to: places of the best point, None if none meets the limits, and of the front."""
+    """What a search came to: places of the best point, None if none meets the limits, and of the front.
+
+    ``subject`` is what is done, in words; ``searched`` the machines that were looked at, where nobody named them.
+    """
 
     outcome: Outcome
     goal: str
     settings: Sequence[str]
     best: int | None
     front: Sequence[int]
+    subject: str = ""
+    searched: Market | None = None
 
     @property
     def facts(self) -> list[str]:
@@ -113,19 +117,23 @@ def search(
     most_devices: int = 64,
     parts: bool = False,
     spot: bool = False,
+    owned: bool = False,
+    since: str | None = None,
     within: str | None = None,
     budget: str | None = None,
 ) -> Found:
-    """Search the configurations of a scenario that reach a goal, on its machine or on those named with commas between.
+    """Search the configurations of a scenario that reach a goal, on everything with a price, or on machines named.
 
     Args:
         scenario: Name or path.
-        settings: ``PATH=VALUE``, as for every command.
-        machines: Names or paths; a scenario's own software runs on each of them.
+        settings: ``PATH=VALUE``, as for every command; one that changes the machine leaves that one alone to search.
+        machines: Names or paths with commas between; a scenario's own software runs on each of them.
         until: ``NAME=NUMBER``, such as ``tokens=10B``, in names that the workload knows.
         most_devices: Bound of the search.
         parts: A part of a machine costs that part of its price; else machines are paid for whole.
         spot: Take spot prices, of the price lists; a machine without one has no price.
+        owned: Take machines as well that one has to own, at what owning them comes to an hour.
+        since: A day; older prices are left out. Without it, those two years older than the latest.
         within: A deadline with its unit, for the cheapest within it.
         budget: Dollars; alone for the fastest that they pay for, beside a deadline a limit too.
 
@@ -133,24 +141,33 @@ def search(
         ConfigError: anything that cannot be read, or a workload without a search.
         DoesNotFit: not one configuration can run at all; the reasons are counted.
     """
-    case = scenarios.load(scenario, changes=scenarios.changes_of(settings))
-    changed = {"stack": case.scenario.stack} if case.scenario.stack else {}
-    named = [name.strip() for name in machines.split(",")] if machines else []
-    loaded = [library.load_machine(name, changed) for name in named] or [case.machine]
-    loaded = [scenarios.equipped(machine, case.workload) for machine in loaded]
-    priced = [at_spot(machine) for machine in loaded] if spot else loaded
+    changes = scenarios.changes_of(settings)
+    case = scenarios.load(scenario, changes=changes)
+    search_of(case.workload.name)
     limits = {TIME: (within, "s", "--within"), COST: (budget, "USD", "--budget")}
     constraints = {m: limit(text, unit, option) for m, (text, unit, option) in limits.items() if text is not None}
-    objective = FASTEST if within is None and budget is not None else CHEAPEST
-    return found_in(
+    amounts = amounts_of(until)
+    searched = None
+    if machines is not None:
+        software = {"stack": case.scenario.stack} if case.scenario.stack else {}
+        named = [library.load_machine(name.strip(), software) for name in machines.split(",")]
+        looked_at = [library.at_spot(machine) for machine in named] if spot else named
+    elif any(path.partition(".")[0] == "machine" for path in changes):
+        looked_at = [library.at_spot(case.machine) if spot else case.machine]
+    else:
+        from_day = None if since is None else day(since, "--since")
+        searched = market(case.scenario.stack, spot=spot, owned=owned, since=from_day)
+        looked_at = searched.machines
+    found = found_in(
         case,
-        priced,
-        amounts_of(until),
+        [scenarios.equipped(machine, case.workload) for machine in looked_at],
+        amounts,
         most_devices=most_devices,
         parts=parts,
         constraints=constraints,
-        objective=objective,
+        objective=FASTEST if within is None and budget is not None else CHEAPEST,
     )
+    return replace(found, searched=searched)
 
 
 def found_in(
@@ -180,7 +197,9 @@ def found_in(
     )
     timed = estimated(study, refused=lambda m: "" if m.price else f"no price for {m.name}")
     outcome = timed.also(_amounts(timed, searched, goal, parts=parts)) if timed.runs.any() else timed
-    return choose(outcome, goal.words, searched.settings)
+    found = choose(outcome, goal.words, searched.settings)
+    place = found.front[0] if found.best is None else found.best
+    return replace(found, subject=case.workload.subject(outcome.parameters[place], outcome.machines[place]))
 
 
 def _amounts(timed: Outcome, searched: Search[Any], goal: Goal, *, parts: bool) -> dict[str, Any]:
@@ -193,13 +212,16 @@ def _amounts(timed: Outcome, searched: Search[Any], goal: Goal, *, parts: bool) 
         usd_per_h[place] = machine.price.usd_per_h if machine.price else math.nan
     steps = goal.amount / step
     seconds = timed.column("step_s") * steps
-    usd = usd_per_h * (used if parts else np.ceil(used)) * seconds / HOUR_S
+    paid = used if parts else np.ceil(used)
+    usd = usd_per_h * paid * seconds / HOUR_S
     bought = np.divide(goal.amount, usd, out=np.full_like(usd, math.nan), where=usd > 0)
     ends = {"low_s": timed.column("low_s") * steps, "high_s": timed.column("high_s") * steps}
+    # dollars are as uncertain as the time that is paid for
+    ends |= {f"{end}_usd": usd_per_h * paid * ends[f"{end}_s"] / HOUR_S for end in ("low", "high")}
     facts = {f"{goal.unit}_per_s": step / timed.column("step_s")}
     # of a machine that costs nothing a further dollar buys nothing
     gains = {f"{name}_per_usd": gain * bought for name, gain in goal.gain.items()}
-    return {TIME: seconds, COST: usd} | ends | facts | gains
+    return {TIME: seconds, COST: usd, MACHINES: np.ceil(used)} | ends | facts | gains
 
 
 def choose(outcome: Outcome, goal: str, settings: Sequence[str]) -> Found:
@@ -210,7 +232,7 @@ def choose(outcome: Outcome, goal: str, settings: Sequence[str]) -> Found:
     """
     if not outcome.runs.any():
         raise DoesNotFit(
-            f"none of {len(outcome.points)} configurations can run ({_counted(outcome)}): take other machines"
+            f"none of {len(outcome.points)} configurations can run ({counted(outcome.dropped())}): take other machines"
             + (f"; nearest: {outcome.nearest}" if outcome.nearest else "")
         )
     front = outcome.front(*CHEAPEST)
@@ -242,85 +264,25 @@ def limit(text: str, quantity: str, option: str) -> str:
         ConfigError: not a quantity of that kind, or none above zero.
     """
     try:
-        value = units.parse(text, quantity)
+        # a bare number of dollars is what people write
+        value = units.parse(f"{text} USD" if quantity == "USD" and _is_number(text) else text, quantity)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from None
     if value <= 0:
         raise ConfigError(f"{option} must be above zero, not {text!r}")
-    return f"<= {text}"
+    return f"<= {units.write(value, quantity)}"
 
 
-# --- showing -----------------------------------------------------------------------------------------------------
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
-def table(found: Found) -> Table:
-    """Return the front as a table, the best marked, times with their 90 % interval, dollars also over the best's."""
-    columns, shown = found.outcome.columns, _evenly_spaced(found)
-    names = [name for name in found.settings if len({_setting(found, place, name) for place in shown}) > 1]
-    facts = [fact for fact in found.facts if not np.isnan(columns[fact][shown]).all()]
-    base = float(columns[COST][shown[0] if found.best is None else found.best])
-    rows: list[list[Any]] = []
-    for place in shown:
-        usd = float(columns[COST][place])
-        hours = [float(columns[name][place]) / HOUR_S for name in (TIME, "low_s", "high_s")]
-        known = [None if math.isnan(columns[fact][place]) else float(columns[fact][place]) for fact in facts]
-        machine = found.outcome.machines[place].name
-        settings = [_setting(found, place, name) for name in names]
-        mark = CHOSEN if place == found.best else ""
-        rows.append([mark, machine, *settings, *hours, usd, usd / base if base else None, *known])
-    headings = ("chosen", "machine", *names, "time", "low", "high", "cost", "factor", *facts)
-    unit = ("", "", *("" for _ in names), "h", "h", "h", "USD", "", *(units.unit_of(fact) for fact in facts))
-    return Table(columns=headings, units=unit, rows=rows, title=found.goal, notes=notes(found))
-
-
-def _setting(found: Found, place: int, name: str) -> Any:
-    return found.outcome.points[place].changes.get(name)
-
-
-def _evenly_spaced(found: Found) -> list[int]:
-    """Return at most `N_ROWS` of the front, evenly spaced, with its ends and the best, cheapest first."""
-    front, outcome = found.front, found.outcome
-    step = max(1.0, (len(front) - 1) / (N_ROWS - 1))
-    kept = {front[min(round(index * step), len(front) - 1)] for index in range(N_ROWS)}
-    kept |= set() if found.best is None else {found.best}
-    return sorted(kept, key=lambda place: (outcome.columns[COST][place], outcome.columns[TIME][place]))
-
-
-def notes(found: Found) -> tuple[str, ...]:
-    """Return how many configurations were considered, dropped and within the limits, and how to run the best."""
-    outcome = found.outcome
-    counts = (len(outcome.points), int(outcome.runs.sum()), int(outcome.within().sum()))
-    first = "{} considered, {} can run, {} within the limits".format(*counts)
-    dropped = [f"dropped: {_counted(outcome)}"] if outcome.dropped() else []
-    return (first, *dropped, *([] if found.best is None else [f"the chosen one: {options(found, found.best)}"]))
-
-
-def options(found: Found, place: int) -> str:
-    """Return a configuration as options of the other commands, such as ``simulate``."""
-    settings = (f"--set parameters.{name}={_setting(found, place, name)}" for name in found.settings)
-    return " ".join((f"--machine {found.outcome.machines[place].name}", *settings))
-
-
-def check(found: Found) -> None:
-    """Refuse a search that found nothing within its limits, with the nearest that there is.
-
-    Raises:
-        CheckFailed: no choice is within the limits.
-    """
-    if found.best is not None:
-        return
-    limits = [text.removeprefix("<= ") for text in found.outcome.study.constraints.values()]
-    raise CheckFailed(
-        f"no configuration ends within {' and '.join(limits)}: the cheapest takes {_spent(found, found.front[0])}, "
-        f"the fastest {_spent(found, found.front[-1])}"
-    )
-
-
-def _spent(found: Found, place: int) -> str:
-    seconds, usd = (float(found.outcome.columns[name][place]) for name in (TIME, COST))
-    return f"{units.format_seconds(seconds)} and {usd:.4g} USD on {found.outcome.machines[place].name}"
-
-
-def _counted(outcome: Outcome) -> str:
-    ordered = sorted(outcome.dropped().items(), key=lambda item: (-item[1], item[0]))
-    return "; ".join(f"{count} {reason}" for reason, count in ordered)
+def counted(reasons: Mapping[str, int], most: int = MOST_REASONS) -> str:
+    """Return counts of reasons as a list, the commonest first; of many, how many more there are."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count} {reason}" for reason, count in ordered[:most]]
+    rest = sum(count for _, count in ordered[most:])
+    return "; ".join([*shown, *([f"{rest} for {len(ordered) - most} other reasons"] if rest else [])])

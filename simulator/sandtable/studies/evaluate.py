@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sandtable import units, yaml_files
 from sandtable.demand.operator import FloatArray
-from sandtable.errors import DoesNotFit, PlanError
+from sandtable.errors import ConfigError, DoesNotFit, NoDevice, PlanError
 from sandtable.hardware import Frozen, Machine
 from sandtable.runs import predict
 from sandtable.runs.answers.answer_card import answered, answering
@@ -87,11 +87,12 @@ def estimated(study: Study, refused: Callable[[Machine], str] = lambda _: "") ->
     """Evaluate every point by the workload's closed form, those of one machine together.
 
     Points that are not valid or cannot be laid out are dropped, those that need more memory than there is unless the
-    study says otherwise, and those on a machine that ``refused`` names a reason against. Where the workload counts
-    memory, ``memory_frac`` is what a point needs of it over what there is.
+    study says otherwise, and those on a machine that ``refused`` names a reason against, or, of several machines, on
+    one that cannot do the work at all. Where the workload counts memory, ``memory_frac`` is what a point needs of it
+    over what there is.
 
     Raises:
-        PlanError: the workload has no closed form.
+        PlanError: the workload has no closed form, or the only machine cannot do it.
         ConfigError: a point with a parameter or a machine that there is not.
     """
     base, points, machines = study.scenario(), list(study.points()), Machines()
@@ -106,7 +107,13 @@ def estimated(study: Study, refused: Callable[[Machine], str] = lambda _: "") ->
     columns = Columns(len(points))
     large: dict[int, Verdict] = {}
     for runs in groups.values():
-        dropped, too_large = _estimate(workload, on[next(iter(runs))], runs, columns, fits=study.fits)
+        machine = on[next(iter(runs))]
+        try:
+            dropped, too_large = _estimate(workload, machine, runs, columns, fits=study.fits)
+        except (ConfigError, NoDevice, PlanError) as error:
+            if len(groups) == 1:
+                raise
+            dropped, too_large = dict.fromkeys(runs, f"not on {machine.name}: {error}"), {}
         for place, reason in dropped.items():
             reasons[place] = reason
         large |= too_large

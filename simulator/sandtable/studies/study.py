@@ -24,7 +24,7 @@ from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import Scenario
 
 # prices of a machine by name; any other is an amount, such as '2 USD/h'
-ON_DEMAND, SPOT = "on_demand", "spot"
+ON_DEMAND, SPOT = "on_demand", library.SPOT
 
 
 # a value of an axis: its label, and the changes that it stands for
@@ -272,16 +272,4 @@ def _machine(base: Scenario, changes: dict[str, Any]) -> Machine:
             raise ConfigError(f"{machine.name} is loaded already: {', '.join(overrides)} cannot be changed")
     else:
         machine = library.load_machine(machine, overrides)
-    return at_spot(machine) if price == SPOT else machine
-
-
-def at_spot(machine: Machine) -> Machine:
-    """Return the machine at the lowest spot price of its instance over regions; without a price if there is none."""
-    price = machine.price
-    rows = [] if price is None or price.provider is None else library.price_rows(price.provider, price.instance)
-    offers = [(row.spot_usd_per_h, row.as_of) for row in rows if row.spot_usd_per_h is not None]
-    if price is None or not offers:
-        return machine.model_copy(update={"price": None})
-    usd_per_h, as_of = min(offers)
-    update = {"usd_per_h": usd_per_h, "as_of": as_of, "kind": "spot"}
-    return machine.model_copy(update={"price": price.model_copy(update=update)})
+    return library.at_spot(machine) if price == SPOT else machine

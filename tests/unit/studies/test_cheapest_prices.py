@@ -15,9 +15,9 @@ from sandtable import units
 from sandtable.contracts import run_command
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine, PriceList, library
+from sandtable.hardware.library import at_spot
 from sandtable.studies import cheapest
 from sandtable.studies.cheapest import Found
-from sandtable.studies.study import at_spot
 from sandtable.workload import scenarios
 from sandtable.workload.seam import Scenario
 from sandtable_workloads.training.choices.scaling_law import law_named
@@ -115,7 +115,10 @@ def test_the_nearest_of_what_does_not_fit_is_named_with_what_it_needs() -> None:
 
 
 def test_the_command_takes_parts_and_spot_prices() -> None:
-    asked = ("cheapest", "slm_1b_cloud", "--until", "tokens=1e9", "--most-devices", "8", "--format", "json")
+    asked = (
+        "cheapest", "slm_1b_cloud", "--machines", "aws_p4de_24xlarge", "--until", "tokens=1e9", "--most-devices", "8",
+        "--format", "json",
+    )  # fmt: skip
     prices = {}
     for options in ((), ("--parts",), ("--spot",)):
         done = run_command(*asked, *options)
@@ -157,7 +160,7 @@ def test_what_is_chosen_is_what_simulate_then_predicts(in_tmp: Path) -> None:
     ],
 )
 def test_amounts_that_are_none_are_refused(arguments: tuple[str, ...], message: str) -> None:
-    done = run_command("cheapest", "slm_1b_cloud", "--most-devices", "8", *arguments)
+    done = run_command("cheapest", "slm_1b_cloud", "--machines", "dgx_h100", "--most-devices", "8", *arguments)
     assert done.code == 2, done.err
     assert message in done.err
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from sandtable import units
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine
 from sandtable.studies.cheapest import Goal, Search
@@ -42,7 +43,8 @@ class FinetuningSearch(Search[Finetuning]):
         if tokens is None or tokens <= 0:
             raise ConfigError("say how many tokens to train on: --until tokens=50M, or parameters.total_tokens")
         batch = f"{self._batch(parameters)} sequences of {parameters.sequence_tokens} tokens per step"
-        words = f"{parameters.shape.name}, adapter {parameters.adapter}, {tokens:.4g} tokens; {batch}"
+        on = f"{units.format_count(tokens)} tokens"
+        words = f"fine-tune {parameters.shape.name}, adapter {parameters.adapter}, on {on}; {batch}"
         return Goal(words=words, amount=tokens, unit="tokens")
 
     def cases(self, parameters: Finetuning, machine: Machine, most_devices: int) -> Iterator[dict[str, Any]]:

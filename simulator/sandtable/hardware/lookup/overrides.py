@@ -47,13 +47,11 @@ def put(data: MutableMapping[str, Any], kind: str, dotted: str, value: Any, part
             node = _below(node, step)
     path = ".".join(whole)
     yaml_files.set_path(data, path, value)
-    if ".".join(within) not in parts.get(kind, {}):
-        if device.get("sources") is None:
-            device["sources"] = {}
-        if isinstance(
-            device["sources"], MutableMapping
-        ):  # what else stands there is refused by the device's fields
-            device["sources"][".".join(within)] = BY_USER
+    if device.get("sources") is None:
+        device["sources"] = {}
+    # what else stands there is refused by the device's fields
+    if isinstance(device["sources"], MutableMapping):
+        device["sources"][".".join(within)] = BY_USER
     return path
 
 

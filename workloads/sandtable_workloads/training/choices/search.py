@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from sandtable import units
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine
 from sandtable.studies.cheapest import Goal, Search
@@ -46,11 +47,11 @@ class TrainingSearch(Search[SlmTraining]):
         """
         tokens, law = tokens_until(parameters, until), law_named(parameters.scaling_law)
         n_params = law.params_of(parameters.shape)
-        words, gain = [f"{parameters.shape.name}, {tokens:.4g} tokens"], {}
+        words, gain = [f"train {parameters.shape.name} on {units.format_count(tokens)} tokens"], {}
         if law.covers(parameters.shape, tokens):
             words.append(f"loss {law.loss(n_params, tokens):.3f} by the law {parameters.scaling_law!r}")
             gain["loss"] = law.gain_per_token(n_params, tokens)
-        batch = f"{parameters.global_batch} sequences of {parameters.sequence_tokens} tokens per step"
+        batch = f"{parameters.global_batch} sequences of {parameters.sequence_tokens} tokens a step"
         return Goal(words=f"{', '.join(words)}; {batch}", amount=tokens, unit="tokens", gain=gain)
 
     def cases(self, parameters: SlmTraining, machine: Machine, most_devices: int) -> Iterator[dict[str, Any]]:
@@ -114,6 +115,8 @@ def tokens_until(parameters: SlmTraining, until: Mapping[str, float]) -> float:
 
 def device_counts(machine: Machine, most: int) -> list[int]:
     """Return numbers of devices: halves of one machine, then whole machines where a network joins them."""
+    if machine.group_link is None:
+        return [1]
     one = layout.devices_per_machine(machine, 1)
     counts = [one >> shift for shift in range(one.bit_length() - 1, -1, -1)]
     if machine.network is not None:
