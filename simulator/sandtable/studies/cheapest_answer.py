@@ -106,9 +106,10 @@ def _short(found: Found, place: int) -> str:
 def _at_spot(found: Found) -> tuple[int, float] | None:
     """Return the point that spot prices make cheapest, and its dollars, where prices on demand were searched."""
     best: tuple[int, float] | None = None
-    for place in [] if found.searched is None or not found.searched.spot else _by_machine(found):
+    prices = {} if found.searched is None else found.searched.spot
+    for place in _by_machine(found) if prices else ():
         price = found.outcome.machines[place].price
-        spot = None if price is None else found.searched.spot.get((price.provider, price.instance))
+        spot = None if price is None else prices.get((price.provider, price.instance))
         if spot is not None and price is not None and price.usd_per_h and price.kind == "on_demand":
             usd = float(found.outcome.columns[COST][place]) * spot.usd_per_h / price.usd_per_h
             best = (place, usd) if best is None or usd < best[1] else best
@@ -146,7 +147,7 @@ def summary(found: Found) -> Table:
 
 
 def table(found: Found) -> Table:
-    """Return the same points with everything, for programs: settings that differ, intervals, where the price is from."""
+    """Return the same points with everything, for programs: settings that differ, intervals, where prices are from."""
     columns, shown = found.outcome.columns, _shown(found)
     names = [name for name in found.settings if len({_setting(found, place, name) for place in shown}) > 1]
     facts = [fact for fact in found.facts if not np.isnan(columns[fact][shown]).all()]

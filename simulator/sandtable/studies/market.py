@@ -1,4 +1,4 @@
-"""What can be had: machines of the library with a price, and every offer of the price lists, with those left out counted."""
+"""What can be rented: machines of the library with a price, and the offers of all price lists."""
 
 from __future__ import annotations
 
