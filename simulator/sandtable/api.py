@@ -16,6 +16,7 @@ from sandtable.hardware import Machine, library
 from sandtable.results import Answer, Comparison, Measurement, Metric, Prediction, Result, TraceRow
 from sandtable.runs import predict
 from sandtable.runs.answers.answer_card import answered, answering
+from sandtable.runs.answers.caveats import main_seconds
 from sandtable.studies import evaluate, paired
 from sandtable.studies.difference_card import difference_answer
 from sandtable.studies.paired import Change
@@ -155,10 +156,9 @@ def simulate(
     case = scenarios.load(str(scenario), changes=changes, machine=None if machine is None else str(machine))
     options = Options(trace=trace, per_request=per_request)
     with answering(case):
-        prediction, rows, found = predict.predict(
-            case.scenario, case.workload, case.parameters, case.machine, options
-        )
-    return Simulation(case=case, result=answered(prediction, case), recorder=found.recorder, trace=rows)
+        found = predict.foresee(case.scenario, case.workload, case.parameters, case.machine, options)
+    result = answered(found.prediction, case, main_seconds(found))
+    return Simulation(case=case, result=result, recorder=found.run.recorder, trace=found.run.trace)
 
 
 def run(

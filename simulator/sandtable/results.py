@@ -75,9 +75,7 @@ class Answer(Record):
         parts = [_wrapped(text, width, "" if place in (0, 2) else "  ") for place, text in enumerate(texts) if text]
         while sum(map(len, parts)) > MOST_LINES:
             # the longest part gives way, the later one of equals; what was asked of what is kept while it can be
-            longest = max(
-                range(len(parts)), key=lambda place: (place != 1 and len(parts[place]), len(parts[place]), place)
-            )
+            longest = max(range(len(parts)), key=lambda place: _gives_way(parts[place], place))
             parts[longest] = _shortened(parts[longest], width)
         return [line for part in parts for line in part]
 
@@ -93,6 +91,10 @@ def _wrapped(text: str, width: int, indent: str) -> list[str]:
     plain = "".join(character if character.isprintable() else " " for character in text)
     later = indent + ("  " if text.startswith("! ") or not indent else "")
     return textwrap.wrap(plain, width, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False)
+
+
+def _gives_way(lines: list[str], place: int) -> tuple[bool, bool, int, int]:
+    return len(lines) > 1, place != 1, len(lines), place
 
 
 def _shortened(lines: list[str], width: int) -> list[str]:

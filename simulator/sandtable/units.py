@@ -308,7 +308,7 @@ def format_seconds(value: float) -> str:
     """Format a time with three significant digits: 0.000118 -> "118 us"."""
     magnitude = abs(value)
     if magnitude >= 120:
-        return f"{value / 60:.3g} min" if magnitude < 7200 else f"{value / 3600:.3g} h"
+        return f"{value / 60:.3g} min" if magnitude < 7200 else f"{_three(value / 3600)} h"
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")):
         if magnitude >= scale * 0.9995 or unit == "ns":
             return f"{_three(value / scale)} {unit}"
@@ -340,7 +340,7 @@ def format_quantity(value: float, unit: str) -> str:
     if unit == "frac":
         return f"{100 * value:.3g} %"
     if unit.startswith("USD"):
-        return f"{value:.4g} {unit}"
+        return f"{value:.4g} {unit}" if abs(value) < 10_000 else f"{_three(value)} {unit}"
     if unit in ("W", "J", "Hz", "FLOP/s", "FLOP"):
         return format_si(value, unit)
     return f"{_three(value)}" + ("" if unit in ("1", "") else f" {unit}")

@@ -144,6 +144,7 @@ def emit_result(result: Result, format_: Format, *, full: bool = True) -> None:
     """Print a prediction or a measurement: for people its answer, and all numbers where ``full`` asks for them."""
     from sandtable.report import rendering
     from sandtable.results import metric_table
+    from sandtable.runs.predict import GUESSED
 
     answer = result.answer
     if format_ is Format.json:
@@ -166,8 +167,9 @@ def emit_result(result: Result, format_: Format, *, full: bool = True) -> None:
         for line in rendering.result_notes(result) if format_ is Format.table else ():
             put(line)
     for warning in result.warnings:
-        # the one that matters most stands in the answer
-        if format_ is not Format.table or answer is None or warning != answer.caveat:
+        # the answer has what matters most, and how many guesses there are
+        told = answer is not None and (warning == answer.caveat or GUESSED in warning)
+        if full or format_ is not Format.table or not told:
             say(f"  ! {warning}")
 
 

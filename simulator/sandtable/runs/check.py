@@ -20,6 +20,7 @@ from sandtable.hardware import Machine, library
 from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Record, TraceRow
 from sandtable.runs import compare, kept_execution, measure, predict
 from sandtable.runs.answers.answer_card import answered, answering
+from sandtable.runs.answers.caveats import main_seconds
 from sandtable.runs.answers.check_card import Pair, check_answer, repeatability
 from sandtable.runs.run_folder import RunFolder
 from sandtable.workload.progress import Step
@@ -138,8 +139,8 @@ def _predicted(
         found = predict.foresee(
             case.scenario, case.workload, parameters, case.machine, Options(trace=trace), process=process
         )
-    prediction = found.prediction
-    prediction = answered(prediction.model_copy(update={"warnings": (*notes, *prediction.warnings)}), case)
+    noted = found.prediction.model_copy(update={"warnings": (*notes, *found.prediction.warnings)})
+    prediction = answered(noted, case, main_seconds(found))
     folder = own or RunFolder.create(case.scenario.name, base.path)
     folder.save(prediction)
     folder.save_inputs(case.scenario, case.machine)

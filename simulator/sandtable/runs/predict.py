@@ -19,6 +19,8 @@ from sandtable.results import Metric, Prediction, TraceRow
 from sandtable.runs import bill, reduction
 from sandtable.workload.seam import Scenario, Workload
 
+GUESSED = "numbers of this machine are guesses"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foreseen:
@@ -224,5 +226,5 @@ def warnings_of(parts: Sequence[Component], guesses: Sequence[str], machine: Mac
         warnings.append(f"not calibrated, data sheet only: {', '.join(uncalibrated)}; intervals are wide")
     if guesses:
         shown = "; ".join(guesses[:3]) + ("; …" if len(guesses) > 3 else "")
-        warnings.append(f"{len(guesses)} numbers of this machine are guesses ({shown})")
+        warnings.append(f"{len(guesses)} {GUESSED} ({shown})")
     return tuple(warnings)

@@ -16,6 +16,7 @@ from sandtable.errors import ConfigError, DoesNotFit, NoDevice, PlanError
 from sandtable.hardware import Frozen, Machine
 from sandtable.runs import predict
 from sandtable.runs.answers.answer_card import answered, answering
+from sandtable.runs.answers.caveats import main_seconds
 from sandtable.studies.outcome import Outcome
 from sandtable.studies.study import Machines, Part, Point, Study
 from sandtable.workload.seam import Verdict, Workload, workload_named
@@ -30,7 +31,7 @@ def predictions(study: Study) -> Iterator[predict.Foreseen]:
     for case in study.resolved():
         with answering(case):
             found = predict.foresee(case.scenario, case.workload, case.parameters, case.machine)
-        yield replace(found, prediction=answered(found.prediction, case))
+        yield replace(found, prediction=answered(found.prediction, case, main_seconds(found)))
 
 
 @dataclass(slots=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from sandtable import units
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine
+from sandtable.model.error_sources import Source
 from sandtable.results import Answer, Metric, Result
 from sandtable.runs import compare
+from sandtable.runs.answers.caveats import caveat_of
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import Scenario, Verdict
 
@@ -23,18 +25,22 @@ YES_OR_NO = re.compile(r"^(Does|Do|Can|Will) .*\?")
 RESOURCES = {"io": "storage"}
 UNITS = {"USD/Mtok": "USD per million tokens"}
 FIGURES = 3
+# a share of the time that is too small to be named
+LEAST_FRAC = 0.005
 
 
-def answered(result: AnyResult, case: Case) -> AnyResult:
-    """Return a result of a case with the answer that it gives to the question of the case's scenario."""
-    workload, parameters, machine = case.workload, case.parameters, case.machine
+def answered(result: AnyResult, case: Case, seconds: Mapping[Source, float] | None = None) -> AnyResult:
+    """Return a result of a case with the answer that it gives to the question of the case's scenario.
+
+    ``seconds`` are those of a prediction's unit of work by the source of their error; see `caveats.main_seconds`.
+    """
     answer = Answer(
         question=case.scenario.title,
         subject=subject_of(case),
         verdict=_verdict(case.scenario, result),
         headlines=_headlines(result, case),
         bound=bound_text(result),
-        caveat=next(iter((*workload.caveats(parameters, machine), *result.warnings)), ""),
+        caveat=caveat_of(result, case, seconds or {}),
     )
     return result.model_copy(update={"answer": answer})
 
@@ -118,7 +124,7 @@ def amount_text(name: str, metric: Metric) -> str:
 def number_and_unit(value: float, unit: str) -> tuple[str, str]:
     """Return number and unit of a quantity, with three figures."""
     text = units.format_quantity(float(f"{value:.{FIGURES}g}"), unit)
-    number = re.match(r"[-\d., ]*\d", text)
+    number = re.match(r"[-\d., ]*\d(?:e[-+]?\d+)?", text)
     assert number is not None
     shown = text[number.end() :].strip()
     return number[0], UNITS.get(shown, shown)
@@ -156,7 +162,11 @@ def bound_text(result: Result) -> str:
     """Return what the time goes to, the largest first: ``Bound by compute, 54 % of the time (storage 35 %)``."""
     total = sum(result.breakdown.values())
     parts = sorted(result.breakdown.items(), key=lambda item: -item[1])
-    shares = [f"{resource_name(name)} {100 * seconds / total:.0f} %" for name, seconds in parts if total > 0]
+    shares = [
+        f"{resource_name(name)} {100 * seconds / total:.0f} %"
+        for name, seconds in parts
+        if seconds > total * LEAST_FRAC
+    ]
     if not shares:
         return ""
     others = f" ({', '.join(shares[1:])})" if shares[1:] else ""
