@@ -140,6 +140,7 @@ def whatif(
     scenario: Annotated[str, typer.Argument(help="Scenario name or file.")],
     settings: SetOption = None,
     machine: MachineOption = None,
+    report: ReportOption = None,
     full: FullOption = False,
     format_: FormatOption = Format.table,
 ) -> None:
@@ -154,3 +155,8 @@ def whatif(
         found = api.whatif(scenario, scenarios.changes_of(settings), machine=machine)
     table = paired.table(found.before, found.after, found.changes)
     emit(table, format_, answer=found.answer, full=full)
+    if report is not None:
+        from sandtable.report import study_report
+
+        study_report.write_difference(found.answer, found.before, found.after, found.changes, report)
+        say(f"  report: {report}")

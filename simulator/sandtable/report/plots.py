@@ -17,6 +17,7 @@ from sandtable.model.laws import storage_law as storage_model
 from sandtable.report import figures
 from sandtable.report.figures import COLOURS, GRID, INK, MEASURED, MOST_SERIES, PREDICTED, REST
 from sandtable.results import ComparedMetric, Measurement, Metric, Prediction, Result
+from sandtable.studies.paired import Change
 from sandtable.table import Table
 
 BANDS_FRAC = (0.25, 0.10)
@@ -27,6 +28,7 @@ N_LINE_POINTS = 40
 MOST_BARS, MOST_INTERVALS, MOST_POINTS = 12, 40, 300
 CAPACITY, RESERVE, OTHER = "there is", "kept for the system", "other"
 NOT_TAKEN = (CAPACITY, RESERVE)
+UNIT_SUFFIXES = ("_bytes", "_s", "_j")
 # below this share of what there is, bars would be too thin to see
 SMALL_FRAC = 0.05
 SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
@@ -56,7 +58,10 @@ def _scale(values: Sequence[float], steps: Sequence[tuple[float, str]]) -> tuple
 
 def words(metric: str) -> str:
     """Return a metric's name as people read it: ``io_s.mean`` is "io", ``usd_per_mtok`` "usd per mtok"."""
-    name = metric.removesuffix(".mean").removesuffix("_bytes").removesuffix("_s")
+    name = metric.removesuffix(".mean")
+    name = (
+        name if "_per_" in name else next((name.removesuffix(s) for s in UNIT_SUFFIXES if name.endswith(s)), name)
+    )
     return name.replace("_", " ").replace(".", " ")
 
 
@@ -225,12 +230,14 @@ def memory_data(results: Sequence[tuple[Result, tuple[float, float] | None]]) ->
         if space is not None and result.memory:
             rows += [[name, result.kind, RESERVE, space[1]]] if space[1] else []
             rows += [[name, result.kind, CAPACITY, sum(space)]]
+    of_what = ", of what there is" if any(row[2] == CAPACITY for row in rows) else ""
+    title = f"Memory needed{of_what}{_left_out(results)}"
     columns = ("scenario", "kind", "part", "bytes")
     return Table(
         columns=columns,
         rows=rows,
         units=("", "", "", "bytes"),
-        title=f"Memory needed, of what there is{_left_out(results)}",
+        title=title,
     )
 
 
@@ -250,7 +257,9 @@ def _bars(data: Table, steps: Sequence[tuple[float, str]], text: Callable[[float
     label_x = f"{name}; {CAPACITY} {text(there)}, beyond the right end" if is_far else name
     figure, axis = figures.one_axis(1.15 + 0.3 * len(bars) + 0.17 * -(-len(colours) // 3), x=label_x, grid="x")
     for place, (key, rows) in enumerate(bars):
-        for part, start, size, colour in _spans(rows, colours):
+        for part, start, size, colour in _spans(
+            [row for row in rows if not is_far or row[2] not in NOT_TAKEN], colours
+        ):
             label, width = None if place else part, size / unit
             (bar,) = axis.barh([place], [width], 0.62, left=start / unit, color=colour, label=label)
             figures.tip(bar, f"{', '.join(key)}: {part} {text(size)}")
@@ -260,7 +269,10 @@ def _bars(data: Table, steps: Sequence[tuple[float, str]], text: Callable[[float
             figures.tip(line, f"{', '.join(key)}: {CAPACITY} {text(total * unit)}")
     axis.set_xlim(0, 1.1 * max(taken) / unit if is_far else None)
     one = len({key[0] for key, _ in bars}) == 1
-    _named_rows(axis, [kind if one else f"{scenario}, {kind}" for (scenario, kind), _ in bars])
+    same = len({key[1] for key, _ in bars}) == 1
+    _named_rows(
+        axis, [kind if one else scenario if same else f"{scenario}, {kind}" for (scenario, kind), _ in bars]
+    )
     figures.legend_below(figure)
     return figure
 
@@ -322,10 +334,16 @@ def cost_data(results: Sequence[Result]) -> Table:
     if len(results) < 2 or not names:
         return Table(columns=("of", "value", "low", "high"), rows=[])
     name = max(dict.fromkeys(names), key=names.count)
-    found = [(result, result.metrics[name]) for result in results if name in result.metrics]
+    same = len({result.kind for result in results}) == 1
     rows = [
-        [f"{result.scenario.get('name', '')}, {result.kind}", metric.value, metric.low, metric.high]
-        for result, metric in found
+        [
+            str(one.scenario.get("name", "")) + ("" if same else f", {one.kind}"),
+            metric.value,
+            metric.low,
+            metric.high,
+        ]
+        for one in results
+        if (metric := one.metrics.get(name)) is not None
     ]
     unit = units.unit_of(name)
     return Table(
@@ -334,6 +352,32 @@ def cost_data(results: Sequence[Result]) -> Table:
         units=("", unit, unit, unit),
         title=f"{words(name)}, with 90 % intervals{_left_out(rows)}",
     )
+
+
+def change_data(changed: Mapping[str, Change]) -> Table:
+    """Return after / before of the mean metrics that a change moves, each with its interval, none twice."""
+    moved = {
+        (one.ratio, one.ratio_low, one.ratio_high): words(name)
+        for name, one in reversed(list(changed.items()))
+        if _is_mean(name) and one.ratio_low != one.ratio_high and one.unit != "bytes"
+    }
+    rows = [[name, *ends] for ends, name in reversed(list(moved.items()))]
+    return Table(
+        columns=("of", "times", "low", "high"),
+        rows=rows[:MOST_BARS],
+        title="Times as much as before, with 90 % intervals",
+    )
+
+
+def change_figure(data: Table) -> Any:
+    """Draw each ratio with its interval, and a line where nothing changes."""
+    figure = spread_figure(data)
+    (axis,) = figure.axes
+    axis.axvline(1, color=INK, linewidth=0.8)
+    low, high = axis.get_xlim()
+    figures.log_axis(axis, "x", [min(low, 0.95), max(high, 1.05)])
+    axis.set_xlabel("times as much as before")
+    return figure
 
 
 def spread_figure(data: Table) -> Any:

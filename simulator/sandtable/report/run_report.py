@@ -179,7 +179,7 @@ def _compared_answer(comparison: Comparison) -> list[Block]:
     ]
     if comparison.answer is None:
         return blocks
-    return [Block(kind="card", text=comparison.answer.question, inside=answer_blocks(comparison.answer)), *blocks]
+    return [answer_card(comparison.answer), *blocks]
 
 
 def _cards(run: Run) -> list[Block]:
@@ -199,17 +199,22 @@ def _answer(result: Result) -> list[Block]:
         notes = [" ".join(line.split()) for line in rendering.result_notes(result)]
         bound = [Block(kind="text", text=note) for note in notes if note.startswith("bound by")]
         return [Block(kind="text", css="soft", text=kind), Block(kind="list", rows=facts), *bound]
-    return [Block(kind="text", css="soft", text=kind), *answer_blocks(result.answer)]
+    return [Block(kind="text", css="soft", text=kind), *_answer_blocks(result.answer)]
 
 
-def answer_blocks(answer: Answer) -> list[Block]:
+def answer_card(answer: Answer, heading: str = "") -> Block:
+    """Return an answer as a card, under its question or another heading."""
+    return Block(kind="card", text=heading or answer.question, inside=_answer_blocks(answer))
+
+
+def _answer_blocks(answer: Answer) -> list[Block]:
     """Return an answer without its question, as blocks of a card."""
     no = answer.verdict.startswith("No")
     caveat = f"! {answer.caveat}" if answer.caveat else ""
     blocks = [
         Block(kind="text", text=answer.subject),
         Block(kind="verdict", css="fail" if no else "pass", text=answer.verdict),
-        Block(kind="list", rows=answer.headlines),
+        Block(kind="list", css="headlines", rows=answer.headlines),
         Block(kind="text", text=answer.bound),
         Block(kind="text", css="caveat", text=caveat),
     ]
@@ -283,30 +288,33 @@ def _capacity(run: Run) -> tuple[float, float] | None:
 
 
 def _numbers(runs: Sequence[Run], compared: Sequence[ComparedMetric]) -> list[Block]:
-    """Return money in the open, and every other number in folds."""
+    """Return money in the open, and every other number in folds, those of several runs in one."""
     blocks = [Block(kind="table", table=money) for money in [_money(runs)] if money.rows]
-    several = len(runs) > 1
     if compared:
         blocks += _comparisons(compare.judge(compared))
-    for run in runs:
-        for result in run.results:
-            title = f"{run.scenario}: every metric of the {result.kind} on {result.machine}"
-            inside = [Block(kind="table", table=rendering.metrics_table(result))]
-            inside += [Block(kind="text", text=line.strip()) for line in rendering.result_notes(result)]
-            blocks.append(Block(kind="fold", text=title, inside=inside, appendix=several))
-    for run in runs[:MOST_SHOWN]:
-        data = plots.latency_data(run.prediction, run.measurement)
-        if any(row[0] == "measurement" for row in data.rows):
-            plot = Block(kind="plot", table=data, draw=plots.latency_figure)
-            blocks.append(
-                Block(
-                    kind="fold",
-                    text=f"{run.scenario}: one unit of work after another",
-                    inside=[plot],
-                    appendix=several,
-                )
-            )
-    return blocks
+    own = [fold for run in runs for fold in _metrics(run)]
+    own += [fold for run in runs[:MOST_SHOWN] for fold in _units(run)]
+    if len(runs) > 1 and own:
+        own = [Block(kind="fold", text="every number of each run", inside=own, appendix=True)]
+    return blocks + own
+
+
+def _metrics(run: Run) -> list[Block]:
+    folds = []
+    for result in run.results:
+        title = f"{run.scenario}: every metric of the {result.kind} on {result.machine}"
+        inside = [Block(kind="table", table=rendering.metrics_table(result))]
+        inside += [Block(kind="text", text=line.strip()) for line in rendering.result_notes(result)]
+        folds.append(Block(kind="fold", text=title, inside=inside))
+    return folds
+
+
+def _units(run: Run) -> list[Block]:
+    data = plots.latency_data(run.prediction, run.measurement)
+    if not any(row[0] == "measurement" for row in data.rows):
+        return []
+    plot = Block(kind="plot", table=data, draw=plots.latency_figure)
+    return [Block(kind="fold", text=f"{run.scenario}: one unit of work after another", inside=[plot])]
 
 
 def _comparisons(judged: Comparison) -> list[Block]:
@@ -428,12 +436,12 @@ def _provenance(runs: Sequence[Run]) -> list[Block]:
         blocks.append(Block(kind="code", text="\n".join(commands)))
     table = Table(columns=("what", "value"), rows=rows)
     blocks.append(Block(kind="fold", text="versions and machines", inside=[Block(kind="table", table=table)]))
-    for run in runs[:MOST_SHOWN]:
-        if "scenario.yaml" in run.files:
-            code = Block(kind="code", text=run.files["scenario.yaml"])
-            blocks.append(
-                Block(kind="fold", text=f"{run.name}: scenario.yaml", inside=[code], appendix=len(runs) > 1)
-            )
+    texts = {run.name: run.files["scenario.yaml"] for run in runs[:MOST_SHOWN] if "scenario.yaml" in run.files}
+    folds = [
+        Block(kind="fold", text=f"{name}: scenario.yaml", inside=[Block(kind="code", text=text)])
+        for name, text in texts.items()
+    ]
+    blocks += folds if len(folds) < 2 else [Block(kind="fold", text="the scenarios", inside=folds, appendix=True)]
     sources = _sources(runs)
     if sources:
         table = Table(columns=("device", "number", "source"), rows=sources)

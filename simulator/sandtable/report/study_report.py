@@ -1,20 +1,22 @@
-"""Reports of what is no run: the findings of a paper as predicted, and a search for the cheapest."""
+"""Reports of what is no run: a paper's findings as predicted, a change, and a search for the cheapest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sandtable import units
-from sandtable.report import figures, html, lines
+from sandtable.report import figures, html, lines, plots
 from sandtable.report.html import Block, Page, Section
-from sandtable.studies import cheapest_answer
+from sandtable.report.run_report import answer_card
+from sandtable.results import Answer, Prediction
+from sandtable.studies import cheapest_answer, paired
 from sandtable.studies.cheapest import COST, HOUR_S, TIME, Found
 from sandtable.studies.finding import Finding
+from sandtable.studies.paired import Change
 from sandtable.table import Table
 
 # configurations that a plot shows beside the front
@@ -62,6 +64,45 @@ def _panel(item: Finding, panel: str, _: Table) -> Any:
     return lines.panel_figure(item, panel)
 
 
+# --- a change ----------------------------------------------------------------------------------------------
+
+
+def write_difference(
+    answer: Answer, before: Prediction, after: Prediction, changed: Mapping[str, Change], output: Path
+) -> Path:
+    """Write the report of a change to ``output``: what it comes to, what moves by how much, and every number.
+
+    Raises:
+        NoDevice: matplotlib or jinja2 is not installed.
+    """
+    both = [_named(before, "before"), _named(after, "after")]
+    table = paired.table(before, after, changed)
+    shown = Table(columns=table.columns, rows=table.rows, notes=table.notes)
+    drawn = (
+        (plots.change_figure, plots.change_data(changed)),
+        (plots.time_figure, plots.time_data(both)),
+        (plots.memory_figure, plots.memory_data([(one, None) for one in both if before.memory != after.memory])),
+        (plots.spread_figure, plots.cost_data(both)),
+    )
+    about = str(before.scenario.get("title", "")).removesuffix(": before")
+    card = answer_card(answer, about)
+    fold = Block(kind="fold", text="every metric before and after", inside=[Block(kind="table", table=shown)])
+    figures_of = [Block(kind="plot", table=data, draw=draw) for draw, data in drawn if data.rows]
+    page = Page(
+        title=answer.question,
+        sections=[
+            Section(id="answer", title="Answer", blocks=[card]),
+            Section(id="plots", title="At a glance", blocks=figures_of),
+            Section(id="numbers", title="All numbers", blocks=[fold]),
+        ],
+    )
+    return html.write(page, output)
+
+
+def _named(prediction: Prediction, name: str) -> Prediction:
+    return prediction.model_copy(update={"scenario": prediction.scenario | {"name": name}})
+
+
 # --- the cheapest ------------------------------------------------------------------------------------------
 
 
@@ -71,32 +112,28 @@ def write_cheapest(found: Found, output: Path) -> Path:
     Raises:
         NoDevice: matplotlib or jinja2 is not installed.
     """
-    table = cheapest_answer.table(found)
+    answer = cheapest_answer.answer(found)
+    choice, table = cheapest_answer.summary(found), cheapest_answer.table(found)
     shown = Table(
-        columns=table.columns, rows=table.rows, units=table.units, title="None is both cheaper and faster"
+        columns=choice.columns, rows=choice.rows, units=choice.units, title="What there is to choose among"
     )
-    card = Block(kind="card", text=found.goal, inside=[*_choice(found), Block(kind="list", rows=table.notes)])
+    everything = Table(columns=table.columns, rows=table.rows, units=table.units)
+    numbers = [
+        Block(kind="table", table=shown),
+        Block(kind="fold", text="the same with every setting", inside=[Block(kind="table", table=everything)]),
+    ]
     plot = Block(kind="plot", table=front_data(found), draw=front_figure)
     page = Page(
-        title=f"What is the cheapest way to do {found.outcome.study.name}?",
+        title=answer.question,
         subtitle=found.goal,
         sections=[
-            Section(id="answer", title="Answer", blocks=[card]),
+            Section(id="answer", title="Answer", blocks=[answer_card(answer)]),
             Section(id="plots", title="At a glance", blocks=[plot]),
-            Section(id="numbers", title="All numbers", blocks=[Block(kind="table", table=shown)]),
+            Section(id="searched", title="What was searched", blocks=[Block(kind="list", rows=choice.notes)]),
+            Section(id="numbers", title="All numbers", blocks=numbers),
         ],
     )
     return html.write(page, output)
-
-
-def _choice(found: Found) -> list[Block]:
-    if found.best is None:
-        return [Block(kind="verdict", css="fail", text="✗ no configuration is within the limits")]
-    columns, place = found.outcome.columns, found.best
-    usd, seconds, low, high = (float(columns[name][place]) for name in (COST, TIME, "low_s", "high_s"))
-    took = f"{units.format_seconds(seconds)} ({units.format_seconds(low)} to {units.format_seconds(high)})"
-    machine = found.outcome.machines[place]
-    return [Block(kind="verdict", css="pass", text=f"✓ {machine.title}: {usd:,.4g} USD, {took}")]
 
 
 def front_data(found: Found) -> Table:

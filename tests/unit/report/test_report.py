@@ -216,6 +216,19 @@ def test_many_scenarios_make_few_series() -> None:
     assert len(plots.main_metrics(many)) == 1  # they all say the same
 
 
+@pytest.mark.parametrize(
+    ("metric_", "said"),
+    [
+        ("io_s.mean", "io"),
+        ("tokens_per_s", "tokens per s"),
+        ("energy_j", "energy"),
+        ("latency_s.p99", "latency s p99"),
+    ],
+)
+def test_metrics_in_words(metric_: str, said: str) -> None:
+    assert plots.words(metric_) == said
+
+
 def test_series_differ_in_colour_and_marker() -> None:
     looks = [tuple(figures.look(i).values()) for i in range(12)]
     assert len(set(looks)) == 12
@@ -250,7 +263,9 @@ def test_money_is_compared_where_there_is_something_to_compare() -> None:
     one, other = a_prediction(), a_prediction(scenario={"name": "large"})
     assert plots.cost_data([one]).rows == []
     data = plots.cost_data([one, other])
-    assert [row[:2] for row in data.rows] == [["small, prediction", 2.5], ["large, prediction", 2.5]]
+    assert [row[:2] for row in data.rows] == [["small", 2.5], ["large", 2.5]]
+    both = plots.cost_data([one, a_measurement(metrics=one.metrics)])
+    assert [row[0] for row in both.rows] == ["small, prediction", "small, measurement"]
     assert data.title == "usd per mtok, with 90 % intervals"
 
 

@@ -22,10 +22,10 @@ from sandtable.table import Table
 
 pytest.importorskip("matplotlib", reason="reports need matplotlib")
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on the PATH: apt-get install chromium")
-PAGES = ("flash", "training", "suite", "findings", "cheapest")
+PAGES = ("flash", "training", "suite", "findings", "cheapest", "whatif")
 PHONE, A4_PX = 390, 703  # a page of A4 at 96 pixels an inch, less its margins of 12 mm
 MOST_BYTES = 1_500_000
-MOST_PAPER = {"flash": 7, "training": 9, "suite": 12, "findings": 3, "cheapest": 4}
+MOST_PAPER = {"flash": 7, "training": 9, "suite": 12, "findings": 3, "cheapest": 4, "whatif": 4}
 # WCAG 2.2, success criterion 1.4.3: text against what lies behind it
 LEAST_CONTRAST = 4.5
 
@@ -90,6 +90,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     run_report.write_report(suite, paths["suite"])
     study_report.write_findings("made_up", [a_finding(1), a_finding(3)], paths["findings"])
+    change = api.whatif("flash_laptop", {"machine.storage": "crucial_t700_2tb"})
+    study_report.write_difference(change.answer, change.before, change.after, change.changes, paths["whatif"])
     found = cheapest.search("slm_1b_cloud", machines="aws_p4d_24xlarge", most_devices=8)
     study_report.write_cheapest(found, paths["cheapest"])
     return paths
