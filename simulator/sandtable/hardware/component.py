@@ -178,6 +178,8 @@ class Evidence(Frozen):
     repeat_spread_frac: Fraction | None = None
     # how far the machine as a whole wanders from one minute to another: half of a 90 % interval, part of the residuals
     drift_frac: Fraction | None = None
+    # what of the square of a held-out miss is seen again when it is timed again; the rest is the timing's scatter
+    again_frac: Fraction | None = Field(default=None, ge=0, le=1)
 
 
 def as_date(value: Any) -> Any:

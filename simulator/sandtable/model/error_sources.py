@@ -42,6 +42,8 @@ AGAIN_FRAC = 0.57
 COMMON_FRAC = 0.3
 NORMAL_75 = 0.6744897501960817  # 75th percentile of the standard normal distribution: half of all lies within
 MOST_OWN = NORMAL_95 * 0.19 * AGAIN_FRAC**0.5
+# no law is trusted to better than this at a shape that was not measured
+LEAST_OWN = 0.03
 # shapes this close, in doublings, count as one
 GRAIN = 0.125
 
@@ -88,13 +90,15 @@ class Source(NamedTuple):
 
 
 def _typical_miss(evidence: Evidence) -> float:
-    """Return half the 90 % interval of what a law misses at a shape, from the median of points left out, in logarithms.
+    """Return half the 90 % interval of what a law misses at a shape, in logarithms: of the median of points left out.
 
     The 5th and 95th percentile, which a lone prediction gets, are those few points that lie at the ends of a grid: left
-    out, the law has to reach beyond all others. What is predicted lies within, where it hangs between neighbours.
+    out, the law has to reach beyond all others. What is predicted lies within, where it hangs between neighbours. And
+    what of a point's miss is the scatter of its timing is no error of a time that is the mean over many calls.
     """
-    found = evidence.held_out_median_abs_error_frac
-    return math.log1p(evidence.median_abs_error_frac if found is None else found) * NORMAL_95 / NORMAL_75
+    found, again = evidence.held_out_median_abs_error_frac, evidence.again_frac
+    typical = math.log1p(evidence.median_abs_error_frac if found is None else found) * NORMAL_95 / NORMAL_75
+    return max(LEAST_OWN, typical * math.sqrt(1.0 if again is None else again))
 
 
 # by how much, in relative terms, a quantity follows the error of each source, by the digest of the part it belongs to

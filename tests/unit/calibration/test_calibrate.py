@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("scipy", reason="fitting needs the `run` extra")
 
 from sandtable.calibration import session, this_host
-from sandtable.calibration.fit import repeats
+from sandtable.calibration.fit import least_squares, repeats
 from sandtable.calibration.host_timing import Settings
 from sandtable.calibration.timing import Timing
 from sandtable.cli import calibrate_tables
@@ -155,6 +155,25 @@ def test_drift_is_what_a_pass_shares_and_scatter_is_not() -> None:
     # Student's t of three degrees is 2.353 at 95 %; one more draw beside the mean of four
     assert found[1] == pytest.approx(2.353 * np.sqrt(1 + 1 / 4) * 0.1, rel=0.15)
     assert found[0] < 0.6 * found[1]
+
+
+@pytest.mark.parametrize(("scatter", "again"), [(0.0, 1.0), (0.2, 0.5), (0.1, 0.8)])
+def test_what_a_law_misses_comes_again_and_scatter_does_not(scatter: float, again: float) -> None:
+    """Of four passes the median keeps about a quarter of the scatter's square."""
+    rng = np.random.default_rng(0)
+    law, own = 0.1 * rng.standard_normal((4000, 1)), scatter * rng.standard_normal((4000, 4))
+    timings = observed(law + own)
+    missed = -np.log([timing.seconds for timing in timings])
+    missed -= missed.mean()
+    assert least_squares.seen_again(timings, missed) == pytest.approx(again, abs=0.06)
+
+
+def test_scatter_alone_never_comes_again() -> None:
+    rng = np.random.default_rng(0)
+    timings = observed(0.1 * rng.standard_normal((2000, 4)))
+    missed = -np.log([timing.seconds for timing in timings])
+    assert least_squares.seen_again(timings, missed - missed.mean()) == pytest.approx(0, abs=0.06)
+    assert least_squares.seen_again(timings, missed[1:]) is None
 
 
 def test_drift_is_no_more_than_repeats_differ() -> None:

@@ -154,6 +154,7 @@ def evidence(
     n_samples: int,
     repeat_spread_frac: float | None = None,
     drift_frac: float | None = None,
+    again_frac: float | None = None,
     date: dt.date | None = None,
 ) -> Evidence:
     """Describe a fit: errors in sample and held out, and the interval that predictions from it get.
@@ -182,7 +183,32 @@ def evidence(
         residual_high_frac=float(np.exp(high)),
         repeat_spread_frac=repeat_spread_frac,
         drift_frac=drift_frac,
+        again_frac=again_frac,
     )
+
+
+def seen_again(timings: Sequence[Timing], missed: FloatArray) -> float | None:
+    """Return what of the square of points' misses is seen again when they are timed again; None where nobody did.
+
+    A law that is off at a shape is off in every pass, the scatter of a timing is another one in each. The correlation
+    of what two halves of the passes miss is the former's part of a half's square, and by the formula of Spearman and
+    Brown (British Journal of Psychology 3, 1910) twice that over one more its part of the whole's.
+
+    Args:
+        timings: What was timed.
+        missed: log(predicted / measured) of each.
+    """
+    if len(missed) != len(timings) or any(len(timing.passes) < 2 for timing in timings):
+        return None
+    whole = np.array([timing.seconds for timing in timings])
+    first, second = (
+        missed + np.log(whole) - [np.mean([np.log(np.median(part)) for part in t.passes[half::2]]) for t in timings]
+        for half in (0, 1)
+    )
+    weights = np.asarray(weight_of(whole))
+    scale = np.sqrt(np.sum(weights * first**2) * np.sum(weights * second**2))
+    found = max(0.0, float(np.sum(weights * first * second) / scale)) if scale > 0 else 0.0
+    return 2 * found / (1 + found)
 
 
 # --- storage -----------------------------------------------------------------------------------------------
@@ -241,6 +267,7 @@ def fit_storage(
             n_samples=sum(timing.n_samples for timing in timings),
             repeat_spread_frac=repeat_spread_frac,
             drift_frac=drift_frac,
+            again_frac=seen_again(timings, fit.held_out),
             date=date,
         ),
         sequential_evidence=sequential,
@@ -312,6 +339,7 @@ def fit_op(
             n_samples=sum(timing.n_samples for timing in timings),
             repeat_spread_frac=repeat_spread_frac,
             drift_frac=drift_frac,
+            again_frac=seen_again(timings, fit.held_out),
         ),
     )
 

@@ -239,7 +239,8 @@ def fit_operator(
     )
     law, n_samples = fitting_.law, sum(timing.n_samples for timing in timings)
     estimates = {constant.name: found.estimate(index) for index, constant in enumerate(law.constants)}
-    evidence = least_squares.evidence(found, method=method, n_samples=n_samples, date=date)
+    again = least_squares.seen_again(timings, held_out) if not np.isnan(held_out).any() else None
+    evidence = least_squares.evidence(found, method=method, n_samples=n_samples, again_frac=again, date=date)
     return OperatorFit(constants=estimates, evidence=evidence)
 
 
