@@ -51,6 +51,8 @@ EXACT: dict[str, tuple[int, str]] = {
     "codellama_34b": (33_743_970_304, HUB),
     "tinyllama_1_1b": (1_100_048_384, HUB),
     "mistral_7b": (7_241_732_096, HUB),
+    "mistral_7b_v0_2": (7_241_732_096, HUB),
+    "mistral_7b_v0_3": (7_248_023_552, HUB),
     "mixtral_8x7b": (46_702_792_704, HUB),
     "mixtral_8x22b": (140_620_634_112, HUB),
     "qwen_7b": (7_721_324_544, HUB),

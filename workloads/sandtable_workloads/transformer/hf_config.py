@@ -23,7 +23,7 @@ from sandtable_workloads.transformer.shapes import ModelShape, StoredWeights
 MOST_BYTES = 16 << 20
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")
-_OTHER_PARTS = ("vision_config", "audio_config", "speech_config", "vq_config", "qformer_config", "vision")
+_OTHER_PARTS = ("vision_config", "audio_config", "speech_config", "vq_config", "qformer_config")
 
 
 def from_hf_config(path: str | Path) -> ModelShape:
@@ -142,8 +142,9 @@ def _beside(whole: HfConfig, text: HfConfig, text_width: int) -> int:
     """Return the parameters that a composite holds beside its text, and note what is held or left out."""
     total = 0
     for key in _OTHER_PARTS:
-        if not isinstance(whole.data.get(key), dict) or not whole.data[key]:
+        if whole.data.get(key) is None:
             continue
+        whole.part(key)
         found = tower_params(whole, text_width) if key == "vision_config" else None
         what = key.removesuffix("_config")
         if found is None:

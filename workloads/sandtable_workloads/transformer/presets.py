@@ -4,6 +4,7 @@ repository on the Hugging Face Hub, a folder that holds a ``config.json``, or th
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -45,9 +46,10 @@ def _family(path: Path) -> tuple[dict[str, ModelShape], dict[str, str]]:
     data = yaml_files.plain(yaml_files.read_yaml(path))
     shapes, sources = {}, {}
     for name, own in data["shapes"].items():
-        fields: dict[str, Any] = {"name": name, "title": title_of(name)} | data.get("defaults", {}) | own
+        fields: dict[str, Any] = {"name": name} | data.get("defaults", {}) | own
         sources[name] = str(fields.pop("source", data["source"]))
-        shapes[name] = yaml_files.validate(ModelShape, _completed(fields), str(path))
+        shape = yaml_files.validate(ModelShape, _completed(fields), str(path))
+        shapes[name] = shape if shape.title else shape.model_copy(update={"title": title_of(name, shape.n_params)})
     return shapes, sources
 
 
@@ -60,8 +62,9 @@ def _completed(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def preset(name: str) -> ModelShape | None:
     """Return a preset by its name, or None; reads only the family's file where the name begins with the family's."""
-    family = FOLDER / f"{name.partition('_')[0]}.yaml"
-    if family.is_file() and name in (shapes := _family(family)[0]):
+    head = name.partition("_")[0]
+    family = FOLDER / f"{head}.yaml"
+    if re.fullmatch(r"[a-z0-9]{1,40}", head) and family.is_file() and name in (shapes := _family(family)[0]):
         return shapes[name]
     return all_presets().get(name)
 
@@ -97,6 +100,10 @@ def model_of(text: str, folder: Path | None = None) -> ModelShape:
         ConfigError: a path whose file is missing or no configuration of a model that is known here; or a repository
             that no preset is made from, with the file to download.
     """
+    if not text or "\0" in text or len(text) > 1024:
+        raise ConfigError(
+            "a model is named by a preset, a repository on the Hub, a folder or a file: this is no name"
+        )
     if text.startswith(("/", "./", "../", "~")) or text.endswith(".json"):
         return from_hf_config(_beside(text, folder) or Path(text).expanduser())
     if (found := _preset_or_first_layers(text)) is not None:
@@ -190,7 +197,8 @@ _ENDINGS = re.compile(
 
 def preset_for(published: str) -> str | None:
     """Return the preset for a model's published name, as tables of results print it; None if there is none."""
-    exact = _simple(published)  # what an ending would hide, such as the -v0.3 of a Mistral with more tokens
+    # what an ending would hide, such as the -v0.3 of a Mistral with more tokens
+    exact = re.sub(r"_(instruct|chat|base)(?=_)", "", _simple(published))
     name = exact if preset(exact) is not None else normalised(published)
     name = _aliases().get(name, name)
     if preset(name) is not None:
@@ -233,28 +241,37 @@ _SPELT = {"gpt": "GPT", "opt": "OPT", "mpt": "MPT", "slm": "SLM", "glm": "GLM", 
     "smallthinker": "SmallThinker",
     "neox": "NeoX",
 }
-# families whose names carry no number of a generation: what precedes the last is a part of the size
-_NO_GENERATION = ("opt", "falcon", "bloom", "mpt", "pythia", "megatron", "persimmon", "tinyllama", "slm")
+# families whose names carry no number of a generation: what stands before the size belongs to it
+_NO_GENERATION = frozenset({"opt", "falcon", "bloom", "mpt", "pythia", "megatron", "persimmon", "tinyllama", "slm"})
+_SIZE = re.compile(r"(?:_(\d+))?_(\d+)([bmt])(?=_|$)")
 
 
-def title_of(name: str) -> str:
-    """Return what people call a preset: ``llama_3_1_8b`` is Llama 3.1 8B, ``opt_6_7b`` is OPT 6.7B."""
-    words = name.split("_")
-    family, joined = words[0], list[str]()
-    for word in words[1:]:
-        last = joined[-1] if joined else ""
-        # 1_5 of a generation, 6_7b of a size, a2_7b of an active part
-        size_goes_on = bool(re.fullmatch(r"\d+[bmt]", word)) and (
-            family in _NO_GENERATION or last.startswith(("a", "0"))
+def title_of(name: str, n_params: float = 0.0) -> str:
+    """Return what people call a preset: ``llama_3_1_8b`` is Llama 3.1 8B, ``opt_6_7b`` is OPT 6.7B.
+
+    Of 3.1 8B and 3 1.8B, the one nearer to the number of parameters is meant.
+    """
+    family = name.partition("_")[0]
+    text = re.sub(r"_a(\d+)_(\d+[bm])", r"_a\1.\2", name)
+    if (found := _SIZE.search(text)) and found[1]:
+        scale = {"m": 1e6, "b": 1e9, "t": 1e12}[found[3]]
+        whole, joined = (
+            abs(math.log(float(size) * scale / max(1.0, n_params))) for size in (found[2], _point(found))
         )
-        if re.fullmatch(r"a?\d+", last) and (size_goes_on or re.fullmatch(r"\d+", word)):
-            joined[-1] = f"{last}.{word}"
-        else:
-            joined.append(word)
-    spelt = [
-        _SPELT.get(word) or re.sub(r"(?<=\d)[bmt]$", lambda m: m[0].upper(), word) for word in (family, *joined)
-    ]
-    return " ".join(word if word in _SPELT.values() else word[:1].upper() + word[1:] for word in spelt)
+        generation = re.search(r"_\d+$", text[: found.start()])
+        if family in _NO_GENERATION or (generation and joined < whole):
+            text = f"{text[: found.start()]}_{_point(found)}{found[3]}{text[found.end() :]}"
+    text = re.sub(r"(?<=_)(\d+)_(\d+)(?=_|$)", r"\1.\2", text)
+    return " ".join(_SPELT.get(word) or _capital(word) for word in text.split("_"))
+
+
+def _point(size: re.Match[str]) -> str:
+    return f"{size[1]}.{size[2]}"
+
+
+def _capital(word: str) -> str:
+    word = re.sub(r"(?<=\d)[bmt]$", lambda unit: unit[0].upper(), word)
+    return word[:1].upper() + word[1:]
 
 
 def describe(shape: ModelShape) -> str:

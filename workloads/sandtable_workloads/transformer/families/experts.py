@@ -95,6 +95,7 @@ def _deepseek_moe(c: HfConfig, found: Fields) -> Fields:
         raise c.fault("moe_layer_freq other than 1, and mlp_bias, are not known here")
     if any(c.is_null(name) for name in names) and c.given(*names) is None:
         return {}
+    c.size("experts")  # missed before what only experts have
     default = "greedy" if c.model_type == "deepseek_v2" else "noaux_tc"  # the third generation knows no other
     return _shared_of(c, router_bias=c.word("topk_method", default) == "noaux_tc")
 
