@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -333,20 +334,27 @@ def create_blob(
     scale: float = DEFAULT_SCALE,
     replace: bool = False,
     progress: Progress | None = None,
+    content: Callable[[int, Bytes], None] | None = None,
 ) -> Blob:
     """Write ``n_bytes`` of generated weights; element i is that of `weights.fill` at index i.
+
+    ``content`` fills the bytes from a given one on instead, of whatever ``dtype`` names.
 
     Raises:
         DoesNotFit, ConfigError, MeasureError: as `create_store`.
     """
-    kind, size = dtypes.storage_dtype(dtype), dtypes.itemsize(dtype)
+    size = 1 if content is not None else dtypes.itemsize(dtype)
     if n_bytes < 1 or n_bytes % size:
         raise ConfigError(f"a flat file holds whole {dtype} elements of {size} bytes, not {n_bytes} bytes")
     n_blocks = -(-n_bytes // _BLOB_BLOCK_BYTES)
     block_bytes = round_up(-(-n_bytes // n_blocks), _PAGE)
 
     def fill(block: int, start: int, out: Bytes) -> None:
-        weights.fill(out.view(kind), dtype, seed, (block * block_bytes + start) // size, scale)
+        first = block * block_bytes + start
+        if content is not None:
+            content(first, out)
+        else:
+            weights.fill(out.view(dtypes.storage_dtype(dtype)), dtype, seed, first // size, scale)
 
     where = Path(path)
     meta = _meta(seed, scale) | {"n_bytes": n_bytes, "dtype": dtype}

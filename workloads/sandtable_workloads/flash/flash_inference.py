@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from sandtable.demand.plan import Plan
-from sandtable.errors import ConfigError, DoesNotFit
+from sandtable.errors import DoesNotFit
 from sandtable.hardware import Frozen, Machine
 from sandtable.system import limits
 from sandtable.units import format_bytes
@@ -16,6 +17,9 @@ from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Worklo
 from sandtable_workloads.flash import model_files
 from sandtable_workloads.flash.dense.dense_choice import setup_of
 from sandtable_workloads.flash.dense.dense_demand import checked, dense_plan
+from sandtable_workloads.flash.dense.dense_files import check_executed, dense_path, open_dense
+from sandtable_workloads.flash.dense.dense_layout import layout_of
+from sandtable_workloads.flash.dense.dense_runner import run_dense
 from sandtable_workloads.flash.dense.weight_types import WEIGHT_TYPES
 from sandtable_workloads.flash.flash_parameters import FlashInference
 from sandtable_workloads.flash.machine_memory import Room
@@ -55,11 +59,14 @@ class FlashInferenceWorkload(Workload[FlashInference]):
 
     def verdicts(self, parameters: Sequence[FlashInference], machine: Machine) -> Sequence[Verdict]:
         """Return whether each fits beside what the system keeps of the memory."""
-        found = []
-        for each in parameters:
-            held = memory_of(each, seed=1) if each.by_neurons else setup_of(each, machine).memory()
-            found.append(Room.of(machine, each.reserve_bytes).verdict(held))
-        return found
+        return [
+            Room.of(machine, each.reserve_bytes).verdict(
+                memory_of(each, seed=1) if each.by_neurons else setup_of(each, machine).memory()
+            )
+            for each in parameters
+            # a budget of the neuron cache may be too small in itself, of which the plan says more
+            if each.memory_budget_bytes is None
+        ]
 
     def what_fits(self, parameters: FlashInference, machine: Machine) -> Sequence[str]:
         """Return the widest of narrower weights that fit, and that the rest may be read from storage."""
@@ -83,12 +90,12 @@ class FlashInferenceWorkload(Workload[FlashInference]):
             DoesNotFit: not even one layer fits.
         """
         free = shutil.disk_usage(context.folder).free
-        if model_files.missing_bytes(parameters, context.folder) * 2 <= free:
+        if _missing_bytes(parameters, context.folder) * 2 <= free:
             return parameters, []
         for n_layers in range(parameters.shape.n_layers - 1, 0, -1):
             smaller = parameters.model_copy(update={"layers": n_layers})
-            if model_files.missing_bytes(smaller, context.folder) * 2 <= free:
-                needed = format_bytes(model_files.disk_bytes(parameters))
+            if _missing_bytes(smaller, context.folder) * 2 <= free:
+                needed = format_bytes(_disk_bytes(parameters))
                 note = (
                     f"scaled down to {n_layers} of {parameters.shape.n_layers} layers: the store needs {needed} "
                     f"and {context.folder} has {format_bytes(free)} free"
@@ -97,7 +104,7 @@ class FlashInferenceWorkload(Workload[FlashInference]):
         one = parameters.model_copy(update={"layers": 1})
         raise DoesNotFit(
             f"{context.folder} has {format_bytes(free)} free; one layer of {parameters.model} needs twice "
-            f"{format_bytes(model_files.disk_bytes(one))}: choose another folder with --store"
+            f"{format_bytes(_disk_bytes(one))}: choose another folder with --store"
         )
 
     def prepare(self, parameters: FlashInference, machine: Machine, seed: int, context: ExecutionContext) -> None:
@@ -108,7 +115,7 @@ class FlashInferenceWorkload(Workload[FlashInference]):
             DoesNotFit: the rest does not fit.
         """
         if not parameters.by_neurons:
-            raise ConfigError(f"rung {parameters.rung} with weights {parameters.weights} is predicted only")
+            check_executed(parameters)
         needed, has = sum(self.plan(parameters, machine, seed).memory_bytes.values()), limits.memory_bytes()
         if needed > 0.9 * has:
             raise DoesNotFit(
@@ -116,13 +123,18 @@ class FlashInferenceWorkload(Workload[FlashInference]):
                 f"machine has {format_bytes(has)}: take fewer layers (such as {parameters.model}_8l), "
                 "or set memory_budget"
             )
-        model_files.open_files(parameters, context.folder, context.progress)
+        if parameters.by_neurons:
+            model_files.open_files(parameters, context.folder, context.progress)
+        else:
+            open_dense(layout_of(parameters.shape, parameters.weights), context.folder, context.progress)
 
     def execute(
         self, parameters: FlashInference, machine: Machine, seed: int, context: ExecutionContext
     ) -> Execution:
         """Read, compute and time the prompt and every token, once."""
-        return run_flash(parameters, seed, context.folder, context.n_threads)
+        if parameters.by_neurons:
+            return run_flash(parameters, seed, context.folder, context.n_threads)
+        return run_dense(parameters, setup_of(parameters, machine), context.folder, context.n_threads)
 
     def example(self) -> dict[str, Any]:
         """Return a model of 60 million parameters and a handful of tokens."""
@@ -130,5 +142,23 @@ class FlashInferenceWorkload(Workload[FlashInference]):
 
     def examples(self) -> Sequence[dict[str, Any]]:
         """Return the same model on every rung."""
-        others = ("naive", "hybrid", "predictor", "window")
-        return [self.example(), *(self.example() | {"rung": rung, "stream_chunk": "3 MiB"} for rung in others)]
+        streams = {"stream_chunk": "3 MiB"}
+        others = [self.example() | {"rung": rung} | streams for rung in ("naive", "hybrid", "predictor", "window")]
+        dense = [
+            self.example() | {"model": model, "weights": weights, "rung": rung} | streams
+            for model, weights, rung in (("tiny_4x256", "q8_0", "hybrid"), ("opt_mini", "q4_K_M", "resident"))
+        ]
+        return [self.example(), *others, *dense]
+
+
+def _disk_bytes(parameters: FlashInference) -> float:
+    if parameters.by_neurons:
+        return model_files.disk_bytes(parameters)
+    return float(layout_of(parameters.shape, parameters.weights).n_bytes)
+
+
+def _missing_bytes(parameters: FlashInference, folder: Path) -> float:
+    if parameters.by_neurons:
+        return model_files.missing_bytes(parameters, folder)
+    layout = layout_of(parameters.shape, parameters.weights)
+    return 0.0 if dense_path(layout, folder).exists() else float(layout.n_bytes)
