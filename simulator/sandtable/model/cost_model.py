@@ -179,6 +179,8 @@ class CostModel:
         constants = self._constants(op, operator)
         seconds = float(self.seconds(op, operator.columns(op.shape))[0])
         time = _interval(seconds, constants.residual_low_frac, constants.residual_high_frac)
+        least = float(np.asarray(self.least_s(op, op.shape)))
+        time = replace(time, low=max(time.low, min(seconds, least)))
         host_s = float(self.issue_s(op.operator, op.shape))
         return replace(time, host_s=host_s, evidence=constants.evidence)
 
@@ -202,6 +204,21 @@ class CostModel:
                 part = type(columns)(*(column[chosen] for column in columns))
                 seconds[chosen] = operator.seconds(links, values, part, dtype=op.dtype)
         return seconds
+
+    def least_s(self, op: Op, columns: Columns) -> Any:
+        """Return the time below which no interval of these demands goes: arithmetic at the peak, or memory at its rate.
+
+        Of accelerators, whose data sheets state limits; what their caches may hold is left out.
+        """
+        operator = operator_named(op.operator)
+        if operator.resource == "network" or op.on == "host":
+            return 0.0
+        sheet, n_bytes = self._roofline(op), operator.least_bytes(columns)
+        streaming = np.where(
+            np.asarray(n_bytes) > 2 * sheet.cache_bytes, n_bytes / sheet.bandwidth_bytes_per_s, 0.0
+        )
+        flops = np.asarray(operator.flops(columns))
+        return np.maximum(streaming, flops / sheet.peak(op.dtype) if flops.any() else 0.0)
 
     def _speed_frac(self, op: Op, operator: Operator[Any]) -> float:
         """Return the speed of an operator within a step over that of the lone one that its law was fitted to."""

@@ -160,7 +160,7 @@ def search(
         looked_at = searched.machines
     found = found_in(
         case,
-        [scenarios.equipped(machine, case.workload) for machine in looked_at],
+        [m if case.scenario.stack else scenarios.equipped(m, case.workload) for m in looked_at],
         amounts,
         most_devices=most_devices,
         parts=parts,

@@ -140,13 +140,15 @@ def case_of(
     if machine is None:
         stack = {} if scenario.stack is None else {"stack": scenario.stack}
         machine = library.load_machine(scenario.machine, stack | dict(overrides or {}), beside)
-    return Case(scenario=scenario, workload=workload, parameters=parameters, machine=equipped(machine, workload))
+    named = scenario.stack is not None or any(path.partition(".")[0] == "stack" for path in overrides or {})
+    machine = machine if named else equipped(machine, workload)
+    return Case(scenario=scenario, workload=workload, parameters=parameters, machine=machine)
 
 
 def equipped(machine: Machine, workload: Workload[Any]) -> Machine:
     """Return a machine that names no software with what is usual for the workload; others as they are."""
     usual, stack = workload.usual_stack(machine), machine.stack
-    if usual is None or stack is None or stack.name != library.GENERIC_STACK or "stack" in machine.sources:
+    if usual is None or stack is None or stack.name != library.GENERIC_STACK:
         return machine
     return machine.model_copy(update={"stack": library.load_stack(usual)})
 

@@ -53,9 +53,11 @@ class Timer:
         self.sharing = sharing
         self.n = n
         self.on = "host" if costs.machine.accelerator is None else "accelerator"
-        # by law: predicted over measured at the ends of its interval, and seconds in each list of demands
+        # by law: predicted over measured at the ends of its interval, seconds in each list of demands, and how much
+        # less they may be
         self.spreads: dict[str, tuple[float, float]] = {}
         self.by_law: dict[str, list[FloatArray]] = {}
+        self.early: dict[str, list[FloatArray]] = {}
 
     def seconds(self, lists: Iterable[Sequence[Demand]]) -> list[FloatArray]:
         """Return the seconds of each list of demands, its collectives included."""
@@ -66,20 +68,23 @@ class Timer:
             for demand in demands:
                 groups.setdefault((demand.operator, demand.dtype), []).append((index, demand))
         for (operator, dtype), members in groups.items():
-            seconds = self._group(operator, dtype, [demand for _, demand in members])
+            timed = self._group(operator, dtype, [demand for _, demand in members])
             of_law = self.by_law.setdefault(operator, [np.zeros(self.n) for _ in lists])
-            for (index, demand), alone in zip(members, seconds, strict=True):
+            early = self.early.setdefault(operator, [np.zeros(self.n) for _ in lists])
+            for (index, demand), alone, less in zip(members, *timed, strict=True):
                 row = alone if demand.hidden_by is None else self._exposed(alone, demand.hidden_by)
                 found[index] += row * demand.times
                 of_law[index] += row * demand.times
+                early[index] += np.minimum(less, row) * demand.times
         return found
 
     def _exposed(self, seconds: FloatArray, hidden_by: Demand) -> FloatArray:
         """Return what is left of a collective that another demand hides."""
-        hides = self._group(hidden_by.operator, hidden_by.dtype, [hidden_by])[0] * hidden_by.times
+        hides = self._group(hidden_by.operator, hidden_by.dtype, [hidden_by])[0][0] * hidden_by.times
         return np.asarray(np.maximum(0.0, seconds - hides))
 
-    def _group(self, operator: str, dtype: str, demands: Sequence[Demand]) -> FloatArray:
+    def _group(self, operator: str, dtype: str, demands: Sequence[Demand]) -> tuple[FloatArray, FloatArray]:
+        """Return the seconds of each demand, and how much less each may be at the end of its interval."""
         shape_type = operator_named(operator).Shape
         columns = shape_type(
             *(
@@ -98,7 +103,10 @@ class Timer:
             sustained=True,
         )
         self.spreads[operator] = self.costs.spread(op)
-        return self.costs.seconds(op, columns).reshape(len(demands), self.n)
+        seconds = self.costs.seconds(op, columns)
+        least = np.minimum(seconds, self.costs.least_s(op, columns))
+        low = np.maximum(seconds / self.spreads[operator][1], least)
+        return seconds.reshape(len(demands), self.n), (seconds - low).reshape(len(demands), self.n)
 
     def issue(self, demands: Sequence[Demand]) -> FloatArray:
         """Return the host's time to issue a list of demands."""
@@ -179,7 +187,11 @@ def interval(timer: Timer, weights: Sequence[Number]) -> tuple[FloatArray, Float
     }
     total = sum(totals.values())
     shares = {law: np.asarray(seconds / total) for law, seconds in totals.items()}
-    below = joined((share * (1 - 1 / timer.spreads[law][1]), 0.0) for law, share in shares.items())
+    early = {
+        law: np.asarray(sum(w * s for w, s in zip(weights, less, strict=False)) / total)
+        for law, less in timer.early.items()
+    }
+    below = joined((less, 0.0) for less in early.values())
     above = joined((share * (1 / timer.spreads[law][0] - 1), 0.0) for law, share in shares.items())
     return 1 - below, 1 + above
 

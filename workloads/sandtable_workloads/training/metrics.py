@@ -72,6 +72,7 @@ def derived(
     if machine.power is not None:
         products["energy_j"] = machine.power.max_w * machines
     found = {name: per_step(step, amount, name) for name, amount in rates.items()}
+    found |= {name: within_peak(found[name]) for name in ("mfu", "hfu") if name in found}
     found |= {name: times_step(step, factor, name) for name, factor in products.items()}
     if machine.price is not None:
         law, total = law_named(parameters.scaling_law), total_tokens(parameters, shape)
@@ -96,6 +97,15 @@ def per_step(step: Metric, amount: float, name: str) -> Metric:
     """Return ``amount`` per step time; the slow end of the interval is the low one."""
     high = math.inf if step.low <= 0 else amount / step.low
     return Metric(value=amount / step.value, low=amount / step.high, high=high, unit=units.unit_of(name))
+
+
+def within_peak(utilisation: Metric) -> Metric:
+    """Return a utilisation whose interval does not pass the peak.
+
+    Only its value may, by the convention that counts what a mask hides as done.
+    """
+    most = max(1.0, utilisation.value)
+    return utilisation.model_copy(update={"high": min(utilisation.high, most)})
 
 
 def times_step(step: Metric, factor: float, name: str) -> Metric:
