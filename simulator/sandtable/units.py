@@ -163,6 +163,10 @@ def parse_count(text: str) -> float:
     return _scaled(text, match.group(1), Decimal(1).scaleb(_COUNTS[match.group(2)]))
 
 
+def _count(value: Any) -> Any:
+    return parse_count(value) if isinstance(value, str) else value
+
+
 def format_count(value: float) -> str:
     """Format a number of things with the suffix that `parse_count` reads: 6738415616 -> "6.74B"."""
     scale, suffix = next(
@@ -217,6 +221,8 @@ Joules = Annotated[float, _validator("J")]
 Usd = Annotated[float, _validator("USD")]
 UsdPerHour = Annotated[float, _validator("USD/h")]
 Fraction = Annotated[float, _validator("frac")]
+# a number of things: "20B" outside, as on the command line, a float inside
+Count = Annotated[float, BeforeValidator(_count)]
 
 # suffix of a name -> quantity, longest first: `read_bytes_per_s` is a rate, not a time
 SUFFIXES: Final = (

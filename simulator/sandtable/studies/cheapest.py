@@ -36,13 +36,15 @@ CHEAPEST, FASTEST = (f"min {COST}", f"min {TIME}"), (f"min {TIME}", f"min {COST}
 class Goal:
     """What the work must reach, in words and as an amount of a unit, such as tokens.
 
-    ``gain`` is by how much one more of that unit changes what is wanted of the work, such as its loss.
+    ``gain`` is by how much one more of that unit changes what is wanted of the work, such as its loss, and
+    ``goodput_frac`` the share of its time in which steps are done that count.
     """
 
     words: str
     amount: float
     unit: str
     gain: Mapping[str, float] = field(default_factory=dict)
+    goodput_frac: float = 1.0
 
 
 class Search(ABC, Generic[P]):
@@ -210,7 +212,8 @@ def _amounts(timed: Outcome, searched: Search[Any], goal: Goal, *, parts: bool) 
         step[place] = searched.amount_per_step(parameters)
         used[place] = searched.n_machines(parameters, machine)
         usd_per_h[place] = machine.price.usd_per_h if machine.price else math.nan
-    steps = goal.amount / step
+    # time in which no step is done counts as steps
+    steps = goal.amount / step / goal.goodput_frac
     seconds = timed.column("step_s") * steps
     paid = used if parts else np.ceil(used)
     usd = usd_per_h * paid * seconds / HOUR_S

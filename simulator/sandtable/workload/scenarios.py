@@ -121,7 +121,8 @@ def case_of(
 
     ``beside`` is the file that names the machine, where that is a path.
     """
-    workload = workload_named(scenario.workload)
+    workload = workload_named(scenario.workload).serving(scenario.parameters)
+    scenario = scenario.model_copy(update={"workload": workload.name})
     try:
         parameters = workload.parameters.model_validate(
             yaml_files.plain(scenario.parameters), context=units.AT_EDGE

@@ -117,6 +117,10 @@ class Workload(ABC, Generic[P]):
     # what the work is priced by, as in usd_per_<name>, and how many units of work that is, such as ("mtok", 1e6)
     priced_unit: ClassVar[tuple[str, float] | None] = None
 
+    def serving(self, parameters: Mapping[str, Any]) -> Workload[Any]:
+        """Return the workload that these parameters describe, as a user gives them: this one, or one beside it."""
+        return self
+
     def usual_stack(self, machine: Machine) -> str | None:
         """Return the software that people run this on, for a machine that names none; None for the generic one."""
         return None

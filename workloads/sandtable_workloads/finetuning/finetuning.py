@@ -62,7 +62,9 @@ class FinetuningWorkload(Workload[Finetuning]):
             return replace(plan, workload=self.name)
         layout.check(parameters.as_training(), parameters.shape, machine)
         plan = plan_of(parameters, machine, _fitting(parameters, machine))
-        return replace(plan, notes=layout.notes(parameters.as_training(), machine))
+        left_out = "training_s and training_usd count steps alone: loading, evaluation and saving are left out"
+        whole = () if parameters.total_tokens is None else (left_out,)
+        return replace(plan, notes=layout.notes(parameters.as_training(), machine) + whole)
 
     def subject(self, parameters: Finetuning, machine: Machine) -> str:
         """Return the model with its count of parameters, what is trained of it, and how its weights are kept."""
@@ -84,7 +86,8 @@ class FinetuningWorkload(Workload[Finetuning]):
             )
         }
         products: dict[str, float] = {}
-        n_steps = None if parameters.total_tokens is None else parameters.total_tokens / tokens
+        total = parameters.total_tokens
+        n_steps = None if total is None else metrics.whole_steps(total, tokens)
         if n_steps is not None:
             products["training_s"] = n_steps
         if machine.price is not None:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sandtable.hardware import Frozen
+from sandtable.units import Count
 from sandtable_workloads.training.states.optimizers import ELEMENTWISE
 from sandtable_workloads.training.training_parameters import Optimizer, Precision, SlmTraining
 from sandtable_workloads.transformer.presets import shape_for
@@ -35,6 +36,7 @@ class Finetuning(Frozen):
         grad_accumulation: Micro-batches per step and device.
         devices: Devices in all, each with its own data.
         sharding: ``ddp`` keeps everything on every device; ``fsdp_full`` shards the weights and gathers each layer.
+        attention: ``flash`` keeps scores on chip, the only one that is described.
         checkpointing: ``full`` keeps only the input of each layer and computes the rest again.
         precision: Of weights and activations; adapters are described in pure ``bfloat16`` only.
         optimizer: As of `SlmTraining`; adapters are trained with those that treat every weight alike.
@@ -54,13 +56,14 @@ class Finetuning(Frozen):
     grad_accumulation: int = Field(default=1, ge=1)
     devices: int = Field(default=1, ge=1)
     sharding: Literal["ddp", "fsdp_full"] = "ddp"
+    attention: Literal["flash"] = "flash"
     checkpointing: Literal["none", "full"] = "none"
     precision: Precision = "bfloat16"
     optimizer: Optimizer = "adamw"
     optimizer_dtype: Literal["float32", "bfloat16"] | None = None
     steps: int = Field(default=10, ge=1)
     warmup_steps: int = Field(default=1, ge=0)
-    total_tokens: float | None = Field(default=None, gt=0)
+    total_tokens: Count | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _packed_is_frozen(self) -> Finetuning:

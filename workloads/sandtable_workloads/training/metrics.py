@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from sandtable import units
 from sandtable.hardware import Machine
+from sandtable.model.intervals import joined
 from sandtable.results import Metric, point
 from sandtable_workloads.training.choices.scaling_law import TOKENS_PER_PARAMETER, law_named
 from sandtable_workloads.training.layout import devices_per_machine
@@ -15,6 +16,13 @@ from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
 SECONDS_PER_HOUR = 3600.0
+# share of a whole training's time in which steps are done that count, with its ends: the largest jobs of Gemini's
+# predecessors 85 %, and of Gemini 97 % (arXiv 2312.11805, section 5); Llama 3 405B on 16 384 GPUs (arXiv 2407.21783,
+# section 3.3.4) and MegaScale on 12 288 (arXiv 2402.15627, section 1) over 90 %. A first attempt may do far worse: the
+# 33 days of OPT-175B took two months (facebookresearch/metaseq projects/OPT/chronicles/final_update.md @f2cd367)
+GOODPUT = (0.85, 0.90, 0.97)
+# rounding that makes no further step
+WHOLE = 1e-12
 
 
 def model_flops_per_token(shape: ModelShape, sequence_tokens: int) -> float:
@@ -60,13 +68,11 @@ def derived(
         rates["mfu"] = full * model_flops_per_token(shape, parameters.sequence_tokens)
         rates["hfu"] = full * hardware_flops_per_token(parameters, shape)
     products: dict[str, float] = {}
-    machines = n_machines(parameters, machine)
-    if machine.price is not None:
-        usd_per_s = machine.price.usd_per_h * machines / SECONDS_PER_HOUR
+    machines, total = n_machines(parameters, machine), total_tokens(parameters, shape)
+    usd_per_s = None if machine.price is None else machine.price.usd_per_h * machines / SECONDS_PER_HOUR
+    if usd_per_s is not None:
         products |= {"usd": usd_per_s * parameters.steps, "usd_per_mtok": usd_per_s / tokens * 1e6}
         rates["tokens_per_usd"] = tokens / usd_per_s
-        total = total_tokens(parameters, shape)
-        products |= {"training_s": total / tokens, "training_usd": usd_per_s * total / tokens}
         if law_named(parameters.scaling_law).covers(shape, total):
             rates["loss_per_usd"] = gain_per_token(parameters, shape) * tokens / usd_per_s
     if machine.power is not None:
@@ -74,12 +80,47 @@ def derived(
     found = {name: per_step(step, amount, name) for name, amount in rates.items()}
     found |= {name: within_peak(found[name]) for name in ("mfu", "hfu") if name in found}
     found |= {name: times_step(step, factor, name) for name, factor in products.items()}
-    if machine.price is not None:
-        law, total = law_named(parameters.scaling_law), total_tokens(parameters, shape)
+    if machine.price is not None and usd_per_s is not None:
+        law = law_named(parameters.scaling_law)
         if law.covers(shape, total):
             found["final_loss"] = point(law.loss(law.params_of(shape), total), "1")
         found["usd_per_h"] = priced(machine.price.usd_per_h * machines)
+        whole = whole_training(step, whole_steps(total, tokens), goodput_of(parameters), "training_s")
+        found["training_s"] = whole
+        found["training_usd"] = times_step(whole, usd_per_s, "training_usd")
     return found
+
+
+def whole_steps(total: float, per_step: float) -> float:
+    """Return the steps that train on ``total`` tokens: whole ones, one at least."""
+    return float(max(1, math.ceil(total / per_step * (1 - WHOLE))))
+
+
+def goodput_of(parameters: SlmTraining) -> tuple[float, float, float]:
+    """Return the low end, the value and the high end of the goodput of a whole training."""
+    given = parameters.goodput_frac
+    return GOODPUT if given is None else (given, given, given)
+
+
+def whole_training(step: Metric, n_steps: float, goodput: tuple[float, float, float], name: str) -> Metric:
+    """Return the time of a whole training; its step time and its goodput are wrong independently of each other."""
+    least, usual, most = goodput
+    value = step.value * n_steps / usual
+    below = joined([(1 - step.low / step.value, 0.0), (1 - usual / most, 0.0)])
+    above = joined([(step.high / step.value - 1, 0.0), (usual / least - 1, 0.0)])
+    return Metric(value=value, low=value * (1 - below), high=value * (1 + above), unit=units.unit_of(name))
+
+
+def notes(parameters: SlmTraining, machine: Machine) -> tuple[str, ...]:
+    """Say what the time and the price of a whole training hold, and what they leave out."""
+    if machine.price is None:
+        return ()
+    least, usual, most = goodput_of(parameters)
+    share = f"{usual:.0%}" if least == most else f"{usual:.0%} ({least:.0%} to {most:.0%})"
+    return (
+        f"training_s and training_usd take a goodput of {share}: restarts, steps done again, checkpoints and "
+        "evaluation (parameters.goodput); waiting for machines, failed trials, storage and traffic are left out",
+    )
 
 
 def total_tokens(parameters: SlmTraining, shape: ModelShape) -> float:

@@ -14,11 +14,11 @@ from sandtable.demand.plan import Plan
 from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric
-from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
+from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload, workload_named
 from sandtable_workloads.training import layout, metrics, training_memory
 from sandtable_workloads.training.closed_form import StepTimes, step_times
 from sandtable_workloads.training.step_numbers import Configuration, configuration_of, stacked, structure
-from sandtable_workloads.training.training_parameters import SlmTraining
+from sandtable_workloads.training.training_parameters import OF_FINETUNING, SlmTraining
 from sandtable_workloads.training.training_plan import plan_of
 from sandtable_workloads.transformer.presets import describe
 
@@ -38,6 +38,10 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
     memory_tolerance_frac: ClassVar[float] = 0.10
     headlines: ClassVar[tuple[str, ...]] = ("tokens_per_s", "training_s", "training_usd", "usd_per_mtok")
 
+    def serving(self, parameters: Mapping[str, Any]) -> Workload[Any]:
+        """See `Workload.serving`: adapters and packed weights are trained by `finetuning`."""
+        return self if OF_FINETUNING.isdisjoint(parameters) else workload_named("finetuning")
+
     def usual_stack(self, machine: Machine) -> str:
         """See `Workload.usual_stack`: eager PyTorch."""
         return "pytorch_cpu" if machine.accelerator is None else "pytorch_eager"
@@ -54,7 +58,7 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         held = training_memory.check(parameters, machine, shape.name, lambda p: memory_of(p, machine))
         once_s = startup_s(parameters, machine)
         plan = plan_of(parameters, configuration(parameters, machine), shape, machine, held, once_s)
-        return replace(plan, notes=layout.notes(parameters, machine))
+        return replace(plan, notes=layout.notes(parameters, machine) + metrics.notes(parameters, machine))
 
     def subject(self, parameters: SlmTraining, machine: Machine) -> str:
         """Return the model with its count of parameters, precision, and devices."""

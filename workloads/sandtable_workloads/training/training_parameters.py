@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from sandtable.hardware import Frozen
-from sandtable.units import Bytes
+from sandtable.units import Bytes, Count, Fraction
 from sandtable_workloads.transformer.presets import shape_for
 from sandtable_workloads.transformer.shapes import ModelShape
 
@@ -17,8 +17,8 @@ Attention = Literal["vanilla", "flash"]
 Checkpointing = Literal["none", "selective", "alternate", "full"]
 Precision = Literal["float32", "bfloat16", "mixed_bfloat16", "mixed_float16", "mixed_fp8"]
 Optimizer = Literal["adamw", "adamw_8bit", "adafactor", "lion", "muon", "sgd"]
-# what belongs to the workload that trains a few weights beside frozen ones
-OF_FINETUNING = ("adapter", "lora_rank", "lora_targets", "quantization")
+# parameters of the workload that trains a few weights beside frozen ones
+OF_FINETUNING = frozenset({"adapter", "lora_rank", "lora_targets", "quantization"})
 
 
 class SlmTraining(Frozen):
@@ -60,7 +60,10 @@ class SlmTraining(Frozen):
         tokenizer: ``byte`` or ``bpe`` (trained on the text).
         learning_rate: Of the optimiser.
         total_tokens: Tokens of the whole training that the measured steps are a part of; 20 per parameter if not given
-            (arXiv 2203.15556).
+            (arXiv 2203.15556); ``20B`` is twenty billion.
+        goodput_frac: Share of a whole training's time in which steps are done that count; the rest are restarts,
+            steps done again, checkpoints and evaluation. 90 % (85 to 97 %) if not given, see
+            `sandtable_workloads.training.metrics.GOODPUT`; 1 leaves it out.
         scaling_law: How the loss falls with parameters and tokens: a name in ``scaling_laws.yaml``, the path
             of a file like it, or folders of executed runs (with commas between) whose losses it is fitted to.
     """
@@ -92,13 +95,14 @@ class SlmTraining(Frozen):
     text: str | None = None
     tokenizer: Literal["byte", "bpe"] = "byte"
     learning_rate: float = Field(default=3e-4, gt=0)
-    total_tokens: float | None = Field(default=None, gt=0)
+    total_tokens: Count | None = Field(default=None, gt=0)
+    goodput_frac: Annotated[Fraction | None, Field(default=None, gt=0, le=1, alias="goodput")] = None
     scaling_law: str = "chinchilla"
 
     @model_validator(mode="before")
     @classmethod
     def _trains_all_weights(cls, values: Any) -> Any:
-        found = [name for name in OF_FINETUNING if isinstance(values, Mapping) and name in values]
+        found = sorted(OF_FINETUNING.intersection(values)) if isinstance(values, Mapping) else []
         if found:
             raise ValueError(f"{', '.join(found)}: slm_training trains all weights; write 'workload: finetuning'")
         return values

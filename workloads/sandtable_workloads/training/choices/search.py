@@ -52,7 +52,11 @@ class TrainingSearch(Search[SlmTraining]):
             words.append(f"loss {law.loss(n_params, tokens):.3f} by the law {parameters.scaling_law!r}")
             gain["loss"] = law.gain_per_token(n_params, tokens)
         batch = f"{parameters.global_batch} sequences of {parameters.sequence_tokens} tokens a step"
-        return Goal(words=f"{', '.join(words)}; {batch}", amount=tokens, unit="tokens", gain=gain)
+        goodput = metrics.goodput_of(parameters)[1]
+        batch += f"; goodput {goodput:.0%}"
+        return Goal(
+            words=f"{', '.join(words)}; {batch}", amount=tokens, unit="tokens", gain=gain, goodput_frac=goodput
+        )
 
     def cases(self, parameters: SlmTraining, machine: Machine, most_devices: int) -> Iterator[dict[str, Any]]:
         """Yield devices and groups, each with the micro-batches, shardings and recomputations that go with them."""
