@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from sandtable.engine.recorder import Recorder
     from sandtable.published.scoring import PublishedReport
     from sandtable.runs import check as checking
+    from sandtable.runs.kept_execution import RunUnderWay
     from sandtable.studies.outcome import Outcome
+    from sandtable.workload.seam import ExecutionContext
 
 STORES = Path("stores")
 Changes = Mapping[str, Any]
@@ -111,8 +113,11 @@ class Simulation(_Outcome):
         return self.result
 
 
+@dataclass(frozen=True, kw_only=True)
 class RealRun(_Outcome):
-    """What `run` measured."""
+    """What `run` measured, and the run folder that keeps it, if one does."""
+
+    folder: Path | None = None
 
     @property
     def measurement(self) -> Measurement:
@@ -168,6 +173,7 @@ def run(
     machine: str | Path | None = None,
     store: str | Path = STORES,
     progress: Progress = _silent,
+    keep: bool = False,
 ) -> RealRun:
     """Execute a scenario for real on this machine.
 
@@ -177,24 +183,58 @@ def run(
         machine: Name or path of the machine that the scenario is planned for.
         store: Folder for the model files that are read.
         progress: Told which repeat goes on.
+        keep: Write each repeat into a run folder as soon as it is done, so that `resume_run` can go on.
 
     Raises:
         ConfigError: a scenario that cannot be used or executed.
         NoDevice: a device or a package that this machine lacks.
         DoesNotFit: too little memory or disk.
+        KeyboardInterrupt: passed on, with a note of what is kept.
     """
     from sandtable.runs import measure
+    from sandtable.runs.kept_execution import RunUnderWay
 
     case = scenarios.load(str(scenario), changes=changes, machine=None if machine is None else str(machine))
     context = measure.execution_context(Path(store), progress)
     with answering(case):
         parameters, notes = case.workload.resolve(case.parameters, context)
-        case = replace(case, parameters=parameters)
-        measurement, executions = measure.measure(case.scenario, case.workload, parameters, case.machine, context)
-    warnings = (*notes, *measurement.validity, *measurement.warnings)
-    last = executions[-1]
-    result = measurement.model_copy(update={"warnings": warnings})
-    return RealRun(case=case, result=answered(result, case), recorder=last.recorder, trace=list(last.trace))
+        return _executed(RunUnderWay(case=replace(case, parameters=parameters), notes=notes), context, keep=keep)
+
+
+def resume_run(run: str | Path = "latest", *, store: str | Path = STORES, progress: Progress = _silent) -> RealRun:
+    """Finish a run that was ended, from its folder, its name or the latest; repeats that are kept are not run again.
+
+    Raises:
+        ConfigError: no such run, or one that is a check or a prediction.
+        NoDevice, DoesNotFit: as `run`.
+    """
+    from sandtable.runs import measure, run_folder
+    from sandtable.runs.kept_execution import RunUnderWay
+
+    under_way = RunUnderWay.reopened(run_folder.open_run(str(run)))
+    return _executed(under_way, measure.execution_context(Path(store), progress), keep=True)
+
+
+def _executed(under_way: RunUnderWay, context: ExecutionContext, *, keep: bool) -> RealRun:
+    """Do all repeats that are left, and keep them where that is wanted."""
+    from sandtable.runs import measure
+
+    case = under_way.case
+    try:
+        for measurement, repeats in measure.measure(
+            case.scenario, case.workload, case.parameters, case.machine, context, under_way.repeats
+        ):
+            warnings = (*under_way.notes, *measurement.validity, *measurement.warnings)
+            result = answered(measurement.model_copy(update={"warnings": warnings}), case)
+            if keep:
+                under_way.keep(result, repeats)
+    except KeyboardInterrupt as ended:
+        if said := under_way.ended():
+            ended.add_note(said)
+        raise
+    last, folder = repeats.executions[-1], under_way.folder
+    kept_in = None if folder is None else folder.path
+    return RealRun(case=case, result=result, recorder=last.recorder, trace=list(last.trace), folder=kept_in)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -332,7 +332,8 @@ def test_a_measurement_reports_its_own_quality(machine: Machine, folder: Path) -
     scenario = Scenario(name="mini", title="Mini", workload="flash_inference", repeats=2)
     workload = workload_named("flash_inference")
     context = ExecutionContext(folder=folder, n_threads=2)
-    measurement, executions = measure.measure(scenario, workload, parameters(), machine, context)
+    *_, (measurement, done) = measure.measure(scenario, workload, parameters(), machine, context)
+    executions = done.executions
     assert isinstance(measurement, Measurement)
     assert len(measurement.metrics["latency_s.mean"].samples) == 2 * TOKENS
     assert measurement.metrics["overhead_s.mean"].value >= 0

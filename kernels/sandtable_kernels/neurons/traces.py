@@ -34,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.errors import ConfigError
+from sandtable.system import atomic_files, checksums
 from sandtable.text_files import read_bytes
 from sandtable_kernels.neurons.sparsity import SparsityPreset, preset, resample
 from sandtable_kernels.support import Ids
@@ -41,6 +42,8 @@ from sandtable_kernels.support import Ids
 Floats = npt.NDArray[np.float64]
 Growth = float | Mapping[int, float]
 
+# what a file of a recorded trace holds
+_ARRAYS, _DIGEST = ("n_layers", "n_neurons", "ids", "offsets"), "digest"
 # an exponent is fitted at these numbers of tokens, the longer ones only while most neurons are still unused
 _FIT_TOKENS = (2, 3, 4, 5, 6, 8, 16, 31)
 _FIT_UP_TO = 0.55
@@ -308,7 +311,10 @@ class RecordedTrace(Trace):
         file = str(path)
         try:
             with np.load(io.BytesIO(read_bytes(Path(path), MOST_BYTES)), allow_pickle=False) as archive:
-                data = {key: archive[key] for key in ("n_layers", "n_neurons", "ids", "offsets")}
+                data = {key: archive[key] for key in _ARRAYS}
+                stated = archive[_DIGEST].item() if _DIGEST in archive else None
+            if stated is not None and stated != _digest(data):
+                raise ConfigError(checksums.WRONG, file=file)
         except KeyError as error:
             raise ConfigError(f"not a trace: {error.args[0]}", file=file) from None
         except _NO_ARCHIVE:
@@ -386,7 +392,15 @@ def save_trace(path: str | Path, trace: Trace, n_tokens: int) -> None:
     parts = [active for token in islice(trace.tokens(n_tokens), n_tokens) for active in token]
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
     ids = np.concatenate(parts) if parts else np.empty(0, np.int64)
-    with open(path, "wb") as file:
-        np.savez_compressed(
-            file, n_layers=trace.n_layers, n_neurons=trace.n_neurons, ids=ids.astype(np.int32), offsets=offsets
-        )
+    data: dict[str, Any] = {"n_layers": np.array(trace.n_layers), "n_neurons": np.array(trace.n_neurons)}
+    data |= {"ids": ids.astype(np.int32), "offsets": offsets}
+    data[_DIGEST] = np.array(_digest(data))
+    file = io.BytesIO()
+    np.savez_compressed(file, **data)
+    atomic_files.write_atomically(Path(path), file.getvalue())
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    """Return the checksum of a trace's arrays, whatever way they are packed."""
+    parts = (f"{key} {data[key].dtype.str} {data[key].shape} ".encode() + data[key].tobytes() for key in _ARRAYS)
+    return checksums.digest(b"".join(parts))

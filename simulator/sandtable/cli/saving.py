@@ -15,14 +15,20 @@ if TYPE_CHECKING:
 
 
 def save_run(found: Simulation | RealRun, *, hint: bool = False) -> Path:
-    """Keep a result in a run folder of its own, and return the folder; ``hint`` says how to see all of it."""
+    """Keep a result in a run folder of its own, unless it is in one, and return the folder.
+
+    ``hint`` says how to see all of it.
+    """
     from sandtable.runs import run_folder
 
-    folder = run_folder.RunFolder.create(found.case.scenario.name)
-    folder.save(found.result)
-    folder.save_inputs(found.case.scenario, found.case.machine)
-    say(f"  saved {folder.path}" + (": all numbers with --full, or 'sandtable show latest'" if hint else ""))
-    return folder.path
+    path = getattr(found, "folder", None)
+    if path is None:
+        folder = run_folder.RunFolder.create(found.case.scenario.name)
+        folder.save(found.result)
+        folder.save_inputs(found.case.scenario, found.case.machine)
+        path = folder.path
+    say(f"  saved {path}" + (": all numbers with --full, or 'sandtable show latest'" if hint else ""))
+    return path
 
 
 def save_timeline(output: Path | None, predicted: Sequence[TraceRow], measured: Sequence[TraceRow]) -> None:

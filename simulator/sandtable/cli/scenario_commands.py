@@ -55,9 +55,12 @@ def simulate(
 
 @app.command()
 def run(
-    scenario: Annotated[str, typer.Argument(help="Scenario name or file.")],
+    scenario: Annotated[str | None, typer.Argument(help="Scenario name or file.")] = None,
     settings: SetOption = None,
     machine: MachineOption = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="Finish a run that was ended: its folder, name, or 'latest'.")
+    ] = None,
     store: StoreOption = STORES,
     trace: TraceOption = None,
     report: ReportOption = None,
@@ -69,8 +72,14 @@ def run(
     from sandtable.runs import compare
     from sandtable.workload import scenarios
 
+    if (scenario is None) == (resume is None):
+        raise ConfigError("run needs a scenario, or --resume RUN, one of the two")
+    changes = scenarios.changes_of(settings)
     with refusing(format_), progress() as shown:
-        found = api.run(scenario, scenarios.changes_of(settings), machine=machine, store=store, progress=shown)
+        if resume is not None:
+            found = api.resume_run(resume, store=store, progress=shown)
+        else:
+            found = api.run(scenario or "", changes, machine=machine, store=store, progress=shown, keep=True)
     folder = save_run(found, hint=not full and format_ is Format.table)
     emit_result(found.measurement, format_, full=full)
     save_timeline(trace, (), found.trace)

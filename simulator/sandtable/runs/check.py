@@ -8,15 +8,13 @@ ended goes on from there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sandtable import yaml_files
 from sandtable.engine.process import Process
 from sandtable.engine.world import Options
 from sandtable.errors import ConfigError
-from sandtable.hardware import Machine, library
 from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Record, TraceRow
 from sandtable.runs import compare, kept_execution, measure, predict
 from sandtable.runs.answers.answer_card import answered, answering
@@ -25,7 +23,7 @@ from sandtable.runs.answers.check_card import Pair, check_answer, repeatability
 from sandtable.runs.run_folder import RunFolder
 from sandtable.workload.progress import Step
 from sandtable.workload.scenarios import Case
-from sandtable.workload.seam import ExecutionContext, Scenario, workload_named
+from sandtable.workload.seam import ExecutionContext
 
 CHECK = "check"
 
@@ -51,7 +49,7 @@ class Checked:
     prediction: Prediction
     predicted_trace: list[TraceRow]
     foreseen: predict.Foreseen | None = None
-    repeats: measure.Repeats = field(default_factory=lambda: measure.Repeats(executions=(), probes=()))
+    repeats: measure.Repeats = measure.NO_REPEATS
     measurement: Measurement | None = None
 
     @property
@@ -111,16 +109,9 @@ def _reopened(folder: RunFolder) -> Checked:
     prediction = folder.prediction()
     if prediction is None:
         raise ConfigError("holds no prediction", file=str(folder.path))
-    file = folder.path / "scenario.yaml"
-    scenario = yaml_files.validate(Scenario, yaml_files.read_yaml(file), str(file))
-    machine = library.load_file(folder.path / "machine.yaml", "machine")
-    assert isinstance(machine, Machine)
-    workload = workload_named(scenario.workload)
-    # as they were resolved then, whatever the disk has room for now
-    parameters = workload.parameters.model_validate(prediction.scenario["parameters"])
-    case = Case(scenario=scenario, workload=workload, parameters=parameters, machine=machine)
-    process = workload.process(parameters, machine, scenario.seed)
-    repeats = kept_execution.load(folder, scenario.repeats)
+    case = kept_execution.case_of(folder, prediction.scenario["parameters"])
+    process = case.workload.process(case.parameters, case.machine, case.scenario.seed)
+    repeats = kept_execution.load(folder, case.scenario.repeats)
     item = Checked(
         case=case, process=process, folder=folder, prediction=prediction, predicted_trace=[], repeats=repeats
     )
@@ -175,9 +166,7 @@ def _execute(item: Checked, context: ExecutionContext) -> None:
     probe = measure.probe(case.machine, context)
     execution = measure.execute(case.scenario, case.workload, case.parameters, case.machine, context)
     kept_execution.save(item.folder, len(item.repeats.executions), execution, probe)
-    item.repeats = measure.Repeats(
-        executions=(*item.repeats.executions, execution), probes=(*item.repeats.probes, probe)
-    )
+    item.repeats = item.repeats.and_one(execution, probe)
     _measured(item)
 
 

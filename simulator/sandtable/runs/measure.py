@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,6 +51,13 @@ class Repeats:
     executions: Sequence[Execution]
     probes: Sequence[float]
 
+    def and_one(self, execution: Execution, probe_ratio: float) -> Repeats:
+        """Return these and another one."""
+        return Repeats(executions=(*self.executions, execution), probes=(*self.probes, probe_ratio))
+
+
+NO_REPEATS = Repeats(executions=(), probes=())
+
 
 def threads() -> int:
     """Return how many threads kernels may use: the CPUs that this process may run on."""
@@ -63,18 +70,23 @@ def measure(
     parameters: Frozen,
     machine: Machine,
     context: ExecutionContext,
-) -> tuple[Measurement, Sequence[Execution]]:
-    """Execute ``scenario`` ``repeats`` times, probing the machine before each; return metrics and executions."""
+    done: Repeats = NO_REPEATS,
+) -> Iterator[tuple[Measurement, Repeats]]:
+    """Execute ``scenario`` ``repeats`` times, probing the machine before each.
+
+    Yields what all executions so far show, and these, after each one, and at least once; ``done`` are those of an
+    earlier run that was ended.
+    """
     process = workload.process(parameters, machine, scenario.seed)
-    workload.prepare(parameters, machine, scenario.seed, context)
-    executions, probes = [], []
-    for index in range(scenario.repeats):
+    if len(done.executions) < scenario.repeats:
+        workload.prepare(parameters, machine, scenario.seed, context)
+    else:
+        yield measurement_of(scenario, parameters, machine, process, done, workload), done
+    for index in range(len(done.executions), scenario.repeats):
         context.progress(Step(f"{scenario.name}: run", index, scenario.repeats))
-        probes.append(probe(machine, context))
-        executions.append(execute(scenario, workload, parameters, machine, context))
-    repeats = Repeats(executions=executions, probes=probes)
-    measurement = measurement_of(scenario, parameters, machine, process, repeats, workload)
-    return measurement, executions
+        probed = probe(machine, context)
+        done = done.and_one(execute(scenario, workload, parameters, machine, context), probed)
+        yield measurement_of(scenario, parameters, machine, process, done, workload), done
 
 
 def execute(

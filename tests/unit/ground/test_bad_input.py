@@ -469,8 +469,27 @@ def test_an_interrupted_check_keeps_what_was_done(quick: list[int]) -> None:
 
 @needs_numba
 def test_an_interrupted_run_leaves_no_half_result(quick: list[int]) -> None:
-    assert fails(130, "run", "mini.yaml", "--set", "repeats=2") == "interrupted; what was finished is saved"
-    assert run_folder.list_runs() == []
+    said = fails(130, "run", "mini.yaml", "--set", "repeats=2")
+    (folder,) = run_folder.list_runs()
+    go_on = f"sandtable run --resume {folder.path}"
+    assert said == f"interrupted; 1 of 2 repeats are saved: go on with '{go_on}'"
+    kept = folder.path / "execution-1.json"
+    before = kept.read_bytes()
+    quick[0] = 99
+    assert run_command(*go_on.split()[1:]).code == 0
+    assert kept.read_bytes() == before  # not run again
+    assert (folder.path / "execution-2.json").is_file()
+    assert fails(2, "run", "--resume", "nothing").startswith("no run named 'nothing'")
+    assert "run needs a scenario, or --resume RUN" in fails(2, "run")
+
+
+@needs_numba
+def test_a_damaged_repeat_is_not_resumed_from(quick: list[int]) -> None:
+    fails(130, "run", "mini.yaml", "--set", "repeats=2")
+    (folder,) = run_folder.list_runs()
+    kept = folder.path / "execution-1.json"
+    kept.write_text(kept.read_text().replace('"probe": ', '"probe": 9', 1))
+    assert f"{kept}: does not match its digest" in fails(2, "run", "--resume", "latest")
 
 
 # --- results that cannot be read ---------------------------------------------------------------------------

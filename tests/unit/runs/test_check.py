@@ -90,7 +90,7 @@ def test_the_process_is_watched_where_the_system_can(cases: list[Case], tmp_path
 
 @pytest.fixture
 def known(cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> list[Case]:
-    monkeypatch.setattr(check, "workload_named", lambda _: cases[0].workload)
+    monkeypatch.setattr(kept_execution, "workload_named", lambda _: cases[0].workload)
     return cases
 
 
@@ -127,7 +127,7 @@ def test_an_ended_check_is_compared_saved_shown_and_finished(
         assert run_command("report", str(folder.path), "-o", "report.html").code == 0
 
     again = Counting()
-    monkeypatch.setattr(check, "workload_named", lambda _: again)
+    monkeypatch.setattr(kept_execution, "workload_named", lambda _: again)
     comparison, checked, about = check.resume(folder, context)
     assert again.calls["execute"] == 3 * n_cases - workload.patience
     assert about.name == "suite"

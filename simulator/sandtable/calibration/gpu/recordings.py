@@ -27,7 +27,8 @@ from sandtable.demand.kernel import Dims, Kernel, kernels
 from sandtable.errors import CalibrationError, ConfigError, DoesNotFit, MeasureError, NoDevice
 from sandtable.hardware import Frozen
 from sandtable.runs.nvml import GpuFacts, GpuSample, open_nvml
-from sandtable.text_files import read_json
+from sandtable.system import checksums
+from sandtable.text_files import parse_json, read_text
 from sandtable.workload.progress import Step
 
 PART = "gpu"
@@ -80,20 +81,22 @@ class Recording(Frozen):
     points: tuple[RecordedPoint, ...] = ()
 
     def to_json(self) -> str:
-        """Return the file's content: one line for each point."""
+        """Return the file's content, with its digest: one line for each point."""
         data = self.model_dump(mode="json", exclude_none=True)
         points = data.pop("points")
         head = json.dumps(data, indent=1).removesuffix("\n}")
-        return head + ',\n "points": [\n  ' + ",\n  ".join(json.dumps(point) for point in points) + "\n ]\n}\n"
+        text = head + ',\n "points": [\n  ' + ",\n  ".join(json.dumps(point) for point in points) + "\n ]\n}\n"
+        return checksums.sealed_json(text)
 
 
 def read_recording(path: Path) -> Recording:
     """Read a recording.
 
     Raises:
-        ConfigError: no such file, no JSON, or not a recording.
+        ConfigError: no such file, no JSON, not a recording, or one that was damaged.
     """
-    data = read_json(path)
+    text = checksums.checked_json(read_text(path).encode(), str(path)).decode()
+    data = parse_json(text, str(path))
     if not isinstance(data, dict) or "gpus" not in data:
         raise ConfigError("not a recording of GPUs: 'sandtable calibrate --record' writes one", file=str(path))
     return yaml_files.validate(Recording, data, str(path))
