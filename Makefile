@@ -27,6 +27,7 @@ $(VENV)/.bench: $(VENV)/.torch
 demo: $(VENV)/.installed
 	$(BIN)/sandtable calibrate --quick --storage-path $(STORE)
 	$(BIN)/sandtable check --suite flash-quick --store $(STORE) --report runs/demo.html --trace runs/demo.pftrace || test $$? -eq 3
+	@echo "To go on in this shell: source $(BIN)/activate"
 
 test: $(VENV)/.torch
 	$(BIN)/python -m pytest

@@ -26,7 +26,6 @@ def difference_answer(
         subject=_both(old.subject, new.subject),
         verdict=f"{told[0]}." if told else "",
         headlines=(*told[1:], *_amounts(before, after, asked)),
-        bound=new.bound,
         caveat=new.caveat,
     )
 

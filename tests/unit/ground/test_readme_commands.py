@@ -102,6 +102,25 @@ def test_a_command_runs(command: Command) -> None:
     assert {path.name for path in ROOT.iterdir()} == before
 
 
+def answers() -> list[tuple[Command, str]]:
+    """Return the commands of the main README whose answer stands in the block below, with it."""
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(r"(?:^|\n)(sandtable [^\n]*)\n```\n\n```text\n(.*?)\n```\n", text, re.DOTALL)
+    return [(Command("README.md", tuple(shlex.split(words))), answer) for words, answer in found]
+
+
+@pytest.mark.parametrize(("command", "answer"), answers(), ids=lambda item: getattr(item, "words", "")[1:2] or None)
+def test_an_answer_is_the_one_that_is_shown(command: Command, answer: str) -> None:
+    assert run_command(*command.words[1:]).out.rstrip() == answer
+
+
+def test_the_readme_opens_with_an_answer() -> None:
+    assert [command.words[1] for command, _ in answers()] == ["simulate", "whatif"]
+    before, _, _ = (ROOT / "README.md").read_text().partition("\nsandtable simulate")
+    assert len(before.splitlines()) < 15
+    assert "source .venv/bin/activate" in before
+
+
 @every_command
 def test_a_command_and_its_options_exist(command: Command) -> None:
     name = command.words[1]

@@ -25,6 +25,7 @@ YES_OR_NO = re.compile(r"^(Does|Do|Can|Will) .*\?")
 RESOURCES = {"io": "storage"}
 UNITS = {"USD/Mtok": "USD per million tokens"}
 FIGURES = 3
+MOST_HEADLINES = 3
 # a share of the time that is too small to be named
 LEAST_FRAC = 0.005
 
@@ -103,7 +104,7 @@ def _verdict(scenario: Scenario, result: Result) -> str:
 def _headlines(result: Result, case: Case) -> tuple[str, ...]:
     """Return the headline metrics with their intervals, and the memory behind the first of them."""
     known = {name: result.metrics[name] for name in case.workload.headlines if name in result.metrics}
-    texts = [amount_text(name, metric) for name, metric in known.items()]
+    texts = [amount_text(name, metric) for name, metric in known.items()][:MOST_HEADLINES]
     # the first interval says what share it covers
     texts[:1] = [text.replace("(", "(90 %: ", 1) for text in texts[:1]]
     return (*texts[:1], memory_text(result, case), *texts[1:])
