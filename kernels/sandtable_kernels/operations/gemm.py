@@ -86,7 +86,8 @@ class Gemm(Kernel):
         sizes = [(16, 64, 512), (8, 2048, 2048), (128, 2048, 2048)]
         if not quick:
             sizes += [(64, 512, 512), (32, 4096, 4096), (128, 4096, 4096)]
-        return [{"n": n, "m": m, "k": k, "dtype": dtype} for n, m, k in sizes for dtype in (*DTYPES, *BLOCKS)]
+        points = [{"n": n, "m": m, "k": k, "dtype": dtype} for n, m, k in sizes for dtype in DTYPES]
+        return points + [{"n": n, "m": m, "k": k, "dtype": dtype} for n, m, k in sizes[:3] for dtype in BLOCKS]
 
     def cost(self, dims: Dims) -> Op:
         """Weights and activations are read once, the result is written once."""

@@ -71,13 +71,10 @@ class Gemv(Kernel):
         sizes = [(64, 512), (2048, 2048), (4096, 4096), (16384, 128)]
         if not quick:
             sizes += [(256, 4096), (1024, 1024), (12288, 4096), (16384, 1024)]
-        # a row of blocks is one of 256 elements at least
-        return [
-            {"m": m, "k": k, "dtype": dtype}
-            for m, k in sizes
-            for dtype in (*DTYPES, *BLOCKS)
-            if dtype in DTYPES or k % 256 == 0
-        ]
+        points = [{"m": m, "k": k, "dtype": dtype} for m, k in sizes for dtype in DTYPES]
+        # those of a small and of a 7B model are enough for types that all follow one law
+        blocks = [(2048, 2048), (4096, 4096)] + ([] if quick else [(512, 1024), (12288, 4096)])
+        return points + [{"m": m, "k": k, "dtype": dtype} for m, k in blocks for dtype in BLOCKS]
 
     def probe(self) -> Dims | None:
         """One large matrix."""

@@ -187,7 +187,7 @@ def test_simulate_as_json_is_as_documented() -> None:
     assert list(data) == ["schema", "scenario", "machine", "metrics", "breakdown", "memory", "warnings", "answer"]
     assert data["schema"] == 1
     assert data["scenario"]["name"] == "mini"
-    assert data["scenario"]["parameters"]["geometry"] == "opt_mini"
+    assert data["scenario"]["parameters"]["model"] == "opt_mini"
     assert data["scenario"]["parameters"]["rung"] == "bundling"
     for name, metric in data["metrics"].items():
         assert set(metric) == {"value", "low", "high", "unit", "derived"}, name

@@ -24,7 +24,7 @@ from sandtable_workloads.flash.dense.weight_types import WEIGHT_TYPES
 from sandtable_workloads.flash.flash_parameters import FlashInference
 from sandtable_workloads.flash.machine_memory import Room
 from sandtable_workloads.flash.runner import run_flash
-from sandtable_workloads.flash.saying import caveats_of, rung_of
+from sandtable_workloads.flash.saying import caveats_of, rung_of, warnings_of
 from sandtable_workloads.flash.token_demand import memory_of, plan_of
 from sandtable_workloads.transformer.presets import describe
 
@@ -51,7 +51,7 @@ class FlashInferenceWorkload(Workload[FlashInference]):
             DoesNotFit: what the system keeps of the memory would have to give way.
         """
         plan = plan_of(parameters, machine, seed) if parameters.by_neurons else dense_plan(parameters, machine)
-        return replace(checked(plan, parameters, machine), notes=caveats_of(parameters, machine))
+        return replace(checked(plan, parameters, machine), notes=warnings_of(parameters, machine))
 
     def caveats(self, parameters: FlashInference, machine: Machine) -> Sequence[str]:
         """Return the sparsity that is assumed, or how the weights are stored and where."""

@@ -24,6 +24,17 @@ def caveats_of(parameters: FlashInference, machine: Machine) -> tuple[str, ...]:
     return (*_chosen(parameters, setup_of(parameters, machine), machine), *notes)
 
 
+def warnings_of(parameters: FlashInference, machine: Machine) -> tuple[str, ...]:
+    """Return those of the caveats that a user should not miss: none where a model is sparse by itself, as published."""
+    if parameters.is_sparse and _has_relu(parameters) and parameters.active_frac is None:
+        return parameters.shape.notes
+    return caveats_of(parameters, machine)
+
+
+def _has_relu(parameters: FlashInference) -> bool:
+    return parameters.shape.activation in ("relu", "relu2")
+
+
 def rung_of(parameters: FlashInference, machine: Machine) -> str:
     """Return the rung, the one that was chosen where that is left open."""
     return parameters.rung if parameters.by_neurons else setup_of(parameters, machine).rung
@@ -38,7 +49,7 @@ def _sparsity(parameters: FlashInference) -> str:
     basis = (
         f"as published for {sparsity_of(shape).name}" if known and parameters.active_frac is None else "as given"
     )
-    if shape.activation in ("relu", "relu2"):
+    if _has_relu(parameters):
         return f"assumes that {shape.name}, whose ReLU makes it sparse, needs {share} for a token, {basis}"
     return (
         f"needs a version of {shape.name} that was trained on with a ReLU, and assumes that it needs {share} for a "
