@@ -300,7 +300,7 @@ def _part_colours(rows: Sequence[Sequence[Any]]) -> dict[str, str]:
             totals[part] = totals.get(part, 0.0) + size
     most = MOST_SERIES if len(totals) <= MOST_SERIES else MOST_SERIES - 1
     kept = sorted(totals, key=lambda part: -totals[part])[:most]
-    colours = dict(zip((part for part in totals if part in kept), COLOURS, strict=False))
+    colours: dict[str, str] = dict(zip((part for part in totals if part in kept), COLOURS, strict=False))
     return colours if len(kept) == len(totals) else colours | {OTHER: REST}
 
 

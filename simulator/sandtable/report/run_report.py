@@ -165,21 +165,20 @@ def _answers(runs: Sequence[Run], compared: Sequence[ComparedMetric]) -> list[Bl
         comparison = compare.judge(compared)
     blocks = [] if comparison is None else _compared_answer(comparison)
     cards = [card for run in runs for card in _cards(run)]
-    if len(cards) <= OPEN_CARDS:
+    is_answered = comparison is not None and comparison.answer is not None
+    if not cards or (len(cards) <= OPEN_CARDS and not is_answered):
         return blocks + cards
-    return [*blocks, Block(kind="fold", text=f"the answer of each of {len(cards)} runs", inside=cards)]
+    text = "what the run itself answers" if len(cards) == 1 else f"the answer of each of {len(cards)} runs"
+    return [*blocks, Block(kind="fold", text=text, inside=cards)]
 
 
 def _compared_answer(comparison: Comparison) -> list[Block]:
-    """Return what a comparison comes to: the answer that it carries, its verdict, and its errors in a sentence."""
+    """Return what a comparison comes to: the answer that it carries, or its verdict; and its errors in a sentence."""
     css = {"pass": "pass", "fail": "fail"}.get(comparison.verdict, "soft")
-    blocks = [
-        Block(kind="verdict", css=css, text=rendering.verdict_sentence(comparison)),
-        Block(kind="text", text=rendering.summary_sentence(comparison)),
-    ]
+    summary = Block(kind="text", text=rendering.summary_sentence(comparison))
     if comparison.answer is None:
-        return blocks
-    return [answer_card(comparison.answer), *blocks]
+        return [Block(kind="verdict", css=css, text=rendering.verdict_sentence(comparison)), summary]
+    return [answer_card(comparison.answer, css=css), summary]
 
 
 def _cards(run: Run) -> list[Block]:
@@ -202,18 +201,18 @@ def _answer(result: Result) -> list[Block]:
     return [Block(kind="text", css="soft", text=kind), *_answer_blocks(result.answer)]
 
 
-def answer_card(answer: Answer, heading: str = "") -> Block:
-    """Return an answer as a card, under its question or another heading."""
-    return Block(kind="card", text=heading or answer.question, inside=_answer_blocks(answer))
+def answer_card(answer: Answer, heading: str = "", css: str = "") -> Block:
+    """Return an answer as a card, under its question or another heading, its verdict in the colour of good or bad."""
+    return Block(kind="card", text=heading or answer.question, inside=_answer_blocks(answer, css))
 
 
-def _answer_blocks(answer: Answer) -> list[Block]:
-    """Return an answer without its question, as blocks of a card."""
-    no = answer.verdict.startswith("No")
+def _answer_blocks(answer: Answer, css: str = "") -> list[Block]:
     caveat = f"! {answer.caveat}" if answer.caveat else ""
     blocks = [
         Block(kind="text", text=answer.subject),
-        Block(kind="verdict", css="fail" if no else "pass", text=answer.verdict),
+        Block(
+            kind="verdict", css=css or ("fail" if answer.verdict.startswith("No:") else "pass"), text=answer.verdict
+        ),
         Block(kind="list", css="headlines", rows=answer.headlines),
         Block(kind="text", text=answer.bound),
         Block(kind="text", css="caveat", text=caveat),

@@ -6,16 +6,13 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from chromium import Browser, chromium
+from kept_runs import kept
 
 from sandtable import api
 from sandtable.report import run_report, study_report
-from sandtable.results import Measurement
-from sandtable.runs import compare
-from sandtable.runs.run_folder import RunFolder
 from sandtable.studies import cheapest
 from sandtable.studies.finding import Finding
 from sandtable.table import Table
@@ -35,27 +32,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     found = Browser(tmp_path_factory.mktemp("profile"))
     yield found
     found.close()
-
-
-def kept(base: Path, name: str, changes: dict[str, Any] | None = None, error_frac: float | None = None) -> Path:
-    """Keep a prediction; with an error also a run that took that much longer than predicted."""
-    found = api.simulate(name, changes)
-    folder = RunFolder.create(name, base)
-    folder.save(found.prediction)
-    folder.save_inputs(found.case.scenario, found.case.machine)
-    if error_frac is not None:
-        metrics = {
-            key: metric.model_copy(
-                update={end: getattr(metric, end) * (1 + error_frac) for end in ("value", "low", "high")}
-            )
-            for key, metric in found.prediction.metrics.items()
-            if metric.unit == "s"
-        }
-        fields = found.prediction.model_dump(exclude={"kind", "metrics", "by_op", "binding_resource", "guesses"})
-        measurement = Measurement(**fields, metrics=metrics)
-        folder.save(measurement)
-        folder.save(compare.judge(compare.compare(found.prediction, measurement)))
-    return folder.path
 
 
 def a_finding(panels: int) -> Finding:
