@@ -120,7 +120,7 @@ class CostModel:
         time = self._once(op)
         if time.seconds == 0:
             return time
-        time = replace(time, source=_source(op, time))
+        time = replace(time, source=_source(op, time, self._drift_frac(op)))
         if op.hidden_by is None:
             return time
         left = max(0.0, 1 - self.time(op.hidden_by).seconds / time.seconds)
@@ -303,6 +303,14 @@ class CostModel:
             raise PlanError(f"{self.machine.name!r} has no accelerator to run {op.operator!r} on")
         return self.machine.accelerator.processor, self.machine.accelerator.memory
 
+    def _drift_frac(self, op: Op) -> float:
+        """Return how far the part that serves an op drifts, by whatever was timed on it in several passes."""
+        if op.resource not in ("memory", "compute"):
+            return 0.0
+        fitted = self._processor(op)[0].fitted
+        laws = () if fitted is None else (law for laws in fitted.ops.values() for law in laws.values())
+        return max((law.evidence.drift_frac or 0.0 for law in laws), default=0.0)
+
     def _efficiency(self, op: Op) -> tuple[OpEfficiency, Stack]:
         stack = self.machine.stack
         if stack is None:
@@ -317,12 +325,15 @@ class CostModel:
         raise PlanError(f"stack {stack.name!r} says nothing of {op.operator!r} and has no 'default'")
 
 
-def _source(op: Op, time: OpTime) -> Source:
-    """Return where the error of an op's time comes from; its interval less the drift, which it joins in squares."""
-    drift = math.log1p(time.drift_frac)
+def _source(op: Op, time: OpTime, drift_frac: float) -> Source:
+    """Return where the error of an op's time comes from: its interval less the drift, which it joins in squares.
+
+    ``drift_frac`` is that of the part which serves it, for laws whose own fit does not know it.
+    """
+    joined = math.log1p(time.drift_frac)
     ends = (math.log(time.seconds / time.low), math.log(time.high / time.seconds))
-    miss = Miss(*(math.sqrt(max(0.0, end**2 - drift**2)) for end in ends))
-    return Source.of(op, time.law, miss, drift, time.evidence)
+    miss = Miss(*(math.sqrt(max(0.0, end**2 - joined**2)) for end in ends))
+    return Source.of(op, time.law, miss, joined or math.log1p(drift_frac), time.evidence)
 
 
 def _fitted(op: Op, fit: OpFit) -> OpTime:
