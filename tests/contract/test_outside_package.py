@@ -88,5 +88,5 @@ def test_its_trace_and_its_change_are_shown(calibrated: Path) -> None:
     sandtable(calibrated, "simulate", "acme_counter", "--trace", "timeline.pftrace")
     assert (calibrated / "timeline.pftrace").stat().st_size > 1000
     assert "latency_s" in sandtable(
-        calibrated, "whatif", "acme_counter", "--set", "parameters.arrivals_per_s=90 /s"
+        calibrated, "whatif", "acme_counter", "--set", "parameters.arrivals_per_s=90 /s", "--full"
     )

@@ -34,6 +34,7 @@ from sandtable.table import Quantity, Table
 
 HEADLINES = ("tokens_per_s", "requests_per_s", "steps_per_s")
 CERTAIN = 0.99
+LEAST_SHOWN = 0.0005
 # a step of the logarithm of all times, for the slopes of what follows from them
 STEP = 1e-4
 # what of a component no time follows from
@@ -282,9 +283,9 @@ def sentences(before: Prediction, after: Prediction, changed: Mapping[str, Chang
 def _plus_minus(change: Change) -> str:
     """Return a ratio as hyperfine does, with half the 90 % interval where it is about even."""
     half = (change.ratio_high - change.ratio_low) / 2
-    digits = 2 if half == 0 else max(0, min(3, 1 - math.floor(math.log10(half))))
-    if half == 0:
-        return f"{change.ratio:.{digits}f}"
+    if half < LEAST_SHOWN:
+        return f"{change.ratio:.2f}"
+    digits = max(0, min(3, 1 - math.floor(math.log10(half))))
     return f"{change.ratio:.{digits}f} ± {half:.{digits}f}"
 
 
