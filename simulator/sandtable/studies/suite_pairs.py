@@ -119,11 +119,11 @@ def scatter(runs: Iterable[Ran]) -> float:
 
 
 def pair(before: Ran, after: Ran, metric: str = HEADLINE, *, scattered: float = 0.0) -> Pair:
-    """Return two runs beside each other; their repeats are ``scattered``, or as much as their machine drifts."""
+    """Return two runs beside each other; their repeats are ``scattered``, if that is zero as their machine drifts."""
     sides = [paired.Side(one.foreseen) for one in (before, after)]
     old, new = (one.foreseen.prediction.metrics[metric] for one in (before, after))
     change = paired.change(metric, *sides)
-    wanders = [max(scattered, drift_of(side.weights(metric))) for side in sides]
+    wanders = [scattered or drift_of(side.weights(metric)) for side in sides]
     wandered = math.hypot(
         *(one / math.sqrt(run.repeats) for one, run in zip(wanders, (before, after), strict=True))
     )
