@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sandtable import units
+from sandtable.calibration.calibration_card import calibration_answer
 from sandtable.calibration.timing import Timing
 from sandtable.demand.kernel import Dims
 from sandtable.hardware import Machine
 from sandtable.model.cost_model import CostModel
+from sandtable.results import Answer
 from sandtable.table import Framed
 
 if TYPE_CHECKING:
@@ -35,6 +37,13 @@ class Calibrated(Framed):
     warnings: Sequence[str] = ()
     host: bool = True
     seconds: float = 0.0
+
+    @property
+    def answer(self) -> Answer:
+        """How fast the machine is, and how well that is known."""
+        pairs = zip(self.timings, self.fitted_s, strict=True)
+        errors = [fitted_s / timing.seconds - 1 for timing, fitted_s in pairs]
+        return calibration_answer(self.machine, errors, self.warnings, host=self.host)
 
     def fitted_to(self, machine: Machine, timings: Sequence[Timing], warnings: Sequence[str]) -> Calibrated:
         """Return the same with ``machine``, which was fitted to some timings more."""

@@ -10,9 +10,10 @@ import typer
 from sandtable.cli.options import (
     STORES,
     FormatOption,
+    FullOption,
     app,
 )
-from sandtable.cli.terminal import Format, emit, progress, say
+from sandtable.cli.terminal import Format, emit, progress, put, say
 
 
 @app.command()
@@ -53,6 +54,7 @@ def calibrate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a calibration that was ended, as it was begun.")
     ] = False,
+    full: FullOption = False,
     format_: FormatOption = Format.table,
 ) -> None:
     """Measure this machine's storage, memory, processor and GPUs, fit the model, and write a machine file."""
@@ -79,9 +81,13 @@ def calibrate(
             replay=replay,
             resume=resume,
         )
-    for table in calibrate_tables.tables(found):
-        emit(table, format_)
-    for warning in found.warnings:
+    if format_ is Format.table:
+        put(found.answer)
+    if full or format_ is not Format.table:
+        for table in calibrate_tables.tables(found):
+            emit(table, format_)
+    # the first stands in the answer
+    for warning in found.warnings[1:] if format_ is Format.table else found.warnings:
         say(f"  ! {warning}")
     say(f"  wrote {output} in {found.seconds:.0f} s")
 

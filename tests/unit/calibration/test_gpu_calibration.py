@@ -375,8 +375,9 @@ def base_file(machine: Machine, tmp_path: Path) -> Path:
 def test_the_command_fits_a_recording_into_the_machine(base_file: Path, machine: Machine, tmp_path: Path) -> None:
     file = tmp_path / "h100.json"
     file.write_text(recording().to_json(), encoding="utf-8")
-    done = sandtable("--only", "gpu", "--replay", str(file), "-o", str(base_file))
+    done = sandtable("--only", "gpu", "--replay", str(file), "-o", str(base_file), "--full")
     assert done.exit_code == 0, done.output
+    assert done.output.startswith("How fast is this machine")
     assert "torch_cuda_gemm" in done.output
     loaded = library.load_machine(str(base_file))
     assert loaded.accelerator is not None
