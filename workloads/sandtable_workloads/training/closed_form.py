@@ -21,7 +21,8 @@ from sandtable.demand.operator import FloatArray, operator_named
 from sandtable.demand.operator_shapes import Number
 from sandtable.model.cost_model import CostModel
 from sandtable.model.intervals import joined
-from sandtable_workloads.training.step_demand import Demand, Software
+from sandtable_workloads.training.states.offloading import Moves, is_offloaded, moves
+from sandtable_workloads.training.step_demand import Demand, Software, held_params
 from sandtable_workloads.training.step_numbers import Configuration
 from sandtable_workloads.training.step_parts import FULL, GRAD_OP, StepParts, parts_of
 
@@ -207,8 +208,22 @@ def step_times(c: Configuration, costs: CostModel, n: int) -> StepTimes:
     chosen = {
         name: np.where(piped, getattr(pipe, name), getattr(single, name)) for name in StepTimes.__dataclass_fields__
     }
+    if is_offloaded(c):
+        chosen = _offloaded(chosen, c, s, moves(c, costs, held_params(c)))
     times = _with_host(StepTimes(**chosen), s.issue * c.accumulation + s.issue_optimizer)
     return replace(times, low=times.step * s.low_frac, high=times.step * s.high_frac)
+
+
+def _offloaded(times: dict[str, FloatArray], c: Configuration, s: Seconds, moved: Moves) -> dict[str, FloatArray]:
+    """Return times with what comes and goes beside each pass, and with the step of an optimiser that lies elsewhere."""
+    forward = np.maximum(times["forward"], c.accumulation * moved.forward_s)
+    backward = np.maximum(times["backward"], c.accumulation * moved.backward_s)
+    elsewhere = c.offload_optimizer != "none"
+    optimizer = times["optimizer"] + (moved.optimizer_s - s.optimizer if elsewhere else 0.0)
+    compute = times["compute"] - (s.optimizer if elsewhere else 0.0)
+    step = forward + backward + optimizer
+    changed = {"forward": forward, "backward": backward, "optimizer": optimizer, "step": step, "compute": compute}
+    return times | changed | {"communication": step - compute - times["idle"]}
 
 
 def _with_host(times: StepTimes, issue: FloatArray) -> StepTimes:

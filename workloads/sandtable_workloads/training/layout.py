@@ -82,6 +82,7 @@ def faults(parameters: SlmTraining, shape: ModelShape, machine: Machine) -> Iter
         )
     if p.sequence_parallel and p.tensor_parallel == 1:
         yield "sequence_parallel splits over the tensor-parallel group: set tensor_parallel above 1"
+    yield from _offload(p, machine)
     lacking = type_without_units(p, machine)
     if lacking is not None and lacking not in EMULATED and machine.accelerator is not None:
         yield (
@@ -96,6 +97,21 @@ def _indivisible(name: str, size: int, split: dict[str, int]) -> Iterator[str]:
     for what, count in split.items():
         if count % size:
             yield f"{name} {size} does not divide the {count} {what.replace('_', ' ')}"
+
+
+def _offload(p: SlmTraining, machine: Machine) -> Iterator[str]:
+    """Yield why what is asked for cannot lie elsewhere."""
+    asked = {"offload_optimizer": p.offload_optimizer, "offload_parameters": p.offload_parameters}
+    needed = {"offload_optimizer": ("zero_1", "fsdp_grad_op", "fsdp_full"), "offload_parameters": ("fsdp_full",)}
+    for name in (name for name, place in asked.items() if place != "none"):
+        if machine.accelerator is None or machine.accelerator.device.shares_host_memory:
+            yield f"{name} {asked[name]}: {machine.name} has no memory but the host's to take it from"
+        elif p.pipeline_parallel > 1 or p.optimizer == "muon":
+            yield f"{name} {asked[name]} is described without pipeline stages, and not for muon"
+        elif p.devices > 1 and p.sharding not in needed[name]:
+            yield f"{name} {asked[name]} on several devices needs sharding {' or '.join(needed[name])}"
+        elif p.offload_parameters != "none" and p.offload_optimizer == "none":
+            yield "offload_parameters leaves the optimiser nothing to update on the device: set offload_optimizer too"
 
 
 def _experts(parameters: SlmTraining, shape: ModelShape) -> Iterator[str]:

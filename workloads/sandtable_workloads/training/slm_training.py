@@ -17,6 +17,8 @@ from sandtable.results import Metric
 from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload, workload_named
 from sandtable_workloads.training import layout, metrics, training_memory
 from sandtable_workloads.training.closed_form import StepTimes, step_times
+from sandtable_workloads.training.states import offloading
+from sandtable_workloads.training.step_demand import held_params
 from sandtable_workloads.training.step_numbers import Configuration, configuration_of, stacked, structure
 from sandtable_workloads.training.training_parameters import OF_FINETUNING, SlmTraining
 from sandtable_workloads.training.training_plan import plan_of
@@ -56,8 +58,9 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         shape = parameters.shape
         layout.check(parameters, shape, machine)
         held = training_memory.check(parameters, machine, shape.name, lambda p: memory_of(p, machine))
-        once_s = startup_s(parameters, machine)
-        plan = plan_of(parameters, configuration(parameters, machine), shape, machine, held, once_s)
+        once_s, c = startup_s(parameters, machine), configuration(parameters, machine)
+        offloading.check(parameters, c, float(np.asarray(held_params(c))), machine)
+        plan = plan_of(parameters, c, shape, machine, held, once_s)
         return replace(plan, notes=layout.notes(parameters, machine) + metrics.notes(parameters, machine))
 
     def subject(self, parameters: SlmTraining, machine: Machine) -> str:

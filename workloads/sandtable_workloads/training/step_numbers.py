@@ -40,7 +40,7 @@ class Configuration:
     ``widened`` the device has no units for ``dtype`` and computes in float32, see `computed`.
 
     Of each parameter, the optimiser's step moves ``state_bytes``, keeps ``held_state_bytes`` of states and copies
-    ``copied_bytes`` while it goes on.
+    ``copied_bytes`` while it goes on; ``host_state_bytes`` are states and float32 weights, where both lie elsewhere.
 
     ``per_machine`` are the devices of one machine. Layers of several kinds are counted, not listed: see
     `sandtable_workloads.training.step_parts.layer_kinds`.
@@ -50,6 +50,8 @@ class Configuration:
     gemm_dtype: str
     widened: bool
     optimizer: str
+    offload_optimizer: str
+    offload_parameters: str
     flash: bool
     sharding_kind: str
     latent: tuple[int, int, int, int, int] | None
@@ -92,6 +94,7 @@ class Configuration:
     reduce_bytes: Number
     state_bytes: Number
     held_state_bytes: Number
+    host_state_bytes: Number
     copied_bytes: Number
     overlaps: Number
     pieces: Number
@@ -192,8 +195,11 @@ def configuration_of(
         recompute=CHECKPOINTING[parameters.checkpointing],
         reduce_bytes=parameters.reduce_bytes,
         optimizer=parameters.optimizer,
+        offload_optimizer=parameters.offload_optimizer,
+        offload_parameters=parameters.offload_parameters,
         state_bytes=optimizers.moved_bytes(parameters, shape),
         held_state_bytes=optimizers.held_bytes(parameters, shape),
+        host_state_bytes=optimizers.held_bytes(parameters, shape) + optimizers.master_bytes(parameters),
         copied_bytes=optimizers.copied_bytes(parameters, shape),
         overlaps=float(parameters.overlap_gradients and not on_host),
         pieces=float(parameters.tensor_parallel if parameters.overlap_tensor else 1),

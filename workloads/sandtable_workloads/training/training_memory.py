@@ -19,6 +19,7 @@ from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine, Stack
 from sandtable.units import format_bytes
 from sandtable.workload.seam import Verdict
+from sandtable_workloads.training.states.offloading import LAYERS_HELD
 from sandtable_workloads.training.step_demand import LayerKind, neurons_used, norm_split, stage_params
 from sandtable_workloads.training.step_numbers import CHECKPOINTING, EVERY_SECOND, SHARDING, Configuration
 from sandtable_workloads.training.step_parts import layer_kinds
@@ -345,7 +346,9 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
     gathered, whole = _unsharded(p, c, n, place)
     kept = activations(c, saved, place)
     work = kept.pop("recomputed layer")
+    gathered, buffered = _elsewhere(p, c, held, gathered, n, place)
     stays, buffers = _gradients(c, saved, held["gradients"], n)
+    buffers = buffers + buffered
     head = place.head * c.vocabulary * c.d_model / c.tensor * p.gradient_bytes
     always = {kind: held[kind] for kind in ("weights", "master weights", "optimizer")} | {
         "gathered weights": gathered,
@@ -353,6 +356,7 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
         "gradients": stays,
     }
     missing = held["gradients"] - stays
+    own = float(c.offload_optimizer == "none")
     yield always | kept | {"logits and loss": place.head * c.tokens * c.vocabulary / c.tensor * saved.logit}
     yield (
         always
@@ -367,8 +371,25 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
     yield (
         always
         | {"gradients": held["gradients"], "gathered weights": np.minimum(gathered, place.outer_params / c.tensor)}
-        | {"optimizer work": n.split(c, SHARDING["zero_1"]) * saved.optimizer_work * c.copied_bytes}
+        | {"optimizer work": n.split(c, SHARDING["zero_1"]) * saved.optimizer_work * c.copied_bytes * own}
     )
+
+
+def _elsewhere(
+    p: SlmTraining, c: Configuration, held: dict[str, Number], gathered: Number, n: Held, place: Place
+) -> tuple[Number, Number]:
+    """Take what is offloaded out of ``held``; return gathered weights and the gradients that wait to leave."""
+    layer = stage_params(c) / (c.n_layers / c.pipeline) / c.tensor
+    few = np.minimum(LAYERS_HELD * layer + place.outer_params / c.tensor, n.all)
+    if c.offload_parameters != "none":
+        held["weights"] = 0.0
+        gathered = few * p.weight_bytes
+    if c.offload_optimizer == "none":
+        return gathered, 0.0
+    for kind in ("master weights", "optimizer", "gradients"):
+        held[kind] = 0.0
+    alone = np.asarray(c.replicas) <= 1
+    return gathered, np.where(alone, few * c.item_bytes, 0.0)
 
 
 def _gradients(c: Configuration, saved: Saved, all_of_them: Number, n: Held) -> tuple[Number, Number]:

@@ -16,6 +16,7 @@ Sharding = Literal["ddp", "zero_1", "fsdp_grad_op", "fsdp_full"]
 Attention = Literal["vanilla", "flash"]
 Checkpointing = Literal["none", "selective", "alternate", "full"]
 Precision = Literal["float32", "bfloat16", "mixed_bfloat16", "mixed_float16", "mixed_fp8"]
+Place = Literal["none", "host", "nvme"]
 Optimizer = Literal["adamw", "adamw_8bit", "adafactor", "lion", "muon", "sgd"]
 # parameters of the workload that trains a few weights beside frozen ones
 OF_FINETUNING = frozenset({"adapter", "lora_rank", "lora_targets", "quantization"})
@@ -49,6 +50,9 @@ class SlmTraining(Frozen):
             ``lion`` or ``sgd`` with one moment; ``muon`` for the matrices of layers and AdamW for the rest.
         optimizer_dtype: Type of the optimiser's moments; float32 with mixed precision, and the weights' type otherwise,
             if not given.
+        offload_optimizer: Where the optimiser's states, float32 weights among them, and gradients lie if not on the
+            device: in the host's memory, which also updates them, or the states on its drive (``nvme``).
+        offload_parameters: Where weights lie until their layer's turn comes; gathered layer by layer from there.
         overlap_tensor: Send within the tensor-parallel group piece by piece, beside the product that makes or takes it;
             only the first piece is waited for.
         overlap_input_gradients: Sum a product's input gradients over the tensor-parallel group while its weights'
@@ -87,6 +91,8 @@ class SlmTraining(Frozen):
     reduce_dtype: Literal["float32", "bfloat16"] | None = None
     optimizer: Optimizer = "adamw"
     optimizer_dtype: Literal["float32", "bfloat16"] | None = None
+    offload_optimizer: Place = "none"
+    offload_parameters: Place = "none"
     overlap_gradients: bool = True
     overlap_tensor: bool = False
     overlap_input_gradients: bool = False

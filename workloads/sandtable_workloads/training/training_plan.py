@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from sandtable.demand.op import Op, Where
+from sandtable.demand.operator_shapes import Number
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.hardware import Machine
+from sandtable.model.cost_model import CostModel
 from sandtable_workloads.training.schedule import Task, needed, ordered
-from sandtable_workloads.training.step_demand import Demand, LayerKind, Software
+from sandtable_workloads.training.states.offloading import Moves, is_offloaded, moves
+from sandtable_workloads.training.step_demand import Demand, LayerKind, Software, held_params
 from sandtable_workloads.training.step_numbers import CHECKPOINTING, Configuration
 from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, StepParts, parts_of
 from sandtable_workloads.training.training_parameters import SlmTraining
@@ -76,6 +81,7 @@ class Blocks:
     reduce_outer: Op | None
     gather_all: Op | None
     send: Op | None
+    moved: Moves | None = None
 
     def is_layer(self, op: Op) -> bool:
         """Whether an op is a layer's backward pass, and not one of the model's ends."""
@@ -127,6 +133,8 @@ def step_of(c: Configuration, shape: ModelShape, machine: Machine) -> Step:
     c = c.computed()
     parts = parts_of(c, Software(machine.stack))
     blocks, kinds = blocks_of(parts, on, c.sharing), layers_of(shape)
+    if is_offloaded(c):
+        blocks = replace(blocks, moved=moves(c, CostModel(machine), held_params(c)))
     if c.recompute == CHECKPOINTING["alternate"]:
         blocks = _alternating(c, machine, blocks, on)
     builder = _Pipeline(c, blocks, kinds, parts) if c.pipeline > 1 else _Single(c, blocks, kinds, parts)
@@ -155,6 +163,19 @@ def _alternating(c: Configuration, machine: Machine, blocks: Blocks, on: Where) 
     return replace(blocks, backward=tuple(variants))
 
 
+def _moving(name: str, seconds: Number, section: str) -> Op:
+    """Return what is moved between the device and the host, or done there, in so many seconds."""
+    return Op(
+        name=name,
+        operator="startup",
+        account="communication",
+        seconds=float(np.asarray(seconds)),
+        on="accelerator",
+        stream="offload",
+        section=section,
+    )
+
+
 class _Single:
     """All layers on one device."""
 
@@ -165,21 +186,39 @@ class _Single:
         self.last: int | None = None
         self.sent: int | None = None
         self.sharding = int(c.sharding)
+        self.moving: dict[str, int] = {}
 
     def ops(self) -> list[Op]:
         """Return the ops of the step."""
         for micro in range(int(self.c.accumulation)):
             is_last = micro == self.c.accumulation - 1
+            self._beside(FORWARD)
             if self.sharding >= GRAD_OP:
                 self._sharded()
             else:
                 self._replicated(reduces=is_last)
             if not is_last and self.blocks.between is not None:
                 self._compute(self.blocks.between)
-        self.last = self.builder.add(self.blocks.optimizer, [self.last, self.sent])
+        moved = self.blocks.moved
+        optimizer = self.blocks.optimizer
+        if moved is not None and self.c.offload_optimizer != "none":
+            optimizer = _moving("update elsewhere", moved.optimizer_s, OPTIMIZER)
+        self.last = self.builder.add(optimizer, [self.last, self.sent])
         if self.sharding == ZERO_1 and self.blocks.gather_all is not None:
             self.builder.add(self.blocks.gather_all, [self.last])
         return self.builder.ops
+
+    def _beside(self, section: str) -> list[int | None]:
+        """Begin what comes and goes beside a pass, and return what that pass waits for: the end of the one before."""
+        moved, before = self.blocks.moved, self._waited(FORWARD if section == BACKWARD else BACKWARD)
+        if moved is not None:
+            seconds = moved.forward_s if section == FORWARD else moved.backward_s
+            op = _moving("moved beside", seconds, section)
+            self.moving[section] = self.builder.add(op, [self.last, *before])
+        return before
+
+    def _waited(self, section: str) -> list[int | None]:
+        return [self.moving[section]] if section in self.moving else []
 
     def _compute(self, op: Op, *after: int | None) -> int:
         self.last = self.builder.add(op, [self.last, *after])
@@ -198,13 +237,13 @@ class _Single:
         for kind in self.kinds:
             self._compute(blocks.forward[kind])
         self._compute(blocks.head_forward)
-        self._compute(blocks.head_backward)
+        self._compute(blocks.head_backward, *self._beside(BACKWARD))
         backward: list[int] = []
         for index, kind in enumerate(reversed(self.kinds)):
             backward.append(self._compute(blocks.backward[index % len(blocks.backward)][kind]))
             if reduces and overlaps and ((index + 1) % self.per_reduce == 0 or index == len(self.kinds) - 1):
                 self._send(blocks.reduce, backward[-1])
-        self._compute(blocks.embedding_backward)
+        self._compute(blocks.embedding_backward, *self._waited(BACKWARD))
         if reduces:
             late = 0 if overlaps else -(-len(self.kinds) // self.per_reduce)
             for _ in range(late):
@@ -225,14 +264,14 @@ class _Single:
             gathered = self._send(blocks.gather, started[-2], root)
             started.append(self._compute(blocks.forward[kind], gathered))
         began = self._compute(blocks.head_forward)
-        self._compute(blocks.head_backward)
+        self._compute(blocks.head_backward, *self._beside(BACKWARD))
         ahead, regathers = began, self.sharding >= FULL
         for index, kind in enumerate(reversed(kinds)):
             gathered = self._send(blocks.gather, ahead, section=BACKWARD) if regathers else None
             ahead = self.last if self.last is not None else began
             done = self._compute(blocks.backward[index % len(blocks.backward)][kind], gathered)
             self._send(blocks.reduce, done)
-        self._compute(blocks.embedding_backward)
+        self._compute(blocks.embedding_backward, *self._waited(BACKWARD))
         self._send(blocks.reduce_outer, self.last)
 
     def _sharded_in_turn(self) -> None:
@@ -248,13 +287,13 @@ class _Single:
             send(blocks.gather)
             self._compute(blocks.forward[kind])
         self._compute(blocks.head_forward)
-        self._compute(blocks.head_backward)
+        self._compute(blocks.head_backward, *self._beside(BACKWARD))
         for index, kind in enumerate(reversed(self.kinds)):
             if self.sharding >= FULL:
                 send(blocks.gather, BACKWARD)
             self._compute(blocks.backward[index % len(blocks.backward)][kind])
             send(blocks.reduce)
-        self._compute(blocks.embedding_backward)
+        self._compute(blocks.embedding_backward, *self._waited(BACKWARD))
         send(blocks.reduce_outer)
 
 

@@ -116,6 +116,9 @@ def check_executable(parameters: SlmTraining) -> None:
             raise ConfigError(
                 f"parameters.{name}: only data-parallel training is executed; set it to 1, or simulate"
             )
+    for name in ("offload_optimizer", "offload_parameters"):
+        if getattr(parameters, name) != "none":
+            raise ConfigError(f"parameters.{name}: {getattr(parameters, name)} is simulated only; leave it out")
     if parameters.precision not in EXECUTABLE_PRECISIONS:
         names = ", ".join(EXECUTABLE_PRECISIONS)
         raise ConfigError(f"parameters.precision: {parameters.precision} is simulated only; executed are {names}")

@@ -51,6 +51,11 @@ def moved_bytes(p: SlmTraining, shape: ModelShape) -> float:
     return least + (2 * p.gradient_bytes + 3 * FLOAT + item if p.optimizer == "adafactor" else 0.0)
 
 
+def master_bytes(p: SlmTraining) -> float:
+    """Return the bytes of the float32 weight that mixed precision keeps of each parameter."""
+    return FLOAT if p.precision.startswith("mixed") else 0.0
+
+
 def copied_bytes(p: SlmTraining, shape: ModelShape) -> float:
     """Return what a step over lists of tensors makes a copy of, for each parameter.
 
