@@ -62,8 +62,9 @@ def test_software_that_says_nothing_starts_warm() -> None:
 def test_gaps_are_a_share_of_what_the_allocator_holds() -> None:
     stack = machine().stack
     assert stack is not None
-    for batch in (1, 8, 64):
+    # with one sequence most is held at the optimiser's step, when activations have gone
+    for batch, share in ((1, 0.0), (8, stack.datasheet.fragmented_frac), (64, stack.datasheet.fragmented_frac)):
         parameters = WORKLOAD.parameters(model="slm_1b", micro_batch=batch, precision="bfloat16")
         held = memories([parameters], machine())[0]
         gaps = held.pop("reserved") - stack.datasheet.reserved_bytes
-        assert gaps / (gaps + sum(held.values())) == pytest.approx(stack.datasheet.fragmented_frac)
+        assert gaps / (gaps + sum(held.values())) == pytest.approx(share)
