@@ -23,7 +23,6 @@ from ruamel.yaml.reader import ReaderError
 from sandtable import units
 from sandtable.errors import ConfigError, did_you_mean
 from sandtable.system import checksums
-from sandtable.system.atomic_files import write_atomically as write_atomically  # noqa: PLC0414
 from sandtable.text_files import read_text
 
 M = TypeVar("M", bound=BaseModel)

@@ -19,7 +19,7 @@ from sandtable.cli import calibrate_command, library_commands, scenario_commands
 from sandtable.cli.options import app
 from sandtable.cli.terminal import say
 from sandtable.errors import ConfigError, DoesNotFit, SandtableError
-from sandtable.system import limits
+from sandtable.system import caches, limits
 
 # importing a module of commands adds them to the application, in this order
 COMMANDS = (library_commands, scenario_commands, study_commands, calibrate_command)
@@ -44,6 +44,7 @@ def root(
 def main() -> None:
     """Run the command line; every deliberate error leaves with its own exit code and one sentence."""
     before = _end_politely()
+    caches.provide()
     try:
         app(prog_name="sandtable")
     except SandtableError as error:

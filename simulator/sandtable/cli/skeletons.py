@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from textwrap import dedent
 
-from sandtable import hardware, yaml_files
+from sandtable import hardware
 from sandtable.errors import ConfigError, did_you_mean
 from sandtable.hardware import library
+from sandtable.system import atomic_files
 
 _DEVICES = {
     "storage": """\
@@ -210,7 +211,7 @@ def write(what: str, name: str, *, kind: str = "storage", output: Path | None = 
     path = output or _default_path(what, name, kind)
     if path.exists():
         raise ConfigError("there is a file of that name already; choose another name, or -o", file=str(path))
-    yaml_files.write_atomically(path, _text(what, name, kind))
+    atomic_files.write_atomically(path, _text(what, name, kind))
     return path
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import sandtable
-from sandtable import yaml_files
 from sandtable.errors import missing_extra
 from sandtable.hardware import GUESS
 from sandtable.report import figures, rendering
+from sandtable.system import atomic_files
 from sandtable.table import Quantity, Table, plain
 
 TEMPLATE = "report.html.j2"
@@ -68,7 +68,7 @@ def write(page: Page, output: Path) -> Path:
     Raises:
         NoDevice: matplotlib or jinja2 is not installed.
     """
-    yaml_files.write_atomically(output, render(page))
+    atomic_files.write_atomically(output, render(page))
     return output
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sandtable.errors import missing_extra
 from sandtable.results import TraceRow
-from sandtable.yaml_files import write_atomically
+from sandtable.system.atomic_files import write_atomically
 
 SEQUENCE = 1
 Counters = Mapping[str, Sequence[tuple[float, float]]]  # name -> (seconds, value)
