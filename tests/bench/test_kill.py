@@ -1,4 +1,4 @@
-"""Commands are killed at random moments, again and again, and go on: nothing half written, nobody left, nothing lost."""
+"""Commands are killed at random moments, again and again, and go on: nothing half written, nobody left, none lost."""
 
 from __future__ import annotations
 
