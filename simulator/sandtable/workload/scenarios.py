@@ -94,10 +94,13 @@ def _find_beside(parameters: Any, path: Path) -> None:
     if not isinstance(parameters, dict):
         return
     for key, value in parameters.items():
-        if isinstance(value, str) and (os.sep in value or value.endswith(_NAMED_FILES)):
-            found = path.parent / value
-            if found.exists():
-                parameters[key] = str(found)
+        if not isinstance(value, str) or not value:
+            continue
+        found = path.parent / value
+        # a folder without a separator in its name is meant where it describes itself: others are named by chance
+        by_name = os.sep in value or value.endswith(_NAMED_FILES) or (found / "config.json").is_file()
+        if by_name and found.exists():
+            parameters[key] = str(found)
 
 
 def _blamed(error: ConfigError, settings: Mapping[str, str]) -> ConfigError:

@@ -86,7 +86,7 @@ def test_a_tower_is_counted_and_said_not_to_run() -> None:
     found = read(GEMMA_3)
     assert found.n_params == 4_300_079_472
     assert found.n_active_params == shape_named("gemma_3_4b").n_params
-    assert found.notes == ("the vision tower (420M parameters) is held in memory, not run: text alone is",)
+    assert found.notes == ("the vision tower (420M parameters) is counted, not run: text alone is",)
 
 
 @pytest.mark.parametrize(

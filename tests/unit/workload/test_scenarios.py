@@ -127,3 +127,14 @@ def test_a_scenario_of_ones_own_is_found_by_name(in_tmp: Path, monkeypatch: pyte
     (folder / "mine.yaml").write_text(TEXT)
     monkeypatch.setenv("SANDTABLE_PATH", str(folder))
     assert scenarios.load("mine").scenario.title == "Mine"
+
+
+@pytest.mark.parametrize("name", ["my_llama", "my_llama/config.json", "./my_llama"])
+def test_a_model_lies_beside_the_scenario_that_names_it(name: str, in_tmp: Path) -> None:
+    folder = Path("elsewhere/my_llama")
+    folder.mkdir(parents=True)
+    config = '{"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, '
+    (folder / "config.json").write_text(config + '"num_attention_heads": 2, "vocab_size": 100}')
+    Path("elsewhere/s.yaml").write_text(TEXT.replace("opt_mini", name))
+    shape = scenarios.load("elsewhere/s.yaml").parameters.shape  # type: ignore[attr-defined]
+    assert (shape.name, shape.n_layers, shape.d_model) == ("my_llama", 2, 64)

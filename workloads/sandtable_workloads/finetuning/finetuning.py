@@ -13,7 +13,7 @@ from sandtable.demand.plan import Plan
 from sandtable.errors import DoesNotFit, PlanError
 from sandtable.hardware import Frozen, Machine
 from sandtable.results import Metric
-from sandtable.units import format_bytes
+from sandtable.units import format_bytes, format_count
 from sandtable.workload.seam import Verdict, Workload
 from sandtable_workloads.finetuning import finetuning_memory
 from sandtable_workloads.finetuning.finetuning_parameters import Finetuning
@@ -177,7 +177,8 @@ def _fitting(p: Finetuning, machine: Machine) -> dict[str, float]:
     kinds = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in held.items() if size > 0)
     fitting = next(_smaller(p, machine), "take a device with more memory")
     raise DoesNotFit(
-        f"{p.shape.name} needs {format_bytes(judged.needed_bytes)} on each device and {machine.name} has "
+        f"{p.shape.name} ({format_count(p.shape.n_params)} parameters) needs "
+        f"{format_bytes(judged.needed_bytes)} on each device and {machine.name} has "
         f"{format_bytes(judged.has_bytes)} ({kinds}); to fit, {fitting}"
     )
 

@@ -16,7 +16,8 @@ from sandtable_workloads.flash.neuron_traces import active_fractions
 
 def caveats_of(parameters: FlashInference, machine: Machine) -> tuple[str, ...]:
     """Return what the answer rests on, the most important first."""
-    notes = parameters.shape.notes
+    shape = parameters.shape
+    notes = (*shape.notes, "what is not run is not loaded either") if shape.other_params else shape.notes
     if parameters.is_sparse:
         return (_sparsity(parameters), *notes)
     if parameters.by_neurons:

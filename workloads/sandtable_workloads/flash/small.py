@@ -76,6 +76,8 @@ class SmallWeights:
         return layer
 
     def _norm(self, shape: ModelShape) -> dict[str, F32 | None]:
+        if shape.norm == "layer_bare":
+            return {}
         gain = self._take(shape.d_model)
         gain += 1
         return {"gain": gain, "shift": self._take(shape.d_model) if self._has_shift else None}

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sandtable import units
 from sandtable.demand.operator import FloatArray
 from sandtable.demand.plan import Plan
 from sandtable.hardware import Frozen, Machine
@@ -57,7 +58,8 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """
         shape = parameters.shape
         layout.check(parameters, shape, machine)
-        held = training_memory.check(parameters, machine, shape.name, lambda p: memory_of(p, machine))
+        name = f"{shape.name} ({units.format_count(shape.n_params)} parameters)"
+        held = training_memory.check(parameters, machine, name, lambda p: memory_of(p, machine))
         once_s, c = startup_s(parameters, machine), configuration(parameters, machine)
         offloading.check(parameters, c, float(np.asarray(held_params(c))), machine)
         plan = plan_of(parameters, c, shape, machine, held, once_s)

@@ -152,7 +152,7 @@ def _beside(whole: HfConfig, text: HfConfig, text_width: int) -> int:
         else:
             total += found
             whole.notes.append(
-                f"the {what} tower ({units.format_count(found)} parameters) is held in memory, not run: text alone is"
+                f"the {what} tower ({units.format_count(found)} parameters) is counted, not run: text alone is"
             )
     if whole.model_type in TEXT_OF and whole.data.get("vision_config") is None:
         whole.notes.append("the vision tower is left out: the file does not say its size")

@@ -384,7 +384,8 @@ class ModelShape(Frozen):
     @property
     def small_params(self) -> int:
         """Parameters that are no matrix of a product: biases, norms, positions, projections of the embedding."""
-        return self.n_params - self.embedding_params - self.n_layers * self.attention_params - self._all_ffn_weights
+        matrices = self.embedding_params + self.n_layers * self.attention_params + self._all_ffn_weights
+        return self.n_params - matrices - self.other_params
 
     # --- demands -------------------------------------------------------------------------------------------------
 

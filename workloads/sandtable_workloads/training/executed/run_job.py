@@ -155,6 +155,7 @@ def check_shape(shape: ModelShape) -> None:
         "attention sinks": shape.attention_sinks,
         "an embedding of another width": shape.embedding_dim is not None,
         "attention both ways": not shape.causal,
+        "parts beside its text": shape.other_params > 0,
         f"{shape.activation} activations": shape.activation not in ("silu", "gelu", "relu"),
     }
     found = ", ".join(name for name, holds in differs.items() if holds)

@@ -122,7 +122,7 @@ def _indexer(c: HfConfig, found: Fields) -> Fields:
     layer = rank * heads * dim + width * dim + 2 * dim + width * heads
     total = found["n_layers"] * layer
     c.notes.append(
-        f"the indexer of its sparse attention ({units.format_count(total)} parameters) is held, not run: "
+        f"the indexer of its sparse attention ({units.format_count(total)} parameters) is counted, not run: "
         "attention is counted in full"
     )
     return {"other_params": total}
