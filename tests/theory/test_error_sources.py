@@ -100,6 +100,19 @@ def test_the_interval_is_that_of_common_random_numbers() -> None:
     assert [-low, high] == pytest.approx([below, above], rel=0.03)
 
 
+def test_thousands_of_shapes_come_to_about_the_same_as_their_sum() -> None:
+    """A process that makes new shapes all the time: places are taken together, and little changes."""
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0, 6, 3000)
+    many: Weights = {}
+    for place in places:
+        key = ("part", source(place=float(place), drift=0.0))
+        many[key] = many.get(key, 0.0) + 1 / len(places)
+    shape = np.sqrt(5) * np.abs(places[:300, None] - places[None, :300])
+    expected = 0.1 * math.sqrt(float(np.mean(ALIKE_PER_DOUBLING**shape)))
+    assert miss_of(many)[0] == pytest.approx(expected, rel=0.05)
+
+
 # --- weights are derivatives -------------------------------------------------------------------------------------
 
 SCENARIOS = {

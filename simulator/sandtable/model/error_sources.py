@@ -46,6 +46,8 @@ MOST_OWN = NORMAL_95 * 0.19 * AGAIN_FRAC**0.5
 LEAST_OWN = 0.03
 # shapes this close, in doublings, count as one
 GRAIN = 0.125
+# of one law, before places are taken together
+MOST_PLACES = 512
 
 Place = tuple[float, ...]
 
@@ -146,8 +148,16 @@ def _signed(miss: Miss, weight: float) -> tuple[float, float]:
 def _scattered(members: list[tuple[Source, float]]) -> FloatArray:
     """Return the squares of what errors of shapes, the more alike the nearer they are, take off and add."""
     places = np.array([source.place for source, _ in members])
-    apart = np.sqrt(((places[:, None] - places[None]) ** 2).sum(axis=-1))
     signed = np.array([_signed(source.own, weight) for source, weight in members])
+    grain = GRAIN
+    while len(places) > MOST_PLACES:
+        # shapes of a process that makes new ones all the time: those close by count as one
+        grain *= 2
+        places, which = np.unique(np.round(places / grain) * grain, axis=0, return_inverse=True)
+        merged = np.zeros((len(places), 2))
+        np.add.at(merged, which.reshape(-1), signed)
+        signed = merged
+    apart = np.sqrt(((places[:, None] - places[None]) ** 2).sum(axis=-1))
     return np.asarray(np.einsum("ie,ij,je->e", signed, ALIKE_PER_DOUBLING**apart, signed))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from sandtable.engine.world import Options, World
 from sandtable.errors import PlanError
 from sandtable.hardware import Frozen, Machine, Power, Price
 from sandtable.runs import check, measure, predict
+from sandtable.studies import paired
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
@@ -101,6 +103,24 @@ def test_waiting_is_far_less_certain_than_service(machine: Machine) -> None:
     assert whole.high < 1.1 * whole.value
     for metric in metrics.values():
         assert metric.low <= metric.value <= metric.high
+
+
+def test_queues_make_ratios_far_less_certain_than_service(machine: Machine) -> None:
+    """Errors of the op are the same at both ends: what is left is by how much more the fuller queue makes of them."""
+
+    def foreseen(per_s: float) -> predict.Foreseen:
+        return predict.foresee(scenario(), Serving(), Arrivals(per_s=per_s, n=2000), machine)
+
+    calm, busy, full = foreseen(20.0), foreseen(60.0), foreseen(85.0)
+    # the theory of a queue with one server: waiting rises by the square of service over what is left idle
+    assert 1 < calm.slopes["latency_s.mean"] < busy.slopes["latency_s.mean"] < full.slopes["latency_s.mean"]
+    assert calm.slopes["tokens.mean"] == 0
+    mild, steep = (paired.changes(calm, other)["latency_s.mean"] for other in (busy, full))
+    assert 1 < mild.ratio_low < mild.ratio < mild.ratio_high
+    assert math.log(steep.ratio_high / steep.ratio_low) > 2 * math.log(mild.ratio_high / mild.ratio_low)
+    same = paired.changes(full, full)["latency_s.mean"]
+    assert (same.ratio_low, same.ratio_high) == (1, 1)
+    assert paired.changes(calm, full)["tokens.mean"].ratio_high == 1
 
 
 def test_cost_follows_the_clock(machine: Machine) -> None:
