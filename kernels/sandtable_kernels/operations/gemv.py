@@ -73,7 +73,7 @@ class Gemv(Kernel):
             sizes += [(256, 4096), (1024, 1024), (12288, 4096), (16384, 1024)]
         points = [{"m": m, "k": k, "dtype": dtype} for m, k in sizes for dtype in DTYPES]
         # those of a small and of a 7B model are enough for types that all follow one law
-        blocks = [(2048, 2048), (4096, 4096)] + ([] if quick else [(512, 1024), (12288, 4096)])
+        blocks = [(512, 1024), (2048, 2048), (4096, 4096)] + ([] if quick else [(12288, 4096)])
         return points + [{"m": m, "k": k, "dtype": dtype} for m, k in blocks for dtype in BLOCKS]
 
     def probe(self) -> Dims | None:

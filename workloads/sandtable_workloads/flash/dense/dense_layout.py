@@ -110,9 +110,13 @@ class DenseLayout:
             yield self.head
 
 
-@lru_cache(maxsize=32)
 def layout_of(shape: ModelShape, mixture: str) -> DenseLayout:
     """Return the matrices of a model with weights of one of the `WeightType` mixtures."""
+    return _layout(shape, mixture)  # pyright: ignore[reportArgumentType]  (frozen models have a hash)
+
+
+@lru_cache(maxsize=32)
+def _layout(shape: ModelShape, mixture: str) -> DenseLayout:
     width = shape.embedding_dim or shape.d_model
     end = 0
 
