@@ -93,12 +93,12 @@ def _reference(model: DenseModel, tokens: list[int]) -> np.ndarray[Any, Any]:
     shape, small = model.shape, model.small
     raw = model.blob.path.read_bytes()[model.blob.data_offset :]
 
-    def wide(matrix: Matrix) -> np.ndarray[Any, Any]:
+    def wide(matrix: Matrix) -> Any:
         data = np.frombuffer(raw, np.uint8, matrix.one_bytes, matrix.offset)
         return decode(stored_matrix(matrix, data), matrix.dtype).astype(np.float64)
 
-    x = wide(model.layout.embedding)[tokens]
-    normed = norm(x, small.first)
+    x: Any = wide(model.layout.embedding)[tokens]
+    normed: Any = norm(x, small.first)
     for layer, matrices in enumerate(model.layout.layers):
         q, k, v = (normed @ wide(matrix).T for matrix in matrices.attention[:3])
         out = np.zeros_like(q)

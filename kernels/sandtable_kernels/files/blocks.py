@@ -38,7 +38,7 @@ def encode_blocks(values: F32, name: str) -> U8:
         raise ConfigError(
             f"{name} stores blocks of {n_items} elements, which rows of {values.shape[-1]} do not fill"
         )
-    stored = _ENCODE[name](np.ascontiguousarray(values, np.float32).reshape(-1, n_items))
+    stored: U8 = _ENCODE[name](np.ascontiguousarray(values, np.float32).reshape(-1, n_items))
     return stored.reshape(*values.shape[:-1], values.shape[-1] // n_items * n_bytes)
 
 
@@ -89,7 +89,7 @@ def _stored_scale(scale: np.ndarray[Any, Any]) -> tuple[U8, np.ndarray[Any, Any]
 # --- 32 weights ------------------------------------------------------------------------------------------------
 
 
-def _encode_q8_0(x: F32) -> U8:
+def _encode_q8_0(x: F32) -> Any:
     stored, d = _stored_scale(np.abs(x).max(axis=1, keepdims=True) / 127.0)
     q = np.clip(np.rint(x * _inverse(d)), -127, 127).astype(np.int8)
     return np.concatenate([stored, q.view(np.uint8)], axis=1)
@@ -99,7 +99,7 @@ def _decode_q8_0(blocks: U8) -> np.ndarray[Any, Any]:
     return _wide(blocks, 0) * blocks[:, 2:].view(np.int8)
 
 
-def _encode_q4_0(x: F32) -> U8:
+def _encode_q4_0(x: F32) -> Any:
     # the value of the largest size becomes -8 exactly
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
     stored, d = _stored_scale(largest / -8.0)
@@ -115,7 +115,7 @@ def _decode_q4_0(blocks: U8) -> np.ndarray[Any, Any]:
 # --- 256 weights -----------------------------------------------------------------------------------------------
 
 
-def _encode_q4_k(x: F32) -> U8:
+def _encode_q4_k(x: F32) -> Any:
     groups = x.reshape(len(x), 8, 32).astype(np.float64)
     low = np.minimum(groups.min(axis=2), 0)
     steps = (groups.max(axis=2) - low) / 15
@@ -145,7 +145,7 @@ def _decode_q4_k(blocks: U8) -> np.ndarray[Any, Any]:
     return weights.reshape(-1, 256)
 
 
-def _encode_q6_k(x: F32) -> U8:
+def _encode_q6_k(x: F32) -> Any:
     groups = x.reshape(len(x), 16, 16).astype(np.float64)
     largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[:, :, None], axis=2)[:, :, 0]
     steps = largest / -32
@@ -172,7 +172,7 @@ def _decode_q6_k(blocks: U8) -> np.ndarray[Any, Any]:
     return scaled.reshape(-1, 256)
 
 
-_ENCODE: Final[dict[str, Callable[[F32], U8]]] = {
+_ENCODE: Final[dict[str, Callable[[F32], Any]]] = {
     "q8_0": _encode_q8_0,
     "q4_0": _encode_q4_0,
     "q4_K": _encode_q4_k,
