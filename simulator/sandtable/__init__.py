@@ -59,6 +59,6 @@ def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return version("sandtable")
+        return version("sandtable-ml")
     except PackageNotFoundError:  # a checkout on sys.path that was never installed
         return "0+unknown"

@@ -24,6 +24,7 @@ from sandtable.studies.study import Study, load, pair
 from sandtable.table import Framed
 from sandtable.workload import scenarios
 from sandtable.workload.scenarios import Case
+from sandtable.workload.seam import Workload, workload_named
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -283,6 +284,8 @@ def check(
     from sandtable.runs import check as checking
     from sandtable.runs import measure
 
+    # before a machine is loaded, which may have to be calibrated first
+    measure.check_needs(_workloads(scenarios_or_suite))
     cases, name, baseline = cases_of(scenarios_or_suite, changes, machine)
     context = measure.execution_context(Path(store), progress)
     comparison, checked, folder = checking.check(cases, context, name=name, baseline=baseline, trace=trace)
@@ -302,6 +305,16 @@ def resume(run: str | Path = "latest", *, store: str | Path = STORES, progress: 
     folder = run_folder.open_run(str(run))
     comparison, checked, about = checking.resume(folder, measure.execution_context(Path(store), progress))
     return Check(comparison=comparison, cases=checked, folder=folder.path, baseline=about.baseline)
+
+
+def _workloads(what: str | Path | Study | Iterable[str | Path]) -> list[Workload[Any]]:
+    """Return the workloads of scenarios or of a suite, without loading what else these name."""
+    if isinstance(what, str | Path) and str(what) in scenarios.suite_files():
+        what = load(str(what))
+    if isinstance(what, Study):
+        return [workload_named(what.scenario().workload)]
+    names = [what] if isinstance(what, str | Path) else what
+    return [workload_named(scenarios.read(str(name)).workload) for name in names]
 
 
 def cases_of(

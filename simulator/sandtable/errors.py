@@ -138,4 +138,9 @@ def _holding(name: str, names: Iterable[str]) -> list[str]:
 
 def missing_extra(package: str, extra: str) -> NoDevice:
     """Build the error for an optional package that is not installed, with the command that adds it."""
-    return NoDevice(f"this needs the package {package!r}: pip install 'sandtable[{extra}]'")
+    return NoDevice(f"this needs the package {package!r}: {install_extra(extra)}")
+
+
+def install_extra(extra: str) -> str:
+    """Return the command that adds an extra to this package: from its folder, as it is in no index."""
+    return f"pip install -e '.[{extra}]' in the folder of Sandtable"

@@ -241,6 +241,16 @@ SUFFIXES: Final = (
 )
 
 
+def name_of(quantity: str) -> str:
+    """Return what a quantity is called: ``a size``."""
+    return _NAMES[quantity]
+
+
+def example_of(quantity: str) -> str:
+    """Return an example of a quantity as people write it: ``16 KiB``."""
+    return _EXAMPLE[quantity]
+
+
 def quantity_of(name: str) -> str | None:
     """Return the quantity that the suffix of ``name`` states (``latency_s`` -> "s"), or None."""
     base = "_" + name.split(".")[0]

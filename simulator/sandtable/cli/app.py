@@ -17,6 +17,7 @@ import typer
 from sandtable import __version__
 from sandtable.cli import calibrate_command, library_commands, scenario_commands, study_commands
 from sandtable.cli.options import app
+from sandtable.cli.pipes import patient_stdout
 from sandtable.cli.terminal import say
 from sandtable.errors import ConfigError, DoesNotFit, SandtableError
 from sandtable.system import caches, limits
@@ -46,11 +47,10 @@ def main() -> None:
     before = _end_politely()
     caches.provide()
     try:
-        app(prog_name="sandtable")
+        with patient_stdout():
+            app(prog_name="sandtable")
     except SandtableError as error:
         _leave(str(error), error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)
     except OSError as error:
         # a file or folder that the user named: a full disk or memory does not fit, all else is the wrong name
         name = error.filename2 or error.filename

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from sandtable.cli.options import (
     FormatOption,
     app,
 )
-from sandtable.cli.terminal import Format, emit, emit_comparison, emit_result
+from sandtable.cli.terminal import Format, emit, emit_comparison, emit_result, say
 from sandtable.errors import ConfigError
 
 
@@ -23,6 +24,8 @@ class What(StrEnum):
     devices = "devices"
     machines = "machines"
     workloads = "workloads"
+    models = "models"
+    stacks = "stacks"
     kernels = "kernels"
     scenarios = "scenarios"
     suites = "suites"
@@ -34,25 +37,35 @@ class What(StrEnum):
 def list_(
     what: Annotated[What, typer.Argument(help="What to list.")], format_: FormatOption = Format.table
 ) -> None:
-    """List devices, machines, workloads, kernels, scenarios, suites, prices or runs."""
+    """List devices, machines, workloads, models, stacks, kernels, scenarios, suites, prices or runs."""
     from sandtable.report import listing
 
-    emit(listing.listing(what.value), format_)
+    emit(listing.listing(what.value, lambda text: say(f"  ! {text}")), format_)
 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A device, machine or price list (name or file), or a run.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A device, machine, scenario or price list (name or file), a workload, a model or a run."
+        ),
+    ],
     format_: FormatOption = Format.table,
 ) -> None:
-    """Show a device with the source of every number, or a run with its metrics."""
+    """Show a device with its sources, what a scenario or workload can be told, a model's sizes, or a run's metrics."""
     from sandtable.hardware import library
-    from sandtable.report import listing
+    from sandtable.report import described, listing
     from sandtable.runs import run_folder
 
     looks_like_run = name == "latest" or Path(name).is_dir() or (run_folder.RUNS / name).is_dir()
-    if not looks_like_run:
-        if format_ is Format.json:
+    if not looks_like_run or (Path(name) / "config.json").is_file():
+        table = None if name in library.device_files() else described.show(name)
+        if table is not None and format_ is Format.table and "parameter" in table.columns:
+            print(described.text_of(table, shutil.get_terminal_size((100, 24)).columns))
+        elif table is not None:
+            emit(table, format_)
+        elif format_ is Format.json:
             component = listing.find_device(name)
             print(json.dumps(library.to_yaml_data(component), indent=1, default=str))
         else:
@@ -79,6 +92,7 @@ class New(StrEnum):
     device = "device"
     kernel = "kernel"
     workload = "workload"
+    scenario = "scenario"
 
 
 @app.command()
@@ -86,12 +100,13 @@ def new(
     what: Annotated[New, typer.Argument(help="What to start.")],
     name: Annotated[str, typer.Argument(help="Its name: small letters, digits and underscores.")],
     kind: Annotated[str, typer.Option(help="Kind of device.")] = "storage",
+    like: Annotated[str | None, typer.Option(help="The ready-made scenario that a new one begins as.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write it.")] = None,
 ) -> None:
-    """Write a commented skeleton of a device, kernel or workload, which loads as it stands."""
+    """Write a commented skeleton of a device, scenario, kernel or workload, which loads as it stands."""
     from sandtable.cli import skeletons
 
-    print(skeletons.write(what.value, name, kind=kind, output=output))
+    print(skeletons.write(what.value, name, kind=kind, output=output, like=like))
 
 
 @app.command()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
-from sandtable import hardware
 from sandtable.errors import ConfigError, did_you_mean
 from sandtable.hardware import library
+from sandtable.report import described
 from sandtable.system import atomic_files
+from sandtable.workload import scenarios
+from sandtable.workload.seam import workload_named
 
 _DEVICES = {
     "storage": """\
@@ -198,8 +203,12 @@ class {title}Workload(Workload[{title}]):
 '''
 
 
-def write(what: str, name: str, *, kind: str = "storage", output: Path | None = None) -> Path:
-    """Write the skeleton of a device, kernel or workload; never over a file that exists.
+def write(
+    what: str, name: str, *, kind: str = "storage", output: Path | None = None, like: str | None = None
+) -> Path:
+    """Write the skeleton of a device, scenario, kernel or workload; never over a file that exists.
+
+    A scenario begins as the one that ``like`` names, with every parameter that it leaves out as a comment.
 
     Raises:
         ConfigError: a bad name, an unknown kind of device, or a file in the way.
@@ -211,18 +220,56 @@ def write(what: str, name: str, *, kind: str = "storage", output: Path | None = 
     path = output or _default_path(what, name, kind)
     if path.exists():
         raise ConfigError("there is a file of that name already; choose another name, or -o", file=str(path))
-    atomic_files.write_atomically(path, _text(what, name, kind))
+    text = scenario_text(name, like) if what == "scenario" else _text(what, name, kind)
+    atomic_files.write_atomically(path, text)
     return path
 
 
 def _default_path(what: str, name: str, kind: str) -> Path:
-    if what == "device":
-        if kind not in _DEVICES:
-            raise ConfigError(f"no skeleton for a device of kind {kind!r}{did_you_mean(kind, _DEVICES)}")
-        folder = library.root() / "devices" / hardware.FOLDERS[kind]
-        return folder / f"{name}.yaml" if (library.root() / "pyproject.toml").is_file() else Path(f"{name}.yaml")
+    # a person's own devices and scenarios lie where the next command is given, not among those of the library
+    if what in ("device", "scenario"):
+        return Path(f"{name}.yaml")
     folder = library.root() / f"{what}s" / f"sandtable_{what}s"
     return folder / f"{name}.py" if folder.is_dir() else Path(f"{name}.py")
+
+
+def scenario_text(name: str, like: str | None) -> str:
+    """Return a scenario like a ready-made one: what it states, all other parameters as comments, and what they mean.
+
+    Raises:
+        UnknownName: there is no such scenario.
+    """
+    base = scenarios.read(like or _usual())
+    workload = workload_named(base.workload)
+    model = workload.parameters
+    lines = [
+        "schema: 1",
+        f"name: {name}",
+        f"title: {json.dumps(base.title, ensure_ascii=False)}  # the question that it answers",
+        f"workload: {base.workload}",
+        f"machine: {base.machine}  # 'sandtable list machines' shows others, --machine NAME takes one for once",
+        f"{'# ' if base.stack is None else ''}stack: {base.stack or library.GENERIC_STACK}  # 'sandtable list stacks'",
+        f"parameters:  # 'sandtable show {base.workload}' explains them",
+    ]
+    for field_name, field in model.model_fields.items():
+        key = field.alias or field_name
+        stated = next((base.parameters[each] for each in (key, field_name) if each in base.parameters), None)
+        text = described.default_text(field_name, field) if stated is None else _scalar(stated)
+        meaning = described.meaning(model, field_name, key).partition(". ")[0].rstrip(".")
+        lines.append(f"  {'# ' if stated is None else ''}{key}: {'null' if text == '-' else text}  # {meaning}")
+    return "\n".join(lines) + "\n"
+
+
+def _scalar(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | list | bool) else repr(value)
+
+
+def _usual() -> str:
+    """Return the first of the ready-made scenarios that need no calibration, of the workload that has most of them."""
+    found = {name: scenarios.read(name) for name in sorted(scenarios.files())}
+    found = {name: each for name, each in found.items() if each.machine != library.THIS_MACHINE}
+    most = Counter(each.workload for each in found.values()).most_common(1)[0][0]
+    return next(name for name, each in found.items() if each.workload == most)
 
 
 def _text(what: str, name: str, kind: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sandtable import units
 from sandtable.units import Fraction, UsdPerHour, Watts
@@ -208,12 +208,27 @@ class Power(Frozen):
     max_w: Watts = Field(gt=0)
 
 
+def printable(text: str) -> str:
+    """Return a title as it is; one with control characters could steer the terminal that shows it.
+
+    Raises:
+        ValueError: it has some.
+    """
+    odd = next((character for character in text if not character.isprintable()), None)
+    if odd is not None:
+        raise ValueError(f"character U+{ord(odd):04X} cannot be shown: write a title in one line, without it")
+    return text
+
+
+Title = Annotated[str, AfterValidator(printable)]
+
+
 class Component(Frozen):
     """What every device file has: a name, a title for people, and a source for every number."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*(@[a-z0-9_.-]+)?$")
-    title: str
+    title: Title
     notes: str | None = None
     sources: dict[str, str] = Field(default_factory=dict)
 

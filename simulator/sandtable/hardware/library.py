@@ -392,6 +392,11 @@ def price_lists() -> list[hardware.PriceList]:
     return [found for found in lists if isinstance(found, hardware.PriceList)]
 
 
+def is_offered(name: str) -> bool:
+    """Whether a price list has an instance whose machine has that name."""
+    return _offer(name) is not None
+
+
 def _offer(name: str) -> offers.Offer | None:
     """Return the offer of a price list whose machine has that name, on demand rather than spot."""
     for kind in offers.KINDS:

@@ -9,20 +9,24 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sandtable import hardware, units, yaml_files
-from sandtable.errors import ConfigError, UnknownName
+from sandtable.errors import ConfigError, UnknownName, install_extra
 from sandtable.hardware import Component, Estimate, Evidence, library
+from sandtable.hardware.lookup import offers
+from sandtable.report import described
 from sandtable.runs import nvml, run_folder
 from sandtable.table import Table
 
 NVIDIA_DRIVER = "/dev/nvidiactl"
 
 
-def listing(what: str) -> Table:
-    """Return the table of one kind of thing."""
+def listing(what: str, told: Callable[[str], None] = lambda _: None) -> Table:
+    """Return the table of one kind of thing; ``told`` hears of files that cannot be read, and are left out."""
     tables: dict[str, Callable[[], Table]] = {
-        "devices": _devices,
-        "machines": _machines,
+        "devices": lambda: _devices(told),
+        "machines": lambda: _machines(told),
         "workloads": _workloads,
+        "models": described.models_table,
+        "stacks": _stacks,
         "kernels": _kernels,
         "scenarios": _scenarios,
         "suites": _suites,
@@ -32,20 +36,38 @@ def listing(what: str) -> Table:
     return tables[what]()
 
 
-def _devices() -> Table:
-    rows = []
+def _devices(told: Callable[[str], None]) -> Table:
+    rows, unread = [], set()
     for kind in ("storage", "memory", "processor", "accelerator", "link", "stack"):
         for name, path in sorted(library.device_files(kind).items()):
-            data = yaml_files.read_yaml(path)
+            try:
+                data = yaml_files.read_yaml(path)
+            except ConfigError as error:
+                unread.add(str(error))
+                continue
             if data.get("kind") == kind:
                 rows.append([name, kind, data.get("title", ""), "fitted" if "fitted" in data else "data sheet"])
+    for sentence in sorted(unread):
+        told(f"left out: {sentence}")
     return Table(columns=("name", "kind", "title", "numbers"), rows=rows)
 
 
-def _machines() -> Table:
+def _stacks() -> Table:
+    rows = []
+    for name, path in sorted(library.device_files("stack").items()):
+        data = yaml_files.read_yaml(path)
+        rows.append([name, data.get("title", ""), ", ".join(sorted(set((data.get("software") or {}).values())))])
+    return Table(columns=("name", "title", "constants of"), rows=rows)
+
+
+def _machines(told: Callable[[str], None]) -> Table:
     rows = []
     for name in sorted(library.device_files("machine")):
-        machine = library.load_machine(name)
+        try:
+            machine = library.load_machine(name)
+        except ConfigError as error:
+            told(f"left out: {error}")
+            continue
         price = None if machine.price is None else machine.price.usd_per_h
         accelerator = machine.accelerator
         device = "" if accelerator is None else f"{accelerator.n} × {accelerator.processor.name}"
@@ -108,10 +130,11 @@ def _prices() -> Table:
                     _amount(row.on_demand_usd_per_h),
                     _amount(row.spot_usd_per_h),
                     row.as_of.isoformat(),
+                    offers.name_of(row),
                 ]
             )
-    columns = ("provider", "instance", "accelerator", "number", "on demand", "spot", "as of")
-    return Table(columns=columns, units=("", "", "", "", "USD/h", "USD/h", ""), rows=rows)
+    columns = ("provider", "instance", "accelerator", "number", "on demand", "spot", "as of", "machine")
+    return Table(columns=columns, units=("", "", "", "", "USD/h", "USD/h", "", ""), rows=rows)
 
 
 def _amount(value: float | None) -> str:
@@ -148,7 +171,10 @@ def find_device(name: str) -> Component:
     base, _, variant = name.partition("@")
     files = library.device_files()
     if base not in files and not base.endswith((".yaml", ".yml")) and os.sep not in base:
-        raise UnknownName("device or run", name, files)
+        if library.is_offered(base):
+            return library.load_machine(name)
+        if not Path(f"{base}.yaml").is_file():
+            raise UnknownName("device, scenario, workload, model or run", name, [*files, *described.named()])
     path = library.find_file("device", base, files)
     if variant:
         return library.load_component("storage", name)
@@ -216,9 +242,7 @@ def doctor_table() -> Table:
         ("torch", "torch"),
     ):
         there = find_spec(package) is not None
-        rows.append(
-            [package, "installed" if there else "missing", "ok" if there else f"pip install 'sandtable[{extra}]'"]
-        )
+        rows.append([package, "installed" if there else "missing", "ok" if there else install_extra(extra)])
     rows.append(
         [
             "fio",

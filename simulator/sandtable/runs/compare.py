@@ -138,7 +138,7 @@ def _limit(metric: str, text: str) -> float:
         if written.strip() not in ("", unit):
             raise ValueError(f"{metric} is counted in {unit}, not in {written.strip()!r}")
         try:
-            return float(number)
+            return units.parse_count(number)
         except ValueError:
             raise ValueError(f"{text!r} is not a number: write it like '< 15 {unit}'") from None
     except ValueError as error:

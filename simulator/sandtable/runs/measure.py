@@ -8,9 +8,10 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sandtable import units
 from sandtable.demand.kernel import Kernel, KernelContext, kernels
 from sandtable.engine.process import Process
 from sandtable.engine.recorder import LATENCY, FloatArray
-from sandtable.errors import InUse, NoDevice
+from sandtable.errors import InUse, NoDevice, install_extra, missing_extra
 from sandtable.hardware import Frozen, Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement, Metric, distribution, measured_metric, point
@@ -29,7 +30,7 @@ from sandtable.system import atomic_files, limits, locks
 from sandtable.workload.progress import Step
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
-LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable")
+LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable-ml")
 # repeats that lie further apart than this cannot support a comparison at the level of ten percent
 UNSTABLE_SPREAD_FRAC = 0.25
 PROBE_DRIFT_FRAC = 0.25
@@ -309,6 +310,18 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def check_needs(workloads: Iterable[Workload[Any]]) -> None:
+    """Refuse, before anything is calibrated, planned or written, to execute workloads whose packages are missing.
+
+    Raises:
+        NoDevice: with the command that installs the first of them.
+    """
+    for workload in workloads:
+        for package in workload.needs:
+            if find_spec(package) is None:
+                raise missing_extra(package, package)
+
+
 def execution_context(folder: Path, progress: Callable[[str], None] | None = None) -> ExecutionContext:
     """Return a context that works in ``folder``.
 
@@ -318,7 +331,7 @@ def execution_context(folder: Path, progress: Callable[[str], None] | None = Non
     try:
         import numba  # noqa: F401
     except ImportError:
-        raise NoDevice("running for real needs the package 'numba': pip install 'sandtable[run]'") from None
+        raise NoDevice(f"running for real needs the package 'numba': {install_extra('run')}") from None
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     context = ExecutionContext(folder=folder, n_threads=threads())

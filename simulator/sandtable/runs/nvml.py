@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sandtable.errors import install_extra
+
 PACKAGE, EXTRA = "pynvml", "nvidia"
-ADVICE = f"power and clocks need NVML: pip install 'sandtable[{EXTRA}]'"
+ADVICE = f"power and clocks need NVML: {install_extra(EXTRA)}"
 SAMPLE_S = 0.1
 # bits of nvmlClocksThrottleReasons; a GPU that has nothing to do, or that was asked for its clock, is not held back
 THROTTLE_REASONS = {

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from sandtable import units, yaml_files
 from sandtable.errors import ConfigError, UnknownName
-from sandtable.hardware import Frozen, Machine, library
+from sandtable.hardware import Frozen, Machine, Title, library
 from sandtable.workload import scenarios
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import Scenario
@@ -111,7 +111,7 @@ class Study(Frozen):
 
     schema_version: int = Field(default=1, alias="schema", ge=1, le=1)
     name: str
-    title: str = ""
+    title: Title = ""
     base: str | None = None
     workload: str | None = None
     machine: str | None = None

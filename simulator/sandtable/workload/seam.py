@@ -7,7 +7,7 @@ two carry the same names by construction.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from sandtable.engine.plan_process import process_of
 from sandtable.engine.process import Process
 from sandtable.engine.recorder import Recorder, StepResult
 from sandtable.errors import ConfigError, PlanError, UnknownName
-from sandtable.hardware import Frozen, Machine
+from sandtable.hardware import Frozen, Machine, Title
 from sandtable.results import Metric, TraceRow
 
 P = TypeVar("P", bound=Frozen)
@@ -33,7 +33,7 @@ class Scenario(Frozen):
 
     schema_version: int = Field(default=1, alias="schema", ge=1, le=1)
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
-    title: str
+    title: Title
     workload: str
     machine: str = "this_machine"
     stack: str | None = None  # software in place of the machine's own
@@ -154,6 +154,18 @@ class Workload(ABC, Generic[P]):
         """Return what an answer depends on and its reader may not know, in sentences, the most important first."""
         return ()
 
+    def models(self) -> Iterable[str]:
+        """Return the models that parameters can name; none where a workload has no model."""
+        return ()
+
+    def model_facts(self, name: str) -> Mapping[str, Any]:
+        """Return what is known of a model, by word: its count of ``parameters``, its sizes.
+
+        Raises:
+            UnknownName: there is no such model, or the workload has none.
+        """
+        raise UnknownName("model", name, ())
+
     @abstractmethod
     def example(self) -> dict[str, Any]:
         """Return parameters small enough for a test to plan and execute in seconds."""
@@ -217,5 +229,5 @@ def workload_named(name: str) -> Workload[Any]:
     """
     known = workloads()
     if name not in known:
-        raise UnknownName("workload", name, known)
+        raise UnknownName("workload", name, known, "workloads")
     return known[name]

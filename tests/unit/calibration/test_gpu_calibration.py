@@ -415,7 +415,7 @@ def test_recording_writes_what_was_timed(base_file: Path, tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     ("installed", "words"),
-    [(None, "pip install 'sandtable[torch]'"), ("2.13.0+cpu", "built without")],
+    [(None, "pip install -e '.[torch]'"), ("2.13.0+cpu", "built without")],
 )
 def test_a_machine_without_what_it_takes_says_so_in_one_sentence(
     base_file: Path, monkeypatch: pytest.MonkeyPatch, installed: str | None, words: str

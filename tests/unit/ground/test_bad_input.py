@@ -422,7 +422,9 @@ def test_a_disk_that_is_full_from_the_start(monkeypatch: pytest.MonkeyPatch) -> 
 def test_real_runs_without_numba(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "numba", None)
     sentence = fails(4, command, "mini.yaml")
-    assert sentence == "running for real needs the package 'numba': pip install 'sandtable[run]'"
+    assert (
+        sentence == "running for real needs the package 'numba': pip install -e '.[run]' in the folder of Sandtable"
+    )
 
 
 # --- interruptions -----------------------------------------------------------------------------------------

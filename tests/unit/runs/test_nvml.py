@@ -171,4 +171,4 @@ def test_the_doctor_without_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(listing, "NVIDIA_DRIVER", str(tmp_path / "none"))
     assert doctor()["gpu"] == ["gpu", "none", "ok"]
     monkeypatch.setattr(listing, "NVIDIA_DRIVER", str(tmp_path))
-    assert "sandtable[nvidia]" in doctor()["gpu"][2]
+    assert "[nvidia]" in doctor()["gpu"][2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from sandtable_workloads.finetuning.finetuning_plan import plan_of
 from sandtable_workloads.finetuning.finetuning_times import iteration_s
 from sandtable_workloads.training import layout, metrics, training_memory
 from sandtable_workloads.training.slm_training import SlmTrainingWorkload, estimate, memories
+from sandtable_workloads.transformer import model_facts
 from sandtable_workloads.transformer.presets import describe
 
 # what the closed form gives
@@ -49,6 +50,14 @@ class FinetuningWorkload(Workload[Finetuning]):
     def usual_stack(self, machine: Machine) -> str:
         """See `Workload.usual_stack`: what the operations of adapters were counted in."""
         return "litgpt"
+
+    def models(self) -> Iterable[str]:
+        """See `Workload.models`: the presets."""
+        return model_facts.model_names()
+
+    def model_facts(self, name: str) -> Mapping[str, Any]:
+        """See `Workload.model_facts`."""
+        return model_facts.model_facts(name)
 
     def plan(self, parameters: Finetuning, machine: Machine, seed: int) -> Plan:
         """Return the steps of a run; see `sandtable_workloads.finetuning.finetuning_plan`.
@@ -94,7 +103,8 @@ class FinetuningWorkload(Workload[Finetuning]):
             usd_per_h = machine.price.usd_per_h * machines
             usd_per_s = usd_per_h / metrics.SECONDS_PER_HOUR
             products |= {"usd": usd_per_s * parameters.steps, "usd_per_mtok": usd_per_s / tokens * 1e6}
-            found["tokens_per_usd"] = metrics.per_step(step, tokens / usd_per_s, "tokens_per_usd")
+            if usd_per_s:
+                found["tokens_per_usd"] = metrics.per_step(step, tokens / usd_per_s, "tokens_per_usd")
             found["usd_per_h"] = metrics.priced(usd_per_h)
             if n_steps is not None:
                 products["training_usd"] = usd_per_s * n_steps

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,6 +19,10 @@ Quantization = Literal["none", "nf4", "nf4_dq"]
 LoraTarget = Literal["query", "key", "value", "output", "up", "down"]
 # those that are one product with three parts
 JOINED: tuple[LoraTarget, ...] = ("query", "key", "value")
+
+
+# parameters that training has as well, under the same names
+_SHARED = ("model", "micro_batch", "grad_accumulation", "sequence_tokens", "devices", "sharding", "checkpointing")
 
 
 class Finetuning(Frozen):
@@ -45,6 +50,17 @@ class Finetuning(Frozen):
         warmup_steps: Steps before those.
         total_tokens: Tokens of the whole fine-tuning, for its time and price; none leaves them out.
     """
+
+    also_called: ClassVar[Mapping[str, str]] = {
+        **{name: own for name, own in SlmTraining.also_called.items() if own in _SHARED},
+        "rank": "lora_rank",
+        "r": "lora_rank",
+        "target_modules": "lora_targets",
+        "load_in_4bit": "quantization",
+        "quantize": "quantization",
+        "peft": "adapter",
+        "lora": "adapter",
+    }
 
     model: str = "llama_2_7b"
     adapter: Adapter = "lora"

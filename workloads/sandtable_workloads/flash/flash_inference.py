@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from sandtable_workloads.flash.machine_memory import Room
 from sandtable_workloads.flash.runner import run_flash
 from sandtable_workloads.flash.saying import caveats_of, rung_of, warnings_of
 from sandtable_workloads.flash.token_demand import memory_of, plan_of
+from sandtable_workloads.transformer import model_facts
 from sandtable_workloads.transformer.presets import describe
 
 
@@ -43,6 +44,14 @@ class FlashInferenceWorkload(Workload[FlashInference]):
         accelerator = machine.accelerator
         of_nvidia = accelerator is not None and accelerator.device.name.startswith("nvidia_")
         return "pytorch_cuda_eager" if of_nvidia else None
+
+    def models(self) -> Iterable[str]:
+        """See `Workload.models`: the presets."""
+        return model_facts.model_names()
+
+    def model_facts(self, name: str) -> Mapping[str, Any]:
+        """See `Workload.model_facts`."""
+        return model_facts.model_facts(name)
 
     def plan(self, parameters: FlashInference, machine: Machine, seed: int) -> Plan:
         """Return prefill, cold tokens and decode; see `token_demand`, and `dense.dense_demand` for dense rungs.

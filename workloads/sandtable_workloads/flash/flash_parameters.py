@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
@@ -72,6 +72,28 @@ class FlashInference(Frozen):
         trace: A recorded trace file instead of the synthetic one.
         compute_rows: Feed-forward over the ``active`` neurons, or over all that are ``cached`` (as the paper does).
     """
+
+    also_called: ClassVar[Mapping[str, str]] = {
+        "quantization": "weights",
+        "quant": "weights",
+        "precision": "weights",
+        "bits": "weights",
+        "ctx": "context",
+        "ctx_size": "context",
+        "context_length": "context",
+        "max_tokens": "tokens",
+        "max_new_tokens": "tokens",
+        "n_predict": "tokens",
+        "prompt": "prompt_tokens",
+        "prompt_length": "prompt_tokens",
+        "sparsity": "active",
+        "queue_depth": "concurrency",
+        "iodepth": "concurrency",
+        "kv_cache": "kv",
+        "cache_type": "kv",
+        "n_layers": "layers",
+        "memory": "memory_budget",
+    }
 
     model: Annotated[str, BeforeValidator(_known_model)] = Field(
         default="opt_6_7b", validation_alias=AliasChoices("model", "geometry")

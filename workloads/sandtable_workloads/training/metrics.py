@@ -72,8 +72,9 @@ def derived(
     usd_per_s = None if machine.price is None else machine.price.usd_per_h * machines / SECONDS_PER_HOUR
     if usd_per_s is not None:
         products |= {"usd": usd_per_s * parameters.steps, "usd_per_mtok": usd_per_s / tokens * 1e6}
-        rates["tokens_per_usd"] = tokens / usd_per_s
-        if law_named(parameters.scaling_law).covers(shape, total):
+        # what costs nothing has no amount for a dollar
+        rates |= {"tokens_per_usd": tokens / usd_per_s} if usd_per_s else {}
+        if usd_per_s and law_named(parameters.scaling_law).covers(shape, total):
             rates["loss_per_usd"] = gain_per_token(parameters, shape) * tokens / usd_per_s
     if machine.power is not None:
         products["energy_j"] = machine.power.max_w * machines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from sandtable_workloads.training.step_demand import held_params
 from sandtable_workloads.training.step_numbers import Configuration, configuration_of, stacked, structure
 from sandtable_workloads.training.training_parameters import OF_FINETUNING, SlmTraining
 from sandtable_workloads.training.training_plan import plan_of
+from sandtable_workloads.transformer import model_facts
 from sandtable_workloads.transformer.presets import describe
 
 # parts of a step that what happens once makes longer
@@ -48,6 +49,14 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
     def usual_stack(self, machine: Machine) -> str:
         """See `Workload.usual_stack`: eager PyTorch."""
         return "pytorch_cpu" if machine.accelerator is None else "pytorch_eager"
+
+    def models(self) -> Iterable[str]:
+        """See `Workload.models`: the presets."""
+        return model_facts.model_names()
+
+    def model_facts(self, name: str) -> Mapping[str, Any]:
+        """See `Workload.model_facts`."""
+        return model_facts.model_facts(name)
 
     def plan(self, parameters: SlmTraining, machine: Machine, seed: int) -> Plan:
         """Return the steps of a run; see `sandtable_workloads.training.training_plan`.

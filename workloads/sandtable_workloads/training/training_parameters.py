@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -71,6 +71,42 @@ class SlmTraining(Frozen):
         scaling_law: How the loss falls with parameters and tokens: a name in ``scaling_laws.yaml``, the path
             of a file like it, or folders of executed runs (with commas between) whose losses it is fitted to.
     """
+
+    also_called: ClassVar[Mapping[str, str]] = {
+        "batch_size": "micro_batch",
+        "per_device_train_batch_size": "micro_batch",
+        "micro_batch_size": "micro_batch",
+        "mbs": "micro_batch",
+        "gradient_accumulation": "grad_accumulation",
+        "gradient_accumulation_steps": "grad_accumulation",
+        "seq_len": "sequence_tokens",
+        "seq_length": "sequence_tokens",
+        "sequence_length": "sequence_tokens",
+        "max_seq_length": "sequence_tokens",
+        "context_length": "sequence_tokens",
+        "gpus": "devices",
+        "n_gpus": "devices",
+        "num_gpus": "devices",
+        "world_size": "devices",
+        "tp": "tensor_parallel",
+        "pp": "pipeline_parallel",
+        "cp": "context_parallel",
+        "ep": "expert_parallel",
+        "zero_stage": "sharding",
+        "fsdp": "sharding",
+        "zero": "sharding",
+        "dtype": "precision",
+        "bf16": "precision",
+        "fp16": "precision",
+        "gradient_checkpointing": "checkpointing",
+        "activation_checkpointing": "checkpointing",
+        "recompute": "checkpointing",
+        "lr": "learning_rate",
+        "tokens": "total_tokens",
+        "max_steps": "steps",
+        "model_name": "model",
+        "geometry": "model",
+    }
 
     model: str = "slm_100m"
     sequence_tokens: int = Field(default=1024, ge=8)
