@@ -78,8 +78,9 @@ class Coverage:
 
     def sentence(self) -> str:
         """Return it for people."""
+        pairs = "1 pair" if self.n == 1 else f"{self.n} pairs"
         return (
-            f"{self.n} pairs: {100 * self.covered_frac:.0f} % of the measured ratios inside the 90 % interval with the"
+            f"{pairs}: {100 * self.covered_frac:.0f} % of the measured ratios inside the 90 % interval with the"
             f" scatter of repeats, {100 * self.alone_frac:.0f} % without; it is {self.width_frac:.2f} times as wide as"
             " two intervals that overlap leave"
         )

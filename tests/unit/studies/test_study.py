@@ -218,6 +218,7 @@ def test_a_suite_named_by_its_path_is_kept_beside_other_runs(
     done = run_command("check", "--suite", str(suite), "--full")
     assert done.code == 0, done.err
     assert "times as fast as window_1" in done.out
+    assert "1 pair: 100 % of the measured ratios" in done.out
     (base,) = run_folder.list_runs()
     assert base.path.parent == run_folder.RUNS
     assert base.path.name.endswith("-my_suite")
