@@ -162,7 +162,8 @@ def whatif(
         raise ConfigError("whatif needs at least one --set PATH=VALUE: the change to look at")
     with refusing(format_):
         found = api.whatif(scenario, scenarios.changes_of(settings), machine=machine)
-    table = paired.table(found.before, found.after, found.changes)
+    programs = format_ in (Format.csv, Format.json)
+    table = paired.table(found.before, found.after, found.changes, saved=programs)
     emit(table, format_, answer=found.answer, full=full)
     if report is not None:
         from sandtable.report import study_report

@@ -222,11 +222,22 @@ def better(name: str, unit: str) -> int:
 # --- showing -----------------------------------------------------------------------------------------------------
 
 
-def table(before: Prediction, after: Prediction, changed: Mapping[str, Change]) -> Table:
-    """Return both predictions beside each other, with the ratio of each metric and its interval."""
+def table(before: Prediction, after: Prediction, changed: Mapping[str, Change], *, saved: bool = False) -> Table:
+    """Return both predictions beside each other, with the ratio of each metric and its interval.
+
+    With ``saved``, of money also what is saved, with the ends of its interval: columns for programs.
+    """
     old, new = before.metrics, after.metrics
-    rows = [_row(name, old.get(name), new.get(name), changed.get(name)) for name in dict.fromkeys((*old, *new))]
-    columns = ("metric", "before", "after", "change", "ratio", "low", "high", "probability", "unit")
+    names = dict.fromkeys((*old, *new))
+    rows = [_row(name, old.get(name), new.get(name), changed.get(name)) for name in names]
+    columns = ["metric", "before", "after", "change", "ratio", "low", "high", "probability", "unit"]
+    if saved:
+        amounts = [None if name not in changed else changed[name].saved for name in names]
+        columns += ["saved", "saved_low", "saved_high"]
+        rows = [
+            [*row, *([None] * 3 if amount is None else saving(amount).values())]
+            for row, amount in zip(rows, amounts, strict=True)
+        ]
     return Table(columns=columns, rows=rows, notes=notes(before, after, changed))
 
 

@@ -156,6 +156,16 @@ def test_the_table_shows_metrics_of_either_end() -> None:
     assert "~ machine laptop_pcie4 → other" in table.notes
 
 
+def test_programs_are_told_what_is_saved() -> None:
+    before, after, found = end("as it is"), end("price"), changes(end("as it is"), end("price"))
+    table = paired.table(before.prediction, after.prediction, found, saved=True)
+    rows = {row["metric"]: row for row in table.records()}
+    hour, own = rows["usd_per_h"], rows["usd_per_mtok"]
+    assert hour["saved"] == hour["saved_low"] == hour["saved_high"] == pytest.approx(hour["before"] - 2.0)
+    assert own["saved_low"] < own["saved"] < own["saved_high"] < 0
+    assert rows["latency_s.mean"]["saved"] is None
+
+
 def test_the_public_function_gives_a_frame() -> None:
     both = sandtable.whatif("flash_laptop", SMALL | {"machine.storage": "crucial_t700_2tb"})
     frame = both.to_frame()
