@@ -258,6 +258,17 @@ class Check(Framed):
 
         return pd.DataFrame([row.model_dump() for row in self.comparison.comparisons])
 
+    def pairs(self) -> DataFrame:
+        """Return a row for each two scenarios: the predicted ratio of their mean times, and the measured one.
+
+        See `sandtable.studies.suite_pairs`; ``covered`` knows how far repeats lie apart, ``covered_alone`` does not.
+        """
+        import pandas as pd
+
+        from sandtable.studies import suite_pairs
+
+        return pd.DataFrame(suite_pairs.records(suite_pairs.pairs(suite_pairs.ran(self.cases))))
+
 
 def check(
     scenarios_or_suite: str | Path | Study | Iterable[str | Path],

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -155,6 +156,16 @@ def coverage(found: Sequence[Pair]) -> Coverage:
         alone_frac=float(np.mean([one.covered_alone for one in found])),
         width_frac=float(np.median([one.width_frac for one in found])),
     )
+
+
+def records(found: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Return pairs as rows for programs; ``low`` to ``high`` is with the scatter of repeats."""
+    own = ("before", "after", "low", "high", "measured", "covered", "covered_alone", "width_frac")
+    ratios = ("ratio", "ratio_low", "ratio_high", "probability")
+    return [
+        {name: getattr(one, name) for name in own} | {name: getattr(one.change, name) for name in ratios}
+        for one in found
+    ]
 
 
 def speedups(runs: Sequence[Ran], baseline: str, metric: str = HEADLINE) -> Table:

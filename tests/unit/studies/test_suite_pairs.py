@@ -80,3 +80,11 @@ def test_speedups_are_relative_to_the_baseline() -> None:
     assert row["error"] == pytest.approx(0)
     assert row["covered"] is True
     assert suite_pairs.speedups([ran(4)], "another").records() == []
+
+
+def test_programs_get_a_row_for_each_pair() -> None:
+    (row,) = suite_pairs.records(suite_pairs.pairs([ran(4), ran(8, 1.1)]))
+    assert row["before"] == "micro_batch_4"
+    assert row["low"] < row["ratio"] < row["high"]
+    assert row["measured"] == pytest.approx(1.1 * row["ratio"])
+    assert row["covered_alone"] is (row["ratio_low"] <= row["measured"] <= row["ratio_high"])
