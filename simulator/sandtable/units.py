@@ -127,9 +127,8 @@ def in_range(value: Number, text: object = None) -> Number:
     """
     if value and not SMALLEST <= abs(value) <= LARGEST:
         said = shown(f"{value:.3g}" if text is None else text)
-        finite = (
-            "is not a finite number" if math.isnan(value) or math.isinf(value) else "is beyond anything there is"
-        )
+        infinite = isinstance(value, float) and not math.isfinite(value)  # whole numbers may be too long for floats
+        finite = "is not a finite number" if infinite else "is beyond anything there is"
         raise ValueError(f"{said} {finite}")
     return value
 

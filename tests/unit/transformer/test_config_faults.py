@@ -245,3 +245,10 @@ def test_odd_fields_are_one_sentence(config: Any, sentence: str) -> None:
         read(config)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_a_number_too_long_for_a_float_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA).replace("4096", "9" * 400))
+    with pytest.raises(ConfigError, match="is beyond anything there is"):
+        from_hf_config(path)

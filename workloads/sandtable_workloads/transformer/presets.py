@@ -211,15 +211,17 @@ def shape_for(model: str, sequence_tokens: int | None = None) -> ModelShape:
 
     Learned positions are as many as ``sequence_tokens``, where that is given.
     """
+    if _preset_or_first_layers(model) is not None:
+        return _preset_with(model, sequence_tokens)
     shape = model_of(model)
-    if sequence_tokens is None or shape.positions != "learned":
-        return shape
-    return _with_positions(shape, sequence_tokens)
+    return shape if sequence_tokens is None else shape.with_positions(sequence_tokens)
 
 
-@lru_cache(maxsize=64)
-def _with_positions(shape: ModelShape, n_positions: int) -> ModelShape:
-    return shape.with_positions(n_positions)
+@lru_cache(maxsize=256)
+def _preset_with(name: str, n_positions: int | None) -> ModelShape:
+    """A search asks for the same shape many thousand times."""
+    shape = _preset_named(name)
+    return shape if n_positions is None else shape.with_positions(n_positions)
 
 
 def _split(name: str) -> str:
