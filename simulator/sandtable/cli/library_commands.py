@@ -72,17 +72,18 @@ def show(
             emit(listing.device_table(listing.find_device(name)), format_)
         return
     run = run_folder.open_run(name)
-    found = False
+    found, comparison = False, run.comparison()
+    if comparison is not None and format_ is Format.table:
+        emit_comparison(comparison, format_)
     for result in (run.prediction(), run.measurement()):
         if result is not None:
             found = True
             if format_ is Format.table:
                 print(f"{result.kind} of {result.scenario['name']} on {result.machine}")
             emit_result(result, format_)
-    comparison = run.comparison()
-    if comparison is not None:
+    if comparison is not None and format_ is not Format.table:
         emit_comparison(comparison, format_)
-    elif not found:
+    if comparison is None and not found:
         raise ConfigError("holds no prediction, measurement or comparison", file=str(run.path))
 
 

@@ -104,6 +104,7 @@ def check(
 ) -> None:
     """Predict, write the prediction down, run for real, and compare; exit code 3 when it is too far off."""
     from sandtable import api
+    from sandtable.runs import predict
     from sandtable.studies import study
     from sandtable.workload import scenarios
 
@@ -122,7 +123,8 @@ def check(
         _emit_pairs(found, format_, full=full)
     for item in checked:
         for note in (*item.prediction.warnings, *(item.measurement.validity if item.measurement else ())):
-            say(f"  ! {item.name}: {note}")
+            if full or format_ is not Format.table or predict.GUESSED not in note:
+                say(f"  ! {item.name}: {note}")
     ran = found.cases[0].repeats.executions
     save_timeline(trace, found.cases[0].predicted_trace, ran[-1].trace if ran else ())
     say(f"  saved {found.folder}")

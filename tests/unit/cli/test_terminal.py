@@ -45,7 +45,7 @@ def test_progress_says_which_of_how_many_and_the_time_left(capsys: pytest.Captur
     ]
 
 
-def test_progress_starts_anew_with_another_count_and_counts_only_what_it_saw(
+def test_progress_starts_anew_with_another_count(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     clock = Clock()

@@ -29,7 +29,15 @@ def warnings_of(parameters: FlashInference, machine: Machine) -> tuple[str, ...]
     """Return those of the caveats that a user should not miss: none where a model is sparse by itself, as published."""
     if parameters.is_sparse and _has_relu(parameters) and parameters.active_frac is None:
         return parameters.shape.notes
-    return caveats_of(parameters, machine)
+    packed = () if parameters.by_neurons else _packed(parameters, setup_of(parameters, machine))
+    return (*packed, *caveats_of(parameters, machine))
+
+
+def _packed(parameters: FlashInference, setup: DenseSetup) -> Iterator[str]:
+    """Yield what packed weights take, beside what they would take as they are; no answer hangs on that."""
+    if setup.layout.mixture not in FLOATS and not setup.streamed_bytes and not setup.transfers:
+        stored, whole = setup.layout.n_bytes / 1e9, 2 * parameters.shape.n_params / 1e9
+        yield f"weights as {setup.layout.mixture} take {stored:.3g} GB; the model as float16 takes {whole:.3g} GB"
 
 
 def _has_relu(parameters: FlashInference) -> bool:
@@ -72,8 +80,6 @@ def _chosen(parameters: FlashInference, setup: DenseSetup, machine: Machine) -> 
             f"{stored}: {setup.n_on_device} of {shape.n_layers} layers fit into the accelerator's memory, and the host "
             "computes the others"
         )
-    elif setup.layout.mixture not in FLOATS:
-        yield f"{stored}; the model as float16 takes {2 * shape.n_params / 1e9:.3g} GB"
     if shape.moe is not None and setup.streamed_bytes:
         yield "every expert is taken to be as likely as any other, so that what is read is spread evenly"
 

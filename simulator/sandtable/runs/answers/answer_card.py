@@ -26,6 +26,7 @@ RESOURCES = {"io": "storage"}
 UNITS = {"USD/Mtok": "USD per million tokens"}
 FIGURES = 3
 MOST_HEADLINES = 3
+MONEY = "USD"
 # a share of the time that is too small to be named
 LEAST_FRAC = 0.005
 
@@ -105,6 +106,9 @@ def _headlines(result: Result, case: Case) -> tuple[str, ...]:
     """Return the headline metrics with their intervals, and the memory behind the first of them."""
     known = {name: result.metrics[name] for name in case.workload.headlines if name in result.metrics}
     texts = [amount_text(name, metric) for name, metric in known.items()][:MOST_HEADLINES]
+    # dollars of a price that somebody made up are no better than that
+    guessed = " at a guessed price" if "price.hour" in case.machine.guesses() else ""
+    texts = [f"{text}{guessed}" if MONEY in text else text for text in texts]
     # the first interval says what share it covers
     texts[:1] = [text.replace("(", "(90 %: ", 1) for text in texts[:1]]
     return (*texts[:1], memory_text(result, case), *texts[1:])

@@ -9,7 +9,7 @@ of which only the data sheet is known.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sandtable.demand.operator import operator_named
@@ -44,6 +44,9 @@ def caveat_of(result: Result, case: Case, seconds: Seconds) -> str:
     """
     stack, machine, best = case.machine.stack, case.machine, ""
     said = [*case.workload.caveats(case.parameters, machine)]
+    if result.kind == "measurement":
+        # what makes a measurement less valid matters more than what a prediction would assume
+        return next(iter((*result.warnings, *said)), "")
     if stack is not None and stack.best_case and any(source.resource in SOFTWARE for source in seconds):
         best = "best case, which software in use does not reach"
     guesses = getattr(result, "guesses", ())
@@ -69,7 +72,9 @@ def largest(guesses: Sequence[str], machine: Machine, seconds: Seconds) -> Guess
     total = sum(seconds.values())
     names = dict.fromkeys(_grouped(text) for text in guesses)
     found = [Guess(name, _miss(name, machine, seconds, total)) for name in names] if total > 0 else []
-    most = max(found, key=lambda guess: sum(guess.miss), default=None)
+    software = "" if machine.stack is None else machine.stack.name
+    # where software reaches a share of a data sheet, the share is what is known least
+    most = max(found, key=lambda guess: (sum(guess.miss), guess.name.startswith(f"{software}: ")), default=None)
     return most if most is not None and sum(most.miss) >= LEAST_EFFECT else None
 
 
@@ -102,7 +107,9 @@ def _reads(name: str, source: Source, machine: Machine) -> bool:
         return source.law.rpartition(" ")[2] == words[1] == operator_named(operator).fitted_as
     if part == machine.storage.name:
         return source.resource == "storage"
-    return source.law == "data sheet" and source.resource == "compute" and part in _processors(machine, source.on)
+    # of a processor's data sheet, that law reads the arithmetic rate alone
+    by_rate = source.law == "data sheet" and source.resource == "compute" and words[1:2] == ["peak"]
+    return by_rate and _computes(part, source, machine)
 
 
 def _efficiency_of(operator: str, kind: str, machine: Machine) -> str:
@@ -111,12 +118,17 @@ def _efficiency_of(operator: str, kind: str, machine: Machine) -> str:
     return next((key for key in (kind.replace(" ", "."), operator) if key in table), "default")
 
 
-def _processors(machine: Machine, on: str) -> Iterator[str]:
-    accelerator = machine.accelerator
-    if on == "host" or accelerator is None:
-        yield machine.processor.name
+def _computes(part: str, source: Source, machine: Machine) -> bool:
+    """Whether an op computes on the processor that a part names for longer than it moves data, by the data sheets."""
+    if source.on == "host" or machine.accelerator is None:
+        processor, memory, names = machine.processor, machine.memory, {machine.processor.name}
     else:
-        yield from (accelerator.device.name, accelerator.processor.name)
+        processor, memory = machine.accelerator.processor, machine.accelerator.memory
+        names = {processor.name, machine.accelerator.device.name}
+    n_bytes, flops = (2.0**log for log in source.place[:2])
+    peaks = processor.datasheet.peak_flops_per_s
+    peak = {**peaks}.get(source.kind.rpartition(" ")[2], max(peaks.values()))
+    return part in names and flops / peak > n_bytes / memory.datasheet.bandwidth_bytes_per_s
 
 
 def _in_words(guess: Guess, n: int, case: Case, result: Result) -> str:
