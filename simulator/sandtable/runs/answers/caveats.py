@@ -126,8 +126,8 @@ def _computes(part: str, source: Source, machine: Machine) -> bool:
         processor, memory = machine.accelerator.processor, machine.accelerator.memory
         names = {processor.name, machine.accelerator.device.name}
     n_bytes, flops = (2.0**log for log in source.place[:2])
-    peaks = processor.datasheet.peak_flops_per_s
-    peak = {**peaks}.get(source.kind.rpartition(" ")[2], max(peaks.values()))
+    peaks: dict[str, float] = {**processor.datasheet.peak_flops_per_s}
+    peak = peaks.get(source.kind.rpartition(" ")[2], max(peaks.values()))
     return part in names and flops / peak > n_bytes / memory.datasheet.bandwidth_bytes_per_s
 
 
