@@ -126,7 +126,7 @@ def _computes(part: str, source: Source, machine: Machine) -> bool:
         processor, memory = machine.accelerator.processor, machine.accelerator.memory
         names = {processor.name, machine.accelerator.device.name}
     n_bytes, flops = (2.0**log for log in source.place[:2])
-    peaks: dict[str, float] = {**processor.datasheet.peak_flops_per_s}
+    peaks = {str(dtype): rate for dtype, rate in processor.datasheet.peak_flops_per_s.items()}
     peak = peaks.get(source.kind.rpartition(" ")[2], max(peaks.values()))
     return part in names and flops / peak > n_bytes / memory.datasheet.bandwidth_bytes_per_s
 
