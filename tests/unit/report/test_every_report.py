@@ -110,6 +110,26 @@ def test_a_calibrated_machine_is_shown_with_its_constants(here: Path) -> None:
     assert "fitted constants" in text
 
 
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        (
+            "whatif flash_laptop --set machine.storage=crucial_t700_2tb",
+            "Times as much as before, with 90 % intervals",
+        ),
+        ("cheapest slm_1b_cloud --machines aws_p4d_24xlarge --most-devices 8", "Time against money"),
+    ],
+    ids=["whatif", "cheapest"],
+)
+def test_what_is_no_run_writes_a_report_too(here: Path, command: str, wanted: str) -> None:
+    ran = run_command(*command.split(), "--report", "out/page.html")
+    assert ran.code == 0, ran.err
+    assert "report: out/page.html" in ran.err
+    text = Path("out/page.html").read_text()
+    assert wanted in Words(text).words
+    assert text.index('class="card"') < text.index("<svg") < text.index('id="numbers"')
+
+
 def test_the_same_run_gives_the_same_page(here: Path) -> None:
     _, folder = kept("flash_laptop")
     first = run_report.write_report([folder], here / "first.html").read_bytes()

@@ -14,8 +14,9 @@ from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, PriceList, StoragePoint, library
 from sandtable.report import figures, plots, rendering, run_report, timeline
 from sandtable.report.listing import listing
-from sandtable.results import Comparison, Measurement, Metric, Prediction, TraceRow
+from sandtable.results import Answer, Comparison, Measurement, Metric, Prediction, TraceRow
 from sandtable.runs import compare
+from sandtable.runs.check import CHECK, CheckList
 from sandtable.runs.run_folder import RunFolder
 from sandtable.table import Quantity, Table
 
@@ -427,6 +428,28 @@ def test_several_runs_and_the_folder_of_a_suite(tmp_path: Path, comparison: Comp
     _, page = report(folders, tmp_path)
     assert "2 scenarios, predicted against measured" in page.words
     assert page.words.count("io_s.mean") >= 3
+
+
+def test_the_folder_of_a_check_brings_its_scenarios(tmp_path: Path, comparison: Comparison) -> None:
+    suite = save(tmp_path / "suite", comparison)
+    for name in ("a", "b"):
+        save(suite / name, a_prediction(scenario={"name": name, "title": f"Is {name} fast?"}), a_measurement())
+    RunFolder(suite).save(CheckList(name="quick", folders=("a", "b")), CHECK)
+    _, page = report([suite, suite / "a"], tmp_path)  # named twice, shown once
+    assert "of quick, predicted against measured" in page.words
+    assert page.words.count("Is a fast?") == page.words.count("Is b fast?") == 1
+    assert "the answer of each" not in page.words  # few enough to stand open
+
+
+def test_the_answer_of_a_comparison_stands_first(tmp_path: Path, comparison: Comparison) -> None:
+    answer = Answer(question="Is it right?", subject="a model on a machine", verdict="Fails: 18 % too high.")
+    folder = save(
+        tmp_path / "run", a_prediction(), a_measurement(), comparison.model_copy(update={"answer": answer})
+    )
+    text, page = report([folder], tmp_path)
+    assert 'class="verdict fail">Fails: 18 % too high.' in text
+    assert page.words.index("Is it right?") < page.words.index("1 compared: median error 18.0 %")
+    assert "what the run itself answers" in page.words
 
 
 def test_a_machine_that_no_longer_loads_is_shown_as_text(tmp_path: Path) -> None:
