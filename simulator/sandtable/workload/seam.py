@@ -39,7 +39,7 @@ class Scenario(Frozen):
     stack: str | None = None  # software in place of the machine's own
     parameters: dict[str, Any] = Field(default_factory=dict)
     seed: int = Field(default=1, ge=0)
-    repeats: int = Field(default=3, ge=1)
+    repeats: int = Field(default=3, ge=1, le=1000)
     thresholds: dict[str, str] = Field(default_factory=dict)
 
 

@@ -69,7 +69,7 @@ class Finetuning(Frozen):
     quantization: Quantization = "none"
     sequence_tokens: int = Field(default=512, ge=8)
     micro_batch: int = Field(default=1, ge=1)
-    grad_accumulation: int = Field(default=1, ge=1)
+    grad_accumulation: int = Field(default=1, ge=1, le=2048)
     devices: int = Field(default=1, ge=1)
     sharding: Literal["ddp", "fsdp_full"] = "ddp"
     attention: Literal["flash"] = "flash"
@@ -77,8 +77,8 @@ class Finetuning(Frozen):
     precision: Precision = "bfloat16"
     optimizer: Optimizer = "adamw"
     optimizer_dtype: Literal["float32", "bfloat16"] | None = None
-    steps: int = Field(default=10, ge=1)
-    warmup_steps: int = Field(default=1, ge=0)
+    steps: int = Field(default=10, ge=1, le=1_000_000)
+    warmup_steps: int = Field(default=1, ge=0, le=1_000_000)
     total_tokens: Count | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")

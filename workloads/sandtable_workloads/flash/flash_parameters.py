@@ -104,9 +104,9 @@ class FlashInference(Frozen):
     )
     rung: Rung = "auto"
     window: int = Field(default=4, ge=1)
-    tokens: int = Field(default=32, ge=1)
-    cold_tokens: int = Field(default=8, ge=0)
-    prompt_tokens: int = Field(default=16, ge=1)
+    tokens: int = Field(default=32, ge=1, le=16_384)
+    cold_tokens: int = Field(default=8, ge=0, le=16_384)
+    prompt_tokens: int = Field(default=16, ge=1, le=1 << 24)
     context: int | None = Field(default=None, ge=1)
     kv: Literal["float32", "float16"] | None = None
     concurrency: int = Field(default=32, ge=1, le=64)

@@ -26,6 +26,9 @@ from sandtable_workloads.flash.layer_ops import Placement, add_norm_op, attend_o
 from sandtable_workloads.flash.neuron_traces import predictor_ranks, trace_of
 from sandtable_workloads.transformer.shapes import ModelShape
 
+# ops that attend to a prompt, at most: each prompt token is one of its own up to there
+MOST_ATTENDING = 128
+
 SPARSE_FFN, FFN_BATCH, CACHE_UPDATE, INSERT = SparseFfn(), DenseFfnBatch(), CacheUpdate(), Insert()
 
 
@@ -303,15 +306,29 @@ def dense_memory(parameters: FlashInference, sizes: Sizes) -> dict[str, float]:
     }
 
 
+def _attended(parameters: FlashInference, where: Placement) -> Iterator[Op]:
+    """Yield what the tokens of a prompt attend to: each to those before it and itself.
+
+    Of a long prompt, neighbours are one op each with their mean context: time is linear in it, so the sum stays.
+    """
+    n = parameters.prompt_tokens
+    size = -(-n // MOST_ATTENDING)
+    for first in range(0, n, size):
+        last = min(first + size, n)
+        op = attend_op(heads(parameters.shape), parameters.kv_dtype, where.on, (first + last + 1) // 2)
+        yield op if last - first == 1 else replace(op, repeat=last - first)
+
+
 def prefill_ops(parameters: FlashInference, sizes: Sizes, where: Placement) -> Iterator[Op]:
     """Yield the ops of the prompt: together its tokens use nearly all neurons, so layers are read whole, in order."""
     shape, n = parameters.shape, parameters.prompt_tokens
     streamed = shape.n_neurons if parameters.is_sparse else streamed_neurons(parameters, sizes)
+    attended = tuple(_attended(parameters, where))
     for _ in range(shape.n_layers):
         if parameters.rung == "naive":
             yield stream_op(parameters, "attention weights", sizes.attention_bytes)
         yield gemm_op("attention", shape.qkv_rows, shape.d_model, n, parameters.dtype, where.on)
-        yield from (attend_op(heads(shape), parameters.kv_dtype, where.on, token + 1) for token in range(n))
+        yield from attended
         yield gemm_op("attention", shape.d_model, shape.n_heads * shape.head_dim, n, parameters.dtype, where.on)
         yield add_norm_op(shape.d_model, where.on, n)
         yield stream_op(parameters, "neurons", streamed / shape.n_neurons * sizes.layer_store_bytes)

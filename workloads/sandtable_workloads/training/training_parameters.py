@@ -111,7 +111,7 @@ class SlmTraining(Frozen):
     model: str = "slm_100m"
     sequence_tokens: int = Field(default=1024, ge=8)
     micro_batch: int = Field(default=4, ge=1)
-    grad_accumulation: int = Field(default=1, ge=1)
+    grad_accumulation: int = Field(default=1, ge=1, le=2048)
     devices: int = Field(default=1, ge=1)
     tensor_parallel: int = Field(default=1, ge=1)
     pipeline_parallel: int = Field(default=1, ge=1)
@@ -132,8 +132,8 @@ class SlmTraining(Frozen):
     overlap_gradients: bool = True
     overlap_tensor: bool = False
     overlap_input_gradients: bool = False
-    steps: int = Field(default=10, ge=1)
-    warmup_steps: int = Field(default=3, ge=0)
+    steps: int = Field(default=10, ge=1, le=1_000_000)
+    warmup_steps: int = Field(default=3, ge=0, le=1_000_000)
     text: str | None = None
     tokenizer: Literal["byte", "bpe"] = "byte"
     learning_rate: float = Field(default=3e-4, gt=0)
