@@ -45,6 +45,7 @@ OTHERS = [
     Limits("finetune_litgpt", "memory_bytes", 25, 0.009, 0.046, 0.012, 0.97, None),
     Limits("finetune_litgpt", "iteration_s", 17, 0.11, 0.209, 0.104, 0.97, None),
     Limits("finetune_litgpt", "decode_tokens_per_s", 6, 0.051, 0.369, 0.038, 0.97, None),
+    Limits("inference_llamacpp", "tokens_per_s", 138, 0.136, 0.6, 0.02, 0.95, None),
     Limits("op_attention", "latency_ms", 1353, 0.087, 0.254, 0.015, 0.87, 0.091),
     Limits("op_comm", "latency_ms", 1180, 0.061, 0.238, 0.012, 0.89, 0.067),
     Limits("op_gemm", "latency_ms", 1792, 0.065, 0.22, 0.011, 0.88, 0.071),

@@ -7,10 +7,14 @@ bartowski/Llama-3.2-3B-Instruct-GGUF, TheBloke/Llama-2-70B-GGUF.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from sandtable.published import scoring
 from sandtable_workloads.flash.dense.dense_layout import layout_of
 from sandtable_workloads.flash.dense.weight_types import WEIGHT_TYPES, matrix_type, weight_type
+from sandtable_workloads.flash.published.inference_llamacpp import InferenceLlamacpp, device_of
 from sandtable_workloads.transformer.presets import shape_for
 
 FILES = [
@@ -95,3 +99,30 @@ def test_a_type_that_does_not_exist() -> None:
     ):
         weight_type("q4_K_X")
     assert all(weight_type(name) == name for name in WEIGHT_TYPES)
+
+
+def test_published_speeds_of_llama_cpp(reference_folder: Path) -> None:
+    """No constant comes from these rows: bytes of the weights over a share of the bandwidth that any software has."""
+    if not (reference_folder / "inference_llamacpp.csv").is_file():
+        pytest.skip("inference_llamacpp.csv is not among the published measurements here")
+    (score,) = scoring.score(InferenceLlamacpp(), reference_folder)
+    errors = sorted(abs(one.error_frac) for one in score.points)
+    assert len(errors) > 100
+    assert errors[len(errors) // 2] < 0.15
+    chosen = [one for one in score.points if one.label == "3090 24GB llama_3_8b q4_K_M"]
+    four_bits = [one.predicted / one.measured for one in chosen]
+    assert 0.9 < min(four_bits) <= max(four_bits) < 1.15
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("3090 24GB", "nvidia_rtx_3090"),
+        ("A100 PCIe 80GB", "nvidia_a100_pcie"),
+        ("Apple M1 Pro 16-core GPU", "apple_m1_pro_gpu_16"),
+        ("Apple M3 Max 40-core GPU", "apple_m3_max_gpu_40"),
+        ("a made-up GPU", None),
+    ],
+)
+def test_gpus_by_the_names_of_these_tables(text: str, name: str | None) -> None:
+    assert device_of(text) == name

@@ -107,7 +107,7 @@ def test_a_verdict_knows_what_the_system_keeps() -> None:
     assert (fits.fits, breaks.fits, breaks.breaks) == (True, False, "feed-forward")
     assert fits.has_bytes + fits.reserve_bytes == LAPTOP.memory.datasheet.capacity_bytes
     assert workload.what_fits(parameters(model="llama_2_70b", rung="resident"), LAPTOP) == (
-        "weights=q2_K",
+        "weights=q3_K_S",
         "rung=auto",
     )
 
