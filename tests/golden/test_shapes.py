@@ -74,7 +74,7 @@ def test_heads_must_divide() -> None:
 @pytest.mark.parametrize("name", ["mixtral_8x7b", "deepseek_v3", "gpt_oss_20b", "bloom_560m", "opt_350m"])
 def test_sparse_decode_is_for_plain_dense_models(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} has experts, latent attention, attention sinks or an embedding"):
-        FlashInference(model=name, rung="bundling", weights="f16")
+        FlashInference(model=name, rung="bundling", weights="float16")
     assert FlashInference(model=name).rung == "auto"
 
 

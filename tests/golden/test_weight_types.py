@@ -111,7 +111,9 @@ def test_published_speeds_of_llama_cpp(reference_folder: Path) -> None:
     assert errors[len(errors) // 2] < 0.15
     chosen = [one for one in score.points if one.label == "3090 24GB llama_3_8b q4_K_M"]
     four_bits = [one.predicted / one.measured for one in chosen]
-    assert 0.9 < min(four_bits) <= max(four_bits) < 1.15
+    # long contexts take more than reading keys and values once
+    assert 0.9 < min(four_bits) < 1.1
+    assert max(four_bits) < 1.3
 
 
 @pytest.mark.parametrize(
