@@ -1,7 +1,7 @@
 """Ratios between runs that were really executed, beside what is predicted of them on the machine that ran them.
 
-The runs lie in `tests/fixtures/paired_runs`. Nothing was fitted to them: the machine file is from a calibration before
-they began. A shape's error and what shapes share of it come from points left out of fits.
+The runs lie in `tests/fixtures/paired_runs`. No constant was fitted to them, but the form of a law's error was chosen
+with them in sight (see the README there): this holds the figures where they are, and is no blind test.
 """
 
 from __future__ import annotations

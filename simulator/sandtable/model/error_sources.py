@@ -32,13 +32,13 @@ from sandtable.demand.operator import FloatArray
 from sandtable.hardware import Evidence
 from sandtable.results import NORMAL_95
 
-# Of points left out of 93 fits to published timings of GPUs: the correlation of their errors falls from 0.49 at a
-# quarter of a doubling to 0.28 at 1.25, 0.13 at 2.5 and none beyond 3, which is 0.57 times 0.55 for every doubling. The
+# Of points left out of 91 fits to published timings of GPUs and links: the correlation of their errors falls from 0.48
+# at a quarter of a doubling to 0.28 at 1.25, 0.13 at 2.5 and none beyond 3, which is 0.57 times 0.55 per doubling. The
 # rest of the 0.57 is the scatter of a timed point: of a shape timed again, that much of the error comes again.
 ALIKE_PER_DOUBLING = 0.55
 AGAIN_FRAC = 0.57
-# Of 82 devices, each predicted with what was fitted to the others of its software: the square of the mean miss over the
-# mean square; and half the 90 % interval of what scatters about that mean, 0.19 in the median, and comes again.
+# Of 82 such fits, each device predicted with what was fitted to the others of its software: the square of the mean miss
+# over the mean square; and half the 90 % interval of what scatters about it, 0.19 in the median, and comes again.
 COMMON_FRAC = 0.3
 NORMAL_75 = 0.6744897501960817  # 75th percentile of the standard normal distribution: half of all lies within
 MOST_OWN = NORMAL_95 * 0.19 * AGAIN_FRAC**0.5
