@@ -289,7 +289,8 @@ def test_a_run_that_does_not_fit_says_what_breaks_it_and_what_would_fit() -> Non
     p = SlmTraining(model="slm_2b", attention="vanilla", micro_batch=32, devices=8)
     assert not fits(p)
     with pytest.raises(
-        DoesNotFit, match=r"slm_2b needs .* and dgx_a100_80gb has .* pass the limit .* this would fit"
+        DoesNotFit,
+        match=r"slm_2b .1\.97B parameters. needs .* and dgx_a100_80gb has .* pass the limit .* this would fit",
     ):
         WORKLOAD.plan(p, DGX, 1)
 

@@ -211,9 +211,9 @@ def shape_for(model: str, sequence_tokens: int | None = None) -> ModelShape:
 
     Learned positions are as many as ``sequence_tokens``, where that is given.
     """
-    if _preset_or_first_layers(model) is not None:
-        return _preset_with(model, sequence_tokens)
     shape = model_of(model)
+    if _preset_or_first_layers(shape.name) is shape:
+        return _preset_with(shape.name, sequence_tokens)
     return shape if sequence_tokens is None else shape.with_positions(sequence_tokens)
 
 
