@@ -105,10 +105,6 @@ class Operator(ABC, Generic[D]):
         """Return the arithmetic; a multiply and an add count as two. Zero where nobody needs to know."""
         return 0.0
 
-    def least_bytes(self, shape: Any) -> Number:
-        """Return what has to come from memory however it is done. Zero where nobody needs to know."""
-        return 0.0
-
     def is_empty(self, shape: Any) -> Any:
         """Return whether nothing is asked for, so that it takes no time."""
         return False

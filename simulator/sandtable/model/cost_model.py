@@ -206,19 +206,15 @@ class CostModel:
         return seconds
 
     def least_s(self, op: Op, columns: Columns) -> Any:
-        """Return the time below which no interval of these demands goes: arithmetic at the peak, or memory at its rate.
+        """Return the time below which no interval of these demands goes: arithmetic at an accelerator's peak.
 
-        Of accelerators, whose data sheets state limits; what their caches may hold is left out.
+        Nothing of memory: a cache may serve part of the traffic that is counted.
         """
         operator = operator_named(op.operator)
         if operator.resource == "network" or op.on == "host":
             return 0.0
-        sheet, n_bytes = self._roofline(op), operator.least_bytes(columns)
-        streaming = np.where(
-            np.asarray(n_bytes) > 2 * sheet.cache_bytes, n_bytes / sheet.bandwidth_bytes_per_s, 0.0
-        )
         flops = np.asarray(operator.flops(columns))
-        return np.maximum(streaming, flops / sheet.peak(op.dtype) if flops.any() else 0.0)
+        return flops / self._roofline(op).peak(op.dtype) if flops.any() else 0.0
 
     def _speed_frac(self, op: Op, operator: Operator[Any]) -> float:
         """Return the speed of an operator within a step over that of the lone one that its law was fitted to."""

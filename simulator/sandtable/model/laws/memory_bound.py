@@ -58,10 +58,6 @@ class MemoryBound(Operator[Roofline]):
         evaluating = columns.n_special * constants["special_s"] / device.n_units
         return np.asarray(columns.n_kernels * constants["launch_s"] + working + evaluating)
 
-    def least_bytes(self, shape: MemoryBoundShape) -> Number:
-        """See `Operator.least_bytes`."""
-        return shape.n_bytes
-
     def is_empty(self, shape: MemoryBoundShape) -> Any:
         """See `Operator.is_empty`."""
         return np.asarray(shape.n_bytes) <= 0
