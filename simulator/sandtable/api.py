@@ -221,6 +221,7 @@ def _executed(under_way: RunUnderWay, context: ExecutionContext, *, keep: bool) 
     from sandtable.runs import measure
 
     case = under_way.case
+    result, repeats = None, under_way.repeats
     try:
         for measurement, repeats in measure.measure(
             case.scenario, case.workload, case.parameters, case.machine, context, under_way.repeats
@@ -233,6 +234,7 @@ def _executed(under_way: RunUnderWay, context: ExecutionContext, *, keep: bool) 
         if said := under_way.ended():
             ended.add_note(said)
         raise
+    assert result is not None  # there is one repeat at least
     last, folder = repeats.executions[-1], under_way.folder
     kept_in = None if folder is None else folder.path
     return RealRun(case=case, result=result, recorder=last.recorder, trace=list(last.trace), folder=kept_in)

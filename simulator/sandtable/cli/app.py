@@ -52,10 +52,12 @@ def main() -> None:
     except SandtableError as error:
         _leave(str(error), error.exit_code)
     except OSError as error:
-        # a file or folder that the user named: a full disk or memory does not fit, all else is the wrong name
+        # a file or folder that the user named: a full disk does not fit, all else is the wrong name
         name = error.filename2 or error.filename
         where = "" if name is None else f"{name}: "
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+        if error.errno == errno.ENOMEM:
+            _leave(limits.out_of_memory(f"{where}{error.strerror}"), DoesNotFit.exit_code)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _leave(f"{where}{error.strerror or error}", DoesNotFit.exit_code if full else ConfigError.exit_code)
     except MemoryError as error:
         _leave(limits.out_of_memory(error), DoesNotFit.exit_code)

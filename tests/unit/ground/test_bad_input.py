@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,19 @@ def test_a_full_disk_while_a_run_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(library.os, "replace", full)
     assert fails(5, "simulate", "mini.yaml", answered=True) == "No space left on device"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))])
+def test_running_out_of_memory_is_no_bug_and_no_wrong_name(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sandtable.api.simulate", lambda *_, **__: full())
+    assert re.match(
+        r"out of memory.*this process may use .*take a smaller model", fails(5, "simulate", "mini.yaml")
+    )
 
 
 # --- stores ------------------------------------------------------------------------------------------------

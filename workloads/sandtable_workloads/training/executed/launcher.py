@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sandtable.errors import ConfigError, DoesNotFit, MeasureError, NoDevice, SandtableError
 from sandtable.system import children, limits
@@ -35,7 +35,7 @@ class Rank:
     """One running rank, where its words go, and the file that it writes when all steps are done."""
 
     number: int
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[Any]
     stderr: Path
     result: Path
 
