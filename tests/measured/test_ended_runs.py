@@ -78,4 +78,5 @@ def test_a_polite_end_loses_nothing(machine: Machine, tmp_path: Path, ending: si
         check=False,
     )
     assert done.returncode in (0, 3), done.stderr
-    assert json.loads(done.stdout)["verdict"] in ("pass", "fail")
+    # undecided where the machine repeats itself badly, and not because runs are missing
+    assert not any("runs are done" in reason for reason in json.loads(done.stdout)["reasons"])

@@ -126,7 +126,9 @@ def test_a_miss_within_what_the_machine_repeats_is_undecided(spread: float, prob
 
 
 def test_noise_does_not_excuse_a_crossed_threshold() -> None:
-    rows = compare.compare(*a_pair(5.0, 7.0)[1:])
+    _, predicted, measured = a_pair(5.0, 7.0)
+    assert measured is not None
+    rows = compare.compare(predicted, measured)
     assert compare.judge(rows, extra=["x does not hold"], repeats_frac=[9.0]).verdict == "fail"
     assert compare.judge(rows, repeats_frac=[9.0]).verdict == "inconclusive"
 

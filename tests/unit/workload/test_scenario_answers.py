@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,8 +47,8 @@ def test_simulate_answers_in_eight_lines_what_was_asked_of_what(name: str, in_tm
     assert max(map(len, lines)) <= 80
     assert lines[0] == case.scenario.title
     said = " ".join(line.strip() for line in lines)
-    shape = case.parameters.shape
-    assert f"{units.format_count(shape.n_params)} parameters" in said
+    parameters: Any = case.parameters
+    assert f"{units.format_count(parameters.shape.n_params)} parameters" in said
     assert case.machine.title in said
     assert case.machine.stack is not None
     assert case.machine.stack.title in said
