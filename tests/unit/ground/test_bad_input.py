@@ -139,7 +139,7 @@ def test_a_file_that_is_no_scenario(content: bytes) -> None:
             "no machine named 'laptop' (did you mean 'laptop_pcie4'",
         ),
         (("simulate", "mini.yaml", "--machine", "mini.yaml"), "mini.yaml: 'kind' is missing"),
-        (("show", "samsung_990_pr"), "no device or run named 'samsung_990_pr' (did you mean 'samsung_990_pro_1tb'"),
+        (("show", "samsung_990_pr"), "model or run named 'samsung_990_pr' (did you mean 'samsung_990_pro_1tb'"),
         (("show", "aws_i4i@5xlarge"), "no variant of aws_i4i named '5xlarge' (did you mean"),
         (("check",), "check needs scenarios, --suite NAME or --resume RUN, one of the three"),
         (

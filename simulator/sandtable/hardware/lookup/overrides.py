@@ -68,7 +68,7 @@ def _left_out(kind: str, within: list[str], key: str) -> tuple[str, ...]:
 
 def _open(node: Any, step: str, kind: str, whole: list[str], read: Read) -> None:
     """Replace the name of a device by what its file holds."""
-    named = node.get(step) if isinstance(node, Mapping) else None
+    named = node.get(step) if isinstance(node, MutableMapping) else None
     if named is None:
         path = ".".join(whole)
         raise ConfigError(f"--set machine.{path}: there is no {whole[0]} here: name one, as in machine.{path}=NAME")
