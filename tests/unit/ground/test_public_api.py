@@ -18,7 +18,7 @@ from sandtable.errors import ConfigError, UnknownName
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 MEASURING = "calibrate_and_check"
-SMALL = {"parameters.geometry": "llama_2_7b_1l", "parameters.tokens": 3}
+SMALL = {"parameters.model": "llama_2_7b_relu_1l", "parameters.tokens": 3}
 
 
 def test_every_public_name_is_there_documented_and_no_other_is() -> None:
