@@ -132,7 +132,9 @@ def test_training(calibrated: None) -> None:
     settings = [f"parameters.{name}={value}" for name, value in TRAINING.items()]
     first = ("run", "slm_local", *(word for one in (*settings, "repeats=1") for word in ("--set", one)))
     kill_again_and_again(first, first, 25.0)
-    assert command(*first).wait() == 0
+    last = command(*first)
+    said = last.communicate(timeout=600)[1]
+    assert last.returncode == 0, said
     broken = losses(list_runs()[-1])
     undisturbed = command(*first, "--store", "another")
     undisturbed.communicate(timeout=600)
