@@ -76,15 +76,18 @@ DTYPE_ARITHMETIC: dict[str, str] = {
     **dict.fromkeys(DTYPE_BLOCKS, "int8"),
 }
 # types that hold every value of another, sign, exponent and mantissa: what stands in where a device has no units for it
+_WIDER = ("bfloat16", "float16", "tf32", "float32")
 DTYPE_STAND_INS: dict[str, tuple[str, ...]] = {
     "tf32": ("float32",),
     "bfloat16": ("tf32", "float32"),
     "float16": ("tf32", "float32"),
-} | dict.fromkeys(
     # narrow weights are widened into whatever 16 bits the activations have
-    ("fp8", "fp4", "int8", "int8_weight_only", "int4_weight_only"),
-    ("bfloat16", "float16", "tf32", "float32"),
-)
+    "fp8": _WIDER,
+    "fp4": _WIDER,
+    "int8": _WIDER,
+    "int8_weight_only": _WIDER,
+    "int4_weight_only": _WIDER,
+}
 
 
 class Frozen(BaseModel):
