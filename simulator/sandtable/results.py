@@ -135,6 +135,8 @@ class Prediction(Result):
 
     kind: str = Field(default="prediction", pattern="^prediction$")
     by_op: dict[str, float] = Field(default_factory=dict)
+    # share of all operations' time that goes to those on processors which wait for memory's bandwidth, not arithmetic
+    bandwidth_frac: float = 0.0
     binding_resource: str = ""
     guesses: tuple[str, ...] = ()
 

@@ -75,6 +75,7 @@ def parse_value(text: str) -> Any:
         ConfigError: it is no value.
     """
     try:
+        _check_depth(text)
         value = YAML(typ="safe", pure=True).load(text)
         _count_parts(value, MOST_PARTS)
     except _FAULTS as error:
@@ -85,9 +86,19 @@ def parse_value(text: str) -> Any:
 @lru_cache(maxsize=1024)
 def _pickled(text: str) -> bytes:
     """Parse a text once: to load what was pickled takes a fiftieth of the time, and whoever reads may change it."""
+    _check_depth(text)
     data = YAML(typ="rt").load(text)
     _count_parts(data, MOST_PARTS)
     return pickle.dumps(data, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _check_depth(text: str) -> None:
+    """Refuse brackets far within each other before the parser, which takes seconds to find that they are too deep."""
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MOST_DEEP * 2:
+            raise ValueError("lists or sections too deep within each other")
 
 
 def _count_parts(data: Any, left: int, depth: int = 0) -> int:

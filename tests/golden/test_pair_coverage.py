@@ -25,7 +25,7 @@ def pairs_of(suite: str) -> list[Pair]:
     """Return every two runs of a suite, predicted on the fixture's machine."""
     frame = pd.read_csv(FOLDER / "runs.csv").query("suite == @suite").set_index("scenario")
     runs = []
-    for case in study.load(suite).changed({"machine": str(FOLDER / "this_machine.yaml")}).resolved():
+    for case in study.load(suite).changed({"machine": str(FOLDER / "machine.yaml")}).resolved():
         if case.scenario.name not in frame.index:
             continue
         row = frame.loc[case.scenario.name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,6 +54,9 @@ _OF_ITS_OWN = ("published_as", "notes")
 GENERIC_STORAGE = "generic_flash"
 # the software assumed where a machine names none
 GENERIC_STACK = "generic"
+
+# the files that are being loaded, each named by the one before
+_LOADING: ContextVar[tuple[Path, ...]] = ContextVar("_LOADING", default=())
 
 C = TypeVar("C", bound=Component)
 M = TypeVar("M", bound=BaseModel)
@@ -191,7 +195,14 @@ def load_file(path: Path, kind: str | None = None, overrides: Mapping[str, Any] 
     Raises:
         ConfigError: with file and line; also when the file is of another kind than ``kind``.
     """
-    return load_data(read_yaml(path), path, kind, overrides)
+    above, place = _LOADING.get(), path.absolute()
+    if place in above:
+        raise ConfigError(f"it takes its parts from itself, by way of {above[-1].name}", file=str(path))
+    token = _LOADING.set((*above, place))
+    try:
+        return load_data(read_yaml(path), path, kind, overrides)
+    finally:
+        _LOADING.reset(token)
 
 
 def load_data(

@@ -42,7 +42,7 @@ class OpTime:
     ``law`` names what the seconds follow from: ops of one law are wrong together, those of two on their own, except
     for what all ops of the machine share, ``drift_frac`` of the seconds either way; the interval contains it.
     ``source`` is where its error comes from, for what two runs share of it; that of a sequence is None. ``evidence``
-    is that of constants that were fitted to the very device.
+    is that of constants that were fitted to the very device. ``by_bandwidth``: memory's bandwidth holds it up.
     """
 
     seconds: float
@@ -53,13 +53,15 @@ class OpTime:
     drift_frac: float = 0.0
     source: Source | None = None
     evidence: Evidence | None = None
+    by_bandwidth: bool = False
 
     def times(self, factor: float) -> OpTime:
         """Return the time of ``factor`` executions in a row."""
         if factor == 1:
             return self
         seconds, low, high, host_s = (part * factor for part in (self.seconds, self.low, self.high, self.host_s))
-        return OpTime(seconds, low, high, host_s, self.law, self.drift_frac, self.source, self.evidence)
+        same = (self.law, self.drift_frac, self.source, self.evidence, self.by_bandwidth)
+        return OpTime(seconds, low, high, host_s, *same)
 
 
 ZERO = OpTime(0.0, 0.0, 0.0)
@@ -120,11 +122,22 @@ class CostModel:
         time = self._once(op)
         if time.seconds == 0:
             return time
-        time = replace(time, source=_source(op, time, self._drift_frac(op)))
+        source = _source(op, time, self._drift_frac(op))
+        time = replace(time, source=source, by_bandwidth=self._by_bandwidth(op))
         if op.hidden_by is None:
             return time
         left = max(0.0, 1 - self.time(op.hidden_by).seconds / time.seconds)
         return replace(time, seconds=time.seconds * left, low=time.low * left, high=time.high * left)
+
+    def _by_bandwidth(self, op: Op) -> bool:
+        """Whether moving an operation's bytes takes a processor longer than its arithmetic, by the data sheet.
+
+        The roofline of Williams et al. (2009); operations whose law reads columns are not looked at.
+        """
+        if op.shape is not None or not op.bytes_read or operator_named(op.operator).resource != "compute":
+            return False
+        sheet = self._roofline(op)
+        return (op.bytes_read + op.bytes_written) / sheet.bandwidth_bytes_per_s > op.flops / sheet.peak(op.dtype)
 
     def _once(self, op: Op) -> OpTime:
         """Return the time of one execution, with the name of the law that it follows.

@@ -21,7 +21,7 @@ from sandtable import units
 from sandtable.demand.kernel import Kernel, KernelContext, kernels
 from sandtable.engine.process import Process
 from sandtable.engine.recorder import LATENCY, FloatArray
-from sandtable.errors import InUse, NoDevice, install_extra, missing_extra
+from sandtable.errors import InUse, NoDevice, install_extra
 from sandtable.hardware import Frozen, Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement, Metric, distribution, measured_metric, point
@@ -319,7 +319,8 @@ def check_needs(workloads: Iterable[Workload[Any]]) -> None:
     for workload in workloads:
         for package in workload.needs:
             if find_spec(package) is None:
-                raise missing_extra(package, package)
+                extra = install_extra("torch" if package == "torch" else "run")
+                raise NoDevice(f"running for real needs the package {package!r}: {extra}")
 
 
 def execution_context(folder: Path, progress: Callable[[str], None] | None = None) -> ExecutionContext:

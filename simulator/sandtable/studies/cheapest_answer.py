@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +41,8 @@ def answer(found: Found) -> Answer:
 def _question(found: Found) -> str:
     limits = " and ".join(text.removeprefix("<= ") for text in found.outcome.study.constraints.values())
     what = "Fastest" if tuple(found.outcome.study.objective) == FASTEST else "Cheapest"
-    return f"{what} way{f' within {limits}' if limits else ''} to {found.goal.partition(';')[0]}"
+    goal = re.split("[,;]", found.goal)[0]
+    return f"{what} way{f' within {limits}' if limits else ''} to {goal}"
 
 
 def _verdict(found: Found, place: int) -> str:

@@ -49,4 +49,4 @@ def _amounts(before: Prediction, after: Prediction, asked: Mapping[str, Any]) ->
         if ends[0] != ends[1]:
             yield f"{what}{ends[0]} before, {ends[1]} after"
         elif name == HOURLY and any(path.startswith("machine") for path in asked):
-            yield f"at {ends[0]} as before: what the change costs to buy is not in it"
+            yield "without the part's price"

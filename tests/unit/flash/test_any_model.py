@@ -85,7 +85,8 @@ def test_an_answer_says_what_it_assumes() -> None:
     assert relu.startswith("assumes that llama_2_7b_relu, whose ReLU makes it sparse, needs 20 % of its neurons")
     (silu,) = caveats_of(parameters(model="llama_2_7b", rung="bundling"), LAPTOP)
     assert silu.startswith("needs a version of llama_2_7b that was trained on with a ReLU")
-    (dense,) = caveats_of(parameters(model="llama_2_7b"), LAPTOP)
+    assert caveats_of(parameters(model="llama_2_7b"), LAPTOP) == ()
+    (dense,) = warnings_of(parameters(model="llama_2_7b"), LAPTOP)
     assert dense == "weights as q4_K_M take 4.08 GB; the model as float16 takes 13.5 GB"
     small = parameters(model="llama_2_7b", weights="f16", reserve="22 GiB")
     assert rung_of(small, LAPTOP) == "hybrid"

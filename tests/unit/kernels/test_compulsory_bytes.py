@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from sandtable.demand.kernel import Dims, kernels
-from sandtable_kernels.files.dtypes import itemsize
+from sandtable_kernels.files.dtypes import itemsize, row_bytes
 
 COMPULSORY: dict[str, Callable[[Dims], float]] = {
-    "gemv": lambda d: d["m"] * d["k"] * itemsize(d["dtype"]) + 4 * (d["m"] + d["k"]),
-    "gemm": lambda d: d["m"] * d["k"] * itemsize(d["dtype"]) + 4 * d["n"] * (d["m"] + d["k"]),
+    "gemv": lambda d: d["m"] * row_bytes(d["dtype"], d["k"]) + 4 * (d["m"] + d["k"]),
+    "gemm": lambda d: d["m"] * row_bytes(d["dtype"], d["k"]) + 4 * d["n"] * (d["m"] + d["k"]),
     "sparse_ffn": lambda d: d["n_rows"] * d["n_vectors"] * d["d_model"] * itemsize(d["dtype"]),
     "attend": lambda d: 2 * d["n_ctx"] * d["n_kv_heads"] * d["head_dim"] * itemsize(d["dtype"]),
     "memory_read": lambda d: d["n_bytes"],

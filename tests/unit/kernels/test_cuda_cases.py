@@ -271,8 +271,8 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         script.write_text(WORKER.format(greeting=repr(greeting), answer=answer))
         real = cuda_pool.subprocess.Popen
 
-        def start(command: list[str], **options: Any) -> Any:
-            return real([sys.executable, str(script), *command[-2:]], **options)
+        def start(*, args: list[str], **options: Any) -> Any:
+            return real([sys.executable, str(script), *args[-2:]], **options)
 
         monkeypatch.setattr(cuda_pool.subprocess, "Popen", start)
         return cuda_pool.Workers(n)
@@ -338,7 +338,7 @@ def test_without_pytorch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         raise cuda_pool.PackageNotFoundError(name)
 
     monkeypatch.setattr(cuda_pool, "version", missing)
-    with pytest.raises(NoDevice, match=r"pip install 'sandtable\[torch\]'"):
+    with pytest.raises(NoDevice, match=r"pip install -e '\.\[torch\]'"):
         cuda_pool.CudaTimer()
 
 

@@ -80,7 +80,7 @@ def test_shapes_are_kept() -> None:
 def test_the_fast_path_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(sandtable_kernels.compiled, "conversions", raising=False)
     monkeypatch.setitem(sys.modules, "sandtable_kernels.compiled.conversions", None)
-    with pytest.raises(NoDevice, match=r"pip install 'sandtable\[run\]'"):
+    with pytest.raises(NoDevice, match=r"pip install -e '\.\[run\]'"):
         dtypes.fast_decoder("bfloat16")
 
 

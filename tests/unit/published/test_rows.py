@@ -61,7 +61,7 @@ def test_every_shipped_file_is_read_as_the_csv_module_reads_it() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"a\n\xff\xfe\x00", "cannot be read: .*utf-8"),
+        (b"a\n\xff\xfe\x00", "no UTF-8 text"),
         (b"", "the file is empty"),
         (b'a,b\n"1,2\n3,4\n', "cannot be read"),
         (b"a,b,a\n1,2,3\n", "column 'a' stands twice"),
@@ -72,7 +72,7 @@ def test_what_is_no_table_is_one_sentence(tmp_path: Path, content: bytes, words:
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=words):
         read_rows(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="this is a folder"):
         read_rows(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_parquet_without_its_package_says_what_to_install(tmp_path: Path, monkey
         raise ImportError("no pyarrow")
 
     monkeypatch.setattr(pd, "read_parquet", refuse)
-    with pytest.raises(NoDevice, match=r"sandtable\[parquet\]"):
+    with pytest.raises(NoDevice, match=r"pip install -e \x27\.\[parquet\]\x27"):
         read_rows(tmp_path / "some.parquet")
 
 

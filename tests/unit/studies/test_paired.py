@@ -191,7 +191,7 @@ def test_a_change_answers_with_a_ratio_what_it_saves_and_what_moved() -> None:
         answer.verdict,
     )
     assert re.match(r"saves [\d.]+ USD per million tokens \(", answer.headlines[0])
-    assert answer.headlines[1] == "at 0.046 USD/h as before: what the change costs to buy is not in it"
+    assert answer.headlines[1] == "without the part's price"
     assert len(answer.lines()) <= 8
     assert str(found) == str(answer)
     assert f"<pre>{answer.question}" in found._repr_html_()

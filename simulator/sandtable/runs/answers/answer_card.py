@@ -11,7 +11,7 @@ from sandtable import units
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine
 from sandtable.model.error_sources import Source
-from sandtable.results import Answer, Metric, Result
+from sandtable.results import Answer, Metric, Prediction, Result
 from sandtable.runs import compare
 from sandtable.runs.answers.caveats import caveat_of
 from sandtable.workload.scenarios import Case
@@ -22,7 +22,7 @@ AnyResult = TypeVar("AnyResult", bound=Result)
 # a title that begins like this asks whether something runs, which a result of it answers
 YES_OR_NO = re.compile(r"^(Does|Do|Can|Will) .*\?")
 # resources by the names that people who pay use
-RESOURCES = {"io": "storage"}
+RESOURCES = {"io": "storage", "memory": "copying"}
 UNITS = {"USD/Mtok": "USD per million tokens"}
 FIGURES = 3
 MOST_HEADLINES = 3
@@ -107,7 +107,7 @@ def _headlines(result: Result, case: Case) -> tuple[str, ...]:
     known = {name: result.metrics[name] for name in case.workload.headlines if name in result.metrics}
     texts = [amount_text(name, metric) for name, metric in known.items()][:MOST_HEADLINES]
     # dollars of a price that somebody made up are no better than that
-    guessed = " at a guessed price" if "price.hour" in case.machine.guesses() else ""
+    guessed = ", price guessed" if "price.hour" in case.machine.guesses() else ""
     texts = [f"{text}{guessed}" if MONEY in text else text for text in texts]
     # the first interval says what share it covers
     texts[:1] = [text.replace("(", "(90 %: ", 1) for text in texts[:1]]
@@ -176,4 +176,10 @@ def bound_text(result: Result) -> str:
         return ""
     others = f" ({', '.join(shares[1:])})" if shares[1:] else ""
     name, share = shares[0].split(" ", 1)
+    if (
+        parts[0][0] == "compute"
+        and isinstance(result, Prediction)
+        and result.bandwidth_frac > parts[0][1] / total / 2
+    ):
+        name = "memory bandwidth"
     return f"Bound by {name}, {share} of the time{others}."
