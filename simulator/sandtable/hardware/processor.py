@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ class ProcessorDatasheet(Frozen):
     family: Literal["cpu", "gpu", "soc_gpu"]
     cores: int = Field(ge=1)
     clock_hz: Hertz | None = Field(default=None, gt=0)
-    peak_flops_per_s: dict[DType, FlopsPerSecond]
+    peak_flops_per_s: dict[DType, Annotated[FlopsPerSecond, Field(gt=0)]]
     exponentials_per_clock: float | None = Field(default=None, gt=0)
     sustained_frac: Fraction | None = Field(default=None, gt=0, le=1)
     last_level_cache_bytes: Bytes | None = None

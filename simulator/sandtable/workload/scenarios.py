@@ -50,7 +50,10 @@ def set_in(data: dict[str, Any], dotted: str, value: Any) -> None:
     """Put a value into a scenario's data at a dotted path; the name of a metric holds a dot of its own."""
     section, dot, metric = dotted.partition(".")
     if section == "thresholds" and dot:
-        data[section] = (data.get(section) or {}) | {metric: value}
+        known = data.get(section) or {}
+        if not isinstance(known, Mapping):
+            raise ConfigError(f"--set {dotted}: thresholds is not a section with keys of its own")
+        data[section] = dict(known) | {metric: value}
     else:
         yaml_files.set_path(data, dotted, value)
 

@@ -64,13 +64,13 @@ class Finetuning(Frozen):
 
     model: str = "llama_2_7b"
     adapter: Adapter = "lora"
-    lora_rank: int = Field(default=8, ge=1)
+    lora_rank: int = Field(default=8, ge=1, le=1 << 20)
     lora_targets: tuple[LoraTarget, ...] = Field(default=("query", "value"), min_length=1)
     quantization: Quantization = "none"
-    sequence_tokens: int = Field(default=512, ge=8)
-    micro_batch: int = Field(default=1, ge=1)
+    sequence_tokens: int = Field(default=512, ge=8, le=1 << 24)
+    micro_batch: int = Field(default=1, ge=1, le=1 << 20)
     grad_accumulation: int = Field(default=1, ge=1, le=2048)
-    devices: int = Field(default=1, ge=1)
+    devices: int = Field(default=1, ge=1, le=1 << 20)
     sharding: Literal["ddp", "fsdp_full"] = "ddp"
     attention: Literal["flash"] = "flash"
     checkpointing: Literal["none", "full"] = "none"

@@ -109,15 +109,15 @@ class SlmTraining(Frozen):
     }
 
     model: str = "slm_100m"
-    sequence_tokens: int = Field(default=1024, ge=8)
-    micro_batch: int = Field(default=4, ge=1)
+    sequence_tokens: int = Field(default=1024, ge=8, le=1 << 24)
+    micro_batch: int = Field(default=4, ge=1, le=1 << 20)
     grad_accumulation: int = Field(default=1, ge=1, le=2048)
-    devices: int = Field(default=1, ge=1)
-    tensor_parallel: int = Field(default=1, ge=1)
-    pipeline_parallel: int = Field(default=1, ge=1)
-    context_parallel: int = Field(default=1, ge=1)
-    expert_parallel: int = Field(default=1, ge=1)
-    virtual_stages: int = Field(default=1, ge=1)
+    devices: int = Field(default=1, ge=1, le=1 << 20)
+    tensor_parallel: int = Field(default=1, ge=1, le=1 << 20)
+    pipeline_parallel: int = Field(default=1, ge=1, le=1 << 20)
+    context_parallel: int = Field(default=1, ge=1, le=1 << 20)
+    expert_parallel: int = Field(default=1, ge=1, le=1 << 20)
+    virtual_stages: int = Field(default=1, ge=1, le=1 << 20)
     sequence_parallel: bool = False
     sharding: Sharding = "ddp"
     attention: Attention = "flash"

@@ -105,7 +105,7 @@ def model_of(text: str, folder: Path | None = None) -> ModelShape:
             "a model is named by a preset, a repository on the Hub, a folder or a file: this is no name"
         )
     if text.startswith(("/", "./", "../", "~")) or text.endswith(".json"):
-        return from_hf_config(_beside(text, folder) or Path(text).expanduser())
+        return from_hf_config(_beside(text, folder) or _expanded(text))
     if (found := _preset_or_first_layers(text)) is not None:
         return found
     if (path := _beside(text, folder)) is not None:
@@ -126,13 +126,21 @@ def model_of(text: str, folder: Path | None = None) -> ModelShape:
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
+def _expanded(text: str) -> Path:
+    """Return a path, with the home of whom it begins with, where that is somebody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def _beside(text: str, folder: Path | None) -> Path | None:
     """Return the file or folder of that name, beside the file that names it or in the current folder."""
     if not text or "\0" in text or len(text) > 4096:
         raise ConfigError(
             "a model is named by a preset, a repository on the Hub, a folder or a file: this is no name"
         )
-    path = Path(text).expanduser()
+    path = _expanded(text)
     places = [path] if folder is None else [folder / path, path]
     try:
         return next((place for place in places if place.exists()), None)
