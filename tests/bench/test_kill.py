@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from sandtable_kernels.files import container
 from sandtable_kernels.files.container import Header
 
 pytestmark = pytest.mark.skipif(not os.environ.get("SANDTABLE_BENCH"), reason="minutes: set SANDTABLE_BENCH=1")
+# done, and done with predictions that are off on a machine that is made up
+FINISHED = (0, 3)
 N = int(os.environ.get("SANDTABLE_KILLS", "20"))
 MARK = "SANDTABLE_TEST_MARK"
 FLASH = ("flash_demo", "--set", "parameters.model=opt_mini")
@@ -87,14 +90,16 @@ def kill_again_and_again(first: tuple[str, ...], again: tuple[str, ...], longest
             running.send_signal(ending)
         _, said = running.communicate(timeout=120)
         assert "Traceback" not in said, said
-        assert running.returncode in (0, -signal.SIGKILL, 130, -signal.SIGTERM, -signal.SIGINT), said
+        assert running.returncode in (*FINISHED, -signal.SIGKILL, 130, -signal.SIGTERM, -signal.SIGINT), said
         deadline = time.monotonic() + 10
         while marked(mark) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert marked(mark) == [], "a process outlived its command"
         whole(Path())
-        if running.returncode == 0:
-            break
+        if running.returncode in FINISHED:
+            # it was faster than its end: the next one begins anew
+            shutil.rmtree("runs", ignore_errors=True)
+    print(f"{first[0]}: {N} times ended or finished, {resumed} of them went on with what was saved")
     return resumed
 
 

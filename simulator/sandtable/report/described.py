@@ -131,12 +131,12 @@ def type_text(name: str, field: Any) -> str:
         _kind(field.annotation) if quantity is None else f"{units.name_of(quantity)}, {units.example_of(quantity)}"
     )
     bounds = [
-        f"{sign} {getattr(part, attribute):g}"
+        f"{sign} {value if isinstance(value := getattr(part, attribute), int) else format(value, 'g')}"
         for part in field.metadata
         for attribute, sign in _BOUNDS.items()
         if quantity is None and isinstance(getattr(part, attribute, None), int | float)
     ]
-    return " ".join((kind, *bounds))
+    return f"{kind} {', '.join(bounds)}" if bounds else kind
 
 
 def _kind(annotation: Any) -> str:

@@ -76,7 +76,7 @@ def test_every_stack_shows(name: str) -> None:
 
 
 def test_a_workload_a_model_and_an_offer_show_by_name() -> None:
-    assert "micro_batch = 4  (whole number ≥ 1)" in run_command("show", "slm_training").out
+    assert "micro_batch = 4  (whole number ≥ 1, ≤ 1048576)" in run_command("show", "slm_training").out
     shown = json.loads(run_command("show", "llama_2_7b", "--format", "json").out)
     assert {row["of the model"]: row["is"] for row in shown["rows"]}["parameters"] == "6.74B"
     assert "verda 1A100.22V (1 × NVIDIA A100 SXM4, 80 GB)" in run_command("show", "verda_1a100_22v").out
