@@ -66,6 +66,13 @@ class OperatorFit(Frozen):
         constants = dict(_constant(key, value) for key, value in rest.items())
         return {"constants": constants} | {key: data[key] for key in data if key == EVIDENCE}
 
+    @model_validator(mode="after")
+    def _not_negative(self) -> OperatorFit:
+        below = [units.strip_suffix(name) for name, estimate in self.constants.items() if not estimate.low >= 0]
+        if below:
+            raise ValueError(f"{below[0]}: a time, a share or a rate is not below zero")
+        return self
+
     def entries(self, *, stated: bool = False) -> Iterator[tuple[str, str, Any]]:
         """See `Frozen.entries`: constants stand beside the evidence."""
         yield EVIDENCE, EVIDENCE, self.evidence
