@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from sandtable import units
+from sandtable.errors import printable
 
 FloatArray = npt.NDArray[np.float64]
 # samples that a metric keeps, so that a file of results stays readable, and of which the bootstrap draws 200 times
@@ -88,7 +89,7 @@ NARROWEST = 20
 
 
 def _wrapped(text: str, width: int, indent: str) -> list[str]:
-    plain = "".join(character if character.isprintable() else " " for character in text)
+    plain = printable(text)
     later = indent + ("  " if text.startswith("! ") or not indent else "")
     return textwrap.wrap(plain, width, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False)
 
@@ -135,8 +136,6 @@ class Prediction(Result):
 
     kind: str = Field(default="prediction", pattern="^prediction$")
     by_op: dict[str, float] = Field(default_factory=dict)
-    # share of all operations' time that goes to those on processors which wait for memory's bandwidth, not arithmetic
-    bandwidth_frac: float = 0.0
     binding_resource: str = ""
     guesses: tuple[str, ...] = ()
 

@@ -25,9 +25,7 @@ def kept(base: Path, name: str, changes: dict[str, Any] | None = None, error_fra
             for key, metric in found.prediction.metrics.items()
             if metric.unit == "s"
         }
-        fields = found.prediction.model_dump(
-            exclude={"kind", "metrics", "by_op", "bandwidth_frac", "binding_resource", "guesses"}
-        )
+        fields = found.prediction.model_dump(exclude={"kind", "metrics", "by_op", "binding_resource", "guesses"})
         measurement = Measurement(**fields, metrics=metrics)
         folder.save(measurement)
         folder.save(compare.judge(compare.compare(found.prediction, measurement)))

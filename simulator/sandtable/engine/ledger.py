@@ -56,7 +56,7 @@ class Ledger:
     """Seconds by op name and by account over a whole run, and the misses of their laws.
 
     ``sources`` are seconds by kind of unit, account, section and source of error: where ops hide behind each other, as
-    many as are left of them. ``by_bandwidth`` are seconds by kind of unit that memory's bandwidth holds up.
+    many as are left of them.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,6 @@ class Ledger:
         self.by_account = dict.fromkeys(ACCOUNTS, 0.0)
         self.misses: Misses = {}
         self.sources: Sources = {}
-        self.by_bandwidth: dict[str, float] = {}
 
     def add(
         self, op: Op, cost: OpTime, times: int = 1, *, unit: str = "", exposed: Mapping[str, float] = ALL_EXPOSED
@@ -77,8 +76,6 @@ class Ledger:
         key = (op.account, cost.law)
         known = self.misses.get(key, NO_MISS)
         self.misses[key] = added(known, (miss[0] * times, miss[1] * times, miss[2] * times, miss[3] * times))
-        if cost.by_bandwidth:
-            self.by_bandwidth[unit] = self.by_bandwidth.get(unit, 0.0) + seconds
         if cost.source is not None:
             sources = self.sources.setdefault((unit, op.account, op.section), {})
             left = seconds * exposed.get(op.account, 1.0)

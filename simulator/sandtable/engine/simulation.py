@@ -18,7 +18,7 @@ class Run:
     """What a run left: units of work, seconds by op name and account, memory, the timeline if it was asked for.
 
     ``ends_frac`` are the ends of the 90 % interval of all ops together, as parts of their time; ``sources`` says where
-    their errors come from, ``by_bandwidth`` the seconds by kind of unit that memory's bandwidth holds up.
+    their errors come from.
     """
 
     recorder: Recorder
@@ -26,7 +26,6 @@ class Run:
     by_account: dict[str, float]
     ends_frac: tuple[float, float]
     sources: Sources = field(default_factory=dict)
-    by_bandwidth: dict[str, float] = field(default_factory=dict)
     memory_bytes: dict[str, float]
     peak_memory_bytes: float
     trace: list[TraceRow]
@@ -60,7 +59,6 @@ def run(work: Plan | Process, costs: CostModel, options: Options | None = None, 
         by_account=world.ledger.by_account,
         ends_frac=world.ledger.ends_frac(),
         sources=world.ledger.sources,
-        by_bandwidth=world.ledger.by_bandwidth,
         memory_bytes=world.memory.peak,
         peak_memory_bytes=world.memory.peak_bytes,
         trace=world.trace,

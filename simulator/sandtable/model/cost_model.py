@@ -42,7 +42,7 @@ class OpTime:
     ``law`` names what the seconds follow from: ops of one law are wrong together, those of two on their own, except
     for what all ops of the machine share, ``drift_frac`` of the seconds either way; the interval contains it.
     ``source`` is where its error comes from, for what two runs share of it; that of a sequence is None. ``evidence``
-    is that of constants that were fitted to the very device. ``by_bandwidth``: memory's bandwidth holds it up.
+    is that of constants that were fitted to the very device.
     """
 
     seconds: float
@@ -53,15 +53,13 @@ class OpTime:
     drift_frac: float = 0.0
     source: Source | None = None
     evidence: Evidence | None = None
-    by_bandwidth: bool = False
 
     def times(self, factor: float) -> OpTime:
         """Return the time of ``factor`` executions in a row."""
         if factor == 1:
             return self
         seconds, low, high, host_s = (part * factor for part in (self.seconds, self.low, self.high, self.host_s))
-        same = (self.law, self.drift_frac, self.source, self.evidence, self.by_bandwidth)
-        return OpTime(seconds, low, high, host_s, *same)
+        return OpTime(seconds, low, high, host_s, self.law, self.drift_frac, self.source, self.evidence)
 
 
 ZERO = OpTime(0.0, 0.0, 0.0)
@@ -122,8 +120,8 @@ class CostModel:
         time = self._once(op)
         if time.seconds == 0:
             return time
-        source = _source(op, time, self._drift_frac(op))
-        time = replace(time, source=source, by_bandwidth=self._by_bandwidth(op))
+        source = _source(op, time, self._drift_frac(op), by_bandwidth=self._by_bandwidth(op))
+        time = replace(time, source=source)
         if op.hidden_by is None:
             return time
         left = max(0.0, 1 - self.time(op.hidden_by).seconds / time.seconds)
@@ -334,7 +332,7 @@ class CostModel:
         raise PlanError(f"stack {stack.name!r} says nothing of {op.operator!r} and has no 'default'")
 
 
-def _source(op: Op, time: OpTime, drift_frac: float) -> Source:
+def _source(op: Op, time: OpTime, drift_frac: float, *, by_bandwidth: bool) -> Source:
     """Return where the error of an op's time comes from: its interval less the drift, which it joins in squares.
 
     ``drift_frac`` is that of the part which serves it, for laws whose own fit does not know it.
@@ -342,7 +340,8 @@ def _source(op: Op, time: OpTime, drift_frac: float) -> Source:
     joined = math.log1p(time.drift_frac)
     ends = (math.log(time.seconds / time.low), math.log(time.high / time.seconds))
     miss = Miss(*(math.sqrt(max(0.0, end**2 - joined**2)) for end in ends))
-    return Source.of(op, time.law, miss, joined or math.log1p(drift_frac), time.evidence)
+    drift = joined or math.log1p(drift_frac)
+    return Source.of(op, time.law, miss, drift, time.evidence, by_bandwidth=by_bandwidth)
 
 
 def _fitted(op: Op, fit: OpFit) -> OpTime:

@@ -63,7 +63,8 @@ class Source(NamedTuple):
     """Where the error of an op's time comes from: its law, what that misses, and the op's place among its like.
 
     ``own`` is what belongs to the shape, ``common`` to all shapes of the law, ``drift`` to the part of the machine.
-    ``kind`` is operator and element type, ``place`` the logarithms of the shape, see `place_of`.
+    ``kind`` is operator and element type, ``place`` the logarithms of the shape, see `place_of`; ``by_bandwidth`` says
+    that moving its bytes takes a processor longer than its arithmetic.
     """
 
     resource: str
@@ -74,9 +75,12 @@ class Source(NamedTuple):
     common: Miss
     drift: float
     place: Place
+    by_bandwidth: bool = False
 
     @classmethod
-    def of(cls, op: Op, law: str, miss: Miss, drift: float, evidence: Evidence | None) -> Source:
+    def of(
+        cls, op: Op, law: str, miss: Miss, drift: float, evidence: Evidence | None, *, by_bandwidth: bool = False
+    ) -> Source:
         """Return the source of an op's error, from what its law misses and its part of the machine drifts.
 
         ``evidence`` is that of a fit to the very device.
@@ -88,7 +92,7 @@ class Source(NamedTuple):
             own = Miss(*(min(end * (1 - COMMON_FRAC) ** 0.5, MOST_OWN) for end in miss))
             common = Miss(*(math.sqrt(end**2 - part**2) for end, part in zip(miss, own, strict=True)))
         kind = f"{op.operator} {op.dtype}"
-        return cls(op.resource, op.on, law, kind, own, common, drift, place_of(op))
+        return cls(op.resource, op.on, law, kind, own, common, drift, place_of(op), by_bandwidth)
 
 
 def _typical_miss(evidence: Evidence) -> float:

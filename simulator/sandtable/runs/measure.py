@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 import platform
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -97,7 +96,7 @@ def execute(
     before = start_peak()
     with energy.metered(energy.meter_of(machine)) as meter:
         execution = workload.execute(parameters, machine, scenario.seed, context)
-    peak = _status_bytes("VmHWM")
+    peak = limits.status_bytes("VmHWM")
     if execution.main_s is not None:
         execution = replace(execution, energy_j=meter.joules(*execution.main_s), energy_covers=meter.covers)
     if execution.process_bytes is not None or before is None or peak is None:
@@ -213,13 +212,7 @@ def start_peak() -> int | None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
-    return _status_bytes("VmHWM")
-
-
-def _status_bytes(field: str) -> int | None:
-    path = Path("/proc/self/status")
-    found = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(), re.MULTILINE) if path.is_file() else None
-    return None if found is None else int(found[1]) << 10
+    return limits.status_bytes("VmHWM")
 
 
 # --- probing and timing ------------------------------------------------------------------------------------

@@ -106,7 +106,6 @@ def foresee(
         breakdown=breakdown,
         memory=result.memory_bytes,
         warnings=process.notes + warnings_of(parts, guesses, machine),
-        bandwidth_frac=_held_frac(result, process.main_unit),
         by_op={name: float(seconds) for name, seconds in sorted(result.by_op.items(), key=lambda item: -item[1])},
         binding_resource=max(breakdown, key=lambda key: breakdown[key]) if breakdown else "",
         guesses=tuple(guesses),
@@ -153,12 +152,6 @@ def _slope(metric: Metric, low: Metric | None, high: Metric | None, span: float)
     if low.value > 0 and high.value > 0:
         return math.log(high.value / low.value) / span
     return (high.value - low.value) / metric.value / span
-
-
-def _held_frac(result: Run, unit: str) -> float:
-    """Return the share of a unit's time for its ops that memory's bandwidth holds up, waiting left out."""
-    total = sum(sum(of.values()) for (of_unit, *_), of in result.sources.items() if of_unit == unit)
-    return result.by_bandwidth.get(unit, 0.0) / total if total else 0.0
 
 
 def _per_unit(by_account: Mapping[str, float], n_units: int) -> dict[str, float]:

@@ -27,9 +27,7 @@ def a_prediction(**changes: Any) -> Prediction:
 @pytest.mark.parametrize("kind", [Prediction, Measurement])
 def test_a_result_survives_being_written(kind: type[Result]) -> None:
     result = kind(
-        **a_prediction().model_dump(
-            by_alias=True, exclude={"kind", "by_op", "bandwidth_frac", "binding_resource", "guesses"}
-        )
+        **a_prediction().model_dump(by_alias=True, exclude={"kind", "by_op", "binding_resource", "guesses"})
     )
     text = result.model_dump_json(by_alias=True)
     assert json.loads(text)["schema"] == 1

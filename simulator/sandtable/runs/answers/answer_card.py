@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TypeVar
 
 from sandtable import units
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine
-from sandtable.model.error_sources import Source
-from sandtable.results import Answer, Metric, Prediction, Result
+from sandtable.results import Answer, Metric, Result
 from sandtable.runs import compare
-from sandtable.runs.answers.caveats import caveat_of
+from sandtable.runs.answers.caveats import Seconds, caveat_of
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import Scenario, Verdict
 
@@ -31,7 +30,7 @@ MONEY = "USD"
 LEAST_FRAC = 0.005
 
 
-def answered(result: AnyResult, case: Case, seconds: Mapping[Source, float] | None = None) -> AnyResult:
+def answered(result: AnyResult, case: Case, seconds: Seconds | None = None) -> AnyResult:
     """Return a result of a case with the answer that it gives to the question of the case's scenario.
 
     ``seconds`` are those of a prediction's unit of work by the source of their error; see `caveats.main_seconds`.
@@ -41,7 +40,7 @@ def answered(result: AnyResult, case: Case, seconds: Mapping[Source, float] | No
         subject=subject_of(case),
         verdict=_verdict(case.scenario, result),
         headlines=_headlines(result, case),
-        bound=bound_text(result),
+        bound=bound_text(result, seconds or {}),
         caveat=caveat_of(result, case, seconds or {}),
     )
     return result.model_copy(update={"answer": answer})
@@ -163,8 +162,11 @@ def resource_name(account: str) -> str:
     return RESOURCES.get(account, account)
 
 
-def bound_text(result: Result) -> str:
-    """Return what the time goes to, the largest first: ``Bound by compute, 54 % of the time (storage 35 %)``."""
+def bound_text(result: Result, seconds: Seconds) -> str:
+    """Return what the time goes to, the largest first: ``Bound by compute, 54 % of the time (storage 35 %)``.
+
+    Computing that waits for its operands more than half of the time is called by what it waits for.
+    """
     total = sum(result.breakdown.values())
     parts = sorted(result.breakdown.items(), key=lambda item: -item[1])
     shares = [
@@ -176,10 +178,12 @@ def bound_text(result: Result) -> str:
         return ""
     others = f" ({', '.join(shares[1:])})" if shares[1:] else ""
     name, share = shares[0].split(" ", 1)
-    if (
-        parts[0][0] == "compute"
-        and isinstance(result, Prediction)
-        and result.bandwidth_frac > parts[0][1] / total / 2
-    ):
+    if parts[0][0] == "compute" and _is_held_up(seconds):
         name = "memory bandwidth"
     return f"Bound by {name}, {share} of the time{others}."
+
+
+def _is_held_up(seconds: Seconds) -> bool:
+    """Whether memory's bandwidth, not arithmetic, holds up most of what processors do."""
+    computed = {source: part for source, part in seconds.items() if source.resource == "compute"}
+    return 2 * sum(part for source, part in computed.items() if source.by_bandwidth) > sum(computed.values())

@@ -109,7 +109,7 @@ def _reads(name: str, source: Source, machine: Machine) -> bool:
         return source.resource == "storage"
     # of a processor's data sheet, that law reads the arithmetic rate alone
     by_rate = source.law == "data sheet" and source.resource == "compute" and words[1:2] == ["peak"]
-    return by_rate and _computes(part, source, machine)
+    return by_rate and not source.by_bandwidth and part in _names_of(source.on, machine)
 
 
 def _efficiency_of(operator: str, kind: str, machine: Machine) -> str:
@@ -118,17 +118,11 @@ def _efficiency_of(operator: str, kind: str, machine: Machine) -> str:
     return next((key for key in (kind.replace(" ", "."), operator) if key in table), "default")
 
 
-def _computes(part: str, source: Source, machine: Machine) -> bool:
-    """Whether an op computes on the processor that a part names for longer than it moves data, by the data sheets."""
-    if source.on == "host" or machine.accelerator is None:
-        processor, memory, names = machine.processor, machine.memory, {machine.processor.name}
-    else:
-        processor, memory = machine.accelerator.processor, machine.accelerator.memory
-        names = {processor.name, machine.accelerator.device.name}
-    n_bytes, flops = (2.0**log for log in source.place[:2])
-    peaks = {str(dtype): rate for dtype, rate in processor.datasheet.peak_flops_per_s.items()}
-    peak = peaks.get(source.kind.rpartition(" ")[2], max(peaks.values()))
-    return part in names and flops / peak > n_bytes / memory.datasheet.bandwidth_bytes_per_s
+def _names_of(on: str, machine: Machine) -> set[str]:
+    """Return what the processor is called that ops of one place compute on: by itself, and by its card."""
+    if on == "host" or machine.accelerator is None:
+        return {machine.processor.name}
+    return {machine.accelerator.processor.name, machine.accelerator.device.name}
 
 
 def _in_words(guess: Guess, n: int, case: Case, result: Result) -> str:
