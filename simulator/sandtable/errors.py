@@ -111,6 +111,11 @@ def one_sentence(text: str, most: int = 700) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
+def printable(text: str) -> str:
+    """Return text with a space for every control character, so that a title can do nothing to a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def did_you_mean(name: str, known: Iterable[str], command: str | None = None) -> str:
     """Suggest up to three near names, or list known ones, as the tail of a sentence.
 

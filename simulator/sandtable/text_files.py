@@ -51,12 +51,6 @@ def exists(path: Path) -> bool:
         return False
 
 
-def version_of(path: Path) -> tuple[int, int]:
-    """Return what changes when a file is written anew: caches of what was read from it are kept by that."""
-    about = path.stat()
-    return about.st_mtime_ns, about.st_size
-
-
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
     """Read a text file: UTF-8, or what its byte-order mark says, with the mark taken off.
 

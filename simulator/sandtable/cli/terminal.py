@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from sandtable import units
-from sandtable.errors import DoesNotFit
+from sandtable.errors import DoesNotFit, printable
 from sandtable.workload.progress import Step
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ SPELLED = str.maketrans(
 
 def readable(text: str, encoding: str | None) -> str:
     """Return text as a terminal of this encoding shows it: no control characters, and nothing that it cannot write."""
-    plain = "".join(character if character.isprintable() or character == "\n" else " " for character in text)
+    plain = "\n".join(map(printable, text.split("\n")))
     try:
         plain.encode(encoding or "utf-8")
     except UnicodeEncodeError:

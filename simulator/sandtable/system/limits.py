@@ -28,12 +28,14 @@ def memory_bytes(root: Path = Path("/")) -> int:
 def _address_space(root: Path) -> Iterator[int]:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
-        status = _text(root / "proc/self/status")
-        mapped, filled = (
-            int(found[1]) << 10 if (found := re.search(rf"{name}:\s+(\d+) kB", status)) else 0
-            for name in ("VmSize", "VmRSS")
-        )
+        mapped, filled = (status_bytes(name, root) or 0 for name in ("VmSize", "VmRSS"))
         yield max(0, soft - mapped + filled)
+
+
+def status_bytes(field: str, root: Path = Path("/")) -> int | None:
+    """Return a size that the system states of this process (proc_pid_status(5)), in bytes; None where it does not."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", _text(root / "proc/self/status"), re.MULTILINE)
+    return None if found is None else int(found[1]) << 10
 
 
 def group_limits(root: Path = Path("/")) -> list[int]:

@@ -6,16 +6,15 @@ allocator counts all the time. Imported only where a run executes.
 
 from __future__ import annotations
 
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sandtable.errors import NoDevice
+from sandtable.system import limits
 
 
 class Device(ABC):
@@ -86,9 +85,7 @@ def highest_sum(changes: list[tuple[int, int]]) -> float:
 
 def resident_peak_bytes() -> float:
     """Return the highest resident memory of this process so far, in bytes; 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-    return float(match[1]) * 1024 if match else 0.0
+    return float(limits.status_bytes("VmHWM") or 0)
 
 
 class CudaDevice(Device):
