@@ -448,7 +448,7 @@ def calibrate(
 
     Args:
         quick: Under a minute, with wider intervals.
-        only: Parts, with commas between: storage, memory, compute, training, link, gpu.
+        only: Parts, with commas between: storage, memory, compute, gpu, and those that kernels declare, as training.
         storage_path: A folder on the disk to measure.
         output: The machine file.
         progress: Told what is measured.

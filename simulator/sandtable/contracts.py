@@ -30,6 +30,7 @@ from unittest import mock
 import numpy as np
 
 from sandtable import hardware, units
+from sandtable.calibration.timing import has_own_law
 from sandtable.demand.kernel import Kernel, KernelContext
 from sandtable.demand.op import Op
 from sandtable.demand.operator import Resource, operator_named, operators
@@ -43,16 +44,16 @@ from sandtable.hardware import Component, Frozen, Machine, library
 from sandtable.runs import predict, reduction
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
-# parts that calibration measures, and the resources whose laws the timings of each fit
+# parts that calibration measures, and the resources whose laws the timings of each fit; all others are groups of a
+# software's operators
 RESOURCES_OF_PART: dict[str | None, tuple[str, ...]] = {
     None: get_args(Resource),
     "storage": ("storage",),
     "memory": ("memory",),
     "compute": ("compute",),
-    "training": ("compute",),
-    "link": ("network",),
     "gpu": ("compute", "memory", "link", "network"),
 }
+RESOURCES_OF_OPERATORS = ("compute", "network")
 # counters that a plan and an execution must agree on, step by step
 EXACT_COUNTERS = ("bytes_read", "n_requests")
 # float32 sums in another order, relative to the largest element
@@ -143,9 +144,8 @@ def check_kernel(kernel: Kernel, context: KernelContext) -> list[str]:
 def check_kernel_grid(kernel: Kernel, context: KernelContext) -> None:
     """Check that a kernel has points to calibrate on, each once, with the dims of its example."""
     name = kernel.name
-    _require(
-        kernel.calibrates in RESOURCES_OF_PART, f"{name} calibrates {kernel.calibrates!r}, no part of a machine"
-    )
+    part = kernel.calibrates
+    _require(part is None or part.isidentifier(), f"{name} calibrates {part!r}: write one word")
     for quick in (True, False):
         grid = kernel.grid(quick=quick)
         points = {tuple(sorted(dims.items())) for dims in grid}
@@ -165,8 +165,12 @@ def check_kernel_cost(kernel: Kernel, context: KernelContext) -> None:
             # the last chunk may be shorter
             least = (op.n_requests - 1) * op.shape.chunk_bytes
             _require(op.bytes_moved > least, f"{where} has more chunks than bytes")
-        resources = RESOURCES_OF_PART[kernel.calibrates]
+        resources = RESOURCES_OF_PART.get(kernel.calibrates, RESOURCES_OF_OPERATORS)
         _require(op.resource in resources, f"{where} calibrates {kernel.calibrates}, but costs {op.resource}")
+        fitted = kernel.calibrates in RESOURCES_OF_PART or has_own_law(op)
+        _require(
+            fitted, f"{where} calibrates {kernel.calibrates}, but its demand has no shape that a fitted law reads"
+        )
         there = op.on == "accelerator" or op.operator == "host"
         _require(kernel.calibrates != "gpu" or there, f"{where} calibrates a GPU, but runs on the {op.on}")
         _require(dims.get("dtype", op.dtype) == op.dtype, f"{where} costs {op.dtype}")

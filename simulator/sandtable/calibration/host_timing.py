@@ -24,9 +24,7 @@ from sandtable.runs import measure
 from sandtable.workload.progress import Step
 
 PARTS = ("storage", "memory", "compute")
-# operators of a framework and collectives between processes, measured where the framework is installed
-OPERATOR_PARTS = ("training", "link")
-# their points repeat well, since each call is the mean over many
+# points of operators repeat well, since each call is the mean over many
 OPERATOR_PASSES, OPERATOR_REPEATS = 2, 12
 # first touches: a file of its own for every point, and few enough calls that each still finds untouched regions
 FRESH_FILE_BYTES = 512 << 20
@@ -37,7 +35,7 @@ FRESH_REPEATS = 8
 class Settings:
     """What to measure, where, and for how long.
 
-    ``budget_s`` is the time for all measurements together, those of operators aside, which have
+    ``budget_s`` is the time for all measurements together, those of operators aside, of which each part has
     ``operator_budget_s``; ``passes`` is how often each point is visited. What ``log`` knows is not timed again.
     """
 
@@ -53,13 +51,19 @@ class Settings:
     log: PointLog | None = None
 
 
+def operator_parts() -> tuple[str, ...]:
+    """Return the parts beyond the machine's own and its GPUs: groups of a software's operators that kernels declare."""
+    declared = {kernel.calibrates for kernel in kernels().values() if kernel.calibrates is not None}
+    return tuple(sorted(declared - {*PARTS, recordings.PART}))
+
+
 def check_parts(parts: Iterable[str]) -> None:
     """Refuse names of parts that nothing measures.
 
     Raises:
         UnknownName: with the nearest names.
     """
-    known = (*PARTS, *OPERATOR_PARTS, recordings.PART)
+    known = (*PARTS, *operator_parts(), recordings.PART)
     for part in parts:
         if part not in known:
             raise UnknownName("part to calibrate", part, known)
@@ -129,14 +133,15 @@ def _samples(
     return measure.time_kernel(kernel, dims, context, repeats=repeats, budget_s=0.5 * share_s, before=before)
 
 
-def operator_settings(settings: Settings) -> Settings:
-    """Return the settings of the second round, which times operators."""
-    return replace(
-        settings,
-        only=tuple(part for part in settings.only if part in OPERATOR_PARTS),
-        budget_s=settings.operator_budget_s,
-        passes=OPERATOR_PASSES,
-    )
+def rounds(settings: Settings) -> list[Settings]:
+    """Return the settings of each round: one for the machine's own parts, and one for each part of operators."""
+    own = tuple(part for part in settings.only if part in PARTS)
+    others = [part for part in settings.only if part not in PARTS]
+    budget_s = settings.operator_budget_s
+    return [
+        *([replace(settings, only=own)] if own else []),
+        *(replace(settings, only=(part,), budget_s=budget_s, passes=OPERATOR_PASSES) for part in others),
+    ]
 
 
 def check_space(folder: Path, file_bytes: int, parts: Iterable[str]) -> None:

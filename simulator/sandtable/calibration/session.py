@@ -30,7 +30,7 @@ QUICK_BUDGET_S = 32.0
 FULL_BUDGET_S = 290.0
 QUICK_OPERATOR_BUDGET_S = 45.0
 FULL_OPERATOR_BUDGET_S = 130.0
-# what training and its collectives are timed with
+# what operators are timed with
 FRAMEWORK = "torch"
 # requests at which another program's storage curve is taken
 CROSS_CHECKED_BYTES = (4096, 16384, 65536, 262144)
@@ -240,16 +240,16 @@ def _with_gpus(
 
 
 def parts_of(only: str | None, quick: bool, progress: Callable[[str], None]) -> tuple[str, ...]:
-    """Return the parts to measure: those named, or all that can be; a quick one leaves training and GPUs out."""
+    """Return the parts to measure: those named, or all that can be; a quick one leaves operators and GPUs out."""
     if only is not None:
         return tuple(part.strip() for part in only.split(",") if part.strip())
     if quick:
         return host_timing.PARTS
     if importlib.util.find_spec(FRAMEWORK) is None:
-        progress(f"{FRAMEWORK} is not installed: {', '.join(host_timing.OPERATOR_PARTS)} are left out")
+        progress(f"{FRAMEWORK} is not installed: {', '.join(host_timing.operator_parts())} are left out")
         return host_timing.PARTS
     there = (recordings.PART,) if recordings.may_have_gpu() else ()
-    return (*host_timing.PARTS, *host_timing.OPERATOR_PARTS, *there)
+    return (*host_timing.PARTS, *host_timing.operator_parts(), *there)
 
 
 def _file_bytes(text: str | None, quick: bool) -> int:

@@ -6,12 +6,11 @@ Nothing here is fitted to a workload's end-to-end time: those runs are the test.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from sandtable.calibration.calibrated import Calibrated
 from sandtable.calibration.fit import repeats
 from sandtable.calibration.host_fit import fit_machine
-from sandtable.calibration.host_timing import PARTS, Settings, check_parts, needs_base, observe, operator_settings
+from sandtable.calibration.host_timing import PARTS, Settings, check_parts, needs_base, observe, rounds
 from sandtable.calibration.timing import Timing
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine, StorageFit
@@ -35,8 +34,7 @@ def calibrate(settings: Settings, base: Machine | None = None) -> Calibrated:
     check_parts(settings.only)
     if base is None and not set(settings.only) >= set(PARTS):
         raise ConfigError(needs_base(settings.only))
-    timings = observe(replace(settings, only=tuple(part for part in settings.only if part in PARTS)))
-    timings += observe(operator_settings(settings))
+    timings = [timing for round_ in rounds(settings) for timing in observe(round_)]
     machine = fit_machine(
         timings,
         settings.only,

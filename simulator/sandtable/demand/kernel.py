@@ -31,10 +31,12 @@ class KernelContext:
 class Kernel(ABC):
     """One real operation: what it costs, what it does, and what is right.
 
-    ``name`` is unique. ``calibrates`` names the part of the machine whose law its timings fit: storage, memory,
-    compute, training or link; None keeps it out of calibration. ``software`` is whose operator it times, where its
-    demand has a shape that an operator's law reads; None for one that belongs to no software: its constants go under
-    ``own``. ``once`` is for kernels that need a fresh file for every point: they are measured in the first pass only.
+    ``name`` is unique. ``calibrates`` names the part of the machine whose law its timings fit: storage, memory or
+    compute; or the name of a group of operators that are calibrated together, such as training, whose demands have
+    a shape that a fitted law reads. None keeps it out of calibration. ``software`` is whose operator it times,
+    where its demand has a shape that an operator's law reads; None for one that belongs to no software: its
+    constants go under ``own``. ``once`` is for kernels that need a fresh file for every point: they are measured
+    in the first pass only.
     """
 
     name: ClassVar[str]

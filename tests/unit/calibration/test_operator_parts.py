@@ -14,7 +14,7 @@ from sandtable.calibration.timing import Timing
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
 from sandtable.demand.operator_shapes import GemmShape, MemoryBoundShape
-from sandtable.errors import ConfigError
+from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.model.fitted_constants import SHARED
@@ -96,7 +96,10 @@ def parts(only: str | None, *, quick: bool) -> tuple[tuple[str, ...], list[str]]
 
 def test_a_full_calibration_includes_training_where_pytorch_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session.importlib.util, "find_spec", lambda name: object())
-    assert parts(None, quick=False) == (("storage", "memory", "compute", "training", "link"), [])
+    found, said = parts(None, quick=False)
+    assert found[:3] == ("storage", "memory", "compute")
+    assert {"training", "link"} <= set(found[3:]) == set(host_timing.operator_parts())
+    assert not said
     assert parts(None, quick=True) == (("storage", "memory", "compute"), [])
 
 
@@ -104,7 +107,7 @@ def test_without_pytorch_training_is_left_out_and_said(monkeypatch: pytest.Monke
     monkeypatch.setattr(session.importlib.util, "find_spec", lambda name: None)
     found, said = parts(None, quick=False)
     assert found == ("storage", "memory", "compute")
-    assert said == ["torch is not installed: training, link are left out"]
+    assert said == [f"torch is not installed: {', '.join(host_timing.operator_parts())} are left out"]
 
 
 def test_parts_can_be_named() -> None:
@@ -116,10 +119,25 @@ def test_training_alone_needs_a_machine_to_put_it_into(tmp_path: Path) -> None:
         this_host.calibrate(Settings(folder=tmp_path, only=("training",)))
 
 
-def test_operators_have_a_round_of_their_own(tmp_path: Path) -> None:
-    settings = Settings(folder=tmp_path, only=("storage", "link"), operator_budget_s=7.0)
-    own = host_timing.operator_settings(settings)
-    assert (own.only, own.budget_s, own.passes) == (("link",), 7.0, host_timing.OPERATOR_PASSES)
+def test_each_part_of_operators_has_a_round_of_its_own(tmp_path: Path) -> None:
+    settings = Settings(folder=tmp_path, only=("storage", "link", "compute", "training"), operator_budget_s=7.0)
+    own, *others = host_timing.rounds(settings)
+    assert (own.only, own.budget_s) == (("storage", "compute"), settings.budget_s)
+    passes = host_timing.OPERATOR_PASSES
+    assert [(o.only, o.budget_s, o.passes) for o in others] == [
+        (("link",), 7.0, passes),
+        (("training",), 7.0, passes),
+    ]
+
+
+def test_a_part_is_what_a_kernel_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Astronomy(TorchCollective):
+        calibrates = "astronomy"
+
+    monkeypatch.setattr(host_timing, "kernels", lambda: {"astronomy": Astronomy()})
+    host_timing.check_parts(["storage", "astronomy", "gpu"])
+    with pytest.raises(UnknownName, match="did you mean 'astronomy'"):
+        host_timing.check_parts(["astronmy"])
 
 
 class Pretend(TorchCollective):
