@@ -1,0 +1,1 @@
+"""The structured matrices that a butterfly transform is compared with at equal arithmetic."""
