@@ -61,8 +61,19 @@ class CyclicProduct(StructuredProduct):
         """Side of the circulant matrix in which it is embedded."""
 
     @abstractmethod
+    def weight_of(self, offset: Array) -> Array:
+        """Return which weight stands on the diagonals ``i - j = offset``."""
+
+    def column_index(self) -> Array:
+        """Return which weight each entry of that matrix' first column is [length]; `parameters` for a zero."""
+        offset, index = np.arange(1 - self.n_in, self.n_out), np.full(self.length, self.parameters)
+        index[offset % self.length] = self.weight_of(offset)
+        return index
+
     def column(self, weight: Array) -> Array:
         """Return the first column of that circulant matrix [length]."""
+        result: Array = np.append(weight, weight.dtype.type(0))[self.column_index()]
+        return result
 
     @property
     def multiplications(self) -> int:
@@ -92,8 +103,8 @@ class CyclicProduct(StructuredProduct):
 
     def reference_rows(self, x: Array, weights: Weights) -> Array:
         """See `StructuredProduct.reference_rows`: by the definition, no transform."""
-        column, i, j = self.column(weights[0]), np.arange(self.n_out)[:, None], np.arange(self.n_in)
-        result: Array = x @ column[(i - j) % self.length].T
+        i, j = np.arange(self.n_out)[:, None], np.arange(self.n_in)
+        result: Array = x @ weights[0][self.weight_of(i - j)].T
         return result
 
 
@@ -121,11 +132,9 @@ class Circulant(CyclicProduct):
         """See `CyclicProduct.length`."""
         return self.side if fast_length(self.side) == self.side else fast_length(self.n_in + self.n_out - 1)
 
-    def column(self, weight: Array) -> Array:
-        """See `CyclicProduct.column`."""
-        if self.length == self.side:
-            return weight
-        return toeplitz_column(np.take(weight, np.arange(1 - self.n_in, self.n_out) % self.side), self)
+    def weight_of(self, offset: Array) -> Array:
+        """See `CyclicProduct.weight_of`."""
+        return offset % self.side
 
 
 @dataclass(frozen=True)
@@ -144,15 +153,7 @@ class Toeplitz(CyclicProduct):
         """See `CyclicProduct.length`."""
         return fast_length(self.n_in + self.n_out - 1)
 
-    def column(self, weight: Array) -> Array:
-        """See `CyclicProduct.column`."""
-        return toeplitz_column(weight, self)
-
-
-def toeplitz_column(diagonals: Array, product: CyclicProduct) -> Array:
-    """Return the first column [length] of the circulant matrix around these diagonals [n_in + n_out - 1]."""
-    column = np.zeros(product.length, diagonals.dtype)
-    column[: product.n_out] = diagonals[product.n_in - 1 :]
-    if product.n_in > 1:
-        column[1 - product.n_in :] = diagonals[: product.n_in - 1]
-    return column
+    def weight_of(self, offset: Array) -> Array:
+        """See `CyclicProduct.weight_of`."""
+        result: Array = offset + self.n_in - 1
+        return result
