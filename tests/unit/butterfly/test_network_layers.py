@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from sandtable.errors import ConfigError, UnknownName
+from sandtable_kernels.structured.structures import kind_named
 from sandtable_workloads.butterfly.networks import IMAGE, NETWORKS, Layer, Network, describe, network_named
+from sandtable_workloads.butterfly.networks.pointwise_counts import equal_options, pointwise_counts
 
 MANY = [
     network_named(name, width=width, resolution=resolution, structure=structure, small_images=resolution == 32)
     for name in NETWORKS
     for width, resolution in ((0.5, 32), (1.0, 96))
-    for structure in ("dense", "butterfly")
+    for structure in ("dense", "butterfly", "low_rank")
 ]
 many = pytest.mark.parametrize("network", MANY, ids=describe)
 
@@ -90,6 +92,26 @@ def test_a_butterfly_is_counted_as_the_paper_does(n_in: int, n_out: int, base: i
     assert part.is_structured
     assert part.multiply_accumulates(as_paper=True) == expected
     assert part.multiply_accumulates() == part.parameters >= expected
+
+
+@pytest.mark.parametrize("structure", ["low_rank", "block_shuffle", "monarch", "toeplitz", "circulant"])
+def test_other_structures_take_no_more_than_a_butterfly_if_they_can(structure: str) -> None:
+    options = equal_options(structure, 64, 128, 4)
+    budget = pointwise_counts("butterfly", 64, 128, 4).multiplications
+    counts = pointwise_counts(structure, 64, 128, 4, options)
+    least = min(choice.multiplications for choice in kind_named(structure).choices(64, 128))
+    assert counts.multiplications <= max(budget, least)
+    assert (counts.multiplications > 0.8 * budget) or structure == "monarch"
+    part = layer(kind="pointwise", n_in=64, n_out=128, side_out=8, structure=structure, options=options)
+    assert part.multiply_accumulates(2) == 128 * counts.multiplications
+
+
+def test_a_low_rank_network_takes_as_many_as_a_butterfly_one() -> None:
+    butterfly, low_rank = (
+        network_named("mobilenet_v1", resolution=64, structure=name).multiply_accumulates_by_kind()["pointwise"]
+        for name in ("butterfly", "low_rank")
+    )
+    assert 0.9 * butterfly < low_rank <= butterfly
 
 
 def test_the_first_pointwise_layers_of_shufflenet_stay_dense() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sandtable_workloads.butterfly.networks.layers import IMAGE, Function, Kind, Layer
+from sandtable_workloads.butterfly.networks.pointwise_counts import equal_options
 
 
 class Maps(NamedTuple):
@@ -69,7 +70,13 @@ class LayerBuilder:
         if not replaced or self.structure == "dense":
             return self._add(name, "pointwise", n_out=n_out)
         return self._add(
-            name, "pointwise", n_out=n_out, structure=self.structure, base=self.base, residual=self.residual
+            name,
+            "pointwise",
+            n_out=n_out,
+            structure=self.structure,
+            base=self.base,
+            residual=self.residual,
+            options=equal_options(self.structure, self.at.channels, n_out, self.base),
         )
 
     def linear(self, name: str, n_out: int) -> Maps:

@@ -11,7 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from sandtable_workloads.butterfly.networks.pointwise_counts import PointwiseCounts, pointwise_counts
+from sandtable_workloads.butterfly.networks.pointwise_counts import (
+    Options,
+    PointwiseCounts,
+    pointwise_counts,
+)
 
 Kind = Literal[
     "conv",  # k x k over all channels
@@ -65,7 +69,7 @@ class Layer:
     structure: str = "dense"
     base: int = 4
     residual: bool = True
-    options: tuple[tuple[str, int], ...] = ()
+    options: Options = ()
 
     @property
     def pixels_in(self) -> int:

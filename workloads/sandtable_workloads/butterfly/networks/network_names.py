@@ -11,7 +11,7 @@ from sandtable_workloads.butterfly.networks.layer_builder import LayerBuilder
 from sandtable_workloads.butterfly.networks.layers import Network
 from sandtable_workloads.butterfly.networks.mobilenet_v1 import mobilenet_v1
 from sandtable_workloads.butterfly.networks.mobilenet_v3 import mobilenet_v3_small
-from sandtable_workloads.butterfly.networks.pointwise_counts import pointwise_counts
+from sandtable_workloads.butterfly.networks.pointwise_counts import check_structure
 from sandtable_workloads.butterfly.networks.shufflenet_v2 import shufflenet_v2
 
 
@@ -54,7 +54,8 @@ def network_named(
         width: Multiplier of the channels.
         resolution: Side of the images in pixels.
         structure: Of the pointwise layers that the paper replaces (arXiv 1906.02256, section 4), or ``dense``.
-        base: Of a butterfly, and of the butterfly whose multiplications other structures get.
+        base: Of a butterfly, and of that by which the options of other structures are chosen: in each layer they take
+            as many multiplications as it would, or fewer, if they can.
         residual: Whether the input of each transform is added to its output.
         classes: How many numbers the answer has.
         in_channels: Of the images: 3, or 1 for grey ones.
@@ -73,7 +74,7 @@ def network_named(
         if count < 1:
             raise ConfigError(f"{what} is {count}: write 1 or more")
     _check_resolution(name, resolution, small_images)
-    pointwise_counts(structure, 1, 1, base)  # refuses what is no structure before there are layers of it
+    check_structure(structure, base)
     build = LayerBuilder.on_image(in_channels, resolution, structure=structure, base=base, residual=residual)
     known.write(build, width, classes, small_images=small_images)
     return Network(

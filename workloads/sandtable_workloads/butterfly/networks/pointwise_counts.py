@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from sandtable.errors import ConfigError, UnknownName
+from sandtable_kernels.structured import structures
 
-STRUCTURES = ("dense", "butterfly")
+Options = tuple[tuple[str, int], ...]
 
 
 class PointwiseCounts(NamedTuple):
-    """Of one matrix: weights held, multiplications per pixel as executed, and as the paper counts them."""
+    """Of one matrix: weights held, multiplications per pixel as executed, and as papers count them."""
 
     parameters: int
     multiplications: int
     paper_multiplications: int
 
 
+@lru_cache(maxsize=4096)
 def pointwise_counts(
-    structure: str, n_in: int, n_out: int, base: int = 4, options: tuple[tuple[str, int], ...] = ()
+    structure: str, n_in: int, n_out: int, base: int = 4, options: Options = ()
 ) -> PointwiseCounts:
-    """Return the counts of an ``n_out`` x ``n_in`` matrix of that structure."""
-    if structure == "dense":
-        return PointwiseCounts(*[n_in * n_out] * 3)
+    """Return the counts of an ``n_out`` x ``n_in`` matrix of that structure.
+
+    Raises:
+        ConfigError: a base or options that it cannot have.
+        UnknownName: no such structure.
+    """
     if structure == "butterfly":
         return _butterfly(n_in, n_out, base)
-    raise UnknownName("structure of a pointwise layer", structure, STRUCTURES)
+    product = structures.structured(structure, n_in, n_out, **dict(options))
+    return PointwiseCounts(product.parameters, product.multiplications, product.multiplications)
+
+
+@lru_cache(maxsize=4096)
+def equal_options(structure: str, n_in: int, n_out: int, base: int) -> Options:
+    """Return the options with which a structure takes as many multiplications as a butterfly of that base, or fewer.
+
+    Where all take more, as Monarch matrices from some size on, those with which it takes the fewest.
+    """
+    if structure in ("dense", "butterfly"):
+        return ()
+    choices = structures.kind_named(structure).choices(n_in, n_out)
+    least = min(choice.multiplications for choice in choices)
+    budget = max(least, pointwise_counts("butterfly", n_in, n_out, base).paper_multiplications)
+    return tuple(structures.matching(structure, n_in, n_out, budget).items())
+
+
+def check_structure(structure: str, base: int) -> None:
+    """Refuse what is no structure.
+
+    Raises:
+        ConfigError: a butterfly cannot have this base.
+        UnknownName: with the nearest name.
+    """
+    known = ("butterfly", *structures.STRUCTURES)
+    if structure not in known:
+        raise UnknownName("structure of a pointwise layer", structure, known)
+    pointwise_counts("butterfly", 2, 2, base)
 
 
 def _butterfly(n_in: int, n_out: int, base: int) -> PointwiseCounts:
