@@ -59,6 +59,10 @@ class BlockShuffle(StructuredProduct):
         """As many as weights."""
         return self.parameters
 
+    def calls(self, n_rows: int) -> int:
+        """Every group, for each block of rows."""
+        return self.n_groups * len(self._row_blocks(n_rows))
+
     @property
     def spreads(self) -> tuple[float, ...]:
         """One over the root of the inputs of a group."""
@@ -72,10 +76,13 @@ class BlockShuffle(StructuredProduct):
     def rows(self, x: F32, weights: Weights, out: F32, n_threads: int) -> None:
         """See `StructuredProduct.rows`; the shuffle is on the way from a block in cache to ``out``."""
         g = self.n_groups
-        for block in row_blocks(len(x), g * (self.width_in + self.width_out)):
+        for block in self._row_blocks(len(x)):
             rows = padded(x[block], g * self.width_in).reshape(-1, g, self.width_in)
             outputs = np.matmul(rows.transpose(1, 0, 2), weights[0].transpose(0, 2, 1))
             out[block] = outputs.transpose(1, 2, 0).reshape(len(rows), -1)[:, : self.n_out]
+
+    def _row_blocks(self, n_rows: int) -> list[slice]:
+        return row_blocks(n_rows, self.n_groups * (self.width_in + self.width_out))
 
     def reference_rows(self, x: Array, weights: Weights) -> Array:
         """See `StructuredProduct.reference_rows`."""

@@ -81,6 +81,15 @@ class CyclicProduct(StructuredProduct):
         return math.ceil(2 * transform_multiplications(self.length) + 4 * (self.length // 2 + 1))
 
     @property
+    def weights_multiplications(self) -> int:
+        """A transform."""
+        return math.ceil(transform_multiplications(self.length))
+
+    def calls(self, n_rows: int) -> int:
+        """A transform of the weights, and two of each block of rows."""
+        return 1 + 2 * len(row_blocks(n_rows, self.length))
+
+    @property
     def spreads(self) -> tuple[float, ...]:
         """One over the root of the inputs, each of which comes into each output once."""
         return (1 / math.sqrt(self.n_in),)

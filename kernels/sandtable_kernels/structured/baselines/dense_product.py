@@ -29,6 +29,10 @@ class Dense(StructuredProduct):
         """As many as weights."""
         return self.parameters
 
+    def calls(self, n_rows: int) -> int:
+        """One product."""
+        return 1
+
     @property
     def spreads(self) -> tuple[float, ...]:
         """One over the root of the inputs."""

@@ -40,6 +40,10 @@ class LowRank(StructuredProduct):
         """As many as weights."""
         return self.parameters
 
+    def calls(self, n_rows: int) -> int:
+        """Both products."""
+        return 2
+
     @property
     def spreads(self) -> tuple[float, ...]:
         """One over the root of what each factor sums up."""

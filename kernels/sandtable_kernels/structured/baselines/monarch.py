@@ -71,6 +71,10 @@ class Monarch(StructuredProduct):
         """As many as weights."""
         return self.parameters
 
+    def calls(self, n_rows: int) -> int:
+        """Every block of both factors, for each block of rows."""
+        return 2 * self.n_blocks * len(self._row_blocks(n_rows))
+
     @property
     def spreads(self) -> tuple[float, ...]:
         """One over the root of what a block sums up; padded inputs count for nothing."""
@@ -97,7 +101,7 @@ class Monarch(StructuredProduct):
         first, second = weights
         b, share, width = self.n_blocks, self.share, self.width_out * self.n_blocks
         exact = width == self.n_out
-        for block in row_blocks(len(x), 2 * self.width_in * b + width):
+        for block in self._row_blocks(len(x)):
             rows = padded(x[block], b * self.width_in)
             hidden = np.matmul(first, rows.reshape(-1, b, self.width_in).transpose(1, 2, 0))
             mixed = hidden.reshape(b, b, share, len(rows)).transpose(1, 3, 0, 2).reshape(b, len(rows), b * share)
@@ -109,6 +113,9 @@ class Monarch(StructuredProduct):
             )
             if not exact:
                 out[block] = target[:, : self.n_out]
+
+    def _row_blocks(self, n_rows: int) -> list[slice]:
+        return row_blocks(n_rows, self.n_blocks * (2 * self.width_in + self.width_out))
 
     def reference_rows(self, x: Array, weights: Weights) -> Array:
         """See `StructuredProduct.reference_rows`."""

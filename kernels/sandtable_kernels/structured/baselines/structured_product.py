@@ -61,6 +61,15 @@ class StructuredProduct(ABC):
         """Multiply-accumulates for one row, as executed: on padded sizes, transforms of the weights left out."""
 
     @property
+    def weights_multiplications(self) -> int:
+        """Multiply-accumulates that a call spends on the weights alone, whatever the rows."""
+        return 0
+
+    @abstractmethod
+    def calls(self, n_rows: int) -> int:
+        """Return how many calls of a library the fast path makes for so many rows."""
+
+    @property
     @abstractmethod
     def spreads(self) -> tuple[float, ...]:
         """Standard deviation of each of `initial_weights`: outputs then vary as much as independent inputs."""
@@ -153,7 +162,7 @@ def padded(x: Array, width: int) -> Array:
     return wide
 
 
-def row_blocks(n_rows: int, width: int) -> Iterable[slice]:
-    """Yield blocks of rows of ``width`` numbers that stay in cache between one factor and the next."""
+def row_blocks(n_rows: int, width: int) -> list[slice]:
+    """Return blocks of rows of ``width`` numbers that stay in cache between one factor and the next."""
     step = max(16, BLOCK_ITEMS // width)
-    return (slice(low, min(low + step, n_rows)) for low in range(0, n_rows, step))
+    return [slice(low, min(low + step, n_rows)) for low in range(0, n_rows, step)]

@@ -1,0 +1,64 @@
+"""The law of structured products in its limits, and what kernels state of themselves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sandtable.demand.kernel import kernels
+from sandtable.demand.operator import operator_named
+from sandtable.hardware import Roofline
+from sandtable_kernels.structured.baselines.structured_law import CODES, StructuredLaw, StructuredShape
+from sandtable_kernels.structured.structures import STRUCTURES
+
+DEVICE = Roofline(
+    name="two cores", n_units=2, peak_flops_per_s={"float32": 2e11}, bandwidth_bytes_per_s=2e10, cache_bytes=0.0
+)
+CONSTANTS = {"rate_frac": 0.5, "bandwidth_frac": 0.5, "launch_s": 1e-6, "call_s": 1e-7}
+
+
+def seconds(**columns: float) -> float:
+    law = StructuredLaw()
+    shape = law.columns(StructuredShape(**{"structure": 1, "n_flops": 0, "n_bytes": 0, "n_calls": 0, **columns}))
+    return float(law.seconds(DEVICE, CONSTANTS, shape, dtype="float32")[0])
+
+
+def test_what_bounds_it_is_the_longer_of_arithmetic_and_traffic():
+    assert seconds() == pytest.approx(1e-6)
+    assert seconds(n_calls=10) == pytest.approx(2e-6)
+    assert seconds(n_flops=1e9) == pytest.approx(1e-6 + 1e-2)
+    assert seconds(n_bytes=1e8) == pytest.approx(1e-6 + 1e-2)
+    assert seconds(n_flops=1e9, n_bytes=1.1e8) == pytest.approx(1e-6 + 1.1e-2)
+
+
+@pytest.mark.parametrize("name", ["low_rank", "circulant", "toeplitz", "monarch", "block_shuffle"])
+def test_a_kernel_states_what_its_structure_costs(name):
+    kernel = kernels()[name]
+    for dims in kernel.grid(quick=False):
+        op, product = kernel.cost(dims), kernel.product(dims)
+        assert op.bytes_read == 4 * (dims["rows"] * dims["n_in"] + product.parameters)
+        assert op.bytes_written == 4 * dims["rows"] * dims["n_out"]
+        assert op.flops == 2 * (dims["rows"] * product.multiplications + product.weights_multiplications)
+        assert op.shape.n_calls >= 1
+        assert operator_named(op.operator).variant(op.shape) == name
+        # cheaper than the dense matrix that it stands for, where that is large
+        if min(dims["n_in"], dims["n_out"]) >= 256:
+            assert product.multiplications < dims["n_in"] * dims["n_out"] / 4
+
+
+def test_every_structure_has_a_code():
+    assert set(CODES) <= set(STRUCTURES)
+    assert len(set(CODES)) == len(CODES)
+
+
+def test_calls_are_counted_as_they_are_made(monkeypatch):
+    kernel = kernels()["block_shuffle"]
+    dims = {"rows": 300, "n_in": 1024, "n_out": 1024, "group": 128}
+    product, products = kernel.product(dims), []
+    matmul = np.matmul
+    monkeypatch.setattr(np, "matmul", lambda a, b, **more: products.append(len(a)) or matmul(a, b, **more))
+    x = np.ones((300, 1024), np.float32)
+    product.forward(x, product.initial_weights(np.random.default_rng(0)))
+    assert sum(products) == product.calls(300) == 8 * math.ceil(300 / 64)
