@@ -1,0 +1,1 @@
+"""Published figures of networks whose pointwise layers are butterfly transforms."""
