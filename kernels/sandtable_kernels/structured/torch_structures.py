@@ -43,7 +43,8 @@ def _cyclic(product: CyclicProduct, x: Tensor, weights: Sequence[Tensor]) -> Ten
 
 @lru_cache(maxsize=256)
 def _column_index(product: CyclicProduct, device: torch.device) -> Tensor:
-    return torch.from_numpy(product.column_index()).to(device)
+    with torch.inference_mode(False):  # what is kept must also serve where gradients are wanted
+        return torch.from_numpy(product.column_index()).to(device)
 
 
 def _monarch(product: Monarch, x: Tensor, weights: Sequence[Tensor]) -> Tensor:

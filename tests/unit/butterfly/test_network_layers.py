@@ -73,7 +73,7 @@ def test_counts_of_each_kind() -> None:
     norm = layer(kind="norm", n_out=6, side_out=8)
     assert (norm.multiply_accumulates(), norm.parameters, norm.buffers) == (0, 12, 12)
     assert layer(kind="pointwise", side_out=8).multiply_accumulates() == 60 * 64
-    assert layer(kind="activation", n_out=6, side_out=8).new_elements == 0
+    assert layer(kind="activation", function="relu", n_out=6, side_out=8).new_elements == 0
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_the_stem_of_small_images_keeps_their_side() -> None:
 def test_memory_is_what_is_alive_at_once() -> None:
     image, wide = 6 * 64, 10 * 64
     first = layer(kind="pointwise", side_out=8)
-    active = layer(name="b", kind="activation", inputs=("a",), n_in=10, side_out=8)
+    active = layer(name="b", kind="activation", function="relu", inputs=("a",), n_in=10, side_out=8)
     narrow = layer(name="c", kind="pointwise", inputs=("b",), n_in=10, n_out=1, side_out=8)
     assert with_layers(first, active, narrow).peak_elements == image + wide
     add = layer(name="d", kind="add", inputs=("b", "c"), n_in=10, side_out=8)

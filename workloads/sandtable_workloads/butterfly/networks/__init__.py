@@ -4,3 +4,6 @@ from sandtable_workloads.butterfly.networks.layers import IMAGE, Kind, Layer, Ne
 from sandtable_workloads.butterfly.networks.network_names import NETWORKS, describe, network_named
 
 __all__ = ["IMAGE", "NETWORKS", "Kind", "Layer", "Network", "describe", "network_named"]
+
+# needs PyTorch
+FAST_PATH = ("torch_network",)

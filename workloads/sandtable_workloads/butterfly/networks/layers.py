@@ -23,7 +23,7 @@ Kind = Literal[
     "pointwise",  # 1 x 1 over all channels of a map: dense, or a structure
     "linear",  # of one vector per image
     "norm",  # batch norm
-    "activation",  # relu, hard_swish or hard_sigmoid, in place
+    "activation",  # relu (in place), hard_swish or hard_sigmoid
     "pool",  # max over a window, or the mean of a map, which leaves one vector per image
     "scale",  # a map times one factor per channel: the end of squeeze-and-excite
     "slice",  # some channels of a map, without a copy
@@ -34,7 +34,6 @@ Kind = Literal[
 Function = Literal["", "relu", "hard_swish", "hard_sigmoid", "max", "mean"]
 
 IMAGE = "image"  # the name under which layers take in what the network is given
-_IN_PLACE: tuple[Kind, ...] = ("activation", "slice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +145,8 @@ class Layer:
 
     @property
     def new_elements(self) -> int:
-        """Numbers of one image that memory is taken for: none in place, nor for a slice."""
-        return 0 if self.kind in _IN_PLACE else self.activation_elements
+        """Numbers of one image that memory is taken for: none for a slice, nor for a ReLU, which is in place."""
+        return 0 if self.kind == "slice" or self.function == "relu" else self.activation_elements
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,173 @@
+"""The modules that are built of lists of layers: what they hold, give and multiply is what the lists count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sandtable_workloads.butterfly.networks import NETWORKS, Network, describe, network_named
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from sandtable_workloads.butterfly.networks.torch_network import build, module_name  # noqa: E402
+
+ALL_STRUCTURES = ("dense", "low_rank", "circulant", "monarch", "block_shuffle")
+STRUCTURES = {
+    "mobilenet_v1": ALL_STRUCTURES,
+    "shufflenet_v2": ("dense", "monarch"),
+    "mobilenet_v3_small": ("dense",),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors are tiny, and threads that wait for each other cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(name: str, structure: str = "dense", **changed: Any) -> Network:
+    width = {"mobilenet_v1": 0.25, "shufflenet_v2": 0.5, "mobilenet_v3_small": 0.35}[name]
+    small = {"width": width, "resolution": 32, "classes": 7, "small_images": True, "structure": structure}
+    return network_named(name, **(small | changed))
+
+
+ALL = [tiny(name, structure) for name in NETWORKS for structure in STRUCTURES[name]]
+each = pytest.mark.parametrize("network", ALL, ids=describe)
+
+
+def images(network: Network, batch: int = 2) -> Any:
+    side = network.resolution
+    made = torch.randn(batch, network.in_channels, side, side, generator=torch.Generator().manual_seed(1))
+    return made.to(memory_format=torch.channels_last)
+
+
+@each
+def test_the_module_holds_what_the_list_counts(network: Network) -> None:
+    module = build(network)
+    assert sum(weight.numel() for weight in module.parameters()) == network.parameters
+    kept = sum(buffer.numel() for name, buffer in module.named_buffers() if "num_batches" not in name)
+    assert kept == network.buffers
+    for layer in network.layers:
+        own = module.get_submodule(module_name(layer))
+        assert sum(weight.numel() for weight in own.parameters()) == layer.parameters, layer.name
+
+
+@each
+def test_every_layer_gives_the_maps_of_the_list_in_channels_last(network: Network) -> None:
+    module, seen = build(network).eval(), {}
+
+    def note(name: str) -> Any:
+        return lambda _module, _inputs, output: seen.update({name: output})
+
+    for layer in network.layers:
+        module.get_submodule(module_name(layer)).register_forward_hook(note(layer.name))
+    with torch.inference_mode():
+        scores = module(images(network))
+    assert scores.shape == (2, 7)
+    assert torch.isfinite(scores).all()
+    for layer in network.layers:
+        output = seen[layer.name]
+        assert output.numel() == 2 * layer.activation_elements, layer.name
+        if output.ndim == 4:
+            assert output.shape[1:] == (layer.n_out, layer.side_out, layer.side_out)
+            # cut outputs of a padded structure are a view, as slices are
+            assert (
+                layer.kind == "slice"
+                or layer.is_structured
+                or output.is_contiguous(memory_format=torch.channels_last)
+            ), layer.name
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("changed", [{}, {"small_images": False, "in_channels": 1, "resolution": 45, "width": 1.0}])
+def test_pytorch_counts_the_same_multiply_accumulates(name: str, changed: dict[str, Any]) -> None:
+    network = tiny(name, **changed)
+    with torch.device("meta"):
+        module = build(network)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            module(torch.empty(3, network.in_channels, network.resolution, network.resolution))
+    assert counter.get_total_flops() == 2 * network.multiply_accumulates(3)
+
+
+@pytest.mark.parametrize("structure", ["low_rank", "block_shuffle"])
+def test_pytorch_counts_the_same_of_structures(structure: str) -> None:
+    network = tiny("mobilenet_v1", structure)
+    module, counter = build(network), FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
+        module(images(network))
+    assert counter.get_total_flops() == 2 * network.multiply_accumulates(2)
+
+
+@each
+def test_all_weights_learn(network: Network) -> None:
+    module = build(network)
+    x = images(network, 8)
+    loss = torch.nn.functional.cross_entropy(module(x), torch.arange(8) % 7)
+    loss.backward()
+    still = [name for name, weight in module.named_parameters() if not weight.grad.abs().sum() > 0]
+    # a ReLU between squeeze and excite may be shut for all of so few images
+    assert [name for name in still if "squeeze_linear" not in name] == []
+
+
+def test_seeds_decide_the_first_weights_and_nothing_else() -> None:
+    network = tiny("shufflenet_v2", "monarch")
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, second, other = (build(network, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["stem.weight"], other["stem.weight"])
+
+
+def test_first_outputs_are_of_the_size_of_their_inputs() -> None:
+    """He's weights: behind every convolution the mean square stays within a factor of a few, without a norm's help."""
+    network = tiny("mobilenet_v1", width=1.0)
+    module, seen = build(network).eval(), []
+    for layer in network.of_kind("pointwise"):
+        module.get_submodule(module_name(layer)).register_forward_hook(
+            lambda _module, _inputs, output: seen.append(output.square().mean().item())
+        )
+    with torch.inference_mode():
+        module(images(network))
+    assert len(seen) == 13
+    assert all(0.01 < value < 100 for value in seen)
+
+
+def test_what_no_layer_reads_any_more_is_let_go() -> None:
+    network = tiny("mobilenet_v3_small")
+    module, alive = build(network).eval(), []
+    for layer in network.of_kind("scale"):
+        module.get_submodule(module_name(layer)).register_forward_hook(
+            lambda _module, inputs, _output: alive.append(inputs[0])
+        )
+    with torch.inference_mode():
+        module(images(network))
+    reads = [done for done in module._read_last if done]
+    assert sorted(name for done in reads for name in done) == sorted(
+        {"image", *(x.name for x in network.layers[:-1])}
+    )
+    assert len(alive) == len(network.of_kind("scale"))
+
+
+def test_slices_share_memory_and_relu_is_in_place() -> None:
+    network = tiny("shufflenet_v2")
+    module, ends = build(network).eval(), []
+    for layer in network.layers:
+        if not layer.new_elements:
+            module.get_submodule(module_name(layer)).register_forward_hook(
+                lambda _module, inputs, output: ends.append(
+                    inputs[0].untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
+                )
+            )
+    with torch.inference_mode():
+        module(images(network))
+    assert ends
+    assert all(ends)
