@@ -117,6 +117,24 @@ def test_all_weights_learn(network: Network) -> None:
     assert [name for name in still if "squeeze_linear" not in name] == []
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_autograd_keeps_what_the_list_says(name: str) -> None:
+    network, kept = tiny(name, small_images=False, resolution=64), {}
+
+    def keep(tensor: Any) -> Any:
+        # maps and vectors of images alone: neither weights, nor statistics of norms, nor places of maxima
+        if tensor.shape[:1] == (5,) and tensor.ndim in (2, 4) and tensor.is_floating_point():
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = (storage.nbytes() // 4, tensor)
+        return tensor
+
+    module, x = build(network), images(network, 5)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scores = module(x)
+    assert scores.requires_grad
+    assert sum(size for size, _ in kept.values()) == 5 * network.kept_elements
+
+
 def test_seeds_decide_the_first_weights_and_nothing_else() -> None:
     network = tiny("shufflenet_v2", "monarch")
     torch.manual_seed(5)

@@ -33,6 +33,9 @@ Kind = Literal[
 ]
 Function = Literal["", "relu", "hard_swish", "hard_sigmoid", "max", "mean"]
 
+# of these autograd keeps what they take in; of a ReLU what it gives; of sums, joins and means nothing
+_KEEP_INPUTS: tuple[Kind, ...] = ("conv", "depthwise", "pointwise", "linear", "norm", "activation", "scale")
+
 IMAGE = "image"  # the name under which layers take in what the network is given
 
 
@@ -144,6 +147,11 @@ class Layer:
         return self.n_out * self.pixels
 
     @property
+    def keeps_inputs(self) -> bool:
+        """Whether its backward pass needs its inputs (or, where it is in place, what became of them)."""
+        return self.kind in _KEEP_INPUTS or self.function == "max"
+
+    @property
     def new_elements(self) -> int:
         """Numbers of one image that memory is taken for: none for a slice, nor for a ReLU, which is in place."""
         return 0 if self.kind == "slice" or self.function == "relu" else self.activation_elements
@@ -209,8 +217,20 @@ class Network:
 
     @property
     def activation_elements(self) -> int:
-        """Numbers that all layers give for one image, in tensors of their own: about what a backward pass needs."""
+        """Numbers that all layers give for one image, in tensors of their own."""
         return sum(layer.new_elements for layer in self.layers)
+
+    @property
+    def kept_elements(self) -> int:
+        """Numbers of one image that a forward pass leaves behind for the backward pass, the image among them.
+
+        Left out is what layers keep of their own: a max pool the places of its maxima, some structures what lies
+        between their factors.
+        """
+        owner = self._owners()
+        kept = {owner[source] for layer in self.layers if layer.keeps_inputs for source in layer.inputs}
+        own = sum(layer.new_elements for layer in self.layers if layer.name in kept)
+        return own + self.in_channels * self.resolution**2
 
     @property
     def peak_elements(self) -> int:
