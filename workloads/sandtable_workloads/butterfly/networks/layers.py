@@ -216,6 +216,11 @@ class Network:
         return _by_kind((layer.kind, layer.multiply_accumulates(batch, as_paper=as_paper)) for layer in self.layers)
 
     @property
+    def image_elements(self) -> int:
+        """Numbers of one image."""
+        return self.in_channels * self.resolution**2
+
+    @property
     def activation_elements(self) -> int:
         """Numbers that all layers give for one image, in tensors of their own."""
         return sum(layer.new_elements for layer in self.layers)
@@ -230,24 +235,25 @@ class Network:
         owner = self._owners()
         kept = {owner[source] for layer in self.layers if layer.keeps_inputs for source in layer.inputs}
         own = sum(layer.new_elements for layer in self.layers if layer.name in kept)
-        return own + self.in_channels * self.resolution**2
+        return own + self.image_elements
 
     @property
     def peak_elements(self) -> int:
-        """The most numbers of one image that are needed at once in a forward pass alone.
+        """The most numbers of one image that are held at once in a forward pass alone.
 
-        The inputs of the layer that runs, its output, and what later layers still read; the image counts until it was
-        read.
+        Of the layer that runs what it takes in and gives, what later ones still read, and the image, which the caller
+        holds.
         """
-        owner, last_read = self._owners(), {IMAGE: -1}
+        owner, last_read = self._owners(), dict[str, int]()
         for index, layer in enumerate(self.layers):
             last_read |= {owner[source]: index for source in layer.inputs}
-        live, peak = {IMAGE: self.in_channels * self.resolution**2}, 0
+        live, peak = {IMAGE: self.image_elements}, 0
         for index, layer in enumerate(self.layers):
             if layer.new_elements:
                 live[layer.name] = layer.new_elements
             peak = max(peak, sum(live.values()))
-            live = {name: size for name, size in live.items() if last_read.get(name, index + 1) > index}
+            for name in [name for name in live if name != IMAGE and last_read.get(name) == index]:
+                del live[name]
         return peak
 
     def _owners(self) -> dict[str, str]:
