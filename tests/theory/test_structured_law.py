@@ -16,21 +16,25 @@ from sandtable_kernels.structured.structures import STRUCTURES
 DEVICE = Roofline(
     name="two cores", n_units=2, peak_flops_per_s={"float32": 2e11}, bandwidth_bytes_per_s=2e10, cache_bytes=0.0
 )
-CONSTANTS = {"rate_frac": 0.5, "bandwidth_frac": 0.5, "launch_s": 1e-6, "call_s": 1e-7}
+CONSTANTS = {"rate_frac": 0.5, "bandwidth_frac": 0.5, "edge_depth": 4.0, "launch_s": 1e-6, "call_s": 1e-7}
 
 
 def seconds(**columns: float) -> float:
     law = StructuredLaw()
-    shape = law.columns(StructuredShape(**{"structure": 1, "n_flops": 0, "n_bytes": 0, "n_calls": 0, **columns}))
+    shape = law.columns(
+        StructuredShape(**{"structure": 1, "n_flops": 0, "n_sums": 0, "n_bytes": 0, "n_calls": 0, **columns})
+    )
     return float(law.seconds(DEVICE, CONSTANTS, shape, dtype="float32")[0])
 
 
-def test_what_bounds_it_is_the_longer_of_arithmetic_and_traffic():
+def test_calls_arithmetic_and_traffic_follow_each_other():
     assert seconds() == pytest.approx(1e-6)
     assert seconds(n_calls=10) == pytest.approx(2e-6)
     assert seconds(n_flops=1e9) == pytest.approx(1e-6 + 1e-2)
     assert seconds(n_bytes=1e8) == pytest.approx(1e-6 + 1e-2)
-    assert seconds(n_flops=1e9, n_bytes=1.1e8) == pytest.approx(1e-6 + 1.1e-2)
+    assert seconds(n_flops=1e9, n_bytes=1.1e8) == pytest.approx(1e-6 + 2.1e-2)
+    # sums of four products are worked on as if they were of eight
+    assert seconds(n_flops=1e9, n_sums=1e9 / 8) == pytest.approx(1e-6 + 2e-2)
 
 
 @pytest.mark.parametrize("name", ["low_rank", "circulant", "toeplitz", "monarch", "block_shuffle"])
@@ -42,6 +46,7 @@ def test_a_kernel_states_what_its_structure_costs(name):
         assert op.bytes_written == 4 * dims["rows"] * dims["n_out"]
         assert op.flops == 2 * (dims["rows"] * product.multiplications + product.weights_multiplications)
         assert op.shape.n_calls >= 1
+        assert op.shape.n_sums == dims["rows"] * product.sums
         assert operator_named(op.operator).variant(op.shape) == name
         # cheaper than the dense matrix that it stands for, where that is large
         if min(dims["n_in"], dims["n_out"]) >= 256:
@@ -61,4 +66,4 @@ def test_calls_are_counted_as_they_are_made(monkeypatch):
     monkeypatch.setattr(np, "matmul", lambda a, b, **more: products.append(len(a)) or matmul(a, b, **more))
     x = np.ones((300, 1024), np.float32)
     product.forward(x, product.initial_weights(np.random.default_rng(0)))
-    assert sum(products) == product.calls(300) == 8 * math.ceil(300 / 64)
+    assert sum(products) == product.calls(300) == 8 * math.ceil(300 / 256)

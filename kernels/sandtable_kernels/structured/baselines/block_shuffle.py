@@ -55,6 +55,11 @@ class BlockShuffle(StructuredProduct):
         return ((self.n_groups, self.width_out, self.width_in),)
 
     @property
+    def sums(self) -> int:
+        """Outputs."""
+        return self.n_groups * self.width_out
+
+    @property
     def multiplications(self) -> int:
         """As many as weights."""
         return self.parameters
@@ -82,7 +87,8 @@ class BlockShuffle(StructuredProduct):
             out[block] = outputs.transpose(1, 2, 0).reshape(len(rows), -1)[:, : self.n_out]
 
     def _row_blocks(self, n_rows: int) -> list[slice]:
-        return row_blocks(n_rows, self.n_groups * (self.width_in + self.width_out))
+        # wide groups: so many rows that reading a group's weights is not what takes the time
+        return row_blocks(n_rows, self.n_groups * (self.width_in + self.width_out), least=256)
 
     def reference_rows(self, x: Array, weights: Weights) -> Array:
         """See `StructuredProduct.reference_rows`."""

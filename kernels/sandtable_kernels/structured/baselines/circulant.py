@@ -76,6 +76,11 @@ class CyclicProduct(StructuredProduct):
         return result
 
     @property
+    def sums(self) -> int:
+        """None."""
+        return 0
+
+    @property
     def multiplications(self) -> int:
         """Two transforms and the products between them."""
         return math.ceil(2 * transform_multiplications(self.length) + 4 * (self.length // 2 + 1))

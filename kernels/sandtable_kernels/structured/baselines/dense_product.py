@@ -25,6 +25,11 @@ class Dense(StructuredProduct):
         return ((self.n_out, self.n_in),)
 
     @property
+    def sums(self) -> int:
+        """Outputs."""
+        return self.n_out
+
+    @property
     def multiplications(self) -> int:
         """As many as weights."""
         return self.parameters

@@ -36,6 +36,11 @@ class LowRank(StructuredProduct):
         return (self.rank, self.n_in), (self.n_out, self.rank)
 
     @property
+    def sums(self) -> int:
+        """Those between the factors, and outputs."""
+        return self.rank + self.n_out
+
+    @property
     def multiplications(self) -> int:
         """As many as weights."""
         return self.parameters

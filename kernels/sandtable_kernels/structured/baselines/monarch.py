@@ -67,6 +67,11 @@ class Monarch(StructuredProduct):
         return (self.n_blocks, hidden, self.width_in), (self.n_blocks, self.width_out, hidden)
 
     @property
+    def sums(self) -> int:
+        """Those between the factors, and outputs."""
+        return self.n_blocks * (self.n_blocks * self.share + self.width_out)
+
+    @property
     def multiplications(self) -> int:
         """As many as weights."""
         return self.parameters

@@ -64,7 +64,7 @@ class StructuredKernel(Kernel):
             bytes_read=read,
             bytes_written=written,
             n_items=rows,
-            shape=StructuredShape(code, flops, read + written, product.calls(rows)),
+            shape=StructuredShape(code, flops, rows * product.sums, read + written, product.calls(rows)),
         )
 
     def prepare(self, dims: Dims, context: KernelContext) -> AbstractContextManager[Callable[[], None]]:

@@ -17,17 +17,21 @@ CODES = ("dense", "low_rank", "circulant", "toeplitz", "monarch", "block_shuffle
 class StructuredShape(NamedTuple):
     """Rows times a structured matrix: arithmetic as executed, bytes that go to memory and back, and library calls.
 
-    ``structure`` is its place in `CODES`.
+    ``structure`` is its place in `CODES`; ``n_sums`` are the sums that the products of its factors consist of.
     """
 
     structure: Number
     n_flops: Number
+    n_sums: Number
     n_bytes: Number
     n_calls: Number
 
 
 class StructuredLaw(Operator[Roofline]):
-    """``t = launch + n_calls * call + max(flops / (rate_frac * peak), bytes / (bandwidth_frac * bandwidth))``.
+    """``t = launch + n_calls * call + (flops + 2 * edge_depth * sums) / rate + bytes / bandwidth``.
+
+    ``edge_depth`` products of each sum are worked on for nothing: short sums, as those of small blocks, are slow. A
+    block of rows is brought in before it is multiplied, so arithmetic and traffic follow each other.
 
     A block of a block-diagonal factor is a call of the BLAS, a block of rows one of the library of transforms. What a
     structure's blocks or transforms reach of the peak is its own constant.
@@ -40,16 +44,18 @@ class StructuredLaw(Operator[Roofline]):
         Constant(name="rate_frac", typical=0.4, low=0.005, high=1.2),
         # above 1 where caches serve what memory would
         Constant(name="bandwidth_frac", typical=0.8, low=0.02, high=8.0),
+        Constant(name="edge_depth", typical=8.0, low=0.01, high=500.0),
         Constant(name="launch_s", typical=5e-6, low=1e-7, high=1e-3),
         Constant(name="call_s", typical=5e-7, low=1e-9, high=1e-4),
     )
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
-        computing = columns.n_flops / (constants["rate_frac"] * device.peak(dtype))
+        worked = columns.n_flops + 2 * constants["edge_depth"] * columns.n_sums
+        computing = worked / (constants["rate_frac"] * device.peak(dtype))
         moving = columns.n_bytes / (constants["bandwidth_frac"] * device.bandwidth_bytes_per_s)
         calling = constants["launch_s"] + columns.n_calls * constants["call_s"]
-        return np.asarray(calling + np.maximum(computing, moving))
+        return np.asarray(calling + computing + moving)
 
     def flops(self, shape: StructuredShape) -> Number:
         """As stated."""

@@ -61,6 +61,11 @@ class StructuredProduct(ABC):
         """Multiply-accumulates for one row, as executed: on padded sizes, transforms of the weights left out."""
 
     @property
+    @abstractmethod
+    def sums(self) -> int:
+        """Sums of products that one row takes, of both factors where there are two; none where it is transformed."""
+
+    @property
     def weights_multiplications(self) -> int:
         """Multiply-accumulates that a call spends on the weights alone, whatever the rows."""
         return 0
@@ -162,7 +167,7 @@ def padded(x: Array, width: int) -> Array:
     return wide
 
 
-def row_blocks(n_rows: int, width: int) -> list[slice]:
-    """Return blocks of rows of ``width`` numbers that stay in cache between one factor and the next."""
-    step = max(16, BLOCK_ITEMS // width)
+def row_blocks(n_rows: int, width: int, least: int = 16) -> list[slice]:
+    """Return blocks of ``least`` rows or more, of ``width`` numbers: they stay in cache from factor to factor."""
+    step = max(least, BLOCK_ITEMS // width)
     return [slice(low, min(low + step, n_rows)) for low in range(0, n_rows, step)]
