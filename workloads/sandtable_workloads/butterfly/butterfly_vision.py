@@ -1,0 +1,106 @@
+"""The workload `butterfly_vision`: networks whose pointwise products have structure, predicted and run from one list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from sandtable import units
+from sandtable.demand.plan import Plan
+from sandtable.hardware import Frozen, Machine
+from sandtable.results import Metric
+from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
+from sandtable_workloads.butterfly import vision_memory
+from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision
+from sandtable_workloads.butterfly.networks import describe
+from sandtable_workloads.butterfly.vision_plan import plan_of
+
+SECONDS_PER_HOUR = 3600.0
+
+
+class ButterflyVisionWorkload(Workload[ButterflyVision]):
+    """Vision networks, or one layer, with dense, butterfly or other structured matrices: inference and training."""
+
+    name: ClassVar[str] = "butterfly_vision"
+    parameters: ClassVar[type[Frozen]] = ButterflyVision
+    needs: ClassVar[tuple[str, ...]] = ("torch", "numba")
+    example_stack: ClassVar[str | None] = "pytorch_cpu"
+    headlines: ClassVar[tuple[str, ...]] = (
+        "latency_s.mean",
+        "latency_s",
+        "images_per_s",
+        "usd_per_million_images",
+    )
+    # temporaries of a tiny network are a larger share of its peak than those of a real one
+    memory_tolerance_frac: ClassVar[float] = 0.10
+
+    def usual_stack(self, machine: Machine) -> str:
+        """See `Workload.usual_stack`: eager PyTorch."""
+        return "pytorch_cpu" if machine.accelerator is None else "pytorch_eager"
+
+    def plan(self, parameters: ButterflyVision, machine: Machine, seed: int) -> Plan:
+        """Return equal steps of one batch each; see `sandtable_workloads.butterfly.vision_plan`."""
+        return plan_of(parameters, machine)
+
+    def subject(self, parameters: ButterflyVision, machine: Machine) -> str:
+        """Return the network with its counts, and how much of it a step does."""
+        p = parameters
+        amount = f"{p.n_images} rows" if p.is_layer else f"batch {p.n_images}"
+        return f"{describe(p.built())}, {amount}, {p.mode}, {p.precision}"
+
+    def derived(
+        self, parameters: ButterflyVision, machine: Machine, known: Mapping[str, Metric]
+    ) -> dict[str, Metric]:
+        """Return images per second, and dollars for a million of them; rows per second of a layer."""
+        step, n = known.get("latency_s.mean") or known["latency_s"], float(parameters.n_images)
+        if parameters.is_layer:
+            return {"rows_per_s": _per_step(step, n, "rows_per_s")}
+        found = {"images_per_s": _per_step(step, n, "images_per_s")}
+        if machine.price is not None:
+            usd = machine.price.usd_per_h / SECONDS_PER_HOUR / n * 1e6
+            found["usd_per_million_images"] = _times_step(step, usd, "usd_per_million_images")
+        return found
+
+    def verdicts(self, parameters: Sequence[ButterflyVision], machine: Machine) -> Sequence[Verdict]:
+        """Return whether each fits into memory."""
+        return [vision_memory.verdict_of(each, machine) for each in parameters]
+
+    def what_fits(self, parameters: ButterflyVision, machine: Machine) -> Sequence[str]:
+        """Return the largest halving of the batch that fits."""
+        return vision_memory.what_fits(parameters, machine)
+
+    def prepare(
+        self, parameters: ButterflyVision, machine: Machine, seed: int, context: ExecutionContext
+    ) -> None:
+        """Check that this machine can do it, and take one step, which compiles kernels.
+
+        Raises:
+            ConfigError: more threads than this process may use.
+            NoDevice: PyTorch is missing, or it sees no GPU where the machine has one.
+        """
+        from sandtable_workloads.butterfly import vision_run
+
+        vision_run.prepare(parameters, machine, seed, context)
+
+    def execute(
+        self, parameters: ButterflyVision, machine: Machine, seed: int, context: ExecutionContext
+    ) -> Execution:
+        """Take the steps in PyTorch, or call a layer's kernel, and time each."""
+        from sandtable_workloads.butterfly import vision_run
+
+        return vision_run.run_vision(parameters, machine, seed, context)
+
+    def example(self) -> dict[str, Any]:
+        """Return a narrow MobileNetV1 and small images."""
+        return {"width": 0.25, "resolution": 32, "classes": 10, "steps": 2, "warmup_steps": 1}
+
+
+def _per_step(step: Metric, amount: float, name: str) -> Metric:
+    return Metric(
+        value=amount / step.value, low=amount / step.high, high=amount / step.low, unit=units.unit_of(name)
+    )
+
+
+def _times_step(step: Metric, factor: float, name: str) -> Metric:
+    low, high = step.low * factor, step.high * factor
+    return Metric(value=step.value * factor, low=low, high=high, unit=units.unit_of(name))
