@@ -297,7 +297,7 @@ def unit_of(metric: str) -> str:
     if base in _SPELLED_UNITS:
         return _SPELLED_UNITS[base]
     if base.startswith("usd_per_"):
-        return "USD/" + base.removeprefix("usd_per_")
+        return "USD/" + base.removeprefix("usd_per_").replace("_", " ")
     quantity = quantity_of(base)
     if quantity == "1/s":
         return base.removesuffix("_per_s") + "/s"

@@ -48,12 +48,13 @@ def test_simulate_answers_in_eight_lines_what_was_asked_of_what(name: str, in_tm
     assert lines[0] == case.scenario.title
     said = " ".join(line.strip() for line in lines)
     parameters: Any = case.parameters
-    assert f"{units.format_count(parameters.shape.n_params)} parameters" in said
+    n_params = parameters.shape.n_params if hasattr(parameters, "shape") else parameters.built().parameters
+    assert f"{units.format_count(n_params)} parameters" in said
     assert case.machine.title in said
     assert case.machine.stack is not None
     assert case.machine.stack.title in said
-    assert re.search(r"[\d ]+ tokens/s \(90 %: [\d. ]+ to [\d. ]+\)", said)
-    assert re.search(r"memory [\d.]+ (MiB )?of [\d.]+ GiB", said)
+    assert re.search(r"(\d tokens/s|latency [\d.]+ [mu]?s) \(90 %: [\d. ]+ ([mu]?s )?to [\d. ]+", said)
+    assert re.search(r"memory [\d.]+ ([MK]iB )?of [\d.]+ GiB", said)
     assert case.machine.price is None or " USD" in said
     assert re.search(r"Bound by [\w ]+, \d+ % of the time", said)
     assert said.count("! ") == 1

@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 from sandtable.errors import ConfigError
 from sandtable.hardware import DTYPE_BYTES, Frozen
 from sandtable_workloads.butterfly.networks import IMAGE, Layer, Network, network_named
+from sandtable_workloads.butterfly.networks.pointwise_counts import check_structure, equal_options
 
 Subject = Literal["mobilenet_v1", "shufflenet_v2", "mobilenet_v3_small", "layer"]
-Structure = Literal["dense", "butterfly"]
+Structure = Literal["dense", "butterfly", "low_rank", "circulant", "toeplitz", "monarch", "block_shuffle"]
 Precision = Literal["float32", "bfloat16"]
 Mode = Literal["inference", "training"]
 LAYER = "layer"
@@ -111,7 +112,9 @@ class ButterflyVision(Frozen):
         fields = type(self).model_fields
         found = [name for name in OF_NETWORKS if getattr(self, name) != fields[name].default]
         if found:
-            raise ValueError(f"{found[0]} is of a whole network: leave it out, 'rows' says how much a layer is given")
+            raise ValueError(
+                f"{found[0]} is of a whole network: leave it out, 'rows' says how much a layer is given"
+            )
         return self
 
     @model_validator(mode="after")
@@ -150,6 +153,7 @@ class ButterflyVision(Frozen):
         """
         if self.is_layer:
             n_in = self.n_in or USUAL_SIDE
+            check_structure(self.structure, self.base)
             return _alone(n_in, self.n_out or n_in, self.structure, self.base, self.residual)
         return _network(
             self.network,
@@ -167,10 +171,20 @@ class ButterflyVision(Frozen):
 _network = lru_cache(maxsize=64)(network_named)
 
 
+@lru_cache(maxsize=64)
 def _alone(n_in: int, n_out: int, structure: Structure, base: int, residual: bool) -> Network:
-    form = {} if structure == "dense" else {"structure": structure, "base": base, "residual": residual}
     layer = Layer(
-        name=LAYER, kind="pointwise", inputs=(IMAGE,), n_in=n_in, n_out=n_out, side_in=1, side_out=1, **form
+        name=LAYER,
+        kind="pointwise",
+        inputs=(IMAGE,),
+        n_in=n_in,
+        n_out=n_out,
+        side_in=1,
+        side_out=1,
+        structure=structure,
+        base=base,
+        residual=residual,
+        options=equal_options(structure, n_in, n_out, base),
     )
     return Network(
         name=LAYER,

@@ -1,18 +1,18 @@
-"""The workload `butterfly_vision`: networks whose pointwise products have structure, predicted and run from one list."""
+"""The workload `butterfly_vision`: networks whose pointwise products have structure, planned and run from one list."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from sandtable import units
 from sandtable.demand.plan import Plan
 from sandtable.hardware import Frozen, Machine
 from sandtable.results import Metric
-from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
+from sandtable.workload.seam import Verdict, Workload
 from sandtable_workloads.butterfly import vision_memory
-from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision
-from sandtable_workloads.butterfly.networks import describe
+from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision, Structure
+from sandtable_workloads.butterfly.networks import Layer, describe
 from sandtable_workloads.butterfly.vision_plan import plan_of
 
 SECONDS_PER_HOUR = 3600.0
@@ -23,12 +23,11 @@ class ButterflyVisionWorkload(Workload[ButterflyVision]):
 
     name: ClassVar[str] = "butterfly_vision"
     parameters: ClassVar[type[Frozen]] = ButterflyVision
-    needs: ClassVar[tuple[str, ...]] = ("torch", "numba")
+    planned_only: ClassVar[str | None] = "its networks are not built yet"
     example_stack: ClassVar[str | None] = "pytorch_cpu"
     headlines: ClassVar[tuple[str, ...]] = (
         "latency_s.mean",
         "latency_s",
-        "images_per_s",
         "usd_per_million_images",
     )
     # temporaries of a tiny network are a larger share of its peak than those of a real one
@@ -45,8 +44,9 @@ class ButterflyVisionWorkload(Workload[ButterflyVision]):
     def subject(self, parameters: ButterflyVision, machine: Machine) -> str:
         """Return the network with its counts, and how much of it a step does."""
         p = parameters
+        what = _layer_text(p.built().layers[0]) if p.is_layer else describe(p.built())
         amount = f"{p.n_images} rows" if p.is_layer else f"batch {p.n_images}"
-        return f"{describe(p.built())}, {amount}, {p.mode}, {p.precision}"
+        return f"{what}; {amount}, {p.mode}, {p.precision}"
 
     def derived(
         self, parameters: ButterflyVision, machine: Machine, known: Mapping[str, Metric]
@@ -69,30 +69,34 @@ class ButterflyVisionWorkload(Workload[ButterflyVision]):
         """Return the largest halving of the batch that fits."""
         return vision_memory.what_fits(parameters, machine)
 
-    def prepare(
-        self, parameters: ButterflyVision, machine: Machine, seed: int, context: ExecutionContext
-    ) -> None:
-        """Check that this machine can do it, and take one step, which compiles kernels.
-
-        Raises:
-            ConfigError: more threads than this process may use.
-            NoDevice: PyTorch is missing, or it sees no GPU where the machine has one.
-        """
-        from sandtable_workloads.butterfly import vision_run
-
-        vision_run.prepare(parameters, machine, seed, context)
-
-    def execute(
-        self, parameters: ButterflyVision, machine: Machine, seed: int, context: ExecutionContext
-    ) -> Execution:
-        """Take the steps in PyTorch, or call a layer's kernel, and time each."""
-        from sandtable_workloads.butterfly import vision_run
-
-        return vision_run.run_vision(parameters, machine, seed, context)
-
     def example(self) -> dict[str, Any]:
         """Return a narrow MobileNetV1 and small images."""
         return {"width": 0.25, "resolution": 32, "classes": 10, "steps": 2, "warmup_steps": 1}
+
+    def examples(self) -> Sequence[dict[str, Any]]:
+        """Return each network, a step of training, and a layer of every structure."""
+        few = {"steps": 2, "warmup_steps": 1}
+        small = self.example()
+        layer = few | {"network": "layer", "n_in": 48, "n_out": 96, "rows": 10}
+        return [
+            small,
+            small | {"structure": "dense", "mode": "training"},
+            small | {"mode": "training", "batch": 2},
+            small | {"network": "shufflenet_v2", "width": 0.5, "batch": 3},
+            small | {"network": "mobilenet_v3_small", "structure": "low_rank", "width": 0.35, "threads": 1},
+            *(layer | {"structure": structure} for structure in get_args(Structure)),
+            layer | {"precision": "bfloat16"},
+            layer | {"mode": "training", "n_in": 96, "n_out": 48},
+        ]
+
+
+def _layer_text(layer: Layer) -> str:
+    """Return what a layer alone is: ``1024 x 1024 layer, butterfly base 4: 20.5k multiply-adds a row, ...``."""
+    known = {"base": layer.base} if layer.structure == "butterfly" else dict(layer.options)
+    form = " ".join([layer.structure, *(f"{name} {number}" for name, number in known.items())]).replace("_", " ")
+    counts = [units.format_count(each) for each in (layer.multiply_accumulates(), layer.parameters)]
+    side = f"{layer.n_out} x {layer.n_in} layer"
+    return f"{side}, {form}: {counts[0]} multiply-adds a row, {counts[1]} parameters"
 
 
 def _per_step(step: Metric, amount: float, name: str) -> Metric:

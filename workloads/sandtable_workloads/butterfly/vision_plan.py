@@ -5,7 +5,7 @@ from __future__ import annotations
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.hardware import Machine
 from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision
-from sandtable_workloads.butterfly.vision_demand import Runs, inference_ops, training_ops
+from sandtable_workloads.butterfly.layer_demand import Runs, inference_ops, training_ops
 from sandtable_workloads.butterfly.vision_memory import memory_of
 
 MAIN, STEP = "main", "step"

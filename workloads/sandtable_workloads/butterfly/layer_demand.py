@@ -96,7 +96,7 @@ def product_of(layer: Layer, n: int) -> GemmShape:
 
 
 def _structured(layer: Layer, runs: Runs, section: str, passes: int) -> Iterator[Op]:
-    rows, per_row = runs.n * layer.pixels, layer.matrix.multiplications / layer.base
+    rows, per_row = runs.n * layer.pixels, layer.matrix.multiplications / max(2, layer.base)
     yield runs.moving(layer.kind, passes * 2 * rows * per_row, section)
 
 
