@@ -121,6 +121,8 @@ def _constant(key: str, value: Any) -> tuple[str, Any]:
     """Return the name of a constant in a file, with the suffix of its unit, and its value in SI units."""
     parts = dict(value) if isinstance(value, Mapping) else {"value": value}
     suffixes = {units.suffix_of(part) for part in parts.values()}
+    if not parts:
+        raise ValueError(f"{key}: this section is empty: write its value, low and high")
     if len(suffixes) > 1:
         raise ValueError(f"{key}: value, low and high need units of one kind")
     suffix = suffixes.pop()

@@ -53,7 +53,7 @@ def test_simulate_answers_in_eight_lines_what_was_asked_of_what(name: str, in_tm
     assert case.machine.title in said
     assert case.machine.stack is not None
     assert case.machine.stack.title in said
-    assert re.search(r"(\d tokens/s|latency [\d.]+ [mu]?s) \(90 %: [\d. ]+ ([mu]?s )?to [\d. ]+", said)
+    assert re.search(r"(\d tokens/s|[Ll]atency [\d.]+ [mu]?s) \(90 %: [\d. ]+ ([mu]?s )?to [\d. ]+", said)
     assert re.search(r"memory [\d.]+ ([MK]iB )?of [\d.]+ GiB", said)
     assert case.machine.price is None or " USD" in said
     assert re.search(r"Bound by [\w ]+, \d+ % of the time", said)

@@ -29,6 +29,7 @@ class ButterflyVisionWorkload(Workload[ButterflyVision]):
         "latency_s.mean",
         "latency_s",
         "usd_per_million_images",
+        "usd_per_million_rows",
     )
     # temporaries of a tiny network are a larger share of its peak than those of a real one
     memory_tolerance_frac: ClassVar[float] = 0.10
@@ -51,14 +52,13 @@ class ButterflyVisionWorkload(Workload[ButterflyVision]):
     def derived(
         self, parameters: ButterflyVision, machine: Machine, known: Mapping[str, Metric]
     ) -> dict[str, Metric]:
-        """Return images per second, and dollars for a million of them; rows per second of a layer."""
+        """Return images, or rows of a layer, per second, and dollars for a million of them."""
         step, n = known.get("latency_s.mean") or known["latency_s"], float(parameters.n_images)
-        if parameters.is_layer:
-            return {"rows_per_s": _per_step(step, n, "rows_per_s")}
-        found = {"images_per_s": _per_step(step, n, "images_per_s")}
+        what = "rows" if parameters.is_layer else "images"
+        found = {f"{what}_per_s": _per_step(step, n, f"{what}_per_s")}
         if machine.price is not None:
-            usd = machine.price.usd_per_h / SECONDS_PER_HOUR / n * 1e6
-            found["usd_per_million_images"] = _times_step(step, usd, "usd_per_million_images")
+            usd, name = machine.price.usd_per_h / SECONDS_PER_HOUR / n * 1e6, f"usd_per_million_{what}"
+            found[name] = _times_step(step, usd, name)
         return found
 
     def verdicts(self, parameters: Sequence[ButterflyVision], machine: Machine) -> Sequence[Verdict]:
