@@ -1,8 +1,8 @@
 """Memory that a vision network holds at its peak, by kind, as eager PyTorch keeps it.
 
 A forward pass alone holds what later layers still read. A training step keeps what each layer's backward pass reads,
-as the formulas of autograd name it (pytorch tools/autograd/derivatives.yaml): products and norms their input, relu its
-output, other activations a copy of their input, a max pool also the places of its maxima.
+as the formulas of autograd name it (pytorch tools/autograd/derivatives.yaml): products, norms and activations their
+input, or what became of it in place, a max pool also the places of its maxima.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from sandtable.hardware import Machine
 from sandtable.workload.seam import Verdict
 from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision
-from sandtable_workloads.butterfly.networks import IMAGE, Layer, Network
+from sandtable_workloads.butterfly.networks import IMAGE, Network
 
 # bytes of the place of a maximum
 PLACE_BYTES = 8.0
-KEEP_INPUT = ("conv", "depthwise", "pointwise", "linear", "norm", "scale")
 
 
 def memory_of(p: ButterflyVision) -> dict[str, float]:
@@ -65,7 +64,7 @@ def _owners(network: Network) -> dict[str, str]:
 def _moments(network: Network, n: int, item: float) -> Iterator[tuple[float, float]]:
     """Yield bytes of activations, with their gradients, and of the weights' gradients, after each backward pass."""
     owner, sizes = _owners(network), _sizes(network, n, item)
-    kept, extra = _kept(network, owner), _extra(network, n, item)
+    kept, places = _kept(network, owner), _places(network, n)
     live = {name for names in kept.values() for name in names} | {IMAGE}
     flowing, gradients = {network.layers[-1].name: sizes[network.layers[-1].name]}, 0.0
     for index in reversed(range(len(network.layers))):
@@ -75,40 +74,28 @@ def _moments(network: Network, n: int, item: float) -> Iterator[tuple[float, flo
             if name != IMAGE:
                 flowing.setdefault(name, sizes[name])
         gradients += item * layer.parameters
-        yield sum(sizes[name] for name in live) + sum(extra.values()) + sum(flowing.values()) + arriving, gradients
-        extra.pop(layer.name, None)
+        yield sum(sizes[name] for name in live) + sum(places.values()) + sum(flowing.values()) + arriving, gradients
+        places.pop(layer.name, None)
         still = {name for other, names in kept.items() if other < index for name in names}
         live = still | {IMAGE}
 
 
 def _sizes(network: Network, n: int, item: float) -> dict[str, float]:
-    image = network.in_channels * network.resolution**2
-    return {IMAGE: item * n * image} | {
+    return {IMAGE: item * n * network.image_elements} | {
         layer.name: item * n * layer.activation_elements for layer in network.layers
     }
 
 
 def _kept(network: Network, owner: Mapping[str, str]) -> dict[int, set[str]]:
     """Return the outputs that the backward pass of each layer reads, by the layer's place."""
-    return {index: {owner[name] for name in _read(layer)} for index, layer in enumerate(network.layers)}
-
-
-def _read(layer: Layer) -> tuple[str, ...]:
-    if layer.kind in KEEP_INPUT or layer.function == "max":
-        return layer.inputs
-    return (layer.name,) if layer.function == "relu" else ()
-
-
-def _extra(network: Network, n: int, item: float) -> dict[str, float]:
-    """Return bytes that only the backward pass of a layer reads, by its name."""
-    copies = {
-        layer.name: item * n * layer.activation_elements
-        for layer in network.layers
-        if layer.kind == "activation" and layer.function != "relu"
+    return {
+        index: {owner[name] for name in layer.inputs}
+        for index, layer in enumerate(network.layers)
+        if layer.keeps_inputs
     }
-    places = {
-        layer.name: PLACE_BYTES * n * layer.activation_elements
-        for layer in network.layers
-        if layer.function == "max"
-    }
-    return copies | places
+
+
+def _places(network: Network, n: int) -> dict[str, float]:
+    """Return the bytes in which max pools keep where their maxima were, by the pool's name."""
+    pools = (layer for layer in network.layers if layer.function == "max")
+    return {layer.name: PLACE_BYTES * n * layer.activation_elements for layer in pools}
