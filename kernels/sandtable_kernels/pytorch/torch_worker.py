@@ -18,6 +18,9 @@ import torch
 import torch.distributed as dist
 
 from sandtable_kernels.pytorch.torch_cases import CASES, LEAST_COPIES, enough_copies
+from sandtable_kernels.pytorch.vision_cases import VISION_CASES
+
+KNOWN = CASES | VISION_CASES
 
 
 def join(rendezvous: str, rank: int, n: int) -> None:
@@ -37,7 +40,7 @@ def together(value: float) -> float:
 def samples(request: dict[str, Any]) -> list[float]:
     """Time one case up to ``repeats`` times within ``budget_s``, at least once, the same number on all workers."""
     begin = time.perf_counter()
-    build, dims = CASES[request["case"]], request["dims"]
+    build, dims = KNOWN[request["case"]], request["dims"]
     call = build(dims)
     call()
     number = int(together(enough_copies(call())))
