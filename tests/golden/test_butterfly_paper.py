@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandtable.published import scoring
+from sandtable.studies import study
 from sandtable_workloads.butterfly.published.butterfly_paper import PaperNetwork, paper_networks
 
 # top-1 that the paper gains by a butterfly at equal multiply-adds, in points (its tables; 6.75 in the abstract)
@@ -50,3 +51,12 @@ def test_rows_are_scored_or_skipped_for_a_reason() -> None:
     assert (score.scored, score.rows) == (22, 27)
     assert score.skipped == {"the sizes of its layers are not published": 5}
     assert score.malformed_lines == ()
+
+
+def test_the_suite_of_the_paper_holds_its_networks() -> None:
+    points = [point.changes for point in study.load("butterfly-paper").points()]
+    listed = [
+        {"network": item.network, "width": item.width, "resolution": item.resolution, "structure": item.structure}
+        for item in paper_networks()
+    ]
+    assert points == listed
