@@ -17,10 +17,10 @@ from sandtable_kernels.pytorch.torch_operators import (
 FACTORS = {"launch_s": 1.7, "bandwidth_frac": 0.8, "rate_frac": 0.7, "special_s": 3.0}
 
 
-def made_up(kernel: TorchKernel, machine: Machine) -> list[Timing]:
+def made_up(kernel: TorchKernel, machine: Machine, *, quick: bool = False) -> list[Timing]:
     """Time a kernel's grid by its law, with constants away from the typical ones."""
     found = []
-    for dims in kernel.grid(quick=False):
+    for dims in kernel.grid(quick=quick):
         op = kernel.cost(dims)
         law = operator_named(op.operator)
         sheet: Roofline | LinkSheet = Roofline.of(machine.processor, machine.memory).share(op.sharing)

@@ -25,7 +25,7 @@ RATE = Constant(name="rate_frac", typical=0.8, low=0.01, high=1.5)
 BANDWIDTH = Constant(name="bandwidth_frac", typical=0.8, low=0.05, high=3.0)
 EDGE = Constant(name="edge_rows", typical=8.0, low=0.1, high=500.0)
 DEPTH = Constant(name="edge_depth", typical=16.0, low=0.1, high=500.0)
-PACK = Constant(name="pack_passes", typical=2.0, low=0.01, high=50.0)
+PACK = Constant(name="pack_passes", typical=2.0, low=0.01, high=200.0)
 
 
 class ImageLinearShape(NamedTuple):

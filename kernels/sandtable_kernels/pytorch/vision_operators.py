@@ -88,13 +88,15 @@ class TorchConvolution(VisionKernel):
         stem = [(b, side, 3, n, 3, 2) for side, n in ((48, 40), (80, 20), (36, 12)) for b in (1, 6)]
         kept = [size for size in stem if size[0] > 1 or size[1] > 36]
         trained = [
-            (8, 24, 24, 48, 1, 1),
+            (16, 24, 24, 48, 1, 1),
             (16, 12, 104, 104, 1, 1),
             (16, 5, 232, 464, 1, 1),
             (16, 5, 464, 464, 1, 1),
         ]
+        trained += [(32, 12, 48, 24, 1, 1), (32, 3, 464, 928, 1, 1), (8, 24, 3, 20, 3, 2), (16, 32, 3, 12, 3, 1)]
+        trained += [(16, 12, 3, 40, 3, 1), (32, 16, 3, 24, 3, 2), (8, 48, 3, 12, 3, 2)]
         found = points(self.names, [*pointwise, *kept], PASSES[:1])
-        return found + points(self.names, [*trained, (8, 24, 3, 20, 3, 2), (16, 32, 3, 12, 3, 1)], PASSES[1:])
+        return found + points(self.names, trained, PASSES[1:])
 
     def demand(self, dims: Dims, how: Setting) -> list[Op]:
         """See `vision_demand.convolution`."""

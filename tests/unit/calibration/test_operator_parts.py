@@ -11,7 +11,7 @@ from timed import made_up
 from sandtable.calibration import host_timing, machine_fit, session, this_host
 from sandtable.calibration.host_timing import Settings
 from sandtable.calibration.timing import Timing
-from sandtable.demand.kernel import Dims, KernelContext
+from sandtable.demand.kernel import Dims, KernelContext, kernels
 from sandtable.demand.op import Op
 from sandtable.demand.operator_shapes import GemmShape, MemoryBoundShape
 from sandtable.errors import ConfigError, UnknownName
@@ -25,6 +25,7 @@ from sandtable_kernels.pytorch.torch_operators import (
     TorchKernel,
     TorchStream,
 )
+from sandtable_kernels.pytorch.vision_operators import VisionKernel
 
 
 @pytest.mark.parametrize("kernel", [TorchGemm(), TorchAttention(), TorchStream()], ids=lambda kernel: kernel.name)
@@ -40,6 +41,18 @@ def test_operators_are_found_again(kernel: TorchKernel, machine: Machine) -> Non
     assert fits is not None
     names = set(fits.operators[timed[0].law.fitted_as])
     assert {"pytorch_cpu", "pytorch_cpu" + SHARED} <= names
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_layers_of_vision_networks_are_found_again(machine: Machine, quick: bool) -> None:
+    """Each group of constants has points enough, in either grid, and what made the times is found."""
+    made = [vision for vision in kernels().values() if isinstance(vision, VisionKernel)]
+    timed = [timing for kernel in made for timing in made_up(kernel, machine, quick=quick)]
+    fitted = machine_fit.fitted(machine, timed, "made up")
+    costs = CostModel(fitted)
+    errors = np.abs([costs.time(item.op).seconds / item.seconds - 1 for item in timed])
+    assert np.median(errors) < 0.02
+    assert np.percentile(errors, 90) < 0.1
 
 
 def test_attention_that_writes_its_scores_has_constants_of_its_own(machine: Machine) -> None:
