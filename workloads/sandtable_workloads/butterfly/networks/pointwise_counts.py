@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from sandtable.errors import ConfigError, UnknownName
+from sandtable.errors import UnknownName
 from sandtable_kernels.structured import structures
+from sandtable_kernels.structured.butterfly_layout import ButterflyLayout
 
 Options = tuple[tuple[str, int], ...]
 
@@ -30,7 +31,8 @@ def pointwise_counts(
         UnknownName: no such structure.
     """
     if structure == "butterfly":
-        return _butterfly(n_in, n_out, base)
+        layout = ButterflyLayout(n_in, n_out, base)
+        return PointwiseCounts(layout.parameters, layout.multiplications, layout.paper_multiplications)
     product = structures.structured(structure, n_in, n_out, **dict(options))
     return PointwiseCounts(product.parameters, product.multiplications, product.multiplications)
 
@@ -59,19 +61,4 @@ def check_structure(structure: str, base: int) -> None:
     known = ("butterfly", *structures.STRUCTURES)
     if structure not in known:
         raise UnknownName("structure of a pointwise layer", structure, known)
-    pointwise_counts("butterfly", 2, 2, base)
-
-
-def _butterfly(n_in: int, n_out: int, base: int) -> PointwiseCounts:
-    """Section 3.2 of arXiv 1906.02256: base * n * log_base(n) of a square transform, one per multiple of its side."""
-    if base < 2:
-        raise ConfigError(f"a butterfly of base {base} has no levels: write 2, 4, 8 or 16")
-    side, blocks = min(n_in, n_out), -(-max(n_in, n_out) // min(n_in, n_out))
-    levels, reach = 1, base
-    while reach < side:
-        levels, reach = levels + 1, reach * base
-    step = base ** (levels - 1)
-    padded = step * max(2, -(-side // step)) if side > 1 else side
-    return PointwiseCounts(
-        blocks * base * padded * levels, blocks * base * padded * levels, blocks * base * side * levels
-    )
+    ButterflyLayout(1, 1, base)
