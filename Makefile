@@ -12,9 +12,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
 	touch $@
 
-# Training runs on PyTorch; its constraint keeps it to a build without GPU libraries.
+# Training runs on PyTorch; its constraint keeps it to a build without GPU libraries. Triton's kernels run on its
+# interpreter.
 $(VENV)/.torch: $(VENV)/.installed
-	$(PIP) --editable '.[torch]'
+	$(PIP) --editable '.[torch,triton]'
 	touch $@
 
 # Benchmarks also run the peers that they are compared with.

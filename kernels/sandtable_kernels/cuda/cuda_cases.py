@@ -18,12 +18,16 @@ import torch.distributed as dist
 import torch.nn.functional as fn
 from torch import Tensor
 
+from sandtable_kernels.cuda import structured_cases
 from sandtable_kernels.pytorch import torch_cases
 from sandtable_kernels.pytorch.torch_cases import Dims, R, Stopwatch, Timed, copies, filled, timed
 
-COLD = frozenset({"gemm", "adamw", "copy"})
+COLD = frozenset({"gemm", "adamw", "copy", *structured_cases.CASES})
 # these repeat themselves on tensors that only differ in where they lie; the others make a sample of their own length
-REPEATED = frozenset({"gemm", "attention", "norm", "add", "gate", "cross_entropy", "embedding", "copy"})
+REPEATED = (
+    frozenset({"gemm", "attention", "norm", "add", "gate", "cross_entropy", "embedding", "copy"})
+    | structured_cases.CASES.keys()
+)
 # copies of a case with cold tensors take no more than this, or than a quarter of the memory that is free
 POOL_BYTES = 2 << 30
 # a cache is replaced by a write of twice its size, and at least of this
@@ -275,4 +279,5 @@ CASES: dict[str, Callable[[Dims], Timed]] = {
     "launch": launch,
     "sustained": sustained,
     "collective": collective,
+    **structured_cases.CASES,
 }

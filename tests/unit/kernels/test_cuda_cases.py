@@ -16,7 +16,7 @@ import pytest
 
 from sandtable.demand.kernel import Dims
 from sandtable.errors import DoesNotFit, MeasureError, NoDevice
-from sandtable_kernels.cuda import cuda_operators, cuda_pool
+from sandtable_kernels.cuda import cuda_operators, cuda_pool, structured_operators
 from sandtable_kernels.cuda.cuda_operators import CudaAttention, CudaGemm
 
 torch = pytest.importorskip("torch", reason="PyTorch's operators need PyTorch")
@@ -52,6 +52,7 @@ def attention(**changes: Any) -> Dims:
 
 
 STREAM = {"n_tokens": 32, "width": 64, "dtype": "bfloat16", "pass": "forward"}
+STRUCTURED = {"rows": 16, "n": 48, "dtype": "float32"}
 POINTS: list[tuple[str, Dims]] = [
     *[("gemm", {**SMALL, "dtype": dtype, "pass": "forward"}) for dtype in ("float32", "tf32", "bfloat16", "fp8")],
     *[("gemm", {**SMALL, "dtype": "bfloat16", "pass": which}) for which in ("backward_data", "backward_weight")],
@@ -66,6 +67,8 @@ POINTS: list[tuple[str, Dims]] = [
     ("embedding", STREAM | {"vocabulary": 100}),
     ("adamw", {"n_params": 1000, "n_tensors": 4, "dtype": "float32"}),
     ("copy", {"n_bytes": 4096}),
+    *[("butterfly", STRUCTURED | {"base": 4, "pass": which}) for which in ("forward", "backward")],
+    *[("monarch", STRUCTURED | {"pass": which}) for which in ("forward", "backward")],
 ]
 
 
@@ -81,7 +84,7 @@ def test_a_case_times_itself(case: str, dims: Dims, watch: Calls) -> None:
 
 def test_every_case_of_a_grid_exists_and_is_tested() -> None:
     used = set()
-    for kernel in vars(cuda_operators).values():
+    for kernel in (*vars(cuda_operators).values(), *vars(structured_operators).values()):
         if isinstance(kernel, type) and issubclass(kernel, cuda_operators.CudaKernel) and "name" in vars(kernel):
             for dims in kernel().grid(quick=False):  # type: ignore[abstract]
                 used.add(dims.get("case", kernel.case))

@@ -11,7 +11,7 @@ from sandtable.demand.operator_shapes import Number
 from sandtable.hardware import Roofline
 
 # structures by the number that stands for them in a shape
-CODES = ("dense", "low_rank", "circulant", "toeplitz", "monarch", "block_shuffle")
+CODES = ("dense", "low_rank", "circulant", "toeplitz", "monarch", "block_shuffle", "butterfly")
 
 
 class StructuredShape(NamedTuple):
