@@ -10,7 +10,7 @@ for again in every step, so that weights that fit stay in cache.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sandtable.demand.op import Op, Where
 from sandtable.demand.operator_shapes import GemmShape, MemoryBoundShape
@@ -21,7 +21,6 @@ from sandtable_kernels.pytorch.vision_law import ConvolutionShape, ImageLinearSh
 # use_mkldnn), and up to which batch a pointwise one does on one thread
 SMALL_INPUT: Final = 20480
 SMALL_BATCH: Final = 16
-Activation = Literal["relu", "hard_swish", "hard_sigmoid"]
 # elements that take more than a comparison
 _SPECIAL: Final[dict[str, float]] = {"relu": 0.0, "hard_swish": 1.0, "hard_sigmoid": 1.0}
 # tensors read and written by a batch norm: forward, with the batch's own statistics, and backward; simple kernels
@@ -46,6 +45,10 @@ class Setting:
     def item_bytes(self) -> float:
         """Bytes of one element."""
         return DTYPE_BYTES[self.dtype]
+
+
+# in float32, by all cores of the host
+DIRECT: Final = Setting()
 
 
 class Maps(NamedTuple):
@@ -112,8 +115,8 @@ def batch_norm(name: str, maps: Maps, channels: int, setting: Setting) -> list[O
     return [stream(name, elements, moved, setting, operator=operator, n_kernels=kernels, n_special=elements)]
 
 
-def activation(name: str, kind: Activation, n_elements: int, setting: Setting) -> list[Op]:
-    """An activation in place; backward reads the gradient and what was kept, and writes another gradient."""
+def activation(name: str, kind: str, n_elements: int, setting: Setting) -> list[Op]:
+    """Relu, hard_swish or hard_sigmoid; backward reads the gradient and what was kept, and writes another gradient."""
     moved = (3 if setting.backward else 2) * n_elements * setting.item_bytes
     return [stream(name, n_elements, moved, setting, n_special=_SPECIAL[kind] * n_elements)]
 

@@ -20,7 +20,9 @@ from sandtable_kernels.pytorch.core_law import CACHE, SPEEDUP, Cores, joined
 
 # elements that one thread gets at least (at::internal::GRAIN_SIZE): smaller tensors leave the others idle
 GRAIN = 32768
-LAUNCH = Constant(name="launch_s", typical=1e-5, low=1e-7, high=1e-3)
+CALL = Constant(name="launch_s", typical=3e-6, low=1e-7, high=1e-3)
+# oneDNN looks for the primitive of a shape in every call
+LAUNCH = Constant(name="launch_s", typical=3e-5, low=1e-7, high=1e-3)
 RATE = Constant(name="rate_frac", typical=0.8, low=0.01, high=1.5)
 BANDWIDTH = Constant(name="bandwidth_frac", typical=0.8, low=0.05, high=3.0)
 EDGE = Constant(name="edge_rows", typical=8.0, low=0.1, high=500.0)
@@ -76,7 +78,7 @@ class ImageLinear(Operator[Roofline]):
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[Any] = ImageLinearShape
     dense: ClassVar[bool] = True
-    constants: ClassVar[tuple[Constant, ...]] = (LAUNCH, RATE, BANDWIDTH, EDGE, PACK, SPEEDUP, CACHE)
+    constants: ClassVar[tuple[Constant, ...]] = (CALL, RATE, BANDWIDTH, EDGE, PACK, SPEEDUP, CACHE)
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
@@ -148,7 +150,7 @@ class DepthwiseConvolution(Operator[Roofline]):
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[Any] = ConvolutionShape
     constants: ClassVar[tuple[Constant, ...]] = (
-        Constant(name="launch_s", typical=2e-5, low=1e-7, high=1e-3),
+        LAUNCH,
         # a vector unit loads more than it multiplies here
         Constant(name="rate_frac", typical=0.3, low=0.005, high=1.5),
         BANDWIDTH,
@@ -203,7 +205,7 @@ class ImageStream(Operator[Roofline]):
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[Any] = StreamShape
     constants: ClassVar[tuple[Constant, ...]] = (
-        Constant(name="launch_s", typical=3e-6, low=1e-7, high=1e-3),
+        CALL,
         Constant(name="special_s", typical=2e-10, low=1e-12, high=1e-7),
         BANDWIDTH,
         SPEEDUP,

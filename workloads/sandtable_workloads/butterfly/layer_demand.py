@@ -1,121 +1,140 @@
 """What the layers of a vision network demand, forward and backward, as eager PyTorch runs them one by one.
 
-Letters: r rows (pixels of all images), c and d channels in and out, k the side of a window, b bytes of an element.
-Nothing is fused: a batch norm and an activation each read and write the whole map.
+Nothing is fused: a batch norm and an activation each read and write the whole map. What each kind of layer dispatches
+is counted in `sandtable_kernels.pytorch.vision_demand`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from sandtable.demand.op import Op, Where
-from sandtable.demand.operator import operator_named
-from sandtable.demand.operator_shapes import GemmShape, MemoryBoundShape
-from sandtable.hardware import DTYPE_BYTES, Machine
+from sandtable.hardware import Machine
+from sandtable_kernels.pytorch import vision_demand as demand
+from sandtable_kernels.pytorch.vision_demand import Maps, Setting
+from sandtable_kernels.structured.baselines.structured_kernels import structured_op
+from sandtable_kernels.structured.butterfly_law import butterfly_op
+from sandtable_kernels.structured.butterfly_layout import ButterflyLayout
+from sandtable_kernels.structured.structures import structured
 from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision
 from sandtable_workloads.butterfly.networks import Kind, Layer, Network
 
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
-PRODUCTS: tuple[Kind, ...] = ("conv", "pointwise", "linear")
 # what takes no time: a view
 VIEWS: tuple[Kind, ...] = ("slice",)
-# kernels of one tensor's step of SGD: weight decay, momentum times and plus, weights plus
-SGD_KERNELS = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runs:
-    """How layers are run: how often a step does what a `Network` counts once, the type, where, with what share."""
+    """How layers are run: how often a step does what a `Network` counts once, the type, where, by how many cores.
+
+    ``n_cores`` 0: all. ``alone``: it is one layer, which inference calls without a module.
+    """
 
     n: int
     dtype: str
     on: Where
-    sharing: int
+    n_cores: int
+    alone: bool = False
 
     @classmethod
     def of(cls, p: ButterflyVision, machine: Machine) -> Runs:
         """Return how these parameters are run on a machine."""
         on: Where = "host" if machine.accelerator is None else "accelerator"
-        cores = machine.processor.datasheet.cores
-        sharing = 1 if on == "accelerator" or p.threads is None else max(1, cores // p.threads)
-        return cls(n=p.n_images, dtype=p.precision, on=on, sharing=sharing)
+        return cls(n=p.n_images, dtype=p.precision, on=on, n_cores=p.threads or 0, alone=p.is_layer)
 
-    @property
-    def item(self) -> float:
-        """Bytes of an element."""
-        return DTYPE_BYTES[self.dtype]
-
-    def op(self, name: str, operator: str, shape: Any, section: str) -> Op:
-        """Return an op that runs so."""
-        return Op(
-            name=name,
-            operator=operator,
-            account="compute",
+    def setting(self, section: str = "") -> Setting:
+        """Return how ops of a section are executed."""
+        return Setting(
             dtype=self.dtype,
-            flops=float(operator_named(operator).flops(shape)),
-            shape=shape,
-            sharing=self.sharing,
-            sustained=True,
+            n_cores=self.n_cores,
             on=self.on,
+            training=section == FORWARD,
+            backward=section == BACKWARD,
             section=section,
         )
-
-    def moving(self, name: str, elements: float, section: str, kernels: float = 1.0) -> Op:
-        """Return element-wise work that moves so many elements."""
-        return self.op(name, "memory_bound", MemoryBoundShape(elements * self.item, kernels), section)
 
 
 def inference_ops(network: Network, runs: Runs) -> tuple[Op, ...]:
     """Return a forward pass, without a section."""
-    return tuple(_forward(network, runs, ""))
+    return tuple(_passed(network.layers, runs, runs.setting()))
 
 
 def training_ops(network: Network, runs: Runs) -> tuple[Op, ...]:
     """Return a step: forward with the loss, backward, and SGD."""
-    return (*_forward(network, runs, FORWARD), *_backward(network, runs), *_update(network, runs))
+    forward, backward = runs.setting(FORWARD), runs.setting(BACKWARD)
+    losses = [
+        [] if runs.alone else demand.loss("loss", runs.n, network.classes, how) for how in (forward, backward)
+    ]
+    n_tensors = sum(_n_tensors(layer) for layer in network.layers)
+    ops = [
+        *_passed(network.layers, runs, forward),
+        *_sustained(losses),
+        *_passed(tuple(reversed(network.layers)), runs, backward),
+        *_sustained([demand.sgd("sgd", network.parameters, n_tensors, runs.setting(OPTIMIZER))]),
+    ]
+    return tuple(ops)
 
 
-def _forward(network: Network, runs: Runs, section: str) -> Iterator[Op]:
-    for layer in network.layers:
-        if layer.kind in VIEWS:
-            continue
-        if layer.is_structured:
-            yield from _structured(layer, runs, section, passes=1)
-        elif layer.kind in PRODUCTS:
-            yield runs.op(layer.kind, "gemm", product_of(layer, runs.n), section)
-        else:
-            moved = runs.n * (layer.input_elements + layer.activation_elements)
-            yield runs.moving(layer.kind, moved, section)
+def _n_tensors(layer: Layer) -> int:
+    """Return how many tensors of a layer are trained."""
+    return 0 if not layer.parameters else 2 if layer.kind == "norm" or layer.bias else 1
 
 
-def product_of(layer: Layer, n: int) -> GemmShape:
-    """Return the product that a dense layer is for ``n`` images: r d c, with k k c for c of a convolution."""
-    return GemmShape(n * layer.pixels, layer.n_out, layer.kernel**2 * layer.n_in)
+def _passed(layers: tuple[Layer, ...], runs: Runs, setting: Setting) -> Iterator[Op]:
+    for layer in layers:
+        yield from _sustained([ops_of(layer, runs, setting)])
 
 
-def _structured(layer: Layer, runs: Runs, section: str, passes: int) -> Iterator[Op]:
-    rows, per_row = runs.n * layer.pixels, layer.matrix.multiplications / max(2, layer.base)
-    yield runs.moving(layer.kind, passes * 2 * rows * per_row, section)
+def _sustained(layers: list[list[Op]]) -> Iterator[Op]:
+    for ops in layers:
+        yield from (replace(op, sustained=True) for op in ops)
 
 
-def _backward(network: Network, runs: Runs) -> Iterator[Op]:
-    for layer in reversed(network.layers):
-        if layer.kind in VIEWS:
-            continue
-        if layer.is_structured:
-            yield from _structured(layer, runs, BACKWARD, passes=2)
-        elif layer.kind in PRODUCTS:
-            m, n, k, *_ = product_of(layer, runs.n)
-            yield runs.op(layer.kind, "gemm", GemmShape(m, k, n), BACKWARD)
-            yield runs.op(layer.kind, "gemm", GemmShape(k, n, m), BACKWARD)
-        else:
-            moved = runs.n * (2 * layer.input_elements + layer.activation_elements)
-            yield runs.moving(layer.kind, moved, BACKWARD)
+def ops_of(layer: Layer, runs: Runs, setting: Setting) -> list[Op]:
+    """Return what one layer dispatches in the pass that ``setting`` names."""
+    name, n_in, n_out = layer.kind, layer.n_in, layer.n_out
+    maps, elements = Maps(runs.n, layer.side_out, layer.side_out), runs.n * layer.activation_elements
+    window = {"kernel": layer.kernel, "stride": layer.stride}
+    match layer.kind:
+        case "pointwise":
+            return _pointwise(layer, maps, runs, setting)
+        case "conv":
+            return demand.convolution(name, maps, n_in, n_out, setting, **window)
+        case "depthwise":
+            return demand.depthwise(name, maps, n_out, setting, **window)
+        case "linear":
+            return demand.linear(name, runs.n, n_in, n_out, setting)
+        case "norm":
+            return demand.batch_norm(name, maps, n_out, setting)
+        case "activation":
+            return demand.activation(name, layer.function, elements, setting)
+        case "scale":
+            return demand.scaled(name, maps, n_out, setting)
+        case "add":
+            return demand.add(name, elements, setting)
+        case "shuffle" | "concat":
+            return demand.copied(name, elements, setting)
+        case "pool":
+            return _pool(layer, maps, runs, setting, window)
+        case _:
+            return []
 
 
-def _update(network: Network, runs: Runs) -> Iterator[Op]:
-    trained = [layer for layer in network.layers if layer.parameters]
-    # weights, gradients and momentum are read, and two of them written
-    yield runs.moving("sgd", 5 * network.parameters, OPTIMIZER, SGD_KERNELS * len(trained))
+def _pool(layer: Layer, maps: Maps, runs: Runs, setting: Setting, window: dict[str, int]) -> list[Op]:
+    if layer.function == "mean":
+        return demand.mean_pool(layer.kind, Maps(runs.n, layer.side_in, layer.side_in), layer.n_in, setting)
+    return demand.max_pool(layer.kind, maps, layer.n_in, setting, **window)
+
+
+def _pointwise(layer: Layer, maps: Maps, runs: Runs, setting: Setting) -> list[Op]:
+    """A dense convolution, the product of a layer alone, or a structured matrix times the rows of a map."""
+    name, rows, n_in, n_out = layer.kind, maps.positions, layer.n_in, layer.n_out
+    if not layer.is_structured:
+        dense = demand.linear(name, rows, n_in, n_out, setting)
+        return dense if runs.alone else demand.convolution(name, maps, n_in, n_out, setting)
+    if layer.structure == "butterfly":
+        layout = ButterflyLayout(n_in, n_out, layer.base)
+        return [butterfly_op(name, layout, rows, setting, wrapped=not runs.alone or bool(setting.section))]
+    return [structured_op(name, structured(layer.structure, n_in, n_out, **dict(layer.options)), rows, setting)]
