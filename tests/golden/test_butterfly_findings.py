@@ -83,7 +83,7 @@ def test_many_layers_at_once_take_what_simulate_says_of_each(name: str, structur
 
 
 def test_a_butterfly_gains_more_the_wider_the_layer() -> None:
-    """Where there are rows for all cores: a butterfly of a few is one core's work, a dense product of them all cores'."""
+    """Where there are rows for all cores: one does a butterfly of a few alone, all share a dense product."""
     for each in computers():
         gain = gains(each.name)[ROWS.index(4096) :]
         assert (gain[:, -1] >= gain[:, SIDES.index(1024)]).all(), each.name
