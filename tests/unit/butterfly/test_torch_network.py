@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import pytest
 
 from sandtable_workloads.butterfly.networks import NETWORKS, Network, describe, network_named
+from sandtable_workloads.butterfly.networks.pointwise_counts import equal_options
 
 torch = pytest.importorskip("torch")
 
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from sandtable_kernels.structured.torch_layers import replace_pointwise  # noqa: E402
 from sandtable_workloads.butterfly.networks.torch_network import build, module_name  # noqa: E402
 
-ALL_STRUCTURES = ("dense", "low_rank", "circulant", "monarch", "block_shuffle")
+ALL_STRUCTURES = ("dense", "butterfly", "low_rank", "circulant", "toeplitz", "monarch", "block_shuffle")
 STRUCTURES = {
     "mobilenet_v1": ALL_STRUCTURES,
     "shufflenet_v2": ("dense", "monarch"),
@@ -137,8 +140,44 @@ def test_autograd_keeps_what_the_list_says(name: str) -> None:
     assert sum(size for size, _ in kept.values()) == 5 * network.kept_elements
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_small"])
+@pytest.mark.parametrize("structure", ["butterfly", "low_rank"])
+def test_replacing_the_convolutions_of_a_dense_network_gives_the_same_one(name: str, structure: str) -> None:
+    listed, dense = tiny(name, structure), build(tiny(name))
+    done = replace_pointwise(dense, structure, options=partial(_as_listed, structure))
+    assert done.names == tuple(module_name(layer) for layer in listed.of_kind("pointwise"))
+    assert not done.kept
+    counts = {key: weight.shape for key, weight in dense.state_dict().items()}
+    assert counts == {key: weight.shape for key, weight in build(listed).state_dict().items()}
+    assert sum(weight.numel() for weight in dense.parameters()) == listed.parameters
+
+
+def _as_listed(structure: str, n_in: int, n_out: int) -> dict[str, int]:
+    return dict(equal_options(structure, n_in, n_out, 4))
+
+
+def test_the_first_layers_of_shufflenet_are_those_to_skip() -> None:
+    listed, dense = tiny("shufflenet_v2", "butterfly"), build(tiny("shufflenet_v2"))
+    first = [module_name(layer) for layer in listed.of_kind("pointwise") if not layer.is_structured]
+    done = replace_pointwise(dense, skip=first)
+    assert set(done.kept) == set(first)
+    assert len(first) == 2
+    assert sum(weight.numel() for weight in dense.parameters()) == listed.parameters
+
+
+def test_a_transform_without_its_residual_is_built_as_listed() -> None:
+    with_one, without = (
+        build(tiny("mobilenet_v1", "butterfly", residual=residual, base=2)).eval() for residual in (True, False)
+    )
+    transform = without.get_submodule("block1_pointwise").matrix
+    assert (transform.residual, transform.layout.base) == (False, 2)
+    x = images(without.network)
+    with torch.inference_mode():
+        assert not torch.allclose(with_one(x), without(x))
+
+
 def test_seeds_decide_the_first_weights_and_nothing_else() -> None:
-    network = tiny("shufflenet_v2", "monarch")
+    network = tiny("shufflenet_v2", "butterfly")
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     first, second, other = (build(network, seed=seed).state_dict() for seed in (3, 3, 4))

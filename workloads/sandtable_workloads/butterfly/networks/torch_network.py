@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from sandtable_kernels.structured.torch_structures import StructuredModule
+from sandtable_kernels.structured.torch_layers import StructuredPointwise
 from sandtable_workloads.butterfly.networks.layers import IMAGE, Layer, Network
 
 CLASSIFIER_STD = 0.01  # of the weights of products, as in torchvision
@@ -61,7 +61,7 @@ def module_of(layer: Layer) -> nn.Module:
     """Return the module of one layer."""
     match layer.kind:
         case "conv" | "depthwise" | "pointwise":
-            return OnRows(layer) if layer.is_structured else _convolution(layer)
+            return _structured(layer) if layer.is_structured else _convolution(layer)
         case "linear":
             return nn.Linear(layer.n_in, layer.n_out, bias=layer.bias)
         case "norm":
@@ -78,6 +78,18 @@ def module_of(layer: Layer) -> nn.Module:
             return Slice(layer.first, layer.n_out)
         case _:
             return _OF_MAPS[layer.kind]()
+
+
+def _structured(layer: Layer) -> nn.Module:
+    return StructuredPointwise(
+        layer.n_in,
+        layer.n_out,
+        layer.structure,
+        base=layer.base,
+        residual=layer.residual,
+        bias=layer.bias,
+        options=dict(layer.options),
+    )
 
 
 def _convolution(layer: Layer) -> nn.Module:
@@ -105,19 +117,6 @@ def _read_last(network: Network) -> list[list[str]]:
     """Return for each layer the outputs that no later layer reads."""
     last = {source: index for index, layer in enumerate(network.layers) for source in layer.inputs}
     return [[source for source, at in last.items() if at == index] for index in range(len(network.layers))]
-
-
-class OnRows(nn.Module):
-    """A structured matrix at every position of a map: in channels_last, the map's rows without a copy."""
-
-    def __init__(self, layer: Layer) -> None:
-        super().__init__()
-        self.matrix = StructuredModule(layer.structure, layer.n_in, layer.n_out, **dict(layer.options))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """[batch, n_in, h, w] to [batch, n_out, h, w]."""
-        rows: Tensor = self.matrix(maps.permute(0, 2, 3, 1))
-        return rows.permute(0, 3, 1, 2)
 
 
 class MeanPool(nn.Module):
