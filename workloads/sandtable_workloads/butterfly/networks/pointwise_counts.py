@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from sandtable.errors import UnknownName
+from sandtable.errors import ConfigError, UnknownName
 from sandtable_kernels.structured import structures
 from sandtable_kernels.structured.butterfly_layout import ButterflyLayout
 
@@ -45,10 +45,13 @@ def equal_options(structure: str, n_in: int, n_out: int, base: int) -> Options:
     """
     if structure in ("dense", "butterfly"):
         return ()
-    choices = structures.kind_named(structure).choices(n_in, n_out)
-    least = min(choice.multiplications for choice in choices)
-    budget = max(least, pointwise_counts("butterfly", n_in, n_out, base).paper_multiplications)
-    return tuple(structures.matching(structure, n_in, n_out, budget).items())
+    budget = pointwise_counts("butterfly", n_in, n_out, base).paper_multiplications
+    try:
+        options = structures.matching(structure, n_in, n_out, budget)
+    except ConfigError:  # none takes so few
+        choices = structures.kind_named(structure).choices(n_in, n_out)
+        options = min(choices, key=lambda choice: choice.multiplications).options
+    return tuple(options.items())
 
 
 def check_structure(structure: str, base: int) -> None:
