@@ -10,8 +10,9 @@ import pytest
 from sandtable.demand.kernel import kernels
 from sandtable.demand.operator import operator_named
 from sandtable.hardware import Roofline
+from sandtable_kernels.structured.baselines.structured_demand import product_op
 from sandtable_kernels.structured.baselines.structured_law import CODES, StructuredLaw, StructuredShape
-from sandtable_kernels.structured.structures import STRUCTURES
+from sandtable_kernels.structured.structures import STRUCTURES, structured
 
 DEVICE = Roofline(
     name="two cores", n_units=2, peak_flops_per_s={"float32": 2e11}, bandwidth_bytes_per_s=2e10, cache_bytes=0.0
@@ -33,6 +34,8 @@ def test_calls_arithmetic_and_traffic_follow_each_other():
     assert seconds(n_flops=1e9) == pytest.approx(1e-6 + 1e-2)
     assert seconds(n_bytes=1e8) == pytest.approx(1e-6 + 1e-2)
     assert seconds(n_flops=1e9, n_bytes=1.1e8) == pytest.approx(1e-6 + 2.1e-2)
+    assert seconds(n_flops=1e9, n_cores=1) == pytest.approx(1e-6 + 2e-2)
+    assert seconds(n_bytes=1e8, n_cores=4) == pytest.approx(1e-6 + 1e-2)
     # sums of four products are worked on as if they were of eight
     assert seconds(n_flops=1e9, n_sums=1e9 / 8) == pytest.approx(1e-6 + 2e-2)
 
@@ -51,6 +54,57 @@ def test_a_kernel_states_what_its_structure_costs(name):
         # cheaper than the dense matrix that it stands for, where that is large
         if min(dims["n_in"], dims["n_out"]) >= 256:
             assert product.multiplications < dims["n_in"] * dims["n_out"] / 4
+
+
+def executed_bytes(module, product, rows: int) -> int:
+    """Return the bytes of what every kernel of PyTorch reads and writes, counted as it dispatches them."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Count(TorchDispatchMode):
+        n_bytes = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if not function.is_view and "view" not in str(function):
+                parts = [part for part in (*tree_leaves(args), found) if isinstance(part, module.Tensor)]
+                self.n_bytes += sum(part.numel() * part.element_size() for part in parts)
+            return found
+
+    weights = [module.from_numpy(weight) for weight in product.initial_weights(np.random.default_rng(0))]
+    from sandtable_kernels.structured.torch_structures import multiply
+
+    x = module.ones(rows, product.n_in)
+    with module.no_grad(), Count() as count:
+        multiply(product, x, weights)
+    return count.n_bytes
+
+
+@pytest.mark.parametrize(
+    ("structure", "n_in", "n_out", "options"),
+    [
+        ("dense", 96, 64, {}),
+        ("low_rank", 96, 64, {"rank": 8}),
+        ("monarch", 256, 256, {"n_blocks": 16}),
+        ("monarch", 256, 256, {"n_blocks": 4}),
+        ("monarch", 250, 256, {"n_blocks": 16}),
+        ("block_shuffle", 96, 64, {"n_groups": 8}),
+        ("circulant", 128, 128, {}),
+        ("toeplitz", 96, 64, {}),
+    ],
+)
+def test_traffic_is_counted_as_pytorch_dispatches_it(structure, n_in, n_out, options):
+    torch = pytest.importorskip("torch", reason="counts what PyTorch does")
+    product, rows = structured(structure, n_in, n_out, **options), 500
+    assert product_op("", product, rows).bytes_read == pytest.approx(executed_bytes(torch, product, rows), rel=0.03)
+
+
+def test_a_backward_pass_multiplies_twice():
+    product = structured("monarch", 256, 256)
+    forward, backward = (product_op("", product, 100, backward=which, n_cores=1) for which in (False, True))
+    assert backward.flops == 2 * forward.flops
+    assert backward.shape.n_calls == 2 * forward.shape.n_calls
+    assert forward.shape.n_cores == 1
 
 
 def test_every_structure_has_a_code():

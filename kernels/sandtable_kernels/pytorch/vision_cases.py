@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sandtable_kernels.pytorch.torch_cases import Timed, copies, filled, timed, watch
+from sandtable_kernels.structured.baselines.structured_demand import typical_options
+from sandtable_kernels.structured.torch_structures import StructuredModule
 
 # weights of one size after another that together do not stay in the caches of a few cores; smaller ones come soon
 WEIGHT_BYTES, SMALL_BYTES = 8 << 20, 128 << 10
@@ -148,6 +150,24 @@ def sgd(dims: Dims) -> Timed:
     return lambda: watch().span(optimizer.step)[1]
 
 
+def structured(dims: Dims) -> Timed:
+    """A structured matrix without a bias."""
+    structure, n_in, n_out = (dims[name] for name in ("structure", "n_in", "n_out"))
+    options = typical_options(structure, n_in, n_out)
+
+    def make() -> nn.Module:
+        return StructuredModule(structure, n_in, n_out, **options)
+
+    def rows(*, grad: bool) -> Tensor:
+        return filled(dims["rows"], n_in, dtype=dims["dtype"], grad=grad)
+
+    if dims["pass"] == "inference":
+        return inference(modules(dims, make), rows(grad=False))
+    inputs = [rows(grad=True) for _ in range(copies(dims, 32 * dims["rows"] * max(n_in, n_out)))]
+    layers = {id(item): make() for item in inputs}
+    return timed(inputs, lambda item: (layers[id(item)](item),), backward=dims["pass"] == "backward")
+
+
 VISION_CASES: dict[str, Callable[[Dims], Timed]] = {
     "convolution": convolution,
     "depthwise": depthwise,
@@ -155,4 +175,5 @@ VISION_CASES: dict[str, Callable[[Dims], Timed]] = {
     "stream": stream,
     "linear": linear,
     "sgd": sgd,
+    "structured": structured,
 }

@@ -12,9 +12,10 @@ from sandtable_kernels.structured.baselines.dense_product import Dense
 from sandtable_kernels.structured.baselines.low_rank import LowRank
 from sandtable_kernels.structured.baselines.monarch import Monarch
 from sandtable_kernels.structured.baselines.structured_product import StructuredProduct, check_positive
+from sandtable_kernels.structured.butterfly_product import ButterflyProduct
 
 KINDS: dict[str, type[StructuredProduct]] = {
-    kind.structure: kind for kind in (Dense, LowRank, Circulant, Toeplitz, Monarch, BlockShuffle)
+    kind.structure: kind for kind in (Dense, ButterflyProduct, LowRank, Circulant, Toeplitz, Monarch, BlockShuffle)
 }
 STRUCTURES = tuple(KINDS)
 

@@ -26,6 +26,13 @@ def problem(product: StructuredProduct, n_rows: int, seed: int = 0) -> tuple[np.
     return rng.standard_normal((n_rows, product.n_in), dtype=np.float32), product.initial_weights(rng)
 
 
+def needs(structure: str) -> None:
+    """Skip where the package is missing that a structure's fast path needs."""
+    package = {"circulant": "scipy", "toeplitz": "scipy", "butterfly": "numba"}.get(structure)
+    if package is not None:
+        pytest.importorskip(package, reason="the fast path needs it")
+
+
 def some_product(structure: str, n_in: int, n_out: int, share: float) -> StructuredProduct:
     """Return one of a structure's products of a size: the first for share 0, the last for share 1."""
     choices = list(structures.kind_named(structure).choices(n_in, n_out))
@@ -40,7 +47,7 @@ def close(found: np.ndarray, wanted: np.ndarray) -> None:
 @settings(max_examples=25, deadline=None)
 @given(n_in=sides, n_out=sides, share=st.floats(0, 1), n_rows=st.integers(1, 40))
 def test_the_fast_path_the_reference_and_the_dense_matrix_agree(structure, n_in, n_out, share, n_rows):
-    pytest.importorskip("scipy", reason="transforms need SciPy")
+    needs(structure)
     product = some_product(structure, n_in, n_out, share)
     x, weights = problem(product, n_rows)
     wanted = product.reference(x, weights)
@@ -51,7 +58,7 @@ def test_the_fast_path_the_reference_and_the_dense_matrix_agree(structure, n_in,
 
 @any_structure
 def test_rows_of_many_blocks_and_of_two_threads(structure):
-    pytest.importorskip("scipy", reason="transforms need SciPy")
+    needs(structure)
     product = some_product(structure, 1500, 1100, 0.02)
     x, weights = problem(product, 401)
     out = np.full((401, 1100), np.nan, np.float32)
@@ -61,7 +68,7 @@ def test_rows_of_many_blocks_and_of_two_threads(structure):
 
 @any_structure
 def test_rows_apart_are_taken_as_they_are(structure):
-    pytest.importorskip("scipy", reason="transforms need SciPy")
+    needs(structure)
     product = some_product(structure, 24, 36, 0.5)
     x, weights = problem(product, 14)
     close(product.forward(x[::2], weights), product.reference(np.ascontiguousarray(x[::2]), weights))
@@ -157,15 +164,25 @@ def test_matching_spends_what_there_is():
     assert matching("block_shuffle", 512, 256, 512 * 256 / 8) == {"n_groups": 8}
     assert matching("monarch", 256, 256, 2 * 256 * 16) == {"n_blocks": 16}
     assert matching("dense", 8, 8, 64) == {}
+    assert matching("butterfly", 256, 256, 2 * 256 * 8) == {"base": 4, "residual": True}
 
 
-@any_structure
+@pytest.mark.parametrize("structure", sorted({*STRUCTURES} - {"butterfly"}))
 @pytest.mark.parametrize(("n_in", "n_out"), [(256, 256), (256, 384), (300, 200)])
 def test_initial_weights_keep_the_variance(structure, n_in, n_out):
     product = some_product(structure, n_in, n_out, 0.05)
     x, _ = problem(product, 300)
     spread = np.mean([product.reference(x, problem(product, 1, seed)[1]).var() for seed in range(6)])
     assert spread == pytest.approx(1.0, rel=0.25)
+
+
+@any_structure
+def test_initial_weights_spread_as_stated(structure):
+    product = some_product(structure, 320, 256, 0.05)
+    weights = product.initial_weights(np.random.default_rng(0))
+    for weight, shape, spread in zip(weights, product.weights_shapes, product.spreads, strict=True):
+        assert weight.shape == shape
+        assert weight.std() == pytest.approx(spread, rel=0.2)
 
 
 @settings(max_examples=100, deadline=None)
@@ -198,6 +215,7 @@ def test_transforms_are_counted_on_the_length_that_is_executed():
         (lambda: structured("monarch", 9, 4, rank=5), "monarch has no option rank: it has n_blocks"),
         (lambda: matching("dense", 8, 8, 63), "no dense matrix of 8 x 8 takes as few as 63 multiplications a row"),
         (lambda: matching("low_rank", 8, 8, 15), "the least is 16"),
+        (lambda: structured("butterfly", 8, 8, base=3), "the base of a butterfly is 2, 4, 8 or 16, not 3"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(call, sentence):

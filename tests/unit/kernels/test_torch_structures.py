@@ -18,6 +18,15 @@ any_structure = pytest.mark.parametrize("structure", NAMES)
 sides = st.integers(1, 60)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads wait for each other longer than such small products take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def layer(structure: str, n_in: int, n_out: int, share: float):
     choices = list(structures.kind_named(structure).choices(n_in, n_out))
     options = choices[round(share * (len(choices) - 1))].options

@@ -50,9 +50,10 @@ def structured_op(name: str, product: StructuredProduct, rows: int, setting: Set
 
 
 class StructuredKernel(Kernel):
-    """Rows times a structured matrix; dims rows, n_in, n_out, and what its structure needs."""
+    """Rows times a structured matrix; dims rows, n_in, n_out, and what its structure needs.
 
-    calibrates: ClassVar[str | None] = "vision"
+    No workload runs these, so calibration leaves them alone: layers of networks are `torch_structured`.
+    """
 
     @abstractmethod
     def product(self, dims: Dims) -> StructuredProduct:

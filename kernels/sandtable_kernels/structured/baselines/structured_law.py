@@ -17,7 +17,8 @@ CODES = ("dense", "low_rank", "circulant", "toeplitz", "monarch", "block_shuffle
 class StructuredShape(NamedTuple):
     """Rows times a structured matrix: arithmetic as executed, bytes that go to memory and back, and library calls.
 
-    ``structure`` is its place in `CODES`; ``n_sums`` are the sums that the products of its factors consist of.
+    ``structure`` is its place in `CODES`; ``n_sums`` are the sums that the products of its factors consist of;
+    ``n_cores`` 0: all.
     """
 
     structure: Number
@@ -25,6 +26,7 @@ class StructuredShape(NamedTuple):
     n_sums: Number
     n_bytes: Number
     n_calls: Number
+    n_cores: Number = 0.0
 
 
 class StructuredLaw(Operator[Roofline]):
@@ -51,9 +53,11 @@ class StructuredLaw(Operator[Roofline]):
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
+        used = np.where(columns.n_cores > 0, np.minimum(columns.n_cores, device.n_units), device.n_units)
+        share = used / device.n_units
         worked = columns.n_flops + 2 * constants["edge_depth"] * columns.n_sums
-        computing = worked / (constants["rate_frac"] * device.peak(dtype))
-        moving = columns.n_bytes / (constants["bandwidth_frac"] * device.bandwidth_bytes_per_s)
+        computing = worked / (constants["rate_frac"] * device.peak(dtype) * share)
+        moving = columns.n_bytes / (constants["bandwidth_frac"] * device.bandwidth_bytes_per_s * share)
         calling = constants["launch_s"] + columns.n_calls * constants["call_s"]
         return np.asarray(calling + computing + moving)
 

@@ -61,7 +61,6 @@ def check_structure(structure: str, base: int) -> None:
         ConfigError: a butterfly cannot have this base.
         UnknownName: with the nearest name.
     """
-    known = ("butterfly", *structures.STRUCTURES)
-    if structure not in known:
-        raise UnknownName("structure of a pointwise layer", structure, known)
+    if structure not in structures.STRUCTURES:
+        raise UnknownName("structure of a pointwise layer", structure, structures.STRUCTURES)
     ButterflyLayout(1, 1, base)
