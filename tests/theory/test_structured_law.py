@@ -10,14 +10,28 @@ import pytest
 from sandtable.demand.kernel import kernels
 from sandtable.demand.operator import operator_named
 from sandtable.hardware import Roofline
-from sandtable_kernels.structured.baselines.structured_demand import product_op
+from sandtable_kernels.pytorch.vision_demand import Setting
+from sandtable_kernels.structured.baselines.structured_demand import structured_op
 from sandtable_kernels.structured.baselines.structured_law import CODES, StructuredLaw, StructuredShape
 from sandtable_kernels.structured.structures import STRUCTURES, structured
 
 DEVICE = Roofline(
-    name="two cores", n_units=2, peak_flops_per_s={"float32": 2e11}, bandwidth_bytes_per_s=2e10, cache_bytes=0.0
+    name="two cores",
+    n_units=2,
+    peak_flops_per_s={"float32": 2e11},
+    bandwidth_bytes_per_s=2e10,
+    cache_bytes=0.0,
+    family="cpu",
 )
-CONSTANTS = {"rate_frac": 0.5, "bandwidth_frac": 0.5, "edge_depth": 4.0, "launch_s": 1e-6, "call_s": 1e-7}
+CONSTANTS = {
+    "rate_frac": 0.5,
+    "bandwidth_frac": 0.5,
+    "edge_depth": 4.0,
+    "launch_s": 1e-6,
+    "call_s": 1e-7,
+    "cache_speedup": 4.0,
+    "cache_bytes": 1e6,
+}
 
 
 def seconds(**columns: float) -> float:
@@ -36,6 +50,9 @@ def test_calls_arithmetic_and_traffic_follow_each_other():
     assert seconds(n_flops=1e9, n_bytes=1.1e8) == pytest.approx(1e-6 + 2.1e-2)
     assert seconds(n_flops=1e9, n_cores=1) == pytest.approx(1e-6 + 2e-2)
     assert seconds(n_bytes=1e8, n_cores=4) == pytest.approx(1e-6 + 1e-2)
+    # what fits into the caches of both cores streams from there, unless it was touched long ago
+    assert seconds(n_bytes=1e6) == pytest.approx(1e-6 + 2.5e-5)
+    assert seconds(n_bytes=1e6, kept=1) == pytest.approx(1e-6 + 1e-4)
     # sums of four products are worked on as if they were of eight
     assert seconds(n_flops=1e9, n_sums=1e9 / 8) == pytest.approx(1e-6 + 2e-2)
 
@@ -96,15 +113,20 @@ def executed_bytes(module, product, rows: int) -> int:
 def test_traffic_is_counted_as_pytorch_dispatches_it(structure, n_in, n_out, options):
     torch = pytest.importorskip("torch", reason="counts what PyTorch does")
     product, rows = structured(structure, n_in, n_out, **options), 500
-    assert product_op("", product, rows).bytes_read == pytest.approx(executed_bytes(torch, product, rows), rel=0.03)
+    assert structured_op("", product, rows).bytes_read == pytest.approx(
+        executed_bytes(torch, product, rows), rel=0.03
+    )
 
 
 def test_a_backward_pass_multiplies_twice():
     product = structured("monarch", 256, 256)
-    forward, backward = (product_op("", product, 100, backward=which, n_cores=1) for which in (False, True))
+    forward, backward = (
+        structured_op("", product, 100, Setting(training=True, backward=which, n_cores=1))
+        for which in (False, True)
+    )
     assert backward.flops == 2 * forward.flops
     assert backward.shape.n_calls == 2 * forward.shape.n_calls
-    assert forward.shape.n_cores == 1
+    assert forward.shape.n_cores == forward.shape.kept == 1
 
 
 def test_every_structure_has_a_code():

@@ -13,7 +13,7 @@ from sandtable.demand.op import Op, Where
 from sandtable.hardware import Machine
 from sandtable_kernels.pytorch import vision_demand as demand
 from sandtable_kernels.pytorch.vision_demand import Maps, Setting
-from sandtable_kernels.structured.baselines.structured_kernels import structured_op
+from sandtable_kernels.structured.baselines.structured_demand import structured_op
 from sandtable_kernels.structured.butterfly_law import butterfly_op
 from sandtable_kernels.structured.butterfly_layout import ButterflyLayout
 from sandtable_kernels.structured.structures import structured

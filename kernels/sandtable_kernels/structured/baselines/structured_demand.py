@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from sandtable.demand.op import Op
-from sandtable.hardware import DTYPE_BYTES
+from sandtable_kernels.pytorch.vision_demand import DIRECT, Setting
 from sandtable_kernels.structured.baselines.block_shuffle import BlockShuffle
 from sandtable_kernels.structured.baselines.circulant import CyclicProduct
 from sandtable_kernels.structured.baselines.low_rank import LowRank
@@ -57,43 +56,30 @@ def _padded(n_in: int, width: int) -> int:
     return n_in if width == n_in else n_in + 2 * width
 
 
-def product_op(
-    name: str,
-    product: StructuredProduct,
-    rows: int,
-    *,
-    dtype: str = "float32",
-    n_cores: int = 0,
-    backward: bool = False,
-    **more: Any,
-) -> Op:
-    """Return the demand of a layer's product, forward or backward; of any structure but a butterfly.
-
-    Args:
-        name: What it is for.
-        product: The matrix.
-        rows: Rows, or pixels.
-        dtype: Element type of rows and weights.
-        n_cores: Cores that work on it, 0 for all.
-        backward: The gradients of rows and weights instead.
-        more: Further attributes of the `Op`: where, sharing, section.
-    """
-    times, item, done = (BACKWARD_PRODUCTS if backward else 1), DTYPE_BYTES[dtype], executed(product)
+def structured_op(name: str, product: StructuredProduct, rows: int, setting: Setting = DIRECT) -> Op:
+    """Return the demand of rows (pixels) times a matrix of any structure but a butterfly, or of both gradients."""
+    times, done = (BACKWARD_PRODUCTS if setting.backward else 1), executed(product)
     flops = 2 * times * (rows * product.multiplications + product.weights_multiplications)
-    n_bytes = times * item * (rows * done.row_items + done.weight_items)
-    shape = StructuredShape(
-        CODES.index(product.structure), flops, times * rows * product.sums, n_bytes, times * done.n_calls, n_cores
-    )
+    n_bytes = times * setting.item_bytes * (rows * done.row_items + done.weight_items)
     return Op(
         name=name,
         operator="structured_product",
         account="compute",
-        dtype=dtype,
+        dtype=setting.dtype,
         flops=flops,
         bytes_read=n_bytes,
         n_items=rows,
-        shape=shape,
-        **more,
+        shape=StructuredShape(
+            CODES.index(product.structure),
+            flops,
+            times * rows * product.sums,
+            n_bytes,
+            times * done.n_calls,
+            setting.n_cores,
+            float(setting.training),
+        ),
+        on=setting.on,
+        section=setting.section,
     )
 
 

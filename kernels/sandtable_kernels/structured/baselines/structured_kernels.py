@@ -11,7 +11,6 @@ import numpy as np
 
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op
-from sandtable_kernels.pytorch.vision_demand import DIRECT, Setting
 from sandtable_kernels.structured.baselines.block_shuffle import BlockShuffle
 from sandtable_kernels.structured.baselines.circulant import Circulant, CyclicProduct, Toeplitz
 from sandtable_kernels.structured.baselines.low_rank import LowRank
@@ -23,30 +22,6 @@ from sandtable_kernels.support import Array, cold_copies, cycling, seeded
 SIZES = ((64, 64), (256, 256), (512, 256), (1024, 1024))
 MORE_SIZES = ((128, 512), (2048, 2048), (4096, 4096))
 ROWS = (16, 256, 2048)
-
-
-def structured_op(name: str, product: StructuredProduct, rows: int, setting: Setting = DIRECT) -> Op:
-    """Return the demand of rows times a structured matrix, or of both gradients: twice the arithmetic and traffic.
-
-    Rows and weights are read once, results are written once; the rest stays in cache.
-    """
-    item, times = setting.item_bytes, 2 if setting.backward else 1
-    read, written = item * (rows * product.n_in + product.parameters), item * rows * product.n_out
-    flops = times * 2 * (rows * product.multiplications + product.weights_multiplications)
-    moved, calls = times * (read + written), times * product.calls(rows)
-    return Op(
-        name=name,
-        operator="structured_product",
-        account="compute",
-        dtype=setting.dtype,
-        flops=flops,
-        bytes_read=times * read,
-        bytes_written=times * written,
-        n_items=rows,
-        shape=StructuredShape(CODES.index(product.structure), flops, times * rows * product.sums, moved, calls),
-        on=setting.on,
-        section=setting.section,
-    )
 
 
 class StructuredKernel(Kernel):
@@ -78,7 +53,22 @@ class StructuredKernel(Kernel):
 
     def cost(self, dims: Dims) -> Op:
         """Rows and weights are read once, results are written once; the rest stays in cache."""
-        return structured_op(self.name, self.product(dims), dims["rows"])
+        product, rows = self.product(dims), dims["rows"]
+        read, written = 4 * (rows * product.n_in + product.parameters), 4 * rows * product.n_out
+        flops = 2 * (rows * product.multiplications + product.weights_multiplications)
+        shape = StructuredShape(
+            CODES.index(self.name), flops, rows * product.sums, read + written, product.calls(rows), kept=1
+        )
+        return Op(
+            name=self.name,
+            operator="structured_product",
+            account="compute",
+            flops=flops,
+            bytes_read=read,
+            bytes_written=written,
+            n_items=rows,
+            shape=shape,
+        )
 
     def prepare(self, dims: Dims, context: KernelContext) -> AbstractContextManager[Callable[[], None]]:
         """Cycle through cold rows, as those of a layer are that were written by the one before."""

@@ -9,16 +9,17 @@ import numpy as np
 from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
 from sandtable.demand.operator_shapes import Number
 from sandtable.hardware import Roofline
+from sandtable_kernels.pytorch.core_law import CACHE, SPEEDUP, Cores
 
 # structures by the number that stands for them in a shape
 CODES = ("dense", "low_rank", "circulant", "toeplitz", "monarch", "block_shuffle", "butterfly")
 
 
 class StructuredShape(NamedTuple):
-    """Rows times a structured matrix: arithmetic as executed, bytes that go to memory and back, and library calls.
+    """Rows times a structured matrix: arithmetic as executed, bytes moved, and library calls, by ``n_cores`` (0: all).
 
-    ``structure`` is its place in `CODES`; ``n_sums`` are the sums that the products of its factors consist of;
-    ``n_cores`` 0: all.
+    ``structure`` is its place in `CODES`; ``n_sums`` are the sums that the products of its factors consist of.
+    ``kept`` 1: what is moved was last touched long ago, as tensors are that a backward pass will need.
     """
 
     structure: Number
@@ -27,16 +28,16 @@ class StructuredShape(NamedTuple):
     n_bytes: Number
     n_calls: Number
     n_cores: Number = 0.0
+    kept: Number = 0.0
 
 
 class StructuredLaw(Operator[Roofline]):
-    """``t = launch + n_calls * call + (flops + 2 * edge_depth * sums) / rate + bytes / bandwidth``.
+    """``t = launch + n_calls * call + (flops + 2 * edge_depth * sums) / rate + moving``.
 
-    ``edge_depth`` products of each sum are worked on for nothing: short sums, as those of small blocks, are slow. A
-    block of rows is brought in before it is multiplied, so arithmetic and traffic follow each other.
-
-    A block of a block-diagonal factor is a call of the BLAS, a block of rows one of the library of transforms. What a
-    structure's blocks or transforms reach of the peak is its own constant.
+    ``edge_depth`` products of each sum are worked on for nothing: short sums, as those of small blocks, are slow. Rows
+    are brought in before they are multiplied, so arithmetic and traffic follow each other; what fits into the cores'
+    caches streams from there (`Cores`). A block of a block-diagonal factor is a call of the BLAS, a transform one of
+    its library. What a structure's blocks or transforms reach of the peak is its own constant.
     """
 
     name: ClassVar[str] = "structured_product"
@@ -44,20 +45,22 @@ class StructuredLaw(Operator[Roofline]):
     Shape: ClassVar[type[StructuredShape]] = StructuredShape
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="rate_frac", typical=0.4, low=0.005, high=1.2),
-        # above 1 where caches serve what memory would
-        Constant(name="bandwidth_frac", typical=0.8, low=0.02, high=8.0),
+        Constant(name="bandwidth_frac", typical=0.8, low=0.05, high=3.0),
         Constant(name="edge_depth", typical=8.0, low=0.01, high=500.0),
         Constant(name="launch_s", typical=5e-6, low=1e-7, high=1e-3),
         Constant(name="call_s", typical=5e-7, low=1e-9, high=1e-4),
+        SPEEDUP,
+        CACHE,
     )
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
-        used = np.where(columns.n_cores > 0, np.minimum(columns.n_cores, device.n_units), device.n_units)
-        share = used / device.n_units
+        cores = Cores.of(device, constants, columns.n_cores)
         worked = columns.n_flops + 2 * constants["edge_depth"] * columns.n_sums
-        computing = worked / (constants["rate_frac"] * device.peak(dtype) * share)
-        moving = columns.n_bytes / (constants["bandwidth_frac"] * device.bandwidth_bytes_per_s * share)
+        computing = worked / (constants["rate_frac"] * device.peak(dtype) * cores.share)
+        # an accelerator's cache is no core's own
+        far = (columns.kept > 0) | (device.family != "cpu")
+        moving = cores.moving_s(columns.n_bytes, np.where(far, np.inf, columns.n_bytes))
         calling = constants["launch_s"] + columns.n_calls * constants["call_s"]
         return np.asarray(calling + computing + moving)
 

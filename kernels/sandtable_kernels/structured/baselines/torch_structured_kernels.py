@@ -11,7 +11,7 @@ from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
 from sandtable_kernels.pytorch.vision_demand import Setting
 from sandtable_kernels.pytorch.vision_operators import CORES, PASSES, VisionKernel, points
-from sandtable_kernels.structured.baselines.structured_demand import product_op, typical_options
+from sandtable_kernels.structured.baselines.structured_demand import structured_op, typical_options
 from sandtable_kernels.structured.baselines.structured_product import StructuredProduct
 from sandtable_kernels.structured.structures import structured
 from sandtable_kernels.support import Array, seeded
@@ -48,9 +48,8 @@ class TorchStructured(VisionKernel):
         return found
 
     def demand(self, dims: Dims, how: Setting) -> list[Op]:
-        """See `structured_demand.product_op`."""
-        options = {"dtype": how.dtype, "n_cores": how.n_cores, "backward": how.backward}
-        return [product_op("structured", product_of(dims), dims["rows"], **options)]
+        """See `structured_demand.structured_op`."""
+        return [structured_op("structured", product_of(dims), dims["rows"], how)]
 
     def example(self) -> Dims:
         """A Monarch matrix of odd sides."""
