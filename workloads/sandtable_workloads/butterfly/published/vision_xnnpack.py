@@ -70,5 +70,5 @@ def _seconds(machine: str, network: str, cores: int) -> tuple[float, float, floa
 
 
 def _is_folded(layer: Layer) -> bool:
-    """Whether it is part of the layer before: a norm, or a relu, which is a clamp; a hard swish is a pass of its own."""
+    """Whether it is part of the layer before: a norm or a relu, which is a clamp. A hard swish takes a pass."""
     return layer.kind == "norm" or layer.function == "relu"
