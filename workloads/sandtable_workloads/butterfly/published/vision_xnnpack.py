@@ -1,8 +1,8 @@
 """MobileNets on phones with XNNPACK, as its authors published them: single cores and all large ones, float32.
 
-The file ships with the package: twelve figures of a README. XNNPACK folds batch norms into the weights and clamps into
-the layer before, so that both are left out of the prediction; everything else follows the laws of PyTorch on a CPU, from
-the data sheet of a phone. No constant was fitted to a phone.
+The file ships with the package: twelve figures of a README. XNNPACK folds batch norms into the weights and clamps
+into the layer before, so that both are left out of the prediction; everything else follows the laws of PyTorch on a
+CPU, from the data sheet of a phone. No constant was fitted to a phone.
 """
 
 from __future__ import annotations
