@@ -62,8 +62,8 @@ def _seconds(machine: str, network: str, cores: int) -> tuple[float, float, floa
     """Return the seconds of an image, and the interval, in which all laws are wrong together."""
     settings = {"network": network, "structure": "dense", "resolution": 224, "threads": cores}
     p, phone = ButterflyVision.model_validate(settings), _machine(machine)
-    network = p.built()
-    kept = replace(network, layers=tuple(layer for layer in network.layers if not _is_folded(layer)))
+    whole = p.built()
+    kept = replace(whole, layers=tuple(layer for layer in whole.layers if not _is_folded(layer)))
     costs = CostModel(phone)
     times = [costs.time(op) for op in inference_ops(kept, Runs.of(p, phone))]
     return sum(t.seconds for t in times), sum(t.low for t in times), sum(t.high for t in times)
