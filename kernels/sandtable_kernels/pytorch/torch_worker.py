@@ -19,8 +19,9 @@ import torch.distributed as dist
 
 from sandtable_kernels.pytorch.torch_cases import CASES, LEAST_COPIES, enough_copies
 from sandtable_kernels.pytorch.vision_cases import VISION_CASES
+from sandtable_kernels.structured.butterfly_cases import BUTTERFLY_CASES
 
-KNOWN = CASES | VISION_CASES
+KNOWN = CASES | VISION_CASES | BUTTERFLY_CASES
 
 
 def join(rendezvous: str, rank: int, n: int) -> None:

@@ -85,16 +85,17 @@ class Butterfly(Operator[Roofline]):
         return np.asarray(columns.wrapped * constants["wrap_s"] + launches + joined(flops, moving))
 
     def _on_cores(self, device: Roofline, constants: Constants, c: Columns, item: float) -> FloatArray:
-        cores = Cores.of(device, constants, c.n_cores)
         blocks = np.ceil(c.rows / BLOCK_ROWS)
+        asked = np.where(c.n_cores > 0, np.minimum(c.n_cores, device.n_units), device.n_units)
+        cores = Cores.of(device, constants, np.minimum(asked, blocks))
         rounds = np.ceil(blocks / cores.n_cores)
         # of one round: a block on each core
-        rows = np.clip(c.rows, constants["least_rows"], BLOCK_ROWS) * np.minimum(cores.n_cores, blocks)
-        rate = constants["rate_frac"] * device.peak("float32") * np.minimum(cores.n_cores, blocks) / device.n_units
+        rows = np.clip(c.rows, constants["least_rows"], BLOCK_ROWS) * cores.n_cores
         multiplied = c.blocks * c.levels * c.size * c.base
+        rate = constants["rate_frac"] * device.peak("float32") * cores.share
         computing = self.products * 2 * rows * multiplied / rate
         scratch = WIDE_BYTES * rows * c.size * c.blocks
-        weights = WIDE_BYTES * multiplied * np.minimum(cores.n_cores, blocks)
+        weights = WIDE_BYTES * multiplied * cores.n_cores
         swept = self.sweeps * 2 * (passes(c.base, c.levels) + 2) * scratch
         near = cores.moving_s(swept + self.products * weights, scratch + weights)
         given = self.sweeps * item * rows * (c.n_in + c.n_out)

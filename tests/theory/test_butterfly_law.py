@@ -1,0 +1,123 @@
+"""The butterfly's law against closed forms: passes, rounds of blocks on cores, launches on GPUs, and monotony."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandtable.demand.operator import Operator, operator_named
+from sandtable.hardware import Roofline
+from sandtable_kernels.pytorch.vision_demand import Setting
+from sandtable_kernels.structured.butterfly_law import BLOCK_ROWS, ButterflyShape, butterfly_op, passes
+from sandtable_kernels.structured.butterfly_layout import BASES, ButterflyLayout
+
+CPU = Roofline(
+    name="made_up",
+    n_units=4,
+    peak_flops_per_s={"float32": 400e9},
+    bandwidth_bytes_per_s=40e9,
+    cache_bytes=32e6,
+    family="cpu",
+)
+GPU = replace(CPU, family="gpu", n_units=100)
+CONSTANTS = {
+    "launch_s": 1e-6,
+    "wrap_s": 1e-5,
+    "rate_frac": 0.5,
+    "bandwidth_frac": 0.5,
+    "least_rows": 4.0,
+    "cache_speedup": 1.0,
+    "cache_bytes": 1e6,
+}
+
+
+def seconds(shape: ButterflyShape, *, device: Roofline = CPU, name: str = "butterfly", **other: float) -> float:
+    law: Operator[Roofline] = operator_named(name)
+    found = law.seconds(device, CONSTANTS | other, law.columns(shape), dtype="float32")
+    return float(found[0])
+
+
+def shape_of(layout: ButterflyLayout, rows: int, n_cores: int = 0) -> ButterflyShape:
+    shape: ButterflyShape = butterfly_op("b", layout, rows, Setting(n_cores=n_cores)).shape
+    return shape
+
+
+@pytest.mark.parametrize(
+    ("base", "levels", "swept"), [(2, 10, 3), (4, 5, 3), (4, 2, 1), (8, 4, 4), (16, 3, 3), (2, 1, 1)]
+)
+def test_levels_that_fit_registers_together_are_one_pass(base: int, levels: int, swept: int) -> None:
+    assert passes(base, levels) == swept
+
+
+def test_one_block_of_rows_on_one_core() -> None:
+    """16 rows of 1024, base 4: 5 levels in 3 passes, a transposition in and out, weights once, rows in and out."""
+    computing = 2 * 16 * 5 * 4 * 1024 / (0.5 * 100e9)
+    swept, weights, given = 2 * (3 + 2) * 4 * 16 * 1024, 4 * 5 * 4 * 1024, 4 * 16 * 2048
+    moving = (swept + weights + given) / (0.5 * 10e9)
+    found = seconds(shape_of(ButterflyLayout(1024, 1024), 16, 1))
+    assert found == pytest.approx(1e-6 + (computing**1.5 + moving**1.5) ** (1 / 1.5))
+
+
+def test_cores_take_whole_blocks() -> None:
+    layout, block = ButterflyLayout(256, 256), int(BLOCK_ROWS)
+    four, five, eight = (seconds(shape_of(layout, n * block), launch_s=1e-12) for n in (4, 5, 8))
+    assert five == pytest.approx(2 * four, rel=1e-6)
+    assert eight == pytest.approx(five, rel=1e-6)
+
+
+def test_a_block_alone_has_one_core_and_its_bandwidth() -> None:
+    one, all_ = (seconds(shape_of(ButterflyLayout(1024, 1024), 16, cores)) for cores in (1, 0))
+    assert one == pytest.approx(all_)
+
+
+def test_few_rows_take_as_long_as_the_least() -> None:
+    layout = ButterflyLayout(1024, 1024)
+    assert seconds(shape_of(layout, 1)) == pytest.approx(seconds(shape_of(layout, 4)), rel=0.05)
+    assert seconds(shape_of(layout, 16)) > 1.5 * seconds(shape_of(layout, 4))
+
+
+def test_a_gpu_launches_and_sweeps_the_activation_in_every_pass() -> None:
+    rows, layout = 65536, ButterflyLayout(1024, 1024)
+    moving, computing = 3 * 2 * 4 * rows * 1024 / 20e9, 2 * rows * layout.multiplications / 200e9
+    found = seconds(shape_of(layout, rows), device=GPU)
+    assert found == pytest.approx(3 * 1e-6 + (computing**1.5 + moving**1.5) ** (1 / 1.5))
+    assert seconds(shape_of(ButterflyLayout(16, 16), 1), device=GPU) == pytest.approx(1e-6, rel=0.01)
+
+
+def test_a_module_adds_its_call() -> None:
+    shape = shape_of(ButterflyLayout(64, 64), 16)
+    assert seconds(shape._replace(wrapped=1.0)) - seconds(shape) == pytest.approx(1e-5)
+
+
+def test_counts_are_those_of_the_layout() -> None:
+    layout = ButterflyLayout(96, 384, 4)
+    op = butterfly_op("b", layout, 10)
+    assert op.flops == 2 * 10 * layout.multiplications
+    assert op.bytes_read == 4 * (10 * 96 + layout.parameters)
+    assert op.bytes_written == 4 * 10 * 384
+    back = butterfly_op("b", layout, 10, Setting(backward=True))
+    assert back.operator == "butterfly backward"
+    assert back.flops == 3 * op.flops
+
+
+SIDES = st.integers(1, 3000)
+
+
+@given(rows=st.integers(1, 5000), n_in=SIDES, n_out=SIDES, base=st.sampled_from(BASES), cores=st.integers(0, 4))
+@pytest.mark.parametrize("name", ["butterfly", "butterfly backward"])
+def test_more_takes_no_less(name: str, rows: int, n_in: int, n_out: int, base: int, cores: int) -> None:
+    shape = shape_of(ButterflyLayout(n_in, n_out, base), rows, cores)
+    for device in (CPU, GPU):
+        for speedup in (1.0, 5.0):
+            least = seconds(shape, device=device, name=name, cache_speedup=speedup)
+            larger = [
+                shape._replace(rows=rows + 1),
+                shape._replace(size=float(shape.size) + base, n_in=n_in + base),
+                shape._replace(levels=float(shape.levels) + 1),
+                shape._replace(blocks=float(shape.blocks) + 1, n_out=2 * n_out),
+            ]
+            for more in larger:
+                assert seconds(more, device=device, name=name, cache_speedup=speedup) >= least * (1 - 1e-9)
