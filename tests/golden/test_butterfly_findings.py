@@ -21,6 +21,7 @@ from sandtable_workloads.butterfly.published.crossover import (
     SIDES,
     computers,
     crossings,
+    flops_per_byte,
     gains,
 )
 from sandtable_workloads.butterfly.published.layer_times import crossing, layer_seconds
@@ -97,6 +98,20 @@ def test_the_map_says_of_each_kind_where_the_first_half_and_all_cross() -> None:
         assert first == ([min(side for side in sides if side)] if any(sides) else [])
         every = [row[3] for row in rows if row[:3] == [kind, "all", ROWS[-1]]]
         assert every == ([] if None in sides else [max(side for side in sides if side)])
+
+
+def test_the_balance_of_a_device_is_that_of_its_data_sheet() -> None:
+    by_name = {each.name: each for each in computers()}
+    assert flops_per_byte(by_name["qualcomm_snapdragon_670"]) == pytest.approx(32 / 14.9)
+    assert flops_per_byte(by_name["nvidia_a100_sxm"]) == pytest.approx(312e12 / 2039e9)
+    assert flops_per_byte(by_name["nvidia_t4"]) < flops_per_byte(by_name["nvidia_l4"])  # float32, without bfloat16
+
+
+def test_the_first_gpus_to_cross_have_the_least_arithmetic_per_byte() -> None:
+    gpus = [each for each in computers() if each.kind == "GPUs with HBM"]
+    in_order = sorted(gpus, key=lambda each: crossings(each.name)[-1] or np.inf)
+    first, last = in_order[0], in_order[-1]
+    assert flops_per_byte(first) < flops_per_byte(last)
 
 
 def test_time_never_falls_as_far_as_multiply_adds_do() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sandtable.hardware import Accelerators, Machine, library
+from sandtable.hardware import Accelerators, Machine, Roofline, library
 from sandtable.studies.finding import Finding
 from sandtable.table import Table
 from sandtable_workloads.butterfly.networks.pointwise_counts import pointwise_counts
@@ -36,11 +36,13 @@ SHOWN = {
 }
 MULTIPLY_ADDS = "multiply-adds"
 FAR = 0.5
+# rank correlation from which on two orders are called alike
+TOGETHER = 0.7
 
 
 @dataclass(frozen=True, slots=True)
 class Computer:
-    """What multiplies: the CPU of a machine, or one GPU, with what it is called, its kind, and the type it runs in."""
+    """What multiplies: the CPU of a machine, or a GPU; its kind, and the type that it is asked for in."""
 
     name: str
     kind: str
@@ -94,8 +96,8 @@ def crossings(name: str) -> list[float | None]:
 
 
 def findings() -> list[Finding]:
-    """Return the map of the library, and how far multiply-adds are from time."""
-    return [_map(), _fewer_multiply_adds()]
+    """Return the map of the library, what its order follows, and how far multiply-adds are from time."""
+    return [_map(), _balance(), _fewer_multiply_adds()]
 
 
 def _map() -> Finding:
@@ -119,6 +121,47 @@ def _map() -> Finding:
         x="rows (pixels of all images)",
         y="channels",
     )
+
+
+def flops_per_byte(computer: Computer) -> float:
+    """Return the arithmetic that a device does at its peak while its memory moves a byte."""
+    accelerator, host = computer.machine.accelerator, computer.machine
+    processor, memory = (
+        (host.processor, host.memory) if accelerator is None else (accelerator.processor, accelerator.memory)
+    )
+    sheet = Roofline.of(processor, memory)
+    return sheet.peak(computer.precision) / sheet.bandwidth_bytes_per_s
+
+
+def _balance() -> Finding:
+    """Devices of a kind that lie within a doubling are one point, that of the upper half of them."""
+    places: dict[tuple[str, int], list[float]] = {}
+    balance, sides = [], []
+    for computer in computers():
+        side, flops = crossings(computer.name)[-1] or np.inf, flops_per_byte(computer)
+        places.setdefault((computer.kind, 2 ** round(np.log2(flops))), []).append(side)
+        balance.append(flops)
+        sides.append(side)
+    rows = [[kind, flops, _upper_median(alike)] for (kind, flops), alike in sorted(places.items())]
+    together = _rank_correlation(np.array(balance), np.array(sides))
+    return Finding(
+        name="crossover_by_balance",
+        claim="The more arithmetic a device does per byte of its memory, the wider a butterfly layer has to be",
+        holds=together > TOGETHER,
+        evidence=f"with {ROWS[-1]} rows the two orders of {len(sides)} devices correlate by {together:.2f} in rank",
+        data=_table(
+            "Channels from which on a butterfly takes less time, by the device's balance",
+            [["", kind, flops, float(side)] for kind, flops, side in rows if side < np.inf],
+        ),
+        x="FLOP per byte of memory bandwidth",
+        y="channels",
+    )
+
+
+def _rank_correlation(a: Floats, b: Floats) -> float:
+    """Return Spearman's coefficient; values that are equal have the mean of their ranks."""
+    ranks = [np.array([((x < each).sum() + (x <= each).sum()) / 2 for each in x]) for x in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _upper_median(sides: Sequence[float]) -> float:
