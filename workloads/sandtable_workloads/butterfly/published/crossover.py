@@ -160,8 +160,8 @@ def _balance() -> Finding:
 
 def _rank_correlation(a: Floats, b: Floats) -> float:
     """Return Spearman's coefficient; values that are equal have the mean of their ranks."""
-    ranks = [np.array([((x < each).sum() + (x <= each).sum()) / 2 for each in x]) for x in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.array([((x < each).sum() + (x <= each).sum()) / 2 for each in x]) for x in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _upper_median(sides: Sequence[float]) -> float:
