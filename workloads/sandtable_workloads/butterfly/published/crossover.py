@@ -142,7 +142,7 @@ def _balance() -> Finding:
         places.setdefault((computer.kind, 2 ** round(np.log2(flops))), []).append(side)
         balance.append(flops)
         sides.append(side)
-    rows = [[kind, flops, _upper_median(alike)] for (kind, flops), alike in sorted(places.items())]
+    points = [(kind, flops, _upper_median(alike)) for (kind, flops), alike in sorted(places.items())]
     together = _rank_correlation(np.array(balance), np.array(sides))
     return Finding(
         name="crossover_by_balance",
@@ -151,7 +151,7 @@ def _balance() -> Finding:
         evidence=f"with {ROWS[-1]} rows the two orders of {len(sides)} devices correlate by {together:.2f} in rank",
         data=_table(
             "Channels from which on a butterfly takes less time, by the device's balance",
-            [["", kind, flops, float(side)] for kind, flops, side in rows if side < np.inf],
+            [["", kind, flops, float(side)] for kind, flops, side in points if side < np.inf],
         ),
         x="FLOP per byte of memory bandwidth",
         y="channels",
