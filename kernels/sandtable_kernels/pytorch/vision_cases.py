@@ -109,12 +109,22 @@ class Joined(nn.Module):
         return torch.cat(x.chunk(2, dim=1), dim=1)
 
 
+class Shuffled(nn.Module):
+    """Two groups of channels, interleaved."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return them, channels last."""
+        rows = x.permute(0, 2, 3, 1).unflatten(-1, (2, -1)).transpose(-1, -2)
+        return rows.flatten(-2).permute(0, 3, 1, 2)
+
+
 STREAMS: dict[str, Callable[[int], nn.Module]] = {
     "relu": lambda _: nn.ReLU(inplace=True),
     "hard_swish": lambda _: nn.Hardswish(inplace=True),
     "add": lambda _: Added(),
     "scale": Scaled,
     "concat": lambda _: Joined(),
+    "shuffle": lambda _: Shuffled(),
     "mean": lambda _: nn.AdaptiveAvgPool2d(1),
     "max": lambda _: nn.MaxPool2d(3, 2, 1),
 }

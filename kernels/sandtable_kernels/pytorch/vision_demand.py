@@ -126,9 +126,22 @@ def add(name: str, n_elements: int, setting: Setting) -> list[Op]:
     return [] if setting.backward else [stream(name, n_elements, 3.0 * n_elements * setting.item_bytes, setting)]
 
 
-def copied(name: str, n_elements: int, setting: Setting, *, n_kernels: int = 1) -> list[Op]:
-    """Elements put beside each other or in another order: concatenation, shuffle; backward as much again."""
-    return [stream(name, n_elements, 2.0 * n_elements * setting.item_bytes, setting, n_kernels=n_kernels)]
+def copied(name: str, n_elements: int, setting: Setting) -> list[Op]:
+    """Elements put beside each other; backward hands parts of the gradient on, and copies them."""
+    return [stream(name, n_elements, 2.0 * n_elements * setting.item_bytes, setting)]
+
+
+def shuffled(name: str, n_elements: int, setting: Setting) -> list[Op]:
+    """Channels put in another order, and back again."""
+    moved, own = 2.0 * n_elements * setting.item_bytes, "image_shuffle"
+    return [stream(name, n_elements, moved, setting, operator=own, n_special=n_elements)]
+
+
+def view(name: str, n_elements: int, setting: Setting) -> list[Op]:
+    """Part of a tensor: a call, for which nothing moves; backward puts its gradient into zeros as large as all."""
+    if setting.backward:
+        return [stream(name, n_elements, 3.0 * n_elements * setting.item_bytes, setting, n_kernels=2)]
+    return [] if setting.on == "accelerator" else [stream(name, 1.0, setting.item_bytes, setting)]
 
 
 def scaled(name: str, maps: Maps, channels: int, setting: Setting) -> list[Op]:

@@ -223,6 +223,13 @@ class ImageStream(Operator[Roofline]):
         return np.asarray(c.n_kernels * constants["launch_s"] + joined(moving, working))
 
 
+class ImageShuffle(ImageStream):
+    """Channels in another order: each number is copied by itself."""
+
+    name: ClassVar[str] = "image_shuffle"
+    fitted_as: ClassVar[str] = "image_shuffle"
+
+
 class BatchNorm(ImageStream):
     """Normalisation by channel: factors of each channel first, then each element by its own."""
 

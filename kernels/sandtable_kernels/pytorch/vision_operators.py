@@ -224,7 +224,7 @@ class TorchImageStream(VisionKernel):
 
     name: ClassVar[str] = "torch_image_stream"
     case: ClassVar[str] = "stream"
-    kinds: ClassVar[tuple[str, ...]] = ("relu", "hard_swish", "add", "scale", "concat", "mean", "max")
+    kinds: ClassVar[tuple[str, ...]] = ("relu", "hard_swish", "add", "scale", "concat", "shuffle", "mean", "max")
     names: ClassVar[str] = "batch side n_in kind"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
@@ -244,6 +244,8 @@ class TorchImageStream(VisionKernel):
                 return demand.scaled(kind, where, n_in, how)
             case "concat":
                 return demand.copied(kind, n, how)
+            case "shuffle":
+                return demand.shuffled(kind, n, how)
             case "mean":
                 return demand.mean_pool(kind, where, n_in, how)
             case "max":

@@ -18,11 +18,9 @@ from sandtable_kernels.structured.butterfly_law import butterfly_op
 from sandtable_kernels.structured.butterfly_layout import ButterflyLayout
 from sandtable_kernels.structured.structures import structured
 from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision
-from sandtable_workloads.butterfly.networks import Kind, Layer, Network
+from sandtable_workloads.butterfly.networks import Layer, Network
 
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
-# what takes no time: a view
-VIEWS: tuple[Kind, ...] = ("slice",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +112,14 @@ def ops_of(layer: Layer, runs: Runs, setting: Setting) -> list[Op]:
             return demand.scaled(name, maps, n_out, setting)
         case "add":
             return demand.add(name, elements, setting)
-        case "shuffle" | "concat":
+        case "concat":
             return demand.copied(name, elements, setting)
+        case "shuffle":
+            return demand.shuffled(name, elements, setting)
         case "pool":
             return _pool(layer, maps, runs, setting, window)
-        case _:
-            return []
+        case "slice":
+            return demand.view(name, runs.n * layer.input_elements, setting)
 
 
 def _pool(layer: Layer, maps: Maps, runs: Runs, setting: Setting, window: dict[str, int]) -> list[Op]:
