@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from sandtable_workloads.butterfly.published.crossover import (
     KINDS,
     MULTIPLY_ADDS,
     ROWS,
+    SHOWN,
+    SHOWN_ROWS,
     SIDES,
     computers,
     crossings,
@@ -191,6 +194,33 @@ def test_bases_are_compared_at_equal_multiply_adds(base: int) -> None:
     assert 0.85 * BUDGET < p.built().multiply_accumulates() <= BUDGET
     wider = network_named("mobilenet_v1", width=width + 0.01, resolution=SIDE, structure="butterfly", base=base)
     assert wider.multiply_accumulates() > BUDGET
+
+
+def test_the_readme_tells_what_is_predicted() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    lines_of = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line] for line in lines_of]
+    (place,) = [index for index, line in enumerate(cells) if line[0] == f"predicted, {SHOWN_ROWS} rows"]
+    heads, channels, faster = cells[place], cells[place + 2], cells[place + 3]
+    at = ROWS.index(SHOWN_ROWS)
+    assert heads[1:] == list(SHOWN)
+    for label, side, times in zip(heads[1:], channels[1:], faster[1:], strict=True):
+        name = SHOWN[label]
+        assert crossings(name)[at] == pytest.approx(float(side), rel=0.05), label
+        assert gains(name)[at][SIDES.index(1024)] == pytest.approx(float(times), rel=0.05), label
+    told = re.search(r"take ([\d.]+) to ([\d.]+) times as long on that phone", text)
+    assert told is not None
+    ratios = [
+        images_found()["phone CPU", p.butterfly].seconds / images_found()["phone CPU", p.dense].seconds
+        for p in pairs()
+    ]
+    assert [min(ratios), max(ratios)] == pytest.approx([float(each) for each in told.groups()], rel=0.05)
+    gain = re.search(r"up to ([\d.]+) points", text)
+    assert gain is not None
+    assert max(pair.gain for pair in pairs()) == pytest.approx(float(gain[1]), abs=0.05)
+    assert f"all {len(computers())} CPUs and GPUs" in text
+    on_phone = [row[3] for row in found()["equal_time_accuracy"].data.rows if row[1] == "time, phone CPU"]
+    assert f"more accurate in {sum(gain < 0 for gain in on_phone)} of {len(on_phone)} comparisons" in text
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
