@@ -9,7 +9,7 @@ from sandtable import units
 from sandtable.demand.plan import Plan
 from sandtable.hardware import Frozen, Machine
 from sandtable.results import Metric
-from sandtable.workload.seam import Verdict, Workload
+from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
 from sandtable_workloads.butterfly import vision_memory
 from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision, Structure
 from sandtable_workloads.butterfly.networks import Layer, describe
@@ -23,7 +23,7 @@ class ButterflyVisionWorkload(Workload[ButterflyVision]):
 
     name: ClassVar[str] = "butterfly_vision"
     parameters: ClassVar[type[Frozen]] = ButterflyVision
-    planned_only: ClassVar[str | None] = "its networks are not built yet"
+    needs: ClassVar[tuple[str, ...]] = ("torch", "numba")
     example_stack: ClassVar[str | None] = "pytorch_cpu"
     headlines: ClassVar[tuple[str, ...]] = (
         "latency_s.mean",
@@ -68,6 +68,25 @@ class ButterflyVisionWorkload(Workload[ButterflyVision]):
     def what_fits(self, parameters: ButterflyVision, machine: Machine) -> Sequence[str]:
         """Return the largest halving of the batch that fits."""
         return vision_memory.what_fits(parameters, machine)
+
+    def prepare(self, parameters: ButterflyVision, machine: Machine, seed: int, context: ExecutionContext) -> None:
+        """Check that this machine can do it, and take one step, which compiles kernels.
+
+        Raises:
+            ConfigError: more threads than this process may use.
+            NoDevice: PyTorch is missing, or it sees no GPU where the machine has one.
+        """
+        from sandtable_workloads.butterfly import vision_run
+
+        vision_run.prepare(parameters, machine, seed, context)
+
+    def execute(
+        self, parameters: ButterflyVision, machine: Machine, seed: int, context: ExecutionContext
+    ) -> Execution:
+        """Take the steps in PyTorch, or call a layer's kernel, and time each."""
+        from sandtable_workloads.butterfly import vision_run
+
+        return vision_run.run_vision(parameters, machine, seed, context)
 
     def example(self) -> dict[str, Any]:
         """Return a narrow MobileNetV1 and small images."""

@@ -7,31 +7,44 @@ input, or what became of it in place, a max pool also the places of its maxima.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from sandtable.hardware import Machine
 from sandtable.workload.seam import Verdict
 from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision
+from sandtable_workloads.butterfly.layer_memory import between, blocked_gradient, reordered
 from sandtable_workloads.butterfly.networks import IMAGE, Network
 
 # bytes of the place of a maximum
 PLACE_BYTES = 8.0
 
 
-def memory_of(p: ButterflyVision) -> dict[str, float]:
-    """Return bytes by kind: weights with buffers, activations, and of training gradients and momentum."""
+class Moment(NamedTuple):
+    """Bytes at one moment of a step beyond what stays: gradients of weights, activations with theirs, workspace."""
+
+    gradients: float = 0.0
+    activations: float = 0.0
+    workspace: float = 0.0
+
+
+def memory_of(p: ButterflyVision, machine: Machine) -> dict[str, float]:
+    """Return bytes by kind: weights with buffers, momentum, and what there is beside them at the highest moment."""
     network, item = p.built(), p.item_bytes
     held = {"weights": item * (network.parameters + network.buffers)}
-    if not p.trains:
-        return held | {"activations": item * p.n_images * network.peak_elements}
-    activations, gradients = max(_moments(network, p.n_images, item), key=sum)
-    return held | {"optimizer": item * network.parameters, "gradients": gradients, "activations": activations}
+    if p.trains and p.momentum:
+        held["optimizer"] = item * network.parameters
+    moments = _of_training(network, p) if p.trains else _of_inference(network, p)
+    # workspace is that of a CPU's convolutions; a layer alone is a plain product
+    without = machine.accelerator is not None or p.is_layer
+    most = max((moment._replace(workspace=0.0) if without else moment for moment in moments), key=sum)
+    return held | {kind: item * n for kind, n in most._asdict().items() if n}
 
 
 def verdict_of(p: ButterflyVision, machine: Machine) -> Verdict:
     """Return whether it fits into the memory of the processor that runs it."""
     memory = machine.memory if machine.accelerator is None else machine.accelerator.memory
-    held, has = memory_of(p), float(memory.datasheet.capacity_bytes)
+    held, has = memory_of(p, machine), float(memory.datasheet.capacity_bytes)
     total, breaks = 0.0, None
     for kind, size in held.items():
         total += size
@@ -50,52 +63,48 @@ def what_fits(p: ButterflyVision, machine: Machine) -> Sequence[str]:
     return ()
 
 
-# --- the moments of a training step ------------------------------------------------------------------------------
+# --- the moments of a step, in numbers -----------------------------------------------------------------------------
 
 
-def _owners(network: Network) -> dict[str, str]:
-    """Return for each layer the one whose memory its output lies in."""
-    owner = {IMAGE: IMAGE}
-    for layer in network.layers:
-        owner[layer.name] = layer.name if layer.new_elements else owner[layer.inputs[0]]
-    return owner
+def _of_inference(network: Network, p: ButterflyVision) -> Iterator[Moment]:
+    """Yield what there is while each layer runs."""
+    for layer, live in zip(network.layers, network.live_elements, strict=True):
+        running = p.n_images * (live + layer.pixels * between(layer).running)
+        yield Moment(activations=running, workspace=reordered(layer))
 
 
-def _moments(network: Network, n: int, item: float) -> Iterator[tuple[float, float]]:
-    """Yield bytes of activations, with their gradients, and of the weights' gradients, after each backward pass."""
-    owner, sizes = _owners(network), _sizes(network, n, item)
-    kept, places = _kept(network, owner), _places(network, n)
-    live = {name for names in kept.values() for name in names} | {IMAGE}
-    flowing, gradients = {network.layers[-1].name: sizes[network.layers[-1].name]}, 0.0
+def _of_training(network: Network, p: ButterflyVision) -> Iterator[Moment]:
+    """Yield what there is while each layer goes backward, and at last the optimiser.
+
+    That makes a copy of one tensor's gradient where weights decay.
+    """
+    sizes, kept, inner = _sizes(network), _kept(network), _inner(network, p)
+    flowing, gradients = dict[str, int](), 0
     for index in reversed(range(len(network.layers))):
         layer = network.layers[index]
         arriving = flowing.pop(layer.name, sizes[layer.name])
-        for name in layer.inputs:
-            if name != IMAGE:
-                flowing.setdefault(name, sizes[name])
-        gradients += item * layer.parameters
-        yield sum(sizes[name] for name in live) + sum(places.values()) + sum(flowing.values()) + arriving, gradients
-        places.pop(layer.name, None)
-        still = {name for other, names in kept.items() if other < index for name in names}
-        live = still | {IMAGE}
+        flowing |= {name: sizes[name] for name in layer.inputs if name != IMAGE}
+        live = {name for names in kept[: index + 1] for name in names} | {IMAGE}
+        held = sum(sizes[name] for name in live) + sum(inner[: index + 1]) + arriving + sum(flowing.values())
+        gradients += layer.parameters
+        yield Moment(gradients, p.n_images * held, blocked_gradient(layer))
+    copied = max(layer.parameters for layer in network.layers) if p.weight_decay else 0
+    yield Moment(gradients, p.n_images * sizes[IMAGE] + copied)
 
 
-def _sizes(network: Network, n: int, item: float) -> dict[str, float]:
-    return {IMAGE: item * n * network.image_elements} | {
-        layer.name: item * n * layer.activation_elements for layer in network.layers
-    }
+def _sizes(network: Network) -> dict[str, int]:
+    return {layer.name: layer.activation_elements for layer in network.layers} | {IMAGE: network.image_elements}
 
 
-def _kept(network: Network, owner: Mapping[str, str]) -> dict[int, set[str]]:
-    """Return the outputs that the backward pass of each layer reads, by the layer's place."""
-    return {
-        index: {owner[name] for name in layer.inputs}
-        for index, layer in enumerate(network.layers)
-        if layer.keeps_inputs
-    }
+def _kept(network: Network) -> list[set[str]]:
+    """Return for each layer the outputs that its backward pass reads."""
+    owner = network.owners()
+    return [{owner[name] for name in layer.inputs} if layer.keeps_inputs else set() for layer in network.layers]
 
 
-def _places(network: Network, n: int) -> dict[str, float]:
-    """Return the bytes in which max pools keep where their maxima were, by the pool's name."""
-    pools = (layer for layer in network.layers if layer.function == "max")
-    return {layer.name: PLACE_BYTES * n * layer.activation_elements for layer in pools}
+def _inner(network: Network, p: ButterflyVision) -> list[float]:
+    """Return the numbers that only a layer's own backward pass reads: between factors, and the places of maxima."""
+    return [
+        layer.pixels * (between(layer).kept + (layer.function == "max") * PLACE_BYTES / p.item_bytes * layer.n_out)
+        for layer in network.layers
+    ]

@@ -20,5 +20,5 @@ def plan_of(p: ButterflyVision, machine: Machine) -> Plan:
         workload="butterfly_vision",
         phases=(Phase(name=MAIN, steps=(step,)),),
         main_phase=MAIN,
-        memory_bytes=memory_of(p),
+        memory_bytes=memory_of(p, machine),
     )

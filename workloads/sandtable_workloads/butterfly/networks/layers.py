@@ -232,31 +232,35 @@ class Network:
         Left out is what layers keep of their own: a max pool the places of its maxima, some structures what lies
         between their factors.
         """
-        owner = self._owners()
+        owner = self.owners()
         kept = {owner[source] for layer in self.layers if layer.keeps_inputs for source in layer.inputs}
         own = sum(layer.new_elements for layer in self.layers if layer.name in kept)
         return own + self.image_elements
 
     @property
     def peak_elements(self) -> int:
-        """The most numbers of one image that are held at once in a forward pass alone.
+        """The most numbers of one image that are held at once in a forward pass alone."""
+        return max(self.live_elements)
 
-        Of the layer that runs what it takes in and gives, what later ones still read, and the image, which the caller
-        holds.
+    @property
+    def live_elements(self) -> tuple[int, ...]:
+        """Numbers of one image that are held while each layer runs in a forward pass alone.
+
+        What it takes in and gives, what later ones still read, and the image, which the caller holds.
         """
-        owner, last_read = self._owners(), dict[str, int]()
+        owner, last_read = self.owners(), dict[str, int]()
         for index, layer in enumerate(self.layers):
             last_read |= {owner[source]: index for source in layer.inputs}
-        live, peak = {IMAGE: self.image_elements}, 0
+        live, held = {IMAGE: self.image_elements}, []
         for index, layer in enumerate(self.layers):
             if layer.new_elements:
                 live[layer.name] = layer.new_elements
-            peak = max(peak, sum(live.values()))
+            held.append(sum(live.values()))
             for name in [name for name in live if name != IMAGE and last_read.get(name) == index]:
                 del live[name]
-        return peak
+        return tuple(held)
 
-    def _owners(self) -> dict[str, str]:
+    def owners(self) -> dict[str, str]:
         """Return for each layer the one whose memory its output lies in."""
         owner = {IMAGE: IMAGE}
         for layer in self.layers:

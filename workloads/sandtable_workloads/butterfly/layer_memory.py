@@ -1,0 +1,75 @@
+"""Numbers that a layer holds beside its input and output in PyTorch: while it runs, and for the backward pass.
+
+Between the factors of a structure they are counted as `sandtable_kernels.structured.torch_structures` makes them, whose
+locals live until the layer's end. Workspace is oneDNN's, on a CPU: weights brought into another order. Tests hold all
+of them to the allocator.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sandtable_kernels.structured.baselines.block_shuffle import BlockShuffle
+from sandtable_kernels.structured.baselines.circulant import CyclicProduct
+from sandtable_kernels.structured.baselines.low_rank import LowRank
+from sandtable_kernels.structured.baselines.monarch import Monarch
+from sandtable_kernels.structured.structures import structured
+from sandtable_workloads.butterfly.networks import Layer
+
+# oneDNN lays the weights of groups out in blocks of so many channels in and out, those of lone channels as well, where
+# it sums up their gradient
+BLOCK = 16
+
+
+class Between(NamedTuple):
+    """Numbers per row beside a layer's input and output: the most while it runs, and what a backward pass reads."""
+
+    running: int = 0
+    kept: int = 0
+
+
+def between(layer: Layer) -> Between:
+    """Return what a layer holds between its factors; nothing where it has one factor, or is a butterfly."""
+    if not layer.is_structured or layer.structure == "butterfly":
+        return Between()
+    match structured(layer.structure, layer.n_in, layer.n_out, **dict(layer.options)):
+        case LowRank(rank=rank):
+            return Between(rank, rank)
+        case CyclicProduct(length=length):
+            # spectra of the rows, and their product with that of the weights; results are as long, and then cut
+            spectrum = length + 2
+            return Between(2 * spectrum - layer.n_out, spectrum + length - layer.n_out)
+        case Monarch() as product:
+            return _monarch(product)
+        case BlockShuffle() as product:
+            wide = _filled(product.n_in, product.n_groups)
+            outputs = product.n_groups * product.width_out
+            return Between(wide + 2 * outputs - product.n_out, wide)
+        case _:
+            return Between()
+
+
+def _monarch(product: Monarch) -> Between:
+    b = product.n_blocks
+    wide, hidden, outputs = _filled(product.n_in, b), b * b * product.share, b * product.width_out
+    # shares of one number are brought before their block by strides alone
+    mixed = hidden if product.share > 1 else 0
+    return Between(wide + hidden + mixed + 2 * outputs - product.n_out, wide + hidden)
+
+
+def _filled(n_in: int, n_groups: int) -> int:
+    """Return the width of a copy with zeros behind each row, 0 where the row fills the groups."""
+    return -(-n_in // n_groups) * n_groups if n_in % n_groups else 0
+
+
+def reordered(layer: Layer) -> int:
+    """Return the weights that oneDNN brings into its own order before a dense convolution."""
+    dense = layer.kind in ("conv", "pointwise") and not layer.is_structured
+    return layer.kernel**2 * layer.n_in * layer.n_out if dense else 0
+
+
+def blocked_gradient(layer: Layer) -> int:
+    """Return the numbers in which oneDNN sums up the gradient of a convolution's weights."""
+    if layer.kind == "depthwise":
+        return layer.n_out * (layer.kernel * BLOCK) ** 2
+    return reordered(layer)
