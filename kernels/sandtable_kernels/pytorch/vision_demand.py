@@ -86,7 +86,7 @@ def convolution(
     depth = n_in * kernel**2
     if setting.on == "accelerator":
         return linear(name, maps.positions, depth, n_out, setting)
-    if _is_native(maps, n_in, setting, kernel=kernel, stride=stride):
+    if is_native(maps, n_in, setting, kernel=kernel, stride=stride):
         unfolded = maps.positions * depth
         unfold = [] if kernel == 1 else [stream(name, unfolded, 2.0 * unfolded * setting.item_bytes, setting)]
         rows, own = maps.height * maps.width, "convolution native"
@@ -252,7 +252,7 @@ def _convolution(
     )
 
 
-def _is_native(maps: Maps, n_in: int, setting: Setting, *, kernel: int, stride: int) -> bool:
+def is_native(maps: Maps, n_in: int, setting: Setting, *, kernel: int, stride: int) -> bool:
     """Whether PyTorch multiplies itself: one thread and few pointwise images, or a lone small one."""
     one_thread = setting.n_cores == 1 and kernel == 1 and stride == 1 and maps.batch < SMALL_BATCH
     small = maps.batch == 1 and maps.positions * stride**2 * n_in <= SMALL_INPUT

@@ -120,9 +120,14 @@ class ButterflyVision(Frozen):
     @model_validator(mode="after")
     def _is_built(self) -> ButterflyVision:
         try:
-            self.built()
+            network = self.built()
         except ConfigError as error:
             raise ValueError(str(error)) from None
+        least = min((layer.pixels for layer in network.of_kind("norm")), default=2)
+        if self.trains and self.n_images * least < 2:
+            raise ValueError(
+                "a batch norm learns from more than one number: write 'batch: 2' or a larger resolution"
+            )
         return self
 
     @property

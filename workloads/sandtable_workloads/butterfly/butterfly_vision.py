@@ -99,13 +99,13 @@ class ButterflyVisionWorkload(Workload[ButterflyVision]):
         layer = few | {"network": "layer", "n_in": 48, "n_out": 96, "rows": 10}
         return [
             small,
-            small | {"structure": "dense", "mode": "training"},
+            small | {"structure": "dense", "mode": "training", "batch": 2},
             small | {"mode": "training", "batch": 2},
             small | {"network": "shufflenet_v2", "width": 0.5, "batch": 3},
             small | {"network": "mobilenet_v3_small", "structure": "low_rank", "width": 0.35, "threads": 1},
             *(layer | {"structure": structure} for structure in get_args(Structure)),
             layer | {"precision": "bfloat16"},
-            layer | {"mode": "training", "n_in": 96, "n_out": 48},
+            layer | {"mode": "training", "structure": "low_rank", "n_in": 96, "n_out": 48},
         ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sandtable_kernels.pytorch.vision_demand import Maps, Setting, is_native
 from sandtable_kernels.structured.baselines.block_shuffle import BlockShuffle
 from sandtable_kernels.structured.baselines.circulant import CyclicProduct
 from sandtable_kernels.structured.baselines.low_rank import LowRank
@@ -62,14 +63,21 @@ def _filled(n_in: int, n_groups: int) -> int:
     return -(-n_in // n_groups) * n_groups if n_in % n_groups else 0
 
 
-def reordered(layer: Layer) -> int:
-    """Return the weights that oneDNN brings into its own order before a dense convolution."""
-    dense = layer.kind in ("conv", "pointwise") and not layer.is_structured
-    return layer.kernel**2 * layer.n_in * layer.n_out if dense else 0
+def workspace(layer: Layer, n: int, n_threads: int) -> int:
+    """Return what a convolution of ``n`` images works in: weights in oneDNN's order, or windows as rows of a product.
+
+    See `sandtable_kernels.pytorch.vision_demand.is_native` for which of the two it is.
+    """
+    if layer.is_structured or layer.kind not in ("conv", "pointwise"):
+        return 0
+    depth, maps = layer.kernel**2 * layer.n_in, Maps(n, layer.side_out, layer.side_out)
+    if not is_native(maps, layer.n_in, Setting(n_cores=n_threads), kernel=layer.kernel, stride=layer.stride):
+        return depth * layer.n_out
+    return depth * maps.positions if layer.kernel > 1 else 0
 
 
-def blocked_gradient(layer: Layer) -> int:
-    """Return the numbers in which oneDNN sums up the gradient of a convolution's weights."""
+def backward_workspace(layer: Layer, n: int, n_threads: int) -> int:
+    """Return the same of the gradient of its weights."""
     if layer.kind == "depthwise":
         return layer.n_out * (layer.kernel * BLOCK) ** 2
-    return reordered(layer)
+    return workspace(layer, n, n_threads)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sandtable.hardware import Machine
 from sandtable.workload.seam import Verdict
 from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision
-from sandtable_workloads.butterfly.layer_memory import between, blocked_gradient, reordered
+from sandtable_workloads.butterfly.layer_memory import backward_workspace, between, workspace
 from sandtable_workloads.butterfly.networks import IMAGE, Network
 
 # bytes of the place of a maximum
@@ -34,7 +34,8 @@ def memory_of(p: ButterflyVision, machine: Machine) -> dict[str, float]:
     held = {"weights": item * (network.parameters + network.buffers)}
     if p.trains and p.momentum:
         held["optimizer"] = item * network.parameters
-    moments = _of_training(network, p) if p.trains else _of_inference(network, p)
+    n_threads = p.threads or machine.processor.datasheet.cores
+    moments = (_of_training if p.trains else _of_inference)(network, p, n_threads)
     # workspace is that of a CPU's convolutions; a layer alone is a plain product
     without = machine.accelerator is not None or p.is_layer
     most = max((moment._replace(workspace=0.0) if without else moment for moment in moments), key=sum)
@@ -66,14 +67,14 @@ def what_fits(p: ButterflyVision, machine: Machine) -> Sequence[str]:
 # --- the moments of a step, in numbers -----------------------------------------------------------------------------
 
 
-def _of_inference(network: Network, p: ButterflyVision) -> Iterator[Moment]:
+def _of_inference(network: Network, p: ButterflyVision, n_threads: int) -> Iterator[Moment]:
     """Yield what there is while each layer runs."""
     for layer, live in zip(network.layers, network.live_elements, strict=True):
         running = p.n_images * (live + layer.pixels * between(layer).running)
-        yield Moment(activations=running, workspace=reordered(layer))
+        yield Moment(activations=running, workspace=workspace(layer, p.n_images, n_threads))
 
 
-def _of_training(network: Network, p: ButterflyVision) -> Iterator[Moment]:
+def _of_training(network: Network, p: ButterflyVision, n_threads: int) -> Iterator[Moment]:
     """Yield what there is while each layer goes backward, and at last the optimiser.
 
     That makes a copy of one tensor's gradient where weights decay.
@@ -87,7 +88,7 @@ def _of_training(network: Network, p: ButterflyVision) -> Iterator[Moment]:
         live = {name for names in kept[: index + 1] for name in names} | {IMAGE}
         held = sum(sizes[name] for name in live) + sum(inner[: index + 1]) + arriving + sum(flowing.values())
         gradients += layer.parameters
-        yield Moment(gradients, p.n_images * held, blocked_gradient(layer))
+        yield Moment(gradients, p.n_images * held, backward_workspace(layer, p.n_images, n_threads))
     copied = max(layer.parameters for layer in network.layers) if p.weight_decay else 0
     yield Moment(gradients, p.n_images * sizes[IMAGE] + copied)
 

@@ -24,6 +24,8 @@ from sandtable_workloads.butterfly.vision_plan import MAIN, STEP
 from sandtable_workloads.butterfly.vision_work import Work, work_of
 from sandtable_workloads.training.executed.device import Device, device_of
 
+# structures whose layers are executed in bfloat16
+NARROW = ("dense", "butterfly")
 # kinds of memory that are told apart by looking at them; the others share the rest of the peak as the plan does
 COUNTED = ("weights", "optimizer")
 
@@ -32,9 +34,13 @@ def prepare(p: ButterflyVision, machine: Machine, seed: int, context: ExecutionC
     """Check that this machine can do it, and take one step, which compiles kernels.
 
     Raises:
-        ConfigError: more threads than this process may use.
+        ConfigError: more threads than this process may use, or a type that is planned only.
         NoDevice: PyTorch sees no GPU where the machine has one.
     """
+    narrow = p.precision == "bfloat16"
+    if narrow and not (p.is_layer and p.structure in NARROW):
+        what = f"{' and '.join(NARROW)} layers" if p.is_layer else "a layer alone (network: layer)"
+        raise ConfigError(f"parameters.precision: bfloat16 is executed of {what}; simulate it, or write float32")
     if p.threads is not None and p.threads > context.n_threads:
         raise ConfigError(
             f"parameters.threads: {p.threads} and this process may use {context.n_threads}: write that or less"
