@@ -105,7 +105,7 @@ class ButterflyVisionWorkload(Workload[ButterflyVision]):
             small | {"network": "mobilenet_v3_small", "structure": "low_rank", "width": 0.35, "threads": 1},
             *(layer | {"structure": structure} for structure in get_args(Structure)),
             layer | {"precision": "bfloat16"},
-            layer | {"mode": "training", "structure": "low_rank", "n_in": 96, "n_out": 48},
+            layer | {"mode": "training", "structure": "low_rank", "n_in": 96, "n_out": 48, "rows": 200},
         ]
 
 

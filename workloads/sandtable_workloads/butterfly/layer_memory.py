@@ -37,9 +37,9 @@ def between(layer: Layer) -> Between:
         case LowRank(rank=rank):
             return Between(rank, rank)
         case CyclicProduct(length=length):
-            # spectra of the rows, and their product with that of the weights; results are as long, and then cut
-            spectrum = length + 2
-            return Between(2 * spectrum - layer.n_out, spectrum + length - layer.n_out)
+            # rows filled up, their spectra, and the product with that of the weights; results are as long, and then cut
+            spectrum, filled = length + 2, length if layer.n_in < length else 0
+            return Between(2 * spectrum - layer.n_out, filled + spectrum + length - layer.n_out)
         case Monarch() as product:
             return _monarch(product)
         case BlockShuffle() as product:

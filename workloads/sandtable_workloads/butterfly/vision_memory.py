@@ -16,8 +16,8 @@ from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision
 from sandtable_workloads.butterfly.layer_memory import backward_workspace, between, workspace
 from sandtable_workloads.butterfly.networks import IMAGE, Network
 
-# bytes of the place of a maximum
-PLACE_BYTES = 8.0
+# bytes of the place of a maximum, and of the number of batches that a norm has seen
+PLACE_BYTES = COUNTER_BYTES = 8.0
 
 
 class Moment(NamedTuple):
@@ -31,7 +31,8 @@ class Moment(NamedTuple):
 def memory_of(p: ButterflyVision, machine: Machine) -> dict[str, float]:
     """Return bytes by kind: weights with buffers, momentum, and what there is beside them at the highest moment."""
     network, item = p.built(), p.item_bytes
-    held = {"weights": item * (network.parameters + network.buffers)}
+    counters = COUNTER_BYTES * len(network.of_kind("norm"))
+    held = {"weights": item * (network.parameters + network.buffers) + counters}
     if p.trains and p.momentum:
         held["optimizer"] = item * network.parameters
     n_threads = p.threads or machine.processor.datasheet.cores
@@ -77,20 +78,23 @@ def _of_inference(network: Network, p: ButterflyVision, n_threads: int) -> Itera
 def _of_training(network: Network, p: ButterflyVision, n_threads: int) -> Iterator[Moment]:
     """Yield what there is while each layer goes backward, and at last the optimiser.
 
-    That makes a copy of one tensor's gradient where weights decay.
+    That makes a copy of one tensor's gradient where weights decay. Outputs of a layer alone and their gradient stay, as
+    they are the caller's.
     """
     sizes, kept, inner = _sizes(network), _kept(network), _inner(network, p)
     flowing, gradients = dict[str, int](), 0
+    own = sizes[network.layers[-1].name] if p.is_layer else 0
     for index in reversed(range(len(network.layers))):
         layer = network.layers[index]
         arriving = flowing.pop(layer.name, sizes[layer.name])
         flowing |= {name: sizes[name] for name in layer.inputs if name != IMAGE}
         live = {name for names in kept[: index + 1] for name in names} | {IMAGE}
         held = sum(sizes[name] for name in live) + sum(inner[: index + 1]) + arriving + sum(flowing.values())
+        held += own + layer.pixels * between(layer).kept
         gradients += layer.parameters
         yield Moment(gradients, p.n_images * held, backward_workspace(layer, p.n_images, n_threads))
     copied = max(layer.parameters for layer in network.layers) if p.weight_decay else 0
-    yield Moment(gradients, p.n_images * sizes[IMAGE] + copied)
+    yield Moment(gradients, p.n_images * (sizes[IMAGE] + 2 * own) + copied)
 
 
 def _sizes(network: Network) -> dict[str, int]:

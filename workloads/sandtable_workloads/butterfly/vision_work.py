@@ -78,50 +78,49 @@ class Call(Work):
 
 
 class Training(Work):
-    """Forward, backward, and SGD with momentum; the loss is that of random labels, or the sum of a layer's outputs."""
+    """Forward, backward, and SGD with momentum.
+
+    A network learns random labels; a layer alone is given the gradient of its outputs, as layers behind it would.
+    """
 
     def __init__(self, device: Device, module: nn.Module, given: Tensor, p: ButterflyVision) -> None:
         super().__init__(device)
-        self.module, self.given, self.p = module.train(), given, p
-        labels = torch.randint(p.classes, (len(given),), generator=torch.Generator().manual_seed(1))
-        self.labels = labels.to(given.device)
+        self.module, self.given = module.train(), given
         groups = parameter_groups(module, weight_decay=p.weight_decay)
         self.optimizer = torch.optim.SGD(groups, lr=p.learning_rate, momentum=p.momentum)
+        self.labels = None if p.is_layer else torch.randint(p.classes, (len(given),)).to(given.device)
+        self.gradient = torch.randn_like(module(given).detach()) if p.is_layer else None
 
     def step(self) -> dict[str, float]:
         """See `Work.step`."""
         clock = self.device.now
         start = clock()
-        loss = self._loss()
+        result = self.module(self.given)
+        if self.labels is not None:
+            result = nn.functional.cross_entropy(result, self.labels)
         forward = clock()
-        loss.backward()
+        result.backward(self.gradient)
         backward = clock()
         self.optimizer.step()
         self.optimizer.zero_grad()
         end = clock()
-        return {
+        seconds = {
             LATENCY: end - start,
             COMPUTE: end - start,
             "forward_s": forward - start,
             "backward_s": backward - forward,
             "optimizer_s": end - backward,
-            "loss": float(loss.detach()),
         }
-
-    def _loss(self) -> Tensor:
-        outputs = self.module(self.given)
-        if self.p.is_layer:
-            whole: Tensor = outputs.sum()
-            return whole
-        return nn.functional.cross_entropy(outputs, self.labels)
+        return seconds if self.labels is None else seconds | {"loss": float(result.detach())}
 
     def held(self) -> dict[str, float]:
         """See `Work.held`."""
         states = [value for state in self.optimizer.state.values() for value in state.values()]
+        given = [self.given] if self.gradient is None else [self.given, self.gradient]
         return {
             "weights": weight_bytes(self.module),
             "optimizer": tensor_bytes(value for value in states if torch.is_tensor(value)),
-            "given": tensor_bytes([self.given]),
+            "given": tensor_bytes(given),
         }
 
 
