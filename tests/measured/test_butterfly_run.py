@@ -1,4 +1,4 @@
-"""Networks and layers run for real: memory is planned as PyTorch's allocator counts it, threads are left as they were."""
+"""Networks and layers run for real: memory is planned as the allocator counts it, threads are left as they were."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def test_the_peak_is_planned_as_the_allocator_counts_it(
 
 def test_a_step_of_training_reports_its_sections_and_a_loss_that_falls(laptop: Machine, tmp_path: Path) -> None:
     _, found = run(
-        laptop, tmp_path, width=0.25, mode="training", batch=4, steps=12, learning_rate=0.05, resolution=32
+        laptop, tmp_path, width=0.25, mode="training", batch=4, steps=25, learning_rate=0.05, resolution=32
     )
     main = found.recorder.units["main"]
     parts = sum(main.values[f"{part}_s"] for part in ("forward", "backward", "optimizer"))
     assert parts == pytest.approx(main.values["latency_s"])
     losses = main.values["loss"]
     assert losses[0] == pytest.approx(math.log(10), rel=0.5)
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-5:].mean() < 0.7 * losses[0]
 
 
 def test_the_process_has_its_own_threads_again(laptop: Machine, tmp_path: Path) -> None:

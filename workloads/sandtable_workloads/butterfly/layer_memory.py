@@ -44,18 +44,23 @@ def between(layer: Layer) -> Between:
             return _monarch(product)
         case BlockShuffle() as product:
             wide = _filled(product.n_in, product.n_groups)
-            outputs = product.n_groups * product.width_out
-            return Between(wide + 2 * outputs - product.n_out, wide)
+            outputs = product.n_groups * product.width_out * _copies(product.n_groups)
+            return Between(wide + outputs - product.n_out, wide)
         case _:
             return Between()
 
 
 def _monarch(product: Monarch) -> Between:
     b = product.n_blocks
-    wide, hidden, outputs = _filled(product.n_in, b), b * b * product.share, b * product.width_out
+    wide, hidden, outputs = _filled(product.n_in, b), b * b * product.share, b * product.width_out * _copies(b)
     # shares of one number are brought before their block by strides alone
-    mixed = hidden if product.share > 1 else 0
-    return Between(wide + hidden + mixed + 2 * outputs - product.n_out, wide + hidden)
+    mixed = hidden if product.share > 1 and b > 1 else 0
+    return Between(wide + hidden + mixed + outputs - product.n_out, wide + hidden)
+
+
+def _copies(n_groups: int) -> int:
+    """Return how often outputs lie in memory: by groups, and dealt out among them unless there is one group alone."""
+    return 2 if n_groups > 1 else 1
 
 
 def _filled(n_in: int, n_groups: int) -> int:
