@@ -145,7 +145,7 @@ def _layer(p: ButterflyVision, device: Device, dtype: torch.dtype, seed: int) ->
         return _butterfly_call(p, device, rows, seed)
     if not p.trains and p.structure == "dense":
         return _dense_call(device, rows, layer.n_out)
-    form = {"base": layer.base, "residual": layer.residual, "options": dict(layer.options)}
+    form: dict[str, Any] = {"base": layer.base, "residual": layer.residual, "options": dict(layer.options)}
     module = matrix(layer.structure, layer.n_in, layer.n_out, **form).to(device.torch, dtype)
     return Training(device, module, rows, p) if p.trains else Forward(device, module, rows)
 
