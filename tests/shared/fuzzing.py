@@ -63,6 +63,17 @@ parameters: {model: tiny_4x128, sequence_tokens: 128, micro_batch: 2, devices: 4
   checkpointing: none, precision: bfloat16, bucket: 25 MiB, steps: 2, warmup_steps: 1, learning_rate: 0.001,
   total_tokens: 1000000, scaling_law: chinchilla}
 """
+VISION = """\
+schema: 1
+name: vision
+title: V
+workload: butterfly_vision
+machine: laptop_pcie4
+repeats: 1
+seed: 1
+parameters: {network: shufflenet_v2, structure: monarch, base: 4, width: 0.5, resolution: 64, batch: 2, classes: 10,
+  precision: float32, mode: training, threads: 2, steps: 2, warmup_steps: 1, momentum: 0.9, weight_decay: 1.0e-5}
+"""
 SUITE = """\
 schema: 1
 name: suite
@@ -116,6 +127,7 @@ SETTINGS = (
         "parameters.stream_chunk",
     ),
     *("parameters.resident", "parameters.active", "parameters.trace", "parameters.model", "parameters.micro_batch"),
+    *("parameters.network", "parameters.structure", "parameters.base", "parameters.width", "parameters.resolution"),
     *("parameters.devices", "parameters.precision", "parameters.total_tokens", "parameters.scaling_law", "seed"),
     *(
         "repeats",
@@ -207,7 +219,7 @@ def fuzz(name: str, n: int, seed: int = 1) -> Findings:
 
 def prepare() -> None:
     """Write what mutants are made of into the current folder."""
-    for name, text in (("flash.yaml", FLASH), ("training.yaml", TRAINING)):
+    for name, text in (("flash.yaml", FLASH), ("training.yaml", TRAINING), ("vision.yaml", VISION)):
         Path(name).write_text(text, encoding="utf-8")
 
 
@@ -379,7 +391,7 @@ def _json_mutant(rng: random.Random, data: Any, keys: tuple[str, ...] = ()) -> b
 
 def _make_setting(rng: random.Random) -> bytes:
     settings = [f"{rng.choice(SETTINGS)}={mutations.value_text(rng)}" for _ in range(rng.choice([1, 1, 1, 2, 3]))]
-    return json.dumps([rng.choice(["flash.yaml", "training.yaml"]), settings]).encode()
+    return json.dumps([rng.choice(["flash.yaml", "training.yaml", "vision.yaml"]), settings]).encode()
 
 
 def _make_device(rng: random.Random) -> bytes:
@@ -457,7 +469,7 @@ def _make_trace(rng: random.Random) -> bytes:
 
 TARGETS: dict[str, Target] = {
     "setting": Target(_make_setting, _setting),
-    "scenario": Target(lambda rng: _yaml_mutant(rng, rng.choice([FLASH, TRAINING])), _scenario),
+    "scenario": Target(lambda rng: _yaml_mutant(rng, rng.choice([FLASH, TRAINING, VISION])), _scenario),
     "suite": Target(lambda rng: _yaml_mutant(rng, SUITE), _suite),
     "device": Target(_make_device, _device),
     "config": Target(lambda rng: _json_mutant(rng, rng.choice(CONFIGS), tuple(CONFIGS[0])), _config),

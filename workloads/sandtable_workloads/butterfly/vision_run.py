@@ -8,6 +8,8 @@ Imported only where a run executes.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ import torch
 from sandtable.engine.recorder import Recorder
 from sandtable.errors import ConfigError, NoDevice
 from sandtable.hardware import Machine
+from sandtable.system import limits
 from sandtable.workload.seam import Execution, ExecutionContext
 from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision
 from sandtable_workloads.butterfly.vision_memory import memory_of
@@ -50,8 +53,11 @@ def prepare(p: ButterflyVision, machine: Machine, seed: int, context: ExecutionC
 
 
 def run_vision(p: ButterflyVision, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
-    """Warm up, time every step, and count memory in one step more, which is not timed."""
-    recorder = Recorder()
+    """Warm up, time every step, and count memory in one step more, which is not timed.
+
+    How far the process grows is looked at before that: the profiler holds far more than a small network.
+    """
+    recorder, before = Recorder(), limits.status_bytes("VmRSS")
     with _ready(p, machine, seed, context) as (work, device):
         for _ in range(p.warmup_steps):
             work.step()
@@ -59,9 +65,29 @@ def run_vision(p: ButterflyVision, machine: Machine, seed: int, context: Executi
         for _ in range(p.steps):
             recorder.record(MAIN, work.step(), name=STEP)
         main_s = begin, time.perf_counter()
-        held = work.held()
-        peak = device.peak_bytes(sum(held.values()), work.step)
-    return Execution(recorder=recorder, memory_bytes=shared(held, peak, memory_of(p, machine)), main_s=main_s)
+        most, held = limits.status_bytes("VmHWM"), work.held()
+        with _silent():
+            peak = device.peak_bytes(sum(held.values()), work.step)
+    return Execution(
+        recorder=recorder,
+        memory_bytes=shared(held, peak, memory_of(p, machine)),
+        main_s=main_s,
+        process_bytes=None if before is None or most is None else float(max(0, most - before)),
+    )
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep to itself what PyTorch's profiler writes to stderr past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager
