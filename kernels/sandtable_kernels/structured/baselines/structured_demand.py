@@ -44,10 +44,12 @@ def executed(product: StructuredProduct) -> Executed:
         turned = 2 * hidden if product.share > 1 else 0
         outputs = b * product.width_out
         row_items = _padded(n_in, b * product.width_in) + 2 * hidden + turned + 3 * outputs
-        return Executed(row_items, 2 * b, product.parameters)
+        # both products, the numbers between them turned, and the order of outputs
+        n_calls = 3 + (n_in < b * product.width_in) + (product.share > 1)
+        return Executed(row_items, n_calls, product.parameters)
     if isinstance(product, BlockShuffle):
-        g = product.n_groups
-        return Executed(_padded(n_in, g * product.width_in) + 3 * g * product.width_out, g, product.parameters)
+        width_in, width_out = product.n_groups * product.width_in, product.n_groups * product.width_out
+        return Executed(_padded(n_in, width_in) + 3 * width_out, 2 + (n_in < width_in), product.parameters)
     return Executed(n_in + n_out, 1, product.parameters)
 
 

@@ -32,12 +32,11 @@ class StructuredShape(NamedTuple):
 
 
 class StructuredLaw(Operator[Roofline]):
-    """``t = launch + n_calls * call + (flops + 2 * edge_depth * sums) / rate + moving``.
+    """``t = n_calls * call + (flops + 2 * edge_depth * sums) / rate + moving``.
 
     ``edge_depth`` products of each sum are worked on for nothing: short sums, as those of small blocks, are slow. Rows
     are brought in before they are multiplied, so arithmetic and traffic follow each other; what fits into the cores'
-    caches streams from there (`Cores`). A block of a block-diagonal factor is a call of the BLAS, a transform one of
-    its library. What a structure's blocks or transforms reach of the peak is its own constant.
+    caches streams from there (`Cores`). What a structure's blocks or transforms reach of the peak is its own constant.
     """
 
     name: ClassVar[str] = "structured_product"
@@ -47,8 +46,7 @@ class StructuredLaw(Operator[Roofline]):
         Constant(name="rate_frac", typical=0.4, low=0.005, high=1.2),
         Constant(name="bandwidth_frac", typical=0.8, low=0.05, high=3.0),
         Constant(name="edge_depth", typical=8.0, low=0.01, high=500.0),
-        Constant(name="launch_s", typical=5e-6, low=1e-7, high=1e-3),
-        Constant(name="call_s", typical=5e-7, low=1e-9, high=1e-4),
+        Constant(name="call_s", typical=5e-6, low=1e-8, high=1e-3),
         SPEEDUP,
         CACHE,
     )
@@ -61,8 +59,7 @@ class StructuredLaw(Operator[Roofline]):
         # an accelerator's cache is no core's own
         far = (columns.kept > 0) | (device.family != "cpu")
         moving = cores.moving_s(columns.n_bytes, np.where(far, np.inf, columns.n_bytes))
-        calling = constants["launch_s"] + columns.n_calls * constants["call_s"]
-        return np.asarray(calling + computing + moving)
+        return np.asarray(columns.n_calls * constants["call_s"] + computing + moving)
 
     def flops(self, shape: StructuredShape) -> Number:
         """As stated."""
