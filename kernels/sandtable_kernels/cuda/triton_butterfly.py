@@ -45,7 +45,7 @@ def _shape(layout: ButterflyLayout, one: Pass) -> dict[str, Any]:
     return {**shape, "enable_fp_fusion": True}
 
 
-def _levels(layout: ButterflyLayout, one: Pass) -> dict[str, Any]:
+def of_levels(layout: ButterflyLayout, one: Pass) -> dict[str, Any]:
     """Return what the kernels between levels and matrices are made for."""
     levels = {"FIRST": one.first, "LEVELS": one.last - one.first, "BASE": layout.base}
     return {
@@ -57,7 +57,7 @@ def _levels(layout: ButterflyLayout, one: Pass) -> dict[str, Any]:
     }
 
 
-def _tiles(layout: ButterflyLayout, one: Pass, dtype: torch.dtype) -> dict[str, Any]:
+def of_rows(layout: ButterflyLayout, one: Pass, dtype: torch.dtype) -> dict[str, Any]:
     """Return how much a program holds at once, what fits its registers on compute capability 8 and 9, and how.
 
     Loads of the next rows overlap with the products of these where there is shared memory for both.
@@ -80,7 +80,7 @@ def compose(weights: Tensor, layout: ButterflyLayout, one: Pass) -> Tensor:
     """Return a pass's matrices [blocks, groups, tile (to), tile (from)] from weights of the layout's shape."""
     n_groups = layout.size // one.size
     matrices = weights.new_empty(layout.n_blocks, n_groups, one.tile, one.tile)
-    kernels.compose[(layout.n_blocks * n_groups,)](weights, matrices, layout.n_levels, **_levels(layout, one))
+    kernels.compose[(layout.n_blocks * n_groups,)](weights, matrices, layout.n_levels, **of_levels(layout, one))
     return matrices
 
 
@@ -102,7 +102,7 @@ def multiply(
     source, target = sides
     n_rows = x.shape[0]
     y = x.new_empty(n_rows, target.columns)
-    tiles = _tiles(layout, one, x.dtype)
+    tiles = of_rows(layout, one, x.dtype)
     summed = layout.n_blocks if target.step == 0 else 1
     across = _programs(layout, one, tiles["BATCH"]) // summed
     rows_each = tiles["ROWS"] * math.ceil(n_rows / tiles["ROWS"] / max(1, PROGRAMS // across))
@@ -128,10 +128,12 @@ def multiply(
 def gradient(x: Tensor, grad: Tensor, layout: ButterflyLayout, one: Pass, sides: tuple[Side, Side]) -> Tensor:
     """Return the gradients by the matrices of a pass, float32, from its input and the gradient of its output."""
     n_rows = x.shape[0]
-    tiles = _tiles(layout, one, x.dtype)
+    tiles = of_rows(layout, one, x.dtype)
     across = _programs(layout, one, tiles["BATCH"])
-    parts = max(1, min(MOST_PARTS, n_rows // LEAST_ROWS, PROGRAMS // across))
-    rows_each = math.ceil(n_rows / parts)
+    most = max(1, min(MOST_PARTS, n_rows // LEAST_ROWS, PROGRAMS // across))
+    # whole steps: a part sees no row of the next
+    rows_each = tiles["ROWS"] * math.ceil(n_rows / most / tiles["ROWS"])
+    parts = math.ceil(n_rows / rows_each)
     shape = (parts, layout.n_blocks, layout.size // one.size, one.tile, one.tile)
     sums = torch.empty(shape, dtype=torch.float32, device=x.device)
     source, target = sides
@@ -146,7 +148,7 @@ def decompose(
 ) -> None:
     """Write a pass's part of ``grad_weights`` from the gradients by its matrices."""
     grid = (layout.n_blocks * (layout.size // one.size),)
-    kernels.decompose[grid](weights, grad_matrices, grad_weights, layout.n_levels, **_levels(layout, one))
+    kernels.decompose[grid](weights, grad_matrices, grad_weights, layout.n_levels, **of_levels(layout, one))
 
 
 class OnGpu(torch.autograd.Function):
