@@ -14,8 +14,6 @@ from sandtable_kernels.structured.butterfly_layout import ButterflyLayout
 pytestmark = pytest.mark.skipif(
     os.environ.get("SANDTABLE_BENCH") != "1", reason="a benchmark: set SANDTABLE_BENCH=1"
 )
-    not os.environ.get("SANDTABLE_BENCH"), reason="set SANDTABLE_BENCH=1 to run benchmarks"
-)
 
 
 @pytest.mark.parametrize("capability", SHARED_BYTES)

@@ -6,18 +6,18 @@ square, with cold weights, as `CudaGemm` times a dense layer. `sandtable_kernels
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
-from sandtable_kernels.cuda.butterfly_passes import PassDemand, demand_of
 from sandtable_kernels.cuda.cuda_operators import CudaKernel
 from sandtable_kernels.pytorch.torch_operators import ITEM_BYTES, PASSES
+from sandtable_kernels.pytorch.vision_demand import Setting
 from sandtable_kernels.structured.baselines.monarch import Monarch
 from sandtable_kernels.structured.baselines.structured_law import CODES, StructuredShape
 from sandtable_kernels.structured.butterfly import butterfly_reference
+from sandtable_kernels.structured.butterfly_law import butterfly_op
 from sandtable_kernels.structured.butterfly_layout import ButterflyLayout
 from sandtable_kernels.support import Array, seeded
 
@@ -28,8 +28,6 @@ ROWS, MORE_ROWS = (256, 16384), (4096, 65536)
 
 class CudaStructured(CudaKernel):
     """A square structured matrix times rows; dims rows, n, dtype, pass, processes."""
-
-    structure: ClassVar[str]
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """Sides and rows from those that launches dominate to those that memory does."""
@@ -42,26 +40,6 @@ class CudaStructured(CudaKernel):
             for which in PASSES
         ]
 
-    def cost(self, dims: Dims) -> Op:
-        """Arithmetic, traffic and kernels of all that is launched."""
-        demand, item = self.demand(dims), ITEM_BYTES[dims["dtype"]]
-        written = item * dims["rows"] * dims["n"]
-        return Op(
-            name=self.structure,
-            operator="structured_product",
-            account="compute",
-            dtype=dims["dtype"],
-            flops=demand.flops,
-            bytes_read=demand.n_bytes - written,
-            bytes_written=written,
-            shape=StructuredShape(CODES.index(self.structure), *demand),
-            on="accelerator",
-        )
-
-    @abstractmethod
-    def demand(self, dims: Dims) -> PassDemand:
-        """Return what one call, or one backward, demands."""
-
 
 def point(example: Dims, **changes: Any) -> Dims:
     """Return a point with the dims of the example."""
@@ -72,19 +50,17 @@ class CudaButterfly(CudaStructured):
     """The butterfly transform with its residual, in Triton; dims also have its base."""
 
     name: ClassVar[str] = "triton_butterfly"
-    software: ClassVar[str | None] = "triton"
     case: ClassVar[str] = "butterfly"
-    structure: ClassVar[str] = "butterfly"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """Base 4 everywhere, others at one size."""
         others = [] if quick else [{"n": 1024, "rows": 16384, "base": base, "dtype": "bfloat16"} for base in (2, 8)]
         return [*super().grid(quick=quick), *(point(self.example(), **other) for other in others)]
 
-    def demand(self, dims: Dims) -> PassDemand:
-        """Those of its passes."""
-        back = dims["pass"] == "backward"
-        return demand_of(_layout(dims), dims["rows"], ITEM_BYTES[dims["dtype"]], backward=back)
+    def cost(self, dims: Dims) -> Op:
+        """See `butterfly_op`."""
+        how = Setting(dtype=dims["dtype"], on="accelerator", backward=dims["pass"] == "backward")
+        return butterfly_op("butterfly", _layout(dims), dims["rows"], how)
 
     def example(self) -> Dims:
         """A side with padding."""
@@ -116,19 +92,26 @@ class CudaMonarch(CudaStructured):
 
     name: ClassVar[str] = "torch_cuda_monarch"
     case: ClassVar[str] = "monarch"
-    structure: ClassVar[str] = "monarch"
 
-    def demand(self, dims: Dims) -> PassDemand:
-        """Two products and a copy between and behind them; backward two products and a copy for each."""
+    def cost(self, dims: Dims) -> Op:
+        """Two products and a copy before each and behind; backward two products and the copies for each."""
         product, rows, item = _monarch(dims), dims["rows"], ITEM_BYTES[dims["dtype"]]
-        hidden = product.n_blocks**2 * product.share
-        moved = 3 * rows * (product.n_in + 2 * hidden + product.n_out) // 2
         times = 2 if dims["pass"] == "backward" else 1
-        return PassDemand(
-            times * 2.0 * rows * product.multiplications,
-            times * rows * product.sums,
-            times * item * (moved + product.parameters),
-            times * 4.0,
+        hidden = product.n_blocks**2 * product.share
+        through = rows * (product.n_in + 2 * hidden + product.n_out)
+        n_bytes = times * item * (2 * through + product.parameters)
+        flops = times * 2 * rows * product.multiplications
+        written = item * rows * dims["n"]
+        return Op(
+            name="monarch",
+            operator="structured_product",
+            account="compute",
+            dtype=dims["dtype"],
+            flops=flops,
+            bytes_read=n_bytes - written,
+            bytes_written=written,
+            shape=StructuredShape(CODES.index("monarch"), flops, times * rows * product.sums, n_bytes, 4 * times),
+            on="accelerator",
         )
 
     def example(self) -> Dims:

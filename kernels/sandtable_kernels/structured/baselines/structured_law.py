@@ -12,7 +12,7 @@ from sandtable.hardware import Roofline
 from sandtable_kernels.pytorch.core_law import CACHE, SPEEDUP, Cores
 
 # structures by the number that stands for them in a shape
-CODES = ("dense", "low_rank", "circulant", "toeplitz", "monarch", "block_shuffle", "butterfly")
+CODES = ("dense", "low_rank", "circulant", "toeplitz", "monarch", "block_shuffle")
 
 
 class StructuredShape(NamedTuple):
