@@ -7,6 +7,7 @@ of them to the allocator.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from sandtable_kernels.pytorch.vision_demand import Maps, Setting, is_native
@@ -23,12 +24,17 @@ BLOCK = 16
 
 
 class Between(NamedTuple):
-    """Numbers per row beside a layer's input and output: the most while it runs, and what a backward pass reads."""
+    """Numbers beside a layer's input and output.
+
+    Per row the most while it runs, and what a backward pass reads; and once, whatever the rows: weights transformed.
+    """
 
     running: int = 0
     kept: int = 0
+    once: int = 0
 
 
+@lru_cache(maxsize=1024)
 def between(layer: Layer) -> Between:
     """Return what a layer holds between its factors; nothing where it has one factor, or is a butterfly."""
     if not layer.is_structured or layer.structure == "butterfly":
@@ -39,7 +45,8 @@ def between(layer: Layer) -> Between:
         case CyclicProduct(length=length):
             # rows filled up, their spectra, and the product with that of the weights; results are as long, and then cut
             spectrum, filled = length + 2, length if layer.n_in < length else 0
-            return Between(2 * spectrum - layer.n_out, filled + spectrum + length - layer.n_out)
+            kept = filled + spectrum + length - layer.n_out
+            return Between(2 * spectrum - layer.n_out, kept, length + spectrum)
         case Monarch() as product:
             return _monarch(product)
         case BlockShuffle() as product:

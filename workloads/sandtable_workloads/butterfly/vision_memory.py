@@ -71,7 +71,8 @@ def what_fits(p: ButterflyVision, machine: Machine) -> Sequence[str]:
 def _of_inference(network: Network, p: ButterflyVision, n_threads: int) -> Iterator[Moment]:
     """Yield what there is while each layer runs."""
     for layer, live in zip(network.layers, network.live_elements, strict=True):
-        running = p.n_images * (live + layer.pixels * between(layer).running)
+        own = between(layer)
+        running = p.n_images * (live + layer.pixels * own.running) + own.once
         yield Moment(activations=running, workspace=workspace(layer, p.n_images, n_threads))
 
 
@@ -92,7 +93,8 @@ def _of_training(network: Network, p: ButterflyVision, n_threads: int) -> Iterat
         held = sum(sizes[name] for name in live) + sum(inner[: index + 1]) + arriving + sum(flowing.values())
         held += own + layer.pixels * between(layer).kept
         gradients += layer.parameters
-        yield Moment(gradients, p.n_images * held, backward_workspace(layer, p.n_images, n_threads))
+        once = sum(between(other).once for other in network.layers[: index + 1])
+        yield Moment(gradients, p.n_images * held + once, backward_workspace(layer, p.n_images, n_threads))
     copied = max(layer.parameters for layer in network.layers) if p.weight_decay else 0
     yield Moment(gradients, p.n_images * (sizes[IMAGE] + 2 * own) + copied)
 
