@@ -1,10 +1,9 @@
 """How long butterfly transforms take: their arithmetic, what every stage moves, and the calls that start them.
 
-On a CPU a block of rows goes through all levels in a core's own cache, feature-major, so that a vector holds one
-position of all its rows. What it takes is a transposition in and out, a sweep of the block for every pass (levels whose
-groups together have `FUSED` positions are one pass, in registers), and the weights, read once for each block. Memory
-sees rows, results and weights alone. Cores take whole blocks, so that the last round may leave some idle; few rows,
-which fill no block, are worked on by position instead, by one core.
+On a CPU each core has a part of the rows. A block of them goes through all levels in the core's own caches: every
+level sweeps it once, but the last ones, whose groups together have `FUSED` positions, are one sweep. Weights are read
+once for each block and turned into the order of vectors, which takes as long as multiplying some rows by them. Memory
+sees rows, results and weights alone.
 
 On an accelerator every pass is a launch that reads and writes the whole activation.
 """
@@ -23,9 +22,9 @@ from sandtable_kernels.pytorch.core_law import CACHE, Cores, joined
 from sandtable_kernels.pytorch.vision_demand import DIRECT, Setting
 from sandtable_kernels.structured.butterfly_layout import ButterflyLayout
 
-# rows of a block: lanes of a vector of 512 bits
-BLOCK_ROWS = 16.0
-# positions that one pass holds in registers: two levels of base 4, four of base 2
+# bytes of a block of rows, and the fewest and most rows of one
+BLOCK_BYTES, LEAST_ROWS, MOST_ROWS = 24576.0, 16.0, 64.0
+# positions that one sweep holds in registers: two levels of base 4, four of base 2
 FUSED = 16.0
 # scratch, and what is multiplied, is float32
 WIDE_BYTES = 4.0
@@ -49,11 +48,11 @@ class ButterflyShape(NamedTuple):
 
 
 class Butterfly(Operator[Roofline]):
-    """``t = call + rounds * (arithmetic^p + moving^p)^(1/p)``, where a round is one block of rows on each core.
+    """``t = call + (arithmetic^p + moving^p)^(1/p)`` of the core that has the most rows.
 
     ``rate_frac`` is the share of the peak that its loops reach, ``bandwidth_frac`` that of memory's bandwidth,
-    ``cache_speedup`` how much quicker a core's own cache of ``cache_bytes`` is; fewer rows than ``least_rows`` take as
-    long as these. ``wrap_s`` is what a module adds.
+    ``cache_speedup`` how much quicker a core's own cache of ``cache_bytes`` is. ``turn_rows`` are rows that could be
+    multiplied while a block's weights are brought into the order of vectors. ``wrap_s`` is what a module adds.
     """
 
     name: ClassVar[str] = "butterfly"
@@ -64,7 +63,7 @@ class Butterfly(Operator[Roofline]):
         Constant(name="wrap_s", typical=2e-5, low=1e-7, high=1e-3),
         Constant(name="rate_frac", typical=0.4, low=0.01, high=1.2),
         Constant(name="bandwidth_frac", typical=0.8, low=0.05, high=3.0),
-        Constant(name="least_rows", typical=4.0, low=1.0, high=16.0),
+        Constant(name="turn_rows", typical=4.0, low=0.01, high=100.0),
         Constant(name="cache_speedup", typical=5.0, low=1.0, high=30.0),
         CACHE,
     )
@@ -85,22 +84,22 @@ class Butterfly(Operator[Roofline]):
         return np.asarray(columns.wrapped * constants["wrap_s"] + launches + joined(flops, moving))
 
     def _on_cores(self, device: Roofline, constants: Constants, c: Columns, item: float) -> FloatArray:
-        blocks = np.ceil(c.rows / BLOCK_ROWS)
         asked = np.where(c.n_cores > 0, np.minimum(c.n_cores, device.n_units), device.n_units)
-        cores = Cores.of(device, constants, np.minimum(asked, blocks))
-        rounds = np.ceil(blocks / cores.n_cores)
-        # of one round: a block on each core
-        rows = np.clip(c.rows, constants["least_rows"], BLOCK_ROWS) * cores.n_cores
+        cores = Cores.of(device, constants, np.minimum(asked, c.rows))
+        # of the core that has the most
+        rows = np.ceil(c.rows / cores.n_cores)
+        block_rows = np.clip(np.floor(BLOCK_BYTES / (WIDE_BYTES * c.size)), LEAST_ROWS, MOST_ROWS)
+        blocks = np.ceil(rows / block_rows)
         multiplied = c.blocks * c.levels * c.size * c.base
-        rate = constants["rate_frac"] * device.peak("float32") * cores.share
-        computing = self.products * 2 * rows * multiplied / rate
-        scratch = WIDE_BYTES * rows * c.size * c.blocks
-        weights = WIDE_BYTES * multiplied * cores.n_cores
-        swept = self.sweeps * 2 * (passes(c.base, c.levels) + 2) * scratch
-        near = cores.moving_s(swept + self.products * weights, scratch + weights)
-        given = self.sweeps * item * rows * (c.n_in + c.n_out)
-        far = cores.moving_s(given, item * c.rows * (c.n_in + c.n_out) + weights)
-        return np.asarray(rounds * joined(computing, near + far))
+        worked = self.products * 2 * (rows + constants["turn_rows"] * blocks) * multiplied
+        computing = worked * cores.n_cores / (constants["rate_frac"] * device.peak("float32") * cores.share)
+        weights, scratch = WIDE_BYTES * multiplied, WIDE_BYTES * c.size * c.blocks
+        swept = self.sweeps * 2 * sweeps(c.base, c.levels) * rows * scratch + self.products * blocks * weights
+        held = np.minimum(rows, block_rows) * scratch + weights
+        near = cores.moving_s(cores.n_cores * swept, cores.n_cores * held)
+        given = item * (c.n_in + c.n_out) * c.rows
+        far = cores.moving_s(self.sweeps * given, given + cores.n_cores * weights)
+        return np.asarray(joined(computing, near + far))
 
     def flops(self, shape: ButterflyShape) -> Number:
         """A multiply and an add for each weight and row."""
@@ -120,10 +119,18 @@ class ButterflyBackward(Butterfly):
     sweeps: ClassVar[float] = 2.0
 
 
+def sweeps(base: Number, levels: Number) -> Number:
+    """Return how often a core sweeps a block of rows: the last levels, which are done in registers, count once."""
+    return np.asarray(np.maximum(1.0, levels - _fused(base) + 1))
+
+
 def passes(base: Number, levels: Number) -> Number:
-    """Return how often the activation is swept: levels that are fused count once."""
-    fused = np.maximum(1.0, np.floor(np.log(FUSED) / np.log(base) + 1e-9))
-    return np.asarray(np.ceil(levels / fused))
+    """Return how often an accelerator sweeps the activation: levels that are done in registers count once."""
+    return np.asarray(np.ceil(levels / _fused(base)))
+
+
+def _fused(base: Number) -> Number:
+    return np.asarray(np.maximum(1.0, np.floor(np.log(FUSED) / np.log(base) + 1e-9)))
 
 
 def butterfly_op(
