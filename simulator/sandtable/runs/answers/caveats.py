@@ -128,7 +128,9 @@ def _names_of(on: str, machine: Machine) -> set[str]:
 def _in_words(guess: Guess, n: int, case: Case, result: Result) -> str:
     name = next((name for name in case.workload.headlines if name in result.metrics), "latency_s.mean")
     metric = result.metrics.get(name)
-    what, faster = ("the time", False) if metric is None else (metric.unit, "/s" in metric.unit)
+    what, faster = (
+        ("the time", False) if metric is None or metric.unit == "s" else (metric.unit, "/s" in metric.unit)
+    )
     below, above = (guess.miss.above, guess.miss.below) if faster else guess.miss
     part, _, path = guess.name.partition(": ")
     among = f", the largest of {n}" if n > 1 else ""
