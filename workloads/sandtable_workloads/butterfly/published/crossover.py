@@ -150,7 +150,7 @@ def _balance() -> Finding:
         holds=together > TOGETHER,
         evidence=f"with {ROWS[-1]} rows the two orders of {len(sides)} devices correlate by {together:.2f} in rank",
         data=_table(
-            "Channels from which on a butterfly takes less time, by the device's balance",
+            "From how many channels on a butterfly is faster",
             [["", kind, flops, float(side)] for kind, flops, side in points if side < np.inf],
         ),
         x="FLOP per byte of memory bandwidth",

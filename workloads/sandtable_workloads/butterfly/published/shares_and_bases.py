@@ -159,7 +159,7 @@ def _bases() -> Finding:
         holds=all(base == 4 for base in fastest.values()),
         evidence=f"fastest at 40 million: {', '.join(f'{on} {base}' for on, base in fastest.items())} (bases {widths})",
         data=_table(
-            "MobileNetV1 with butterflies of 40 million multiply-adds, by base",
+            "Butterfly networks of 40 million multiply-adds",
             [["", on, base, y] for on, ys in times.items() for base, y in zip(BASES, ys, strict=True)],
             "ms",
         ),
