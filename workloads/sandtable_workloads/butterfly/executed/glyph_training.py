@@ -6,12 +6,11 @@ between. Times are of the processor, not of the clock, so that they mean somethi
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,103 +20,15 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from sandtable.errors import ConfigError
-from sandtable_workloads.butterfly.executed.glyph_network import glyph_network
+from sandtable_workloads.butterfly.executed.glyph_records import Epoch, Outcome, Settings
 from sandtable_workloads.butterfly.executed.glyphs import Glyphs, Part, glyphs
-from sandtable_workloads.butterfly.networks.layers import Network
 from sandtable_workloads.butterfly.networks.torch_network import OnRows, build
 from sandtable_workloads.training.executed import checkpoint
 from sandtable_workloads.training.executed.job import checkpoints
 
-WARMUP = 0.05  # share of the steps in which the learning rate rises
 MOMENTUM = 0.9
 MEAN, SPREAD = 0.5, 0.25  # of the images' greys, about
 HELD_OUT_SEED = 1_000_000  # of the images that accuracy is told on: the same for every run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """One training.
-
-    Attributes:
-        width, structure, base, residual: Of `glyph_network`.
-        learning_rate: The highest; it rises first, and falls to zero as a cosine.
-        decay: Weight decay of convolutions and of dense products. Norms and biases have none.
-        structured_decay: Of the weights of matrices with another structure.
-        epochs, batch: Passes over the images, and images of a step.
-        images, held_out: Images to learn from, drawn by the seed, and images that accuracy is told on.
-        seed: Of the weights, the images and their order.
-    """
-
-    width: float
-    structure: str = "dense"
-    base: int = 4
-    residual: bool = True
-    learning_rate: float = 0.1
-    decay: float = 1e-4
-    structured_decay: float = 0.0
-    epochs: int = 10
-    batch: int = 64
-    images: int = 8192
-    held_out: int = 4400
-    seed: int = 0
-
-    @property
-    def network(self) -> Network:
-        """The layers."""
-        return glyph_network(self.width, structure=self.structure, base=self.base, residual=self.residual)
-
-    @property
-    def steps_of_epoch(self) -> int:
-        """Whole batches of an epoch."""
-        return self.images // self.batch
-
-    def rate_at(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0 over all epochs."""
-        n_steps = self.epochs * self.steps_of_epoch
-        rising = max(1, round(WARMUP * n_steps))
-        if step < rising:
-            return self.learning_rate * (step + 1) / rising
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, n_steps - rising)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """Mean loss of an epoch's steps, share of validation images that were read right after it, seconds of a step."""
-
-    loss: float
-    accuracy: float
-    step_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a training came to.
-
-    Attributes:
-        settings: As it ran.
-        multiply_accumulates: Of one image's forward pass.
-        parameters: Trained numbers.
-        epochs: One after another.
-        accuracy: Share of test images that are read right at the end.
-        step_s: Median processor time of a training step.
-    """
-
-    settings: Settings
-    multiply_accumulates: int
-    parameters: int
-    epochs: tuple[Epoch, ...]
-    accuracy: float
-    step_s: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
-
-    @classmethod
-    def of_json(cls, fields: dict[str, Any]) -> Outcome:
-        """Read `as_json` back."""
-        epochs = tuple(Epoch(**each) for each in fields["epochs"])
-        return cls(**fields | {"settings": Settings(**fields["settings"]), "epochs": epochs})
 
 
 def train(settings: Settings, folder: Path, progress: Callable[[str], None] | None = None) -> Outcome:
@@ -156,7 +67,7 @@ class _Run:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings, self.folder = settings, folder
         self.model = build(settings.network, seed=settings.seed)
-        self.optimizer = torch.optim.SGD(_groups(self.model, settings), settings.learning_rate, MOMENTUM)
+        self.optimizer = torch.optim.SGD(_groups(self.model, settings), settings.learning_rate, MOMENTUM, nesterov=True)
         self.images, self.labels = _tensors(glyphs("training", settings.images, settings.seed))
         self.held_out: dict[Part, tuple[Tensor, Tensor]] = {}
         self.epochs: list[Epoch] = []
@@ -189,15 +100,15 @@ class _Run:
         self.optimizer.step()
         return loss.detach()
 
-    @torch.inference_mode()
     def accuracy(self, part: Part) -> float:
         """Return the share of a part's images that are read right."""
         if part not in self.held_out:
             self.held_out[part] = _tensors(glyphs(part, self.settings.held_out, HELD_OUT_SEED))
         self.model.eval()
         images, labels = self.held_out[part]
-        right = [(self.model(_normed(some)).argmax(1)) for some in images.split(256)]
-        return float((torch.cat(right) == labels).double().mean())
+        with torch.inference_mode():
+            read = torch.cat([self.model(_normed(some)).argmax(1) for some in images.split(256)])
+        return float((read == labels).double().mean())
 
     def _save(self) -> None:
         state = checkpoint.state_of(self.model, self.optimizer)

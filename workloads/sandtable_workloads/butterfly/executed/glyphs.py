@@ -182,11 +182,10 @@ def _field(n: int, spread: float, random: np.random.Generator) -> Floats:
 
 
 def _spoil(ink: Floats, by: Spoiling, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Return images of ink on paper of random greys, dark on light or light on dark, with a blot and noise."""
+    """Return images of light ink on darker paper, both of random greys, with a blot and noise."""
     n = len(ink)
     difference = random.uniform(by.contrast, 1, (n, 1, 1)).astype(np.float32)
     dark = random.uniform(0, 1 - difference).astype(np.float32)
-    ink = np.where(random.random((n, 1, 1)) < 0.5, ink, 1 - ink)
     image = dark + difference * ink
     image = np.where(_blots(n, by.blot_px, random), random.random((n, 1, 1), np.float32), image)
     image += random.standard_normal(image.shape, np.float32) * np.float32(by.noise) * random.random(
