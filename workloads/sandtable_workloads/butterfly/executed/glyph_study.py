@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from sandtable.calibration.fit.least_squares import student_95
 from sandtable.system import atomic_files, checksums
+from sandtable.table import Table
 from sandtable_workloads.butterfly.executed.glyph_network import glyph_network
 from sandtable_workloads.butterfly.executed.glyph_records import Outcome, Settings
 
@@ -104,14 +105,16 @@ class Kept:
         return cls(**fields | {"outcome": Outcome.of_json(fields["outcome"])})
 
 
-def study(folder: Path, seeds: int = SEEDS, progress: Callable[[str], None] | None = None) -> list[Kept]:
-    """Run each case with each seed, and return all runs; those that ended before are kept, others resume.
+def study(
+    folder: Path, chosen: Sequence[Case], seeds: int = SEEDS, progress: Callable[[str], None] | None = None
+) -> list[Kept]:
+    """Run each of some cases with each seed, and return all runs; those that ended before are kept, others resume.
 
     Raises:
         NoDevice: matplotlib, whose fonts are drawn, is not installed.
         ConfigError: a run that was kept is damaged.
     """
-    return [_one(case, seed, folder, progress) for seed in range(seeds) for case in cases()]
+    return [_one(case, seed, folder, progress) for seed in range(seeds) for case in chosen]
 
 
 def _one(case: Case, seed: int, folder: Path, progress: Callable[[str], None] | None) -> Kept:
@@ -161,6 +164,17 @@ def table(runs: Iterable[Kept]) -> list[Row]:
     for run in runs:
         grouped.setdefault((run.budget, run.case), []).append(run.outcome)
     return [_row(budget, case, outcomes) for (budget, case), outcomes in grouped.items()]
+
+
+def as_table(rows: Iterable[Row]) -> Table:
+    """Return rows as a table to print."""
+    columns = ("budget", "case", "runs", "read right", "from", "to", "multiply-adds", "parameters")
+    units = ("", "", "", "%", "%", "%", "", "")
+    found = [
+        (row.budget, row.case, row.n, *(100 * share for share in row[3:6]), row.multiply_accumulates, row.parameters)
+        for row in rows
+    ]
+    return Table(columns=columns, units=units, rows=found)
 
 
 def _row(budget: str, case: str, outcomes: Sequence[Outcome]) -> Row:
