@@ -24,7 +24,7 @@ from sandtable_workloads.butterfly.executed.glyph_records import Outcome, Settin
 BUDGETS = {"small": 0.5, "large": 1.0}
 COMPARED = ("dense", "butterfly", "low_rank", "circulant", "monarch", "block_shuffle")
 # the best of `TRIED_RATES` for the small network of each structure, by validation images, seed 0
-RATES = {"dense": 0.8, "butterfly": 0.8, "low_rank": 0.4, "circulant": 0.4, "monarch": 0.4, "block_shuffle": 0.4}
+RATES = {"dense": 0.8, "butterfly": 0.8, "low_rank": 0.4, "circulant": 0.4, "monarch": 0.8, "block_shuffle": 0.4}
 TRIED_RATES = (0.4, 0.8, 1.6)
 SEEDS = 5
 SHORT = 5  # epochs of the trainings that are broken off early
