@@ -7,8 +7,9 @@ residual, weight decay and the base. `study` runs them, and `committed` are thos
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +24,9 @@ from sandtable_workloads.butterfly.executed.glyph_records import Outcome, Settin
 # width of the butterfly network whose multiplications are the budget
 BUDGETS = {"small": 0.5, "large": 1.0}
 COMPARED = ("dense", "butterfly", "low_rank", "circulant", "monarch", "block_shuffle")
-# the best of `TRIED_RATES` for the small network of each structure, by validation images, seed 0
+# the best of 0.2, 0.4 and 0.8 for each structure's small network, by validation images of seed 0: after `SHORT` epochs,
+# of dense and butterfly ones after all
 RATES = {"dense": 0.8, "butterfly": 0.8, "low_rank": 0.4, "circulant": 0.4, "monarch": 0.8, "block_shuffle": 0.4}
-TRIED_RATES = (0.4, 0.8, 1.6)
 SEEDS = 5
 SHORT = 5  # epochs of the trainings that are broken off early
 WIDTH_STEP = 1 / 128
@@ -142,9 +143,16 @@ def committed() -> list[Kept]:
 
 
 class Row(NamedTuple):
-    """A case over its seeds: mean accuracy on test images with a 90 % interval, and what it costs.
+    """A case over its seeds: what share of test images is read right, and what it costs.
 
-    ``step_s`` is the processor time of a training step of a batch, the median over the seeds.
+    Attributes:
+        budget, case: As of `Case`.
+        n: Runs.
+        accuracy, low, high: Mean over the seeds, and its 90 % interval.
+        gain, gain_low, gain_high: The same of what it has beyond the dense network of this budget and the same seed,
+            which learned from the same images.
+        multiply_accumulates: Of one image's forward pass.
+        parameters: Trained numbers.
     """
 
     budget: str
@@ -153,43 +161,48 @@ class Row(NamedTuple):
     accuracy: float
     low: float
     high: float
+    gain: float
+    gain_low: float
+    gain_high: float
     multiply_accumulates: int
     parameters: int
-    step_s: float
+
+    @property
+    def wins(self) -> bool:
+        """Whether the interval of its gain lies above nothing."""
+        return self.gain_low > 0
 
 
 def table(runs: Iterable[Kept]) -> list[Row]:
-    """Return one row per case, in the order of the runs."""
-    grouped: dict[tuple[str, str], list[Outcome]] = {}
+    """Return one row per case, by budget and in the order of `cases`."""
+    grouped: dict[tuple[str, str], dict[int, Outcome]] = {}
     for run in runs:
-        grouped.setdefault((run.budget, run.case), []).append(run.outcome)
-    return [_row(budget, case, outcomes) for (budget, case), outcomes in grouped.items()]
+        grouped.setdefault((run.budget, run.case), {})[run.outcome.settings.seed] = run.outcome
+    order = [(budget, case.name) for budget in BUDGETS for case in cases() if case.budget == budget]
+    return [_row(name, grouped[name], grouped) for name in order if name in grouped]
 
 
-def as_table(rows: Iterable[Row]) -> Table:
-    """Return rows as a table to print."""
-    columns = ("budget", "case", "runs", "read right", "from", "to", "multiply-adds", "parameters")
-    units = ("", "", "", "%", "%", "%", "", "")
-    found = [
-        (row.budget, row.case, row.n, *(100 * share for share in row[3:6]), row.multiply_accumulates, row.parameters)
-        for row in rows
-    ]
-    return Table(columns=columns, units=units, rows=found)
-
-
-def _row(budget: str, case: str, outcomes: Sequence[Outcome]) -> Row:
-    mean, half = interval([outcome.accuracy for outcome in outcomes])
+def _row(
+    name: tuple[str, str], by_seed: Mapping[int, Outcome], grouped: Mapping[tuple[str, str], Mapping[int, Outcome]]
+) -> Row:
+    dense = grouped.get((name[0], _rival(name[1])), {})
+    mean, half = interval([outcome.accuracy for outcome in by_seed.values()])
+    gains = [outcome.accuracy - dense[seed].accuracy for seed, outcome in by_seed.items() if seed in dense]
+    gain, gain_half = interval(gains) if gains else (math.nan, math.nan)
+    some = next(iter(by_seed.values()))
     return Row(
-        budget,
-        case,
-        len(outcomes),
-        mean,
-        mean - half,
-        mean + half,
-        outcomes[0].multiply_accumulates,
-        outcomes[0].parameters,
-        statistics.median(outcome.step_s for outcome in outcomes),
+        *name,
+        len(by_seed),
+        *(mean, mean - half, mean + half),
+        *(gain, gain - gain_half, gain + gain_half),
+        some.multiply_accumulates,
+        some.parameters,
     )
+
+
+def _rival(case: str) -> str:
+    """Return the dense case that a case is held against: trained as long as it."""
+    return f"dense {SHORT} epochs" if case.endswith("epochs") else "dense"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -199,3 +212,32 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
         return mean, float("inf")
     t = _T_95[n - 2] if n - 2 < len(_T_95) else student_95(n - 1)
     return mean, t * statistics.stdev(values) / n**0.5
+
+
+def as_table(rows: Iterable[Row]) -> Table:
+    """Return rows as a table to print; a case with one run has no interval."""
+    columns = (
+        "budget",
+        "case",
+        "runs",
+        "read right",
+        "within",
+        "beyond dense",
+        "by",
+        "multiply-adds",
+        "parameters",
+    )
+    found = [
+        (
+            *(row.budget, row.case, row.n),
+            *(f"{row.accuracy:.1%}", _range(row.low, row.high, "{:.1%}")),
+            *(f"{100 * row.gain:+.1f}", _range(100 * row.gain_low, 100 * row.gain_high, "{:+.1f}")),
+            *(row.multiply_accumulates, row.parameters),
+        )
+        for row in rows
+    ]
+    return Table(columns=columns, rows=found)
+
+
+def _range(low: float, high: float, form: str) -> str:
+    return f"{form.format(low)} to {form.format(high)}" if math.isfinite(high - low) else ""

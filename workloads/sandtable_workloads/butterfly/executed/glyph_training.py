@@ -1,7 +1,7 @@
 """Training that resumes: one network learns glyphs, on one thread, with a checkpoint behind every epoch.
 
-The same settings give the same losses bit by bit on the same machine and libraries, whether or not the run was killed in
-between. Times are of the processor, not of the clock, so that they mean something on a machine that is shared.
+The same settings give the same losses on the same machine and libraries, bit by bit, whether or not the run was killed
+in between. Times are of the processor, not of the clock, so that they mean something on a machine that is shared.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from sandtable.errors import ConfigError
+from sandtable_kernels.structured.torch_layers import StructuredPointwise
 from sandtable_workloads.butterfly.executed.glyph_records import Epoch, Outcome, Settings
 from sandtable_workloads.butterfly.executed.glyphs import Glyphs, Part, glyphs
-from sandtable_workloads.butterfly.networks.torch_network import OnRows, build
+from sandtable_workloads.butterfly.networks.torch_network import build
 from sandtable_workloads.training.executed import checkpoint
 from sandtable_workloads.training.executed.job import checkpoints
 
@@ -67,7 +68,9 @@ class _Run:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings, self.folder = settings, folder
         self.model = build(settings.network, seed=settings.seed)
-        self.optimizer = torch.optim.SGD(_groups(self.model, settings), settings.learning_rate, MOMENTUM, nesterov=True)
+        self.optimizer = torch.optim.SGD(
+            _groups(self.model, settings), settings.learning_rate, MOMENTUM, nesterov=True
+        )
         self.images, self.labels = _tensors(glyphs("training", settings.images, settings.seed))
         self.held_out: dict[Part, tuple[Tensor, Tensor]] = {}
         self.epochs: list[Epoch] = []
@@ -85,9 +88,7 @@ class _Run:
             losses.append(self._step(batch, self.settings.rate_at(step)))
             times.append(time.process_time() - began)
         mean = float(torch.stack(losses).double().mean())
-        self.epochs.append(
-            Epoch(loss=mean, accuracy=self.accuracy("validation"), step_s=statistics.median(times))
-        )
+        self.epochs.append(Epoch(loss=mean, accuracy=self.accuracy("validation"), step_s=statistics.median(times)))
         self._save()
         return self.epochs[-1]
 
@@ -132,7 +133,10 @@ class _Run:
 def _groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
     """Return the parameters in groups by weight decay: the structures', norms and biases, all others."""
     structured = {
-        id(weight) for module in model.modules() if isinstance(module, OnRows) for weight in module.parameters()
+        id(weight)
+        for module in model.modules()
+        if isinstance(module, StructuredPointwise)
+        for weight in module.parameters()
     }
     groups: dict[float, list[nn.Parameter]] = {}
     for weight in model.parameters():

@@ -21,7 +21,7 @@ from sandtable.errors import missing_extra
 SIDE = 32  # pixels of an image
 DRAWN_SIDE = 64  # pixels of a character as it is drawn, before it is warped
 FONT_SIZE = 50  # pixels; an x is then 27 high
-BASELINE = 48  # pixels from the top
+BASELINE = 48  # pixels from the top; of all characters, the widest W and the highest √ just reach the edge
 CHUNK = 2048  # images that are warped at once: fits a cache level, and bounds the memory
 
 LATIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
@@ -133,7 +133,8 @@ def _draw(font: Any, character: str) -> Floats:
 
     image = Image.new("L", (DRAWN_SIDE, DRAWN_SIDE))
     ImageDraw.Draw(image).text((DRAWN_SIDE / 2, BASELINE), character, fill=255, font=font, anchor="ms")
-    return np.asarray(image.filter(ImageFilter.BoxBlur(0.5)), np.float32) / 255
+    softened: Floats = np.asarray(image.filter(ImageFilter.BoxBlur(0.5)), np.float32) / np.float32(255)
+    return softened
 
 
 # --- warping ---------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def _warp(
 
 
 def _places(n: int, by: Spoiling, random: np.random.Generator) -> tuple[Floats, Floats]:
-    """Return where in the drawn character each pixel looks [n, side, side], as x and y; the edge is blank."""
+    """Return where in the drawn character each pixel looks [n, side, side], as x and y, within what is drawn."""
 
     def uniform(limit: float) -> Floats:
         return random.uniform(-limit, limit, (n, 1, 1)).astype(np.float32)
@@ -166,7 +167,8 @@ def _places(n: int, by: Spoiling, random: np.random.Generator) -> tuple[Floats, 
     x, y = line[None, None, :] + dx, line[None, :, None] + dy
     x, y = shrink * (np.cos(turn) * x - np.sin(turn) * y), shrink * (np.sin(turn) * x + np.cos(turn) * y)
     scale, centre = DRAWN_SIDE / SIDE, (DRAWN_SIDE - 1) / 2
-    return tuple(np.clip(at * scale + centre, 0, DRAWN_SIDE - 1.01) for at in (x + shear * y, y))  # type: ignore[return-value]
+    limits = np.float32(0), np.float32(DRAWN_SIDE - 1.01)
+    return np.clip((x + shear * y) * scale + centre, *limits), np.clip(y * scale + centre, *limits)
 
 
 def _field(n: int, spread: float, random: np.random.Generator) -> Floats:
@@ -188,8 +190,10 @@ def _spoil(ink: Floats, by: Spoiling, random: np.random.Generator) -> NDArray[np
     dark = random.uniform(0, 1 - difference).astype(np.float32)
     image = dark + difference * ink
     image = np.where(_blots(n, by.blot_px, random), random.random((n, 1, 1), np.float32), image)
-    image += random.standard_normal(image.shape, np.float32) * np.float32(by.noise) * random.random(
-        (n, 1, 1), np.float32
+    image += (
+        random.standard_normal(image.shape, np.float32)
+        * np.float32(by.noise)
+        * random.random((n, 1, 1), np.float32)
     )
     return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 

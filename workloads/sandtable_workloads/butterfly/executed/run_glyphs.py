@@ -1,4 +1,4 @@
-"""The study of structures on glyphs, from the command line: ``python -m sandtable_workloads.butterfly.executed.run_glyphs``.
+"""The study of structures on glyphs: ``python -m sandtable_workloads.butterfly.executed.run_glyphs``.
 
 Given a folder it trains: runs that ended there are kept and skipped, and one that was killed resumes behind its last
 whole epoch. Without one it shows the runs that ship. The table goes to stdout, progress to stderr.
