@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sandtable.report.rendering import render
 from sandtable_workloads.butterfly.executed import glyph_study as study
 from sandtable_workloads.butterfly.executed.glyph_records import Settings
 from sandtable_workloads.butterfly.executed.run_glyphs import main
+from sandtable_workloads.butterfly.published.glyph_accuracy import GLYPHS, finding
 
 RUNS = study.committed()
 CASES = {(case.budget, case.name): case for case in study.cases()}
@@ -113,3 +115,18 @@ def test_what_it_does_not_know_is_a_sentence(
 ) -> None:
     assert main(arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_readme_shows_the_table_of_what_ships() -> None:
+    readme = Path(__file__).resolve().parents[3] / "workloads" / "README.md"
+    assert render(study.as_table(study.table(RUNS)), "md") in readme.read_text()
+
+
+def test_the_finding_says_what_the_runs_say() -> None:
+    found = finding()
+    gains = [row for row in study.table(RUNS) if row.case == "butterfly"]
+    assert found.holds == all(row.wins for row in gains)
+    assert all(f"{100 * row.gain:+.1f} points" in found.evidence for row in gains)
+    here = [row for row in found.data.rows if row[0] == GLYPHS]
+    shown = {(round(x, 6), round(y, 6)) for _, _, x, y in here}
+    assert {(round(row.multiply_accumulates / 1e6, 6), round(100 * row.accuracy, 6)) for row in gains} <= shown
