@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sandtable.report.rendering import render
 from sandtable_workloads.butterfly.executed import glyph_study as study
 from sandtable_workloads.butterfly.executed.glyph_records import Settings
 from sandtable_workloads.butterfly.executed.run_glyphs import main
@@ -119,7 +118,7 @@ def test_what_it_does_not_know_is_a_sentence(
 
 def test_the_readme_shows_the_table_of_what_ships() -> None:
     readme = Path(__file__).resolve().parents[3] / "workloads" / "README.md"
-    assert render(study.as_table(study.table(RUNS)), "md") in readme.read_text()
+    assert study.as_text(study.table(RUNS)) in readme.read_text()
 
 
 def test_the_finding_says_what_the_runs_say() -> None:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from sandtable.calibration.fit.least_squares import student_95
 from sandtable.system import atomic_files, checksums
-from sandtable.table import Table
 from sandtable_workloads.butterfly.executed.glyph_network import glyph_network
 from sandtable_workloads.butterfly.executed.glyph_records import Outcome, Settings
 
@@ -214,29 +213,19 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, t * statistics.stdev(values) / n**0.5
 
 
-def as_table(rows: Iterable[Row]) -> Table:
-    """Return rows as a table to print; a case with one run has no interval."""
-    columns = (
-        "budget",
-        "case",
-        "runs",
-        "read right",
-        "within",
-        "beyond dense",
-        "by",
-        "multiply-adds",
-        "parameters",
-    )
+def as_text(rows: Iterable[Row]) -> str:
+    """Return rows as a table in Markdown; a case with one run has no interval."""
+    heads = ("budget", "case", "runs", "read right", "within", "beyond dense", "by", "multiply-adds", "parameters")
     found = [
         (
-            *(row.budget, row.case, row.n),
+            *(row.budget, row.case.replace("_", " "), str(row.n)),
             *(f"{row.accuracy:.1%}", _range(row.low, row.high, "{:.1%}")),
             *(f"{100 * row.gain:+.1f}", _range(100 * row.gain_low, 100 * row.gain_high, "{:+.1f}")),
-            *(row.multiply_accumulates, row.parameters),
+            *(f"{row.multiply_accumulates:,}", f"{row.parameters:,}"),
         )
         for row in rows
     ]
-    return Table(columns=columns, rows=found)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ("---",) * len(heads), *found))
 
 
 def _range(low: float, high: float, form: str) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sandtable.errors import ConfigError, SandtableError
-from sandtable.report.rendering import render
 from sandtable.system import atomic_files
 from sandtable_workloads.butterfly.executed import glyph_study
 
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = _runs(given)
         if given.collect:
             atomic_files.write_atomically(given.collect, "".join(f"{run.as_line()}\n" for run in runs))
-        sys.stdout.write(f"{render(glyph_study.as_table(glyph_study.table(runs)))}\n")
+        sys.stdout.write(f"{glyph_study.as_text(glyph_study.table(runs))}\n")
     except SandtableError as error:
         _say(f"run_glyphs: {error}")
         return error.exit_code
