@@ -55,9 +55,7 @@ def test_the_peak_is_planned_as_the_allocator_counts_it(
 
 
 def test_a_step_of_training_reports_its_sections_and_a_loss_that_falls(laptop: Machine, tmp_path: Path) -> None:
-    _, found = run(
-        laptop, tmp_path, width=0.25, mode="training", batch=4, steps=25, learning_rate=0.05, resolution=32
-    )
+    _, found = run(laptop, tmp_path, width=0.25, mode="training", batch=16, steps=20, resolution=32)
     main = found.recorder.units["main"]
     parts = sum(main.values[f"{part}_s"] for part in ("forward", "backward", "optimizer"))
     assert parts == pytest.approx(main.values["latency_s"])
