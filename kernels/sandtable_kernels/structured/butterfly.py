@@ -9,11 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 from sandtable.errors import ConfigError
-from sandtable_kernels.files.dtypes import decode, encode
+from sandtable_kernels.files.dtypes import decode
 from sandtable_kernels.structured.butterfly_layout import ButterflyLayout
 from sandtable_kernels.support import F32, Array, compiled
 
 NAMES = {"float32": "float32", "uint16": "bfloat16"}
+NOTHING = np.empty(0, np.float32)
+# multiply-accumulates that take about as long as the start of a thread's share, 15 us
+THREAD_WORK = 400_000
+# gradients by weights are sums of parts of at least so many rows, at most so many parts, whatever the threads
+PART_ROWS, MOST_PARTS = 64, 32
 
 
 def butterfly(
@@ -43,11 +48,13 @@ def butterfly(
     result: Array = np.empty((len(x), layout.n_out), x.dtype) if out is None else out
     if result.shape != (len(x), layout.n_out) or result.dtype != x.dtype or not result.flags.c_contiguous:
         raise ConfigError(f"out must be contiguous {dtype} of shape {[len(x), layout.n_out]}")
-    fast, used = compiled("butterfly_loops"), compiled("memory_loops").use_threads(n_threads)
-    wide: Array = result if dtype == "float32" else np.empty(result.shape, np.float32)
-    fast.forward(decode(x, dtype), decode(weights, dtype), np.array(layout.strides), residual, wide, used)
-    if wide is not result:
-        result[:] = encode(wide, dtype)
+    fast, run = compiled("butterfly_loops"), _Call(layout, weights, dtype)
+    given = (*run.shape, *run.rows(x), run.weights, residual, result, run.flat(result))
+    used = run.threads(len(x), 1, n_threads)
+    if used == 1:
+        fast.forward_rows(*given, 0, len(x))
+    else:
+        fast.forward(*given, used)
     return result
 
 
@@ -83,12 +90,49 @@ def butterfly_backward(
             f"gradients by the result must be {dtype} of shape {[len(x), layout.n_out]}, "
             f"not {NAMES.get(str(grad_out.dtype), grad_out.dtype)} of shape {list(grad_out.shape)}"
         )
-    fast, used = compiled("butterfly_loops"), compiled("memory_loops").use_threads(n_threads)
-    grad_x = np.empty(x.shape, np.float32)
-    given = decode(x, dtype), decode(weights, dtype), np.array(layout.strides), residual, decode(grad_out, dtype)
-    sums = np.zeros((fast.PARTS, *weights.shape), np.float32)
-    fast.backward(*given, grad_x, sums, used)
-    return encode(grad_x, dtype), sums.sum(0)
+    fast, run = compiled("butterfly_loops"), _Call(layout, weights, dtype)
+    grad_x, used = np.empty(x.shape, x.dtype), run.threads(len(x), 3, n_threads)
+    n_parts = max(1, min(len(x) // PART_ROWS, MOST_PARTS))
+    sums = np.zeros((n_parts, weights.size), np.float32)
+    given = (*run.shape, *run.rows(x), run.weights, residual, *run.rows(grad_out), grad_x)
+    if used == 1:
+        for part, total in enumerate(sums):
+            fast.backward_rows(*given, total, part * len(x) // n_parts, (part + 1) * len(x) // n_parts)
+    else:
+        fast.backward(*given, sums)
+    grad_weights: F32 = sums[0] if n_parts == 1 else sums.sum(0)
+    return grad_x, grad_weights.reshape(weights.shape)
+
+
+class _Call:
+    """What the compiled loops take: the shape, float32 weights, and rows with their own memory where it is float32."""
+
+    def __init__(self, layout: ButterflyLayout, weights: Array, dtype: str) -> None:
+        self.layout = layout
+        plan: Array = compiled("butterfly_loops").plan(layout.base, layout.size, layout.strides)
+        self.shape = (0,) * layout.base, plan
+        self.weights = np.ascontiguousarray(decode(weights, dtype)).reshape(-1)
+
+    @staticmethod
+    def flat(rows: Array) -> Array:
+        """Return contiguous rows as one array of float32, an empty one where they are of another type."""
+        return rows.reshape(-1) if rows.dtype == np.float32 else NOTHING
+
+    def rows(self, x: Array) -> tuple[Array, Array]:
+        """Return rows one after another, and `flat`."""
+        rows = np.ascontiguousarray(x)
+        return rows, self.flat(rows)
+
+    def threads(self, n_rows: int, passes: int, n_threads: int | None) -> int:
+        """Return how many threads are worth their start, of those that are allowed; let loops use them."""
+        work = n_rows * self.layout.multiplications * passes
+        most = max(1, min(n_rows, work // THREAD_WORK))
+        if most == 1:
+            return 1
+        used: int = compiled("memory_loops").use_threads(n_threads)
+        if most < used:
+            used = compiled("memory_loops").use_threads(most)
+        return used
 
 
 def _check(x: Array, weights: Array, layout: ButterflyLayout) -> str:
