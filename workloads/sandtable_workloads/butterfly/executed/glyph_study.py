@@ -139,8 +139,8 @@ def _one(case: Case, seed: int, folder: Path, progress: Callable[[str], None] | 
 def committed() -> list[Kept]:
     """Return the runs that ship with the package.
 
-    They ran side by side on a busy machine, and their butterflies multiplied by the dense matrix that they amount to, in
-    PyTorch, as the paper's own code does: accuracies are comparable, and times of steps are not those of `butterfly`.
+    They ran side by side on a busy machine, and their butterflies multiplied by the dense matrix that they amount to,
+    in PyTorch, as the paper's own code does: accuracies compare, and times of steps are not those of `butterfly`.
     """
     return [Kept.of_line(line) for line in RUNS.read_text().splitlines()]
 

@@ -1,8 +1,8 @@
 """Training that resumes: one network learns glyphs, on one thread, with a checkpoint behind every epoch.
 
 The same settings give the same losses on the same machine and libraries, bit by bit, whether or not the run was killed
-in between; those of butterflies within a rounding of float32, as their compiled loops may sum in another order in another
-process. Times are of the processor, not of the clock, so that they mean something on a machine that is shared.
+in between; those of butterflies within a rounding of float32, as their compiled loops may sum in another order in
+another process. Times are of the processor, not of the clock, to mean something on a machine that is shared.
 """
 
 from __future__ import annotations
