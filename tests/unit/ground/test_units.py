@@ -155,6 +155,7 @@ def test_format_quantity(value: float, unit: str, text: str) -> None:
         ("usd_per_h", "USD/h", "usd", "USD/h"),
         ("on_demand_usd_per_h", "USD/h", "on_demand", "USD/h"),
         ("usd_per_mtok", None, None, "USD/Mtok"),
+        ("usd_per_million_images", None, None, "USD/million images"),
         ("tokens_per_s", "1/s", "tokens", "tokens/s"),
         ("energy_j", "J", "energy", "J"),
         ("error_frac", "frac", "error", "1"),

@@ -147,3 +147,8 @@ class TestSelect:
     def test_an_unknown_variant_is_a_key_error(self) -> None:
         with pytest.raises(KeyError):
             self.drive.select("huge")
+
+
+def test_a_constant_without_a_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="launch: this section is empty: write its value, low and high"):
+        hardware.OperatorFit.model_validate({"launch": {}}, context=units.AT_EDGE)
