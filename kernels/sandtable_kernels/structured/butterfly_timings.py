@@ -34,15 +34,16 @@ class TimedButterfly(VisionKernel):
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """From one row to many, narrow and wide, every base, alone and in modules, and their gradients."""
-        sides = (96, 1536) if quick else (48, 96, 192, 384, 768, 1536, 3072)
-        alone = [(rows, n, n, "4", False) for n in sides for rows in ((8, 320) if quick else (1, 8, 64, 320, 1200))]
+        narrow, wide = (48, 192, 768, 3072), (96, 384, 1536)
+        alone = [(rows, n, n, "4", False) for n in wide for rows in (8, 320)]
+        alone += [] if quick else [(rows, n, n, "4", False) for n in narrow for rows in (1, 64, 1200)]
         others = [(rows, n, n, base, False) for base in ("2", "8", "16") for n in (192, 1536) for rows in (8, 320)]
         others += [(320, 768, 192, "4", False), (320, 192, 768, "4", False), (8, 192, 768, "4", False)]
         wrapped = [(rows, n, n, "4", True) for n in (96, 384, 1536) for rows in (64, 784)]
         trained = wrapped if quick else [*wrapped, (784, 384, 192, "4", True), (784, 192, 384, "4", True)]
         found = points(self.names, [*alone, *([] if quick else others), *wrapped], PASSES[:1])
-        narrow = [{**dims, "dtype": "bfloat16"} for dims in points(self.names, alone[1::6], PASSES[:1])]
-        return found + points(self.names, trained, PASSES[2:]) + ([] if quick else narrow)
+        halves = [{**dims, "dtype": "bfloat16"} for dims in points(self.names, alone[:6], PASSES[:1])]
+        return found + points(self.names, trained, PASSES[2:]) + ([] if quick else halves)
 
     def layout(self, dims: Dims) -> ButterflyLayout:
         """Return the transform that is meant."""
