@@ -191,3 +191,15 @@ def test_whatif_compares_with_the_dense_network_of_as_many_multiply_adds(in_tmp:
     assert re.search(r"\d times as many steps/s", ran.out)
     assert "0.25 @ 128, dense: 13.6M multiply-adds" in " ".join(ran.out.split())
     assert max(map(len, ran.out.splitlines())) <= 80
+
+
+def test_a_measured_machine_that_never_timed_layers_is_told_how(machine: Machine) -> None:
+    workload, p = workload_named("butterfly_vision"), ButterflyVision()
+    machine = machine.model_copy(update={"environment": {"cpu": "one that calibrate saw"}})
+    assert machine.processor.fitted is not None
+    assert "calibrate --only vision" in " ".join(workload.caveats(p, machine))
+    timed = {"image_linear": {}}
+    fitted = machine.processor.fitted.model_copy(update={"operators": timed})
+    with_layers = machine.processor.model_copy(update={"fitted": fitted})
+    assert not workload.caveats(p, machine.model_copy(update={"processor": with_layers}))
+    assert not workload.caveats(p, library.load_machine("laptop_pcie4"))

@@ -61,6 +61,14 @@ class ButterflyVisionWorkload(Workload[ButterflyVision]):
             found[name] = _times_step(step, usd, name)
         return found
 
+    def caveats(self, parameters: ButterflyVision, machine: Machine) -> Sequence[str]:
+        """Return that a machine whose other parts were measured never timed layers, and what does."""
+        fitted = machine.processor.fitted
+        measured = machine.accelerator is None and machine.environment and fitted is not None
+        if not measured or fitted is None or "image_linear" in fitted.operators:
+            return ()
+        return ("layers were never timed on this machine: 'sandtable calibrate --only vision' does",)
+
     def verdicts(self, parameters: Sequence[ButterflyVision], machine: Machine) -> Sequence[Verdict]:
         """Return whether each fits into memory."""
         return [vision_memory.verdict_of(each, machine) for each in parameters]
