@@ -133,8 +133,7 @@ def _draw(font: Any, character: str) -> Floats:
 
     image = Image.new("L", (DRAWN_SIDE, DRAWN_SIDE))
     ImageDraw.Draw(image).text((DRAWN_SIDE / 2, BASELINE), character, fill=255, font=font, anchor="ms")
-    softened: Floats = np.asarray(image.filter(ImageFilter.BoxBlur(0.5)), np.float32) / np.float32(255)
-    return softened
+    return np.asarray(np.asarray(image.filter(ImageFilter.BoxBlur(0.5))) / np.float32(255), np.float32)
 
 
 # --- warping ---------------------------------------------------------------------------------------------
@@ -151,8 +150,7 @@ def _warp(
     start = ((labels * drawn.shape[1] + faces) * DRAWN_SIDE**2)[:, None, None] + row * DRAWN_SIDE + column
     upper = flat[start] * (1 - right) + flat[start + 1] * right
     lower = flat[start + DRAWN_SIDE] * (1 - right) + flat[start + DRAWN_SIDE + 1] * right
-    warped: Floats = upper * (1 - down) + lower * down
-    return warped
+    return np.asarray(upper * (1 - down) + lower * down, np.float32)
 
 
 def _places(n: int, by: Spoiling, random: np.random.Generator) -> tuple[Floats, Floats]:
@@ -167,8 +165,8 @@ def _places(n: int, by: Spoiling, random: np.random.Generator) -> tuple[Floats, 
     x, y = line[None, None, :] + dx, line[None, :, None] + dy
     x, y = shrink * (np.cos(turn) * x - np.sin(turn) * y), shrink * (np.sin(turn) * x + np.cos(turn) * y)
     scale, centre = DRAWN_SIDE / SIDE, (DRAWN_SIDE - 1) / 2
-    limits = np.float32(0), np.float32(DRAWN_SIDE - 1.01)
-    return np.clip((x + shear * y) * scale + centre, *limits), np.clip(y * scale + centre, *limits)
+    within = (np.clip(at * scale + centre, 0, DRAWN_SIDE - 1.01) for at in (x + shear * y, y))
+    return np.asarray(next(within), np.float32), np.asarray(next(within), np.float32)
 
 
 def _field(n: int, spread: float, random: np.random.Generator) -> Floats:
