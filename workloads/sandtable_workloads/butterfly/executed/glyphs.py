@@ -46,6 +46,7 @@ FACES: dict[str, tuple[tuple[str, str], ...]] = {
 
 Part = Literal["training", "validation", "test"]
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def _draw(font: Any, character: str) -> Floats:
 
 def _warp(
     drawn: Floats, labels: NDArray[np.int64], faces: NDArray[np.int64], by: Spoiling, random: np.random.Generator
-) -> Floats:
+) -> Doubles:
     """Return the characters [n, side, side], each seen through an affine map and an elastic field of its own."""
     x, y = _places(len(labels), by, random)
     column, row = np.floor(x).astype(np.int32), np.floor(y).astype(np.int32)
@@ -150,7 +151,7 @@ def _warp(
     start = ((labels * drawn.shape[1] + faces) * DRAWN_SIDE**2)[:, None, None] + row * DRAWN_SIDE + column
     upper = flat[start] * (1 - right) + flat[start + 1] * right
     lower = flat[start + DRAWN_SIDE] * (1 - right) + flat[start + DRAWN_SIDE + 1] * right
-    return np.asarray(upper * (1 - down) + lower * down, np.float32)
+    return np.asarray(upper * (1 - down) + lower * down, np.float64)
 
 
 def _places(n: int, by: Spoiling, random: np.random.Generator) -> tuple[Floats, Floats]:
@@ -181,7 +182,7 @@ def _field(n: int, spread: float, random: np.random.Generator) -> Floats:
 # --- spoiling --------------------------------------------------------------------------------------------
 
 
-def _spoil(ink: Floats, by: Spoiling, random: np.random.Generator) -> NDArray[np.uint8]:
+def _spoil(ink: Doubles, by: Spoiling, random: np.random.Generator) -> NDArray[np.uint8]:
     """Return images of light ink on darker paper, both of random greys, with a blot and noise."""
     n = len(ink)
     difference = random.uniform(by.contrast, 1, (n, 1, 1)).astype(np.float32)
