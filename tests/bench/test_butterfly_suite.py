@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("SANDTABLE_BENCH") != "1", reason="set SANDTABLE_BENCH=1 or run make bench"
 )
 TARGET_MEDIAN, TARGET_P90, TARGET_DOUBLINGS = 0.10, 0.25, 1.0
-STEP = "latency_s.p50"
+# what comparisons judge, and what crossings are found in, which a busy moment moves less
+MEAN, STEP = "latency_s.mean", "latency_s.p50"
 # seconds by structure and width, of layers with these rows on this many threads
 Times = dict[tuple[str, int], float]
 
@@ -48,11 +49,11 @@ def calibrated(folder: Path) -> str:
 
 
 def test_errors_are_within_the_targets(checked: api.Check) -> None:
-    errors = np.abs([row.error_frac for row in checked.comparison.comparisons if row.metric == STEP])
+    errors = np.abs([row.error_frac for row in checked.comparison.comparisons if row.metric == MEAN])
     assert len(errors) >= 60
     median, p90 = float(np.median(errors)), float(np.percentile(errors, 90))
     worst = sorted(
-        ((row.error_frac, row.scenario) for row in checked.comparison.comparisons if row.metric == STEP),
+        ((row.error_frac, row.scenario) for row in checked.comparison.comparisons if row.metric == MEAN),
         key=lambda item: -abs(item[0]),
     )
     print(f"\n{len(errors)} points: median {median:.1%}, 90th percentile {p90:.1%}")

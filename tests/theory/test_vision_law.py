@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ STREAM = {"launch_s": 1e-6, "special_s": 1e-9, "bandwidth_frac": 0.5} | HUGE
 CONVOLUTION = LINEAR | {"edge_depth": 8.0}
 
 
-def seconds(name: str, constants: dict[str, float], shape: tuple[float, ...], dtype: str = "float32") -> float:
+def seconds(name: str, constants: dict[str, float], shape: Any, dtype: str = "float32") -> float:
     law: Operator[Roofline] = operator_named(name)
     return float(law.seconds(SHEET, constants, law.columns(shape), dtype=dtype)[0])
 

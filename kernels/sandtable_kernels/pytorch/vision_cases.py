@@ -32,13 +32,19 @@ def image(dims: Dims, channels: int, *, grad: bool = False) -> Tensor:
     return values.to(memory_format=torch.channels_last).requires_grad_(grad)
 
 
+def channels_last(layer: nn.Module) -> nn.Module:
+    """Return a layer with its weights in the order in which maps are."""
+    result: nn.Module = layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return result
+
+
 def modules(dims: Dims, make: Callable[[], nn.Module]) -> list[nn.Module]:
     """Return copies of a layer for one sample; so many that all their weights do not stay in cache."""
-    first = make().to(memory_format=torch.channels_last)
+    first = channels_last(make())
     each = sum(p.numel() * p.element_size() for p in first.parameters())
     cold = min(MOST_MODULES, int(WEIGHT_BYTES // each)) if each > SMALL_BYTES else 1
     number = max(dims.get("copies", 1), cold)
-    return [first, *(make().to(memory_format=torch.channels_last) for _ in range(number - 1))]
+    return [first, *(channels_last(make()) for _ in range(number - 1))]
 
 
 def inference(layers: list[nn.Module], *inputs: Tensor) -> Timed:
@@ -58,7 +64,7 @@ def layer_case(dims: Dims, make: Callable[[], nn.Module], *, channels: int) -> T
         return inference([layer.eval() for layer in modules(dims, make)], image(dims, channels))
     x = image(dims, channels, grad=True)
     number = copies(dims, 8 * x.numel() * x.element_size())
-    layers = [make().to(memory_format=torch.channels_last) for _ in range(number)]
+    layers = [channels_last(make()) for _ in range(number)]
     inputs = [image(dims, channels, grad=True) for _ in layers]
     pairs = dict(zip(map(id, inputs), layers, strict=True))
     return timed(inputs, lambda item: (pairs[id(item)](item),), backward=dims["pass"] == "backward")
