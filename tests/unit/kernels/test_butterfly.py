@@ -103,7 +103,7 @@ def recursive(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Apply B(n, k) [levels, n, k] to ``x`` [n] as the paper defines it: ``concat_i(M_i sum_j D_ij x_j)``."""
     n, k = weights.shape[1:]
     parts, first = x.reshape(k, n // k), weights[0].reshape(k, n // k, k)
-    sums = [sum(first[i, :, j] * parts[j] for j in range(k)) for i in range(k)]
+    sums = [np.sum([first[i, :, j] * parts[j] for j in range(k)], axis=0) for i in range(k)]
     if n == k:
         return np.concatenate(sums)
     return np.concatenate([recursive(weights[1:, i * n // k : (i + 1) * n // k], sums[i]) for i in range(k)])
@@ -207,14 +207,14 @@ def test_linearity():
 def test_bfloat16_rounds_once_at_the_end(n_in, n_out):
     pytest.importorskip("numba", reason="the fast path needs numba")
     layout = ButterflyLayout(n_in, n_out)
-    given_bits = [encode(part, "bfloat16") for part in problem(layout, 33)]
-    x, weights, grad = (decode(part, "bfloat16") for part in given_bits)
-    found = butterfly(*given_bits[:2], layout)
+    x_bits, weights_bits, grad_bits = (encode(part, "bfloat16") for part in problem(layout, 33))
+    x, weights, grad = (decode(part, "bfloat16") for part in (x_bits, weights_bits, grad_bits))
+    found = butterfly(x_bits, weights_bits, layout)
     assert found.dtype == np.uint16
     np.testing.assert_allclose(
         decode(found, "bfloat16"), butterfly_reference(x, weights, layout), rtol=2**-8, atol=1e-5
     )
-    by_x, by_weights = butterfly_backward(*given_bits, layout)
+    by_x, by_weights = butterfly_backward(x_bits, weights_bits, grad_bits, layout)
     wanted = butterfly_backward_reference(x, weights, grad, layout)
     np.testing.assert_allclose(decode(by_x, "bfloat16"), wanted[0], rtol=2**-8, atol=1e-5)
     close(by_weights, wanted[1])
