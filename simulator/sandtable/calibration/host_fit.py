@@ -102,9 +102,9 @@ def fit_ops(timings: Sequence[Timing], method: str) -> dict[str, dict[DType, OpF
 
 def _processor(timings: Sequence[Timing], method: str) -> Processor:
     fits = fit_ops(timings, method)
-    dense = [law for name, laws in fits.items() if operator_named(name).dense for law in laws.values()]
-    rates = [law.rate_flops_per_s.value for law in dense if law.rate_flops_per_s is not None]
-    best = max(rates, default=max(t.op.flops / t.seconds for t in timings))
+    # what a fit says of a rate that no point comes near may be anything: a peak is what was reached
+    products = [t for t in timings if operator_named(t.op.operator).dense and t.op.dtype == "float32"]
+    best = max(t.op.flops / t.seconds for t in products or timings)
     overheads = [law.overhead_s for law in fits.get("gemv", {}).values()]
     return Processor(
         kind="processor",
