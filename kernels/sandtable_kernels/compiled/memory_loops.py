@@ -7,6 +7,7 @@ Each splits its work into one contiguous share per thread. Rows are copied with 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import Any
 
@@ -38,9 +39,18 @@ def use_threads(n_threads: int | None) -> int:
     """Let the calling thread's compiled loops use ``n_threads`` (None: all there are); return the number used."""
     used = _MOST_THREADS if n_threads is None else max(1, min(n_threads, _MOST_THREADS))
     if getattr(_calling, "n_threads", 0) != used:
-        numba.set_num_threads(used)
+        _set_threads(used)
         _calling.n_threads = used
     return used
+
+
+def _set_threads(n: int) -> None:
+    """Set numba's threads and leave PyTorch's: when numba's OpenMP starts, it sets all of OpenMP to all cores."""
+    torch = sys.modules.get("torch")
+    before = None if torch is None else torch.get_num_threads()
+    numba.set_num_threads(n)
+    if torch is not None and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 def _memory_copy(typing_context: Any, target: Any, source: Any) -> Any:

@@ -32,7 +32,7 @@ KEEP_MEMORY = {
 
 def environment(n_threads: int) -> dict[str, str]:
     """Return the environment of a process that runs PyTorch with so many threads, and talks over loopback only."""
-    threads = {name: str(n_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    threads = {name: str(n_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if Path("/sys/class/net/lo").exists() else {}
     return {**children.environment(), **threads, **KEEP_MEMORY, **loopback}
 
