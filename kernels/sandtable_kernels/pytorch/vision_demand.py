@@ -128,7 +128,8 @@ def add(name: str, n_elements: int, setting: Setting) -> list[Op]:
 
 def copied(name: str, n_elements: int, setting: Setting) -> list[Op]:
     """Elements put beside each other; backward hands parts of the gradient on, and copies them."""
-    return [stream(name, n_elements, 2.0 * n_elements * setting.item_bytes, setting)]
+    moved, own = 2.0 * n_elements * setting.item_bytes, "image_concat"
+    return [stream(name, n_elements, moved, setting, operator=own, n_special=n_elements)]
 
 
 def shuffled(name: str, n_elements: int, setting: Setting) -> list[Op]:
@@ -149,13 +150,13 @@ def scaled(name: str, maps: Maps, channels: int, setting: Setting) -> list[Op]:
     n, item = maps.positions * channels, setting.item_bytes
     if setting.backward:
         return [stream(name, n, 7.0 * n * item, setting, n_kernels=3)]
-    return [stream(name, n, 2.0 * n * item, setting)]
+    return [stream(name, n, 2.0 * n * item, setting, operator="image_pool", n_special=n)]
 
 
 def mean_pool(name: str, maps: Maps, channels: int, setting: Setting) -> list[Op]:
     """The mean of whole input ``maps``: read once; backward writes each element's share."""
     n = maps.positions * channels
-    return [stream(name, n, 1.0 * n * setting.item_bytes, setting, n_kernels=3)]
+    return [stream(name, n, 1.0 * n * setting.item_bytes, setting, operator="image_pool", n_kernels=3)]
 
 
 def max_pool(
@@ -164,7 +165,7 @@ def max_pool(
     """The largest of each window: indices of 8 bytes are written too, and every element of a window compared."""
     n = maps.positions * channels
     moved = n * ((stride**2 + 1) * setting.item_bytes + 8)
-    return [stream(name, n, moved, setting, n_special=float(n * kernel**2))]
+    return [stream(name, n, moved, setting, operator="image_pool", n_special=float(n * kernel**2))]
 
 
 def loss(name: str, batch: int, classes: int, setting: Setting) -> list[Op]:

@@ -223,6 +223,20 @@ class ImageStream(Operator[Roofline]):
         return np.asarray(c.n_kernels * constants["launch_s"] + joined(moving, working))
 
 
+class ImagePool(ImageStream):
+    """Factors, means and maxima of whole maps or windows: each number is met with one that lies elsewhere."""
+
+    name: ClassVar[str] = "image_pool"
+    fitted_as: ClassVar[str] = "image_pool"
+
+
+class ImageConcat(ImageStream):
+    """Channels put beside those of other maps: a few at a time are copied."""
+
+    name: ClassVar[str] = "image_concat"
+    fitted_as: ClassVar[str] = "image_concat"
+
+
 class ImageShuffle(ImageStream):
     """Channels in another order: each number is copied by itself."""
 

@@ -47,6 +47,10 @@ class ButterflyShape(NamedTuple):
     wrapped: Number = 0.0
 
 
+# from this base on, constants are a base's own
+WIDE_BASE = 8
+
+
 class Butterfly(Operator[Roofline]):
     """``t = call + (arithmetic^p + moving^p)^(1/p)`` of the core that has the most rows.
 
@@ -100,6 +104,11 @@ class Butterfly(Operator[Roofline]):
         given = item * (c.n_in + c.n_out) * c.rows
         far = cores.moving_s(self.sweeps * given, given + cores.n_cores * weights)
         return np.asarray(joined(computing, near + far))
+
+    def variant(self, shape: ButterflyShape) -> str:
+        """The base, where it is a wide one: a group of so many takes more registers than there are."""
+        base = int(np.max(shape.base))
+        return f"base_{base}" if base >= WIDE_BASE else ""
 
     def flops(self, shape: ButterflyShape) -> Number:
         """A multiply and an add for each weight and row."""
