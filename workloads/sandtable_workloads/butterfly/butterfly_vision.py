@@ -28,6 +28,8 @@ class ButterflyVisionWorkload(Workload[ButterflyVision]):
     headlines: ClassVar[tuple[str, ...]] = (
         "latency_s.mean",
         "latency_s",
+        "images_per_s",
+        "rows_per_s",
         "usd_per_million_images",
         "usd_per_million_rows",
     )
