@@ -123,4 +123,6 @@ def test_more_takes_no_less(name: str, rows: int, n_in: int, n_out: int, base: i
                 shape._replace(blocks=float(shape.blocks) + 1, n_out=2 * n_out),
             ]
             for more in larger:
-                assert seconds(more, device=device, name=name, cache_speedup=speedup) >= least * (1 - 1e-9)
+                # blocks of wider rows have fewer of them, which may fit into a cache that one row more did not
+                slack = 1e-9 if more.size == shape.size else 0.05
+                assert seconds(more, device=device, name=name, cache_speedup=speedup) >= least * (1 - slack)

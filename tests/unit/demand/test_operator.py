@@ -34,17 +34,17 @@ from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, 
 from sandtable.hardware import Roofline
 
 
-class ButterflyShape(NamedTuple):
+class WalshShape(NamedTuple):
     n: float
     rows: float = 1.0
 
 
-class Butterfly(Operator[Roofline]):
+class Walsh(Operator[Roofline]):
     "log2(n) passes over n numbers of each row."
 
-    name: ClassVar[str] = "butterfly"
+    name: ClassVar[str] = "walsh"
     resource: ClassVar[Resource] = "compute"
-    Shape: ClassVar[type[ButterflyShape]] = ButterflyShape
+    Shape: ClassVar[type[WalshShape]] = WalshShape
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="launch_s", typical=1e-6, low=1e-8, high=1e-3),
         Constant(name="bandwidth_frac", typical=0.5, low=0.01, high=1.0),
@@ -55,7 +55,7 @@ class Butterfly(Operator[Roofline]):
         rate = constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
         return np.asarray(constants["launch_s"] + n_bytes / rate)
 
-    def variant(self, shape: ButterflyShape) -> str:
+    def variant(self, shape: WalshShape) -> str:
         return "tall" if shape.rows > shape.n else ""
 
     def calls(self, stated, *, shape=None, n_items=1):
@@ -93,14 +93,14 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     operators.cache_clear()
 
 
-def butterfly(n: float, rows: float = 1.0) -> Op:
-    shape = operator_named("butterfly").Shape(n, rows)
-    return Op(name="mix", operator="butterfly", account="compute", shape=shape)
+def walsh(n: float, rows: float = 1.0) -> Op:
+    shape = operator_named("walsh").Shape(n, rows)
+    return Op(name="mix", operator="walsh", account="compute", shape=shape)
 
 
 @pytest.mark.usefixtures("outside")
 def test_an_operator_of_another_package_has_a_time(machine: Machine) -> None:
-    found = CostModel(machine).time(butterfly(1024, 64))
+    found = CostModel(machine).time(walsh(1024, 64))
     bandwidth = machine.memory.datasheet.bandwidth_bytes_per_s
     assert found.seconds == pytest.approx(1e-6 + 8 * 1024 * 64 * 10 / (0.5 * bandwidth))
     assert found.low < found.seconds < found.high
@@ -108,16 +108,16 @@ def test_an_operator_of_another_package_has_a_time(machine: Machine) -> None:
 
 @pytest.mark.usefixtures("outside")
 def test_it_answers_for_many_demands_at_once(machine: Machine) -> None:
-    costs, law = CostModel(machine), operator_named("butterfly")
+    costs, law = CostModel(machine), operator_named("walsh")
     sizes = np.array([2.0, 64.0, 4096.0])
-    together = costs.seconds(butterfly(2.0, 3.0), law.columns(law.Shape(sizes, 3.0)))
-    assert together == pytest.approx([costs.time(butterfly(n, 3.0)).seconds for n in sizes])
+    together = costs.seconds(walsh(2.0, 3.0), law.columns(law.Shape(sizes, 3.0)))
+    assert together == pytest.approx([costs.time(walsh(n, 3.0)).seconds for n in sizes])
 
 
 def timings(machine: Machine, software: str = "mine") -> list[Timing]:
     """Butterflies that take what the law says with `TRUE`."""
-    law, roofline = operator_named("butterfly"), Roofline.of(machine.processor, machine.memory)
-    ops = [butterfly(2.0**k, rows) for k in range(4, 14) for rows in (1.0, 16.0)]
+    law, roofline = operator_named("walsh"), Roofline.of(machine.processor, machine.memory)
+    ops = [walsh(2.0**k, rows) for k in range(4, 14) for rows in (1.0, 16.0)]
     seconds = [law.seconds(roofline, TRUE, law.columns(op.shape), dtype=op.dtype)[0] for op in ops]
     return [Timing.once(op, float(time), software=software) for op, time in zip(ops, seconds, strict=True)]
 
@@ -137,20 +137,20 @@ def test_its_constants_are_fitted_kept_in_a_file_and_used(machine: Machine, tmp_
     fitted = machine.processor.fitted
     assert fitted is not None
     processor = machine.processor.model_copy(
-        update={"fitted": fitted.model_copy(update={"operators": {"butterfly": {"mine": fit}}})}
+        update={"fitted": fitted.model_copy(update={"operators": {"walsh": {"mine": fit}}})}
     )
     path = tmp_path / f"{processor.name}.yaml"
     library.save_component(processor, path)
     assert re.search(r"launch:\n +value: [34]\.\d+ us", path.read_text())
     again = library.load_file(path, "processor")
-    assert again.fitted.operators["butterfly"]["mine"].values() == pytest.approx(fit.values(), rel=1e-4)  # type: ignore[attr-defined]
-    mine = {"butterfly": "mine", "butterfly.tall": "another"}
+    assert again.fitted.operators["walsh"]["mine"].values() == pytest.approx(fit.values(), rel=1e-4)  # type: ignore[attr-defined]
+    mine = {"walsh": "mine", "walsh.tall": "another"}
     stack = framework(mine, host_call_s=1e-5, overlaps_host=True)
     costs = CostModel(machine.model_copy(update={"processor": again, "stack": stack}))
-    assert costs.time(butterfly(1024.0, 16.0)).seconds == pytest.approx(points[13].seconds, rel=0.02)
-    assert costs.time(butterfly(1024.0, 16.0)).host_s == pytest.approx(2e-5)
+    assert costs.time(walsh(1024.0, 16.0)).seconds == pytest.approx(points[13].seconds, rel=0.02)
+    assert costs.time(walsh(1024.0, 16.0)).host_s == pytest.approx(2e-5)
     # a variant without a fit of its own stands at typical constants
-    assert costs.time(butterfly(8.0, 16.0)).seconds < costs.time(butterfly(16.0, 16.0)).seconds
+    assert costs.time(walsh(8.0, 16.0)).seconds < costs.time(walsh(16.0, 16.0)).seconds
 
 
 @pytest.mark.usefixtures("outside")
@@ -227,7 +227,7 @@ def test_constants_of_a_kernel_of_no_software_are_found_whatever_the_stack(machi
         assert time.seconds == pytest.approx(seconds, rel=0.02)
         assert time.high < 1.1 * time.seconds
     # a stack that says whose butterflies it uses does not use ours
-    named = CostModel(calibrated.model_copy(update={"stack": framework({"butterfly": "mine"})})).time(op)
+    named = CostModel(calibrated.model_copy(update={"stack": framework({"walsh": "mine"})})).time(op)
     assert named.high == pytest.approx(2 * named.seconds)
     # constants that go under the stack's own name come first
     twice = [Timing.once(timing.op, 2 * timing.seconds, software="s") for timing in points]
