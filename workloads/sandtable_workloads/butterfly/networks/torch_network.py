@@ -39,9 +39,9 @@ class VisionNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Run the layers, and let go of each output behind the layer that reads it last."""
-        given, modules = {IMAGE: images}, dict(self.named_children())
+        given = {IMAGE: images}
         for (name, inputs, module), done in zip(self._steps, self._read_last, strict=True):
-            given[name] = modules[module](*[given[source] for source in inputs])
+            given[name] = getattr(self, module)(*[given[source] for source in inputs])
             for source in done:
                 del given[source]
         return given[self._steps[-1][0]]
