@@ -49,14 +49,19 @@ class ButterflyKernel(Kernel):
     def cost(self, dims: Dims) -> Op:
         """Rows and weights are read once, results are written once; what is between levels stays in cache."""
         layout, rows, size = _layout(dims), dims["rows"], itemsize(dims["dtype"])
+        return self._demand(dims, 1, layout.n_in, size * rows * layout.n_out)
+
+    def _demand(self, dims: Dims, products: int, read: int, written_bytes: float) -> Op:
+        """Return the demand of ``products`` times the transform's, with ``read`` elements of each row brought in."""
+        layout, rows = _layout(dims), dims["rows"]
         return Op(
             name=self.name,
             operator="gemm",
             account="compute",
             dtype=dims["dtype"],
-            flops=2 * rows * layout.multiplications,
-            bytes_read=size * (rows * layout.n_in + layout.parameters),
-            bytes_written=size * rows * layout.n_out,
+            flops=2 * products * rows * layout.multiplications,
+            bytes_read=itemsize(dims["dtype"]) * (rows * read + layout.parameters),
+            bytes_written=written_bytes,
             n_items=rows,
         )
 
@@ -85,16 +90,8 @@ class ButterflyBackwardKernel(ButterflyKernel):
     def cost(self, dims: Dims) -> Op:
         """Levels are computed once more, and each weight is multiplied twice: for either gradient."""
         layout, rows, size = _layout(dims), dims["rows"], itemsize(dims["dtype"])
-        return Op(
-            name=self.name,
-            operator="gemm",
-            account="compute",
-            dtype=dims["dtype"],
-            flops=6 * rows * layout.multiplications,
-            bytes_read=size * (rows * (layout.n_in + layout.n_out) + layout.parameters),
-            bytes_written=size * rows * layout.n_in + 4 * layout.parameters,
-            n_items=rows,
-        )
+        written = size * rows * layout.n_in + 4 * layout.parameters
+        return self._demand(dims, 3, layout.n_in + layout.n_out, written)
 
     def prepare(self, dims: Dims, context: KernelContext) -> AbstractContextManager[Callable[[], None]]:
         """Cycle through cold rows."""
