@@ -29,6 +29,7 @@ CONSTANTS = {
     "edge_depth": 4.0,
     "launch_s": 1e-6,
     "call_s": 1e-6,
+    "among_s": 1e-5,
     "cache_speedup": 4.0,
     "cache_bytes": 1e6,
 }
@@ -45,6 +46,8 @@ def seconds(**columns: float) -> float:
 def test_calls_arithmetic_and_traffic_follow_each_other():
     assert seconds() == pytest.approx(1e-6)
     assert seconds(n_calls=10) == pytest.approx(1e-5)
+    # a layer between others meets cold code
+    assert seconds(n_calls=10, among=1) == pytest.approx(2e-5)
     assert seconds(n_flops=1e9) == pytest.approx(1e-6 + 1e-2)
     assert seconds(n_bytes=1e8) == pytest.approx(1e-6 + 1e-2)
     assert seconds(n_flops=1e9, n_bytes=1.1e8) == pytest.approx(1e-6 + 2.1e-2)

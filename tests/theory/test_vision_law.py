@@ -24,7 +24,14 @@ SHEET = Roofline(
     family="cpu",
 )
 HUGE = {"cache_speedup": 1.0, "cache_bytes": 1e6}
-LINEAR = {"launch_s": 1e-6, "rate_frac": 0.5, "bandwidth_frac": 0.5, "edge_rows": 4.0, "pack_passes": 2.0} | HUGE
+LINEAR = {
+    "launch_s": 1e-6,
+    "rate_frac": 0.5,
+    "bandwidth_frac": 0.5,
+    "edge_rows": 4.0,
+    "pack_passes": 2.0,
+    "join_s": 0.0,
+} | HUGE
 STREAM = {"launch_s": 1e-6, "special_s": 1e-9, "bandwidth_frac": 0.5} | HUGE
 CONVOLUTION = LINEAR | {"edge_depth": 8.0}
 
@@ -65,6 +72,22 @@ def test_a_core_has_its_share() -> None:
     )
     assert one == pytest.approx(4 * all_)
     assert more == pytest.approx(all_)
+
+
+def test_cores_join_only_where_that_is_worth_it() -> None:
+    free = LINEAR | {"launch_s": 0.0, "join_s": 1e-3}
+    for rows, joins in ((4, False), (4000, True)):
+        one, all_ = (seconds("image_linear", free, ImageLinearShape(rows, 512, 512, 1, cores)) for cores in (1, 0))
+        assert all_ == pytest.approx(one / 4 + 1e-3 if joins else one)
+
+
+def test_outputs_lie_in_whole_vectors() -> None:
+    eight, sixteen, more = (
+        seconds("convolution", CONVOLUTION | {"bandwidth_frac": 1e6}, ConvolutionShape(8, 64, 64, 3, n, 3, 2))
+        for n in (8, 16, 17)
+    )
+    assert eight == pytest.approx(sixteen, rel=1e-3)
+    assert more - 1e-6 == pytest.approx(2 * (sixteen - 1e-6), rel=1e-3)
 
 
 def test_small_tensors_are_one_cores() -> None:

@@ -28,6 +28,8 @@ QUIET_NAN = np.uint16(0x7FC0)
 # bytes of a block of rows that stay in a first-level cache beside the weights that pass by
 NEAR_BYTES = 24 << 10
 LEAST_ROWS, MOST_ROWS = 16, 64
+# numbers that are added before two slices of arrays are made
+SHORT = 64
 # floats between two rows of scratch beyond their size: rows a power of two apart would share few sets of a cache
 SKEW = 272
 # fields of a plan before its strides
@@ -196,7 +198,12 @@ def forward_rows(
 def _collect(total: Any, square: Any, pitch: Any, n_rows: Any, size: Any, first: Any) -> None:
     """Add ``square`` to ``total``, or set it to that."""
     for r in range(n_rows):
-        values, target = square[r * pitch : r * pitch + size], total[r * pitch : r * pitch + size]
+        at = r * pitch
+        if size <= SHORT:
+            for i in range(at, at + size):
+                total[i] = square[i] if first else total[i] + square[i]
+            continue
+        values, target = square[at : at + size], total[at : at + size]
         if first:
             target[:] = values
         else:

@@ -1,12 +1,14 @@
 """Processes that time PyTorch's operators side by side, started once and kept; no PyTorch in this one.
 
 glibc's allocator hands large tensors back to the system as soon as they are free, and pays a page fault for every
-4 KiB of the next one. `KEEP_MEMORY` tells it not to; training runs use the same setting.
+4 KiB of the next one. `KEEP_MEMORY` tells it not to; training runs use the same setting, and `keep_memory` makes it
+that of a process that runs already.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import json
 import subprocess
 import tempfile
@@ -28,6 +30,18 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
+
+
+# the same by number, of malloc.h
+_MALLOPT = {-4: 0, -1: (1 << 31) - 1, -2: 64 << 20}
+
+
+def keep_memory() -> None:
+    """Let this process's allocator keep what is freed from now on; without effect where it is not glibc's."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        for parameter, value in _MALLOPT.items():
+            library.mallopt(parameter, value)
 
 
 def environment(n_threads: int) -> dict[str, str]:

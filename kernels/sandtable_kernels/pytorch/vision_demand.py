@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from sandtable.demand.op import Op, Where
 from sandtable.demand.operator_shapes import GemmShape, MemoryBoundShape
 from sandtable.hardware import DTYPE_BYTES
-from sandtable_kernels.pytorch.vision_law import ConvolutionShape, ImageLinearShape, StreamShape
+from sandtable_kernels.pytorch.vision_law import ConvolutionShape, ImageLinearShape, StreamShape, whole_vectors
 
 # up to which size of an input a lone image goes to PyTorch's own convolution instead of oneDNN (aten Convolution.cpp,
 # use_mkldnn), and up to which batch a pointwise one does on one thread
@@ -112,7 +112,9 @@ def batch_norm(name: str, maps: Maps, channels: int, setting: Setting) -> list[O
     elements = maps.positions * channels
     moved = passes * elements * setting.item_bytes
     operator = "batch_norm" if which == "inference" else "batch_norm training"
-    return [stream(name, elements, moved, setting, operator=operator, n_kernels=kernels, n_special=elements)]
+    # channels lie in the lanes of vectors, some of them empty
+    worked = float(maps.positions * whole_vectors(channels))
+    return [stream(name, elements, moved, setting, operator=operator, n_kernels=kernels, n_special=worked)]
 
 
 def activation(name: str, kind: str, n_elements: int, setting: Setting) -> list[Op]:

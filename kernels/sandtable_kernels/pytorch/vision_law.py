@@ -20,6 +20,8 @@ from sandtable_kernels.pytorch.core_law import CACHE, SPEEDUP, Cores, joined
 
 # elements that one thread gets at least (at::internal::GRAIN_SIZE): smaller tensors leave the others idle
 GRAIN = 32768
+# of the vectors in which channels lie
+LANES = 16
 CALL = Constant(name="launch_s", typical=3e-6, low=1e-7, high=1e-3)
 # oneDNN looks for the primitive of a shape in every call
 LAUNCH = Constant(name="launch_s", typical=3e-5, low=1e-7, high=1e-3)
@@ -27,7 +29,14 @@ RATE = Constant(name="rate_frac", typical=0.8, low=0.01, high=1.5)
 BANDWIDTH = Constant(name="bandwidth_frac", typical=0.8, low=0.05, high=3.0)
 EDGE = Constant(name="edge_rows", typical=8.0, low=0.1, high=500.0)
 DEPTH = Constant(name="edge_depth", typical=16.0, low=0.1, high=500.0)
+# for cores to begin and end a product together
+JOIN = Constant(name="join_s", typical=3e-6, low=1e-8, high=1e-3)
 PACK = Constant(name="pack_passes", typical=2.0, low=0.01, high=200.0)
+
+
+def whole_vectors(channels: Number) -> Number:
+    """Return the lanes of as many vectors as hold so many channels."""
+    return np.ceil(np.asarray(channels) / LANES) * LANES
 
 
 class ImageLinearShape(NamedTuple):
@@ -68,8 +77,9 @@ class StreamShape(NamedTuple):
 
 
 class ImageLinear(Operator[Roofline]):
-    """``t = launch + batch * (arithmetic^p + moving^p)^(1/p)``.
+    """``t = launch + batch * (arithmetic^p + moving^p)^(1/p)``, by one core, or by all where that is less.
 
+    All take ``join_s`` for each product besides, to begin and end together.
     ``edge_rows`` are rows that a product works on for nothing; ``pack_passes`` how often weights move beside being
     read once. A float32 product of one row has neither.
     """
@@ -78,23 +88,36 @@ class ImageLinear(Operator[Roofline]):
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[Any] = ImageLinearShape
     dense: ClassVar[bool] = True
-    constants: ClassVar[tuple[Constant, ...]] = (CALL, RATE, BANDWIDTH, EDGE, PACK, SPEEDUP, CACHE)
+    constants: ClassVar[tuple[Constant, ...]] = (CALL, RATE, BANDWIDTH, EDGE, PACK, JOIN, SPEEDUP, CACHE)
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
-        c, item = columns, DTYPE_BYTES[dtype]
-        cores = Cores.of(device, constants, c.n_cores)
+        alone = self._products_s(device, constants, columns, columns.n_cores * 0 + 1, dtype)
+        together = self._products_s(device, constants, columns, columns.n_cores, dtype)
+        shared = together + columns.batch * constants["join_s"] * (columns.n_cores != 1)
+        return np.asarray(constants["launch_s"] + np.minimum(alone, shared))
+
+    def _products_s(
+        self, device: Roofline, constants: Constants, c: Columns, n_cores: FloatArray, dtype: str
+    ) -> FloatArray:
+        item, cores = DTYPE_BYTES[dtype], Cores.of(device, constants, n_cores)
         many = (c.rows > 1) | (dtype != "float32")
         weights, others = item * c.n_in * c.n_out, item * c.rows * (c.n_in + c.n_out)
         rows = c.rows + many * constants["edge_rows"]
         computing = 2 * rows * c.n_in * c.n_out / (constants["rate_frac"] * device.peak(dtype) * cores.share)
         moved = weights * (1 + many * constants["pack_passes"]) + others
-        moving = cores.moving_s(moved, weights + others)
-        return np.asarray(constants["launch_s"] + c.batch * joined(computing, moving))
+        return np.asarray(c.batch * joined(computing, cores.moving_s(moved, weights + others)))
 
     def flops(self, shape: ImageLinearShape) -> Number:
         """A multiply and an add for each of its products."""
         return 2 * shape.batch * shape.rows * shape.n_in * shape.n_out
+
+
+class LinearAmong(ImageLinear):
+    """A linear layer between the others of a network, which have driven its weights and code out of the caches."""
+
+    name: ClassVar[str] = "image_linear among"
+    fitted_as: ClassVar[str] = "image_linear among"
 
 
 class NativeConvolution(ImageLinear):
@@ -107,7 +130,8 @@ class NativeConvolution(ImageLinear):
 class Convolution(Operator[Roofline]):
     """``t = launch + (arithmetic^p + moving^p)^(1/p)``; all channels of an output read all of the input.
 
-    ``edge_rows`` positions and ``edge_depth`` products of each sum are worked on for nothing; ``pack_passes`` is how
+    ``edge_rows`` positions, ``edge_depth`` products of each sum and the lanes of vectors beyond the last output are
+    worked on for nothing; ``pack_passes`` is how
     often weights move beside being read once.
     """
 
@@ -123,7 +147,7 @@ class Convolution(Operator[Roofline]):
         positions, depth = c.batch * c.height * c.width, c.n_in * c.kernel**2
         rows, terms = positions + constants["edge_rows"], depth + constants["edge_depth"]
         rate = constants["rate_frac"] * device.peak(dtype) * cores.share
-        computing = c.products * 2 * rows * terms * c.n_out / rate
+        computing = c.products * 2 * rows * terms * whole_vectors(c.n_out) / rate
         weights = item * depth * c.n_out
         images = item * positions * (c.stride**2 * c.n_in + c.n_out)
         moved = c.products * (weights * (1 + constants["pack_passes"]) + images)

@@ -274,27 +274,32 @@ class TorchImageStream(VisionKernel):
 
 
 class TorchImageLinear(VisionKernel):
-    """Linear layers, the same one again and again."""
+    """Linear layers, the same one again and again, and between others."""
 
     name: ClassVar[str] = "torch_image_linear"
     case: ClassVar[str] = "linear"
-    names: ClassVar[str] = "rows n_in n_out"
+    names: ClassVar[str] = "rows n_in n_out among"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """From one row to many, square and not."""
         sides = (96, 384, 1536) if quick else (48, 96, 192, 384, 768, 1536, 3072)
         sizes = [(rows, n, n) for n in sides for rows in ((1, 64) if quick else (1, 8, 32, 160, 640))]
         sizes += [] if quick else [(1, 960, 320), (8, 320, 960), (160, 96, 384), (160, 384, 96)]
-        kept = [(rows, n, m) for rows, n, m in sizes if rows * n * m < 2e9]
-        return points(self.names, kept, PASSES[:1])
+        kept = [(rows, n, m, False) for rows, n, m in sizes if rows * n * m < 2e9]
+        sizes = [(1, 40, 12), (1, 72, 288), (1, 928, 928), (6, 160, 40), (6, 288, 960), (20, 928, 928)]
+        among = [(*size, True) for size in sizes]
+        trained = points(self.names, [(16, 928, 928, True), (16, 96, 24, True)], PASSES[1:2])
+        return points(self.names, [*kept, *among], PASSES[:1]) + trained
 
     def demand(self, dims: Dims, how: Setting) -> list[Op]:
         """See `vision_demand.linear`."""
-        return demand.linear("linear", dims["rows"], dims["n_in"], dims["n_out"], how)
+        operator = "image_linear among" if dims["among"] else "image_linear"
+        return demand.linear("linear", dims["rows"], dims["n_in"], dims["n_out"], how, operator=operator)
 
     def example(self) -> Dims:
         """A few rows."""
-        return {"rows": 3, "n_in": 5, "n_out": 7, "dtype": "float32", "pass": "inference", "n_cores": 1}
+        row = {"rows": 3, "n_in": 5, "n_out": 7, "among": False}
+        return {**row, "dtype": "float32", "pass": "inference", "n_cores": 1}
 
     def inputs(self, dims: Dims, seed: int) -> list[Array]:
         """Return rows [rows, n_in] and weights [n_out, n_in]."""
@@ -319,7 +324,7 @@ class TorchNarrowLinear(TorchImageLinear):
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """From one row to many."""
         sides = (96, 768) if quick else (96, 384, 768, 1536)
-        sizes = [(rows, n, n) for n in sides for rows in (1, 8, 32, 160)]
+        sizes = [(rows, n, n, False) for n in sides for rows in (1, 8, 32, 160)]
         return [{**dims, "dtype": "bfloat16"} for dims in points(self.names, sizes, PASSES[:1])]
 
     def example(self) -> Dims:

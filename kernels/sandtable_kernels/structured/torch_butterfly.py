@@ -50,7 +50,10 @@ def butterfly(x: Tensor, weights: Tensor, layout: ButterflyLayout, *, residual: 
     if way is None or x.numel() == 0:
         return butterfly_levels(x, weights, layout, residual=residual)
     rows = x.reshape(-1, layout.n_in).contiguous()
-    result: Tensor = way.apply(rows, weights.contiguous(), layout, residual)
+    # what autograd keeps beside a call costs a fifth of a small one
+    wanted = torch.is_grad_enabled() and (rows.requires_grad or weights.requires_grad)
+    call = OnHost.transformed if way is OnHost and not wanted else way.apply
+    result: Tensor = call(rows, weights.contiguous(), layout, residual)
     return result.view(*x.shape[:-1], layout.n_out)
 
 
@@ -110,17 +113,22 @@ class OnHost(torch.autograd.Function):
     """The compiled loops, on the memory of tensors of the CPU, with as many threads as PyTorch uses."""
 
     @staticmethod
+    def transformed(x: Tensor, weights: Tensor, layout: ButterflyLayout, residual: bool) -> Tensor:
+        """Return rows [r, n_out] for ``x`` [r, n_in]."""
+        y = x.new_empty(x.shape[0], layout.n_out)
+        threads = torch.get_num_threads()
+        host.butterfly(memory(x), memory(weights), layout, residual=residual, out=memory(y), n_threads=threads)
+        return y
+
+    @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, layout: ButterflyLayout, residual: bool) -> Tensor:
         """Return rows [r, n_out] for ``x`` [r, n_in]; backward makes the levels again, and keeps none of them.
 
         The context is taken here, as a ``setup_context`` of its own costs 20 us a call.
         """
-        y = x.new_empty(x.shape[0], layout.n_out)
-        threads = torch.get_num_threads()
-        host.butterfly(memory(x), memory(weights), layout, residual=residual, out=memory(y), n_threads=threads)
         ctx.layout, ctx.residual = layout, residual
         ctx.save_for_backward(x, weights)
-        return y
+        return OnHost.transformed(x, weights, layout, residual)
 
     @staticmethod
     @once_differentiable

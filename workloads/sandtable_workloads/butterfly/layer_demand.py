@@ -103,7 +103,7 @@ def ops_of(layer: Layer, runs: Runs, setting: Setting) -> list[Op]:
         case "depthwise":
             return demand.depthwise(name, maps, n_out, setting, **window)
         case "linear":
-            return demand.linear(name, runs.n, n_in, n_out, setting)
+            return demand.linear(name, runs.n, n_in, n_out, setting, operator="image_linear among")
         case "norm":
             return demand.batch_norm(name, maps, n_out, setting)
         case "activation":
@@ -134,7 +134,9 @@ def _pointwise(layer: Layer, maps: Maps, runs: Runs, setting: Setting) -> list[O
     if not layer.is_structured:
         dense = demand.linear(name, rows, n_in, n_out, setting)
         return dense if runs.alone else demand.convolution(name, maps, n_in, n_out, setting)
+    among = not runs.alone or bool(setting.section)
     if layer.structure == "butterfly":
         layout = ButterflyLayout(n_in, n_out, layer.base)
-        return [butterfly_op(name, layout, rows, setting, wrapped=not runs.alone or bool(setting.section))]
-    return [structured_op(name, structured(layer.structure, n_in, n_out, **dict(layer.options)), rows, setting)]
+        return [butterfly_op(name, layout, rows, setting, among=among)]
+    product = structured(layer.structure, n_in, n_out, **dict(layer.options))
+    return [structured_op(name, product, rows, setting, among=among)]

@@ -21,6 +21,7 @@ from sandtable.errors import ConfigError, NoDevice
 from sandtable.hardware import Machine
 from sandtable.system import limits
 from sandtable.workload.seam import Execution, ExecutionContext
+from sandtable_kernels.pytorch.torch_pool import keep_memory
 from sandtable_workloads.butterfly.butterfly_parameters import ButterflyVision
 from sandtable_workloads.butterfly.vision_memory import memory_of
 from sandtable_workloads.butterfly.vision_plan import MAIN, STEP
@@ -36,6 +37,8 @@ COUNTED = ("weights", "optimizer")
 def prepare(p: ButterflyVision, machine: Machine, seed: int, context: ExecutionContext) -> None:
     """Check that this machine can do it, and take one step, which compiles kernels.
 
+    What is freed stays with the process, as in runs of training: else large maps are given back and cleared again.
+
     Raises:
         ConfigError: more threads than this process may use, or a type that is planned only.
         NoDevice: PyTorch sees no GPU where the machine has one.
@@ -48,6 +51,7 @@ def prepare(p: ButterflyVision, machine: Machine, seed: int, context: ExecutionC
         raise ConfigError(
             f"parameters.threads: {p.threads} and this process may use {context.n_threads}: write that or less"
         )
+    keep_memory()
     with _ready(p, machine, seed, context) as (work, _):
         work.step()
 

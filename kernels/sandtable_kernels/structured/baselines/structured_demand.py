@@ -58,8 +58,13 @@ def _padded(n_in: int, width: int) -> int:
     return n_in if width == n_in else n_in + 2 * width
 
 
-def structured_op(name: str, product: StructuredProduct, rows: int, setting: Setting = DIRECT) -> Op:
-    """Return the demand of rows (pixels) times a matrix of any structure but a butterfly, or of both gradients."""
+def structured_op(
+    name: str, product: StructuredProduct, rows: int, setting: Setting = DIRECT, *, among: bool = False
+) -> Op:
+    """Return the demand of rows (pixels) times a matrix of any structure but a butterfly, or of both gradients.
+
+    ``among``: it is a module of PyTorch, called between other layers.
+    """
     times, done = (BACKWARD_PRODUCTS if setting.backward else 1), executed(product)
     flops = 2 * times * (rows * product.multiplications + product.weights_multiplications)
     n_bytes = times * setting.item_bytes * (rows * done.row_items + done.weight_items)
@@ -79,6 +84,7 @@ def structured_op(name: str, product: StructuredProduct, rows: int, setting: Set
             times * done.n_calls,
             setting.n_cores,
             float(setting.training),
+            float(among),
         ),
         on=setting.on,
         section=setting.section,

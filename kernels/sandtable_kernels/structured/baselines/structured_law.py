@@ -19,7 +19,8 @@ class StructuredShape(NamedTuple):
     """Rows times a structured matrix: arithmetic as executed, bytes moved, and library calls, by ``n_cores`` (0: all).
 
     ``structure`` is its place in `CODES`; ``n_sums`` are the sums that the products of its factors consist of.
-    ``kept`` 1: what is moved was last touched long ago, as tensors are that a backward pass will need.
+    ``kept`` 1: what is moved was last touched long ago, as tensors are that a backward pass will need. ``among`` 1: a
+    module that is called between other layers of a network.
     """
 
     structure: Number
@@ -29,14 +30,17 @@ class StructuredShape(NamedTuple):
     n_calls: Number
     n_cores: Number = 0.0
     kept: Number = 0.0
+    among: Number = 0.0
 
 
 class StructuredLaw(Operator[Roofline]):
-    """``t = n_calls * call + (flops + 2 * edge_depth * sums) / rate + moving``.
+    """``t = among * among + n_calls * call + (flops + 2 * edge_depth * sums) / rate + moving``.
 
     ``edge_depth`` products of each sum are worked on for nothing: short sums, as those of small blocks, are slow. Rows
     are brought in before they are multiplied, so arithmetic and traffic follow each other; what fits into the cores'
-    caches streams from there (`Cores`). What a structure's blocks or transforms reach of the peak is its own constant.
+    caches streams from there (`Cores`). ``among_s`` is what a module takes more between other layers, where weights and
+    the code of all that is called have left the caches. What a structure's blocks or transforms reach of the peak is
+    its own constant.
     """
 
     name: ClassVar[str] = "structured_product"
@@ -47,6 +51,7 @@ class StructuredLaw(Operator[Roofline]):
         Constant(name="bandwidth_frac", typical=0.8, low=0.05, high=3.0),
         Constant(name="edge_depth", typical=8.0, low=0.01, high=500.0),
         Constant(name="call_s", typical=5e-6, low=1e-8, high=1e-3),
+        Constant(name="among_s", typical=3e-5, low=1e-8, high=1e-3),
         SPEEDUP,
         CACHE,
     )
@@ -57,9 +62,11 @@ class StructuredLaw(Operator[Roofline]):
         worked = columns.n_flops + 2 * constants["edge_depth"] * columns.n_sums
         computing = worked / (constants["rate_frac"] * device.peak(dtype) * cores.share)
         # an accelerator's cache is no core's own
-        far = (columns.kept > 0) | (device.family != "cpu")
+        there = device.family != "cpu"
+        far = (columns.kept > 0) | there
         moving = cores.moving_s(columns.n_bytes, np.where(far, np.inf, columns.n_bytes))
-        return np.asarray(columns.n_calls * constants["call_s"] + computing + moving)
+        calling = columns.among * (0.0 if there else constants["among_s"]) + columns.n_calls * constants["call_s"]
+        return np.asarray(calling + computing + moving)
 
     def flops(self, shape: StructuredShape) -> Number:
         """As stated."""

@@ -34,26 +34,27 @@ class TorchStructured(VisionKernel):
 
     name: ClassVar[str] = "torch_structured"
     case: ClassVar[str] = "structured"
-    names: ClassVar[str] = "structure rows n_in n_out"
+    names: ClassVar[str] = "structure rows n_in n_out among"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """Layers of vision networks: many pixels of few channels to few of many."""
+        """Layers of vision networks, alone and in networks: many pixels of few channels to few of many."""
         sizes = SIZES if quick else SIZES + MORE_SIZES
         alone, trained = (SIZES[:1], TRAINED[:1]) if quick else (SIZES[:2], TRAINED)
         found: list[Dims] = []
         for structure in MEASURED:
-            found += points(self.names, [(structure, *size) for size in sizes], PASSES[:1], CORES[1:])
-            found += points(self.names, [(structure, *size) for size in alone], PASSES[:1], CORES[:1])
-            found += points(self.names, [(structure, *size) for size in trained], PASSES[1:], CORES[1:])
+            found += points(self.names, [(structure, *size, False) for size in sizes], PASSES[:1], CORES[1:])
+            found += points(self.names, [(structure, *size, True) for size in sizes], PASSES[:1], CORES[1:])
+            found += points(self.names, [(structure, *size, False) for size in alone], PASSES[:1], CORES[:1])
+            found += points(self.names, [(structure, *size, True) for size in trained], PASSES[1:], CORES[1:])
         return found
 
     def demand(self, dims: Dims, how: Setting) -> list[Op]:
         """See `structured_demand.structured_op`."""
-        return [structured_op("structured", product_of(dims), dims["rows"], how)]
+        return [structured_op("structured", product_of(dims), dims["rows"], how, among=dims["among"])]
 
     def example(self) -> Dims:
         """A Monarch matrix of odd sides."""
-        row = dict(zip(self.names.split(), ("monarch", 5, 39, 57), strict=True))
+        row = dict(zip(self.names.split(), ("monarch", 5, 39, 57, False), strict=True))
         return {**row, "dtype": "float32", "pass": "inference", "n_cores": 1}
 
     def inputs(self, dims: Dims, seed: int) -> list[Array]:
