@@ -79,7 +79,8 @@ def test_every_computer_has_a_kind_of_its_own_name() -> None:
 def test_many_layers_at_once_take_what_simulate_says_of_each(name: str, structure: str, in_tmp: Path) -> None:
     (computer,) = [each for each in computers() if each.name == name]
     seconds = layer_seconds(computer.machine, structure, ROWS, SIDES, computer.precision)
-    assert (np.diff(seconds, axis=0) >= -1e-12).all()
+    # more rows may be worth another core for each part, which at most halves the time
+    assert (seconds[1:] >= 0.5 * seconds[:-1]).all()
     assert (seconds > 0).all()
     together = layer_seconds(computer.machine, structure, (256, 4096), (512, 1024), computer.precision)
     alone = layer_seconds(computer.machine, structure, (4096,), (512,), computer.precision)
