@@ -7,10 +7,12 @@ workload) that is defined there is found by itself. Nothing is registered by han
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from functools import lru_cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
@@ -20,6 +22,8 @@ GROUP = "sandtable.plugins"
 # what a package calls the list of its modules and sub-packages that need an optional package; they are not imported
 FAST_PATH = "FAST_PATH"
 PUBLISHED = "published"
+# ends the name of a module with a group of commands: ``NAME_commands`` adds ``sandtable NAME``
+COMMANDS = "_commands"
 T = TypeVar("T")
 
 
@@ -74,3 +78,18 @@ def classes(base: type[T], *, published: bool = False) -> dict[str, type[T]]:
 def instances(base: type[T], *, published: bool = False) -> dict[str, T]:
     """Return one of every concrete class of a kind by its ``name``; see `classes`."""
     return {name: kind() for name, kind in classes(base, published=published).items()}
+
+
+def command_modules() -> dict[str, str]:
+    """Return the modules with groups of commands of every package that an entry point names, by the group's name.
+
+    Found by the names of files: nothing of them is imported. Such a module has the group as ``app``, a `typer.Typer`.
+    """
+    found: dict[str, str] = {}
+    for package in {point.value for point in entry_points(group=GROUP)}:
+        spec = importlib.util.find_spec(package)
+        for root in (spec.submodule_search_locations or ()) if spec is not None else ():
+            for path in Path(root).rglob(f"*{COMMANDS}.py"):
+                parts = path.relative_to(root).with_suffix("").parts
+                found.setdefault(path.stem.removesuffix(COMMANDS), ".".join((package, *parts)))
+    return dict(sorted(found.items()))

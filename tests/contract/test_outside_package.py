@@ -55,6 +55,28 @@ def test_what_it_adds_is_listed(folder: Path) -> None:
     assert "acme_counter" in sandtable(folder, "list", "scenarios")
 
 
+def test_its_commands_are_commands(folder: Path) -> None:
+    assert "acme" in sandtable(folder, "--help")
+    assert "Count words." in sandtable(folder, "acme", "--help")
+    assert sandtable(folder, "acme", "count", "one", "two") == "2\n"
+
+
+def test_other_commands_do_not_import_them() -> None:
+    code = "import sys, sandtable.cli.app; from sandtable import plugins; print(plugins.command_modules()); "
+    code += "print([name for name in sys.modules if name.startswith(('acme_sim', 'sandtable_workloads'))])"
+    roots = os.pathsep.join(map(str, (PACKAGE, *(CODE / root for root in ("simulator", "kernels", "workloads")))))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": roots},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    commands, imported = done.stdout.splitlines()
+    assert "'acme': 'acme_sim.acme_commands'" in commands
+    assert imported == "[]"
+
+
 def test_its_rows_are_predicted(folder: Path) -> None:
     data = str(PACKAGE / "acme_sim" / "published" / "data")
     (score,) = json.loads(sandtable(folder, "published", data, "--format", "json"))["datasets"]
