@@ -1,0 +1,1 @@
+"""Poisson factorization of events with times: events in order, Gamma factors, passes over them, and their time."""

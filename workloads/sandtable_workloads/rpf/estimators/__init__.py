@@ -1,0 +1,1 @@
+"""The models of the family as estimators, and how they are fitted."""

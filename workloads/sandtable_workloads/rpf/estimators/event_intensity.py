@@ -1,0 +1,153 @@
+"""What is asked of a fit: intensities, recommendations, times of return, and the likelihood of later events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sandtable.errors import ConfigError
+from sandtable_kernels.poisson.event_pairs import EventPairs, Floats
+from sandtable_workloads.rpf.estimators.observed_events import event_columns
+from sandtable_workloads.rpf.estimators.poisson_estimator import PoissonEstimator
+
+Array = NDArray[Any]
+
+
+@dataclass(eq=False)
+class EventIntensity(PoissonEstimator):
+    """Prediction with ``theta_``, ``beta_`` and ``tau_``, for models with a constant base rate.
+
+    Users and items that were not fitted have the place -1: such a user is like the mean of all, such an item like one
+    that nobody met.
+    """
+
+    def intensity(self, user: Any, t: float, items: Iterable[Any] | None = None) -> Floats:
+        """Return events per hour of ``user`` with each item [P], or with those given, at ``t`` given all before it."""
+        u = self.user_index_.place(user)
+        if items is None:
+            return self._base_items(u, t) + self._excitation_items(u, t)
+        places = self.item_index_.places(np.asarray(list(items)))
+        base = self._base_at(np.full(places.size, u), places, np.full(places.size, float(t)))
+        excited = np.concatenate((self._excitation_items(u, t), [0.0]))  # nobody met what is unknown
+        return base + excited[places]
+
+    def recommend(self, user: Any, t: float, n: int = 20, exclude: Iterable[Any] = ()) -> list[tuple[Any, float]]:
+        """Return the ``n`` items of highest intensity at ``t``, highest first, without those to ``exclude``."""
+        rate = self.intensity(user, t)
+        places = self.item_index_.places(np.asarray(list(exclude), self.item_index_.ids.dtype))
+        rate[places[places >= 0]] = -1.0
+        n = min(n, int((rate >= 0).sum()))
+        best = np.argpartition(-rate, n - 1)[:n] if n else np.empty(0, np.int64)
+        best = best[np.lexsort((best, -rate[best]))]
+        return [(self.item_index_.ids[p], float(rate[p])) for p in best]
+
+    def returning_time(self, user: Any, t: float, n_samples: int = 100) -> float:
+        """Return the hours from ``t`` to the next event of ``user`` with any item: the median of samples."""
+        rng = np.random.default_rng(self.random_state)
+        return float(np.median(self._waits(self.user_index_.place(user), t, n_samples, rng)))
+
+    def score(self, events: Any) -> float:
+        """Return the mean log-likelihood per event of later events, each given all that came before it.
+
+        The likelihood is that of the time from the end of the fitted period to the last of these events.
+        """
+        return self._held_out(events)()
+
+    # --- rates -----------------------------------------------------------------------------------------------------
+
+    def _theta_of(self, user: Any) -> Array:
+        """Return rows of users [..., K]."""
+        unseen = np.less(user, 0)[..., None]
+        return np.asarray(np.where(unseen, self.theta_.mean(0), self.theta_[user]))
+
+    def _beta_of(self, item: Array) -> Array:
+        """Return rows of items [..., K]."""
+        return np.asarray(np.where(np.less(item, 0)[..., None], self._unseen_item(), self.beta_[item]))
+
+    def _unseen_item(self) -> Array:
+        """Return [K], the mean under q of an item that was there and had no event."""
+        prior = self.prior("beta")
+        rate = self.observed_.exposure @ self.theta_ + self.state_["beta"].group_mean.mean()
+        return np.asarray(prior.shape / rate)
+
+    def _base_items(self, user: int, t: float) -> Floats:
+        """Return [P], the base rate of a user with each item."""
+        return np.asarray(self.beta_ @ self._theta_of(user), np.float64)
+
+    def _base_at(self, user: Array, item: Array, time: Array) -> Floats:
+        """Return [n], the base rate of each user with each item at each time."""
+        return np.asarray(np.einsum("nk,nk->n", self._theta_of(user), self._beta_of(item)), np.float64)
+
+    def _base_between(self, user: Array, start: float, end: float) -> Floats:
+        """Return [n], the expected number of base events of users with all items between two times."""
+        weights = self.beta_.sum(0, dtype=np.float64)
+        return np.asarray(self._theta_of(user) @ weights * (end - start), np.float64)
+
+    def _sources(self, user: int) -> list[tuple[int, float]]:
+        """Return whose events excite a user's, and by how much."""
+        return [(user, float(self.tau_[user]))] if user >= 0 and hasattr(self, "tau_") else []
+
+    def _excitation_items(self, user: int, t: float) -> Floats:
+        """Return [P], what earlier events add to the rate of a user with each item."""
+        pairs = self.observed_.pairs
+        rate = np.zeros(pairs.n_items)
+        for source, tau in self._sources(user):
+            pair = slice(*pairs.user_start[[source, source + 1]])
+            bounds = pairs.event_start[pair.start : pair.stop + 1]
+            time = pairs.time[bounds[0] : bounds[-1]]
+            past = time < t
+            items = np.repeat(pairs.item[pair], np.diff(bounds))[past]
+            rate += tau * np.bincount(items, self.decay * np.exp(-self.decay * (t - time[past])), pairs.n_items)
+        return rate
+
+    def _waits(self, user: int, t: float, n: int, rng: np.random.Generator) -> Floats:
+        """Return [n] samples of the time to the next event: the base's or the excitation's, whichever is sooner."""
+        base = self._base_between(np.array([user]), t, t + 1.0)[0]
+        excited = self._excitation_items(user, t).sum() / self.decay  # events expected of it
+        wait = rng.exponential(1 / base, n)
+        share = rng.exponential(1.0, n) / max(excited, 1e-300)
+        sooner = np.where(share < 1, -np.log1p(-np.minimum(share, 1 - 1e-16)) / self.decay, np.inf)
+        return np.minimum(wait, sooner)
+
+    # --- later events ----------------------------------------------------------------------------------------------
+
+    def _held_out(self, events: Any) -> Callable[[], float]:
+        """Return what gives the log-likelihood per event of later events under the parameters as they then are."""
+        user, item, time = event_columns(events)
+        if time.size == 0:
+            raise ConfigError("there are no events to score")
+        start, end = self.observed_.end, float(time.max())
+        if time.min() < start:
+            raise ConfigError(f"an event to score is at {time.min():g} hours, before the fit's end at {start:g}")
+        user_ids, item_ids = self.user_index_.extended(user), self.item_index_.extended(item)
+        users, items = user_ids.places(user), item_ids.places(item)
+        old = self.observed_.pairs
+        pairs = EventPairs.of(
+            np.concatenate((old.event_user, users)),
+            np.concatenate((old.event_item, items)),
+            np.concatenate((old.time, time)),
+            len(user_ids),
+            len(item_ids),
+        )
+        later = pairs.order >= old.n_events
+        place_u = np.where(pairs.event_user < old.n_users, pairs.event_user, -1)[later]
+        place_p = np.where(pairs.event_item < old.n_items, pairs.event_item, -1)[later]
+        own = pairs.own_excitation(self.decay, np.float64)[later]
+        mass = pairs.released(self.decay, end)
+        mass[: old.n_users] -= old.released(self.decay, start)
+        everyone = np.where(np.arange(len(user_ids)) < old.n_users, np.arange(len(user_ids)), -1)
+
+        def mean() -> float:
+            rate = self._base_at(place_u, place_p, pairs.time[later])
+            expected = self._base_between(everyone, start, end).sum()
+            if hasattr(self, "tau_"):
+                tau = np.concatenate((self.tau_, [self.tau_.mean()])).astype(np.float64)
+                rate += tau[place_u] * own
+                expected += float(tau[everyone] @ mass)
+            return float((np.log(rate).sum() - expected) / time.size)
+
+        return mean

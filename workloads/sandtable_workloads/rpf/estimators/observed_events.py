@@ -1,0 +1,146 @@
+"""What an estimator is given, as indices: events in order, who follows whom, and when each user was observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sandtable.errors import ConfigError
+from sandtable_kernels.poisson.event_pairs import EventPairs, Floats, Ids
+
+
+@dataclass(frozen=True)
+class FollowedEdges:
+    """E edges between users: ``destination`` follows ``source``; destinations ascending, nobody follows themselves."""
+
+    source: Ids
+    destination: Ids
+    n_users: int
+
+    @classmethod
+    def of(cls, source: NDArray[Any], destination: NDArray[Any], n_users: int) -> FollowedEdges:
+        """Sort edges by destination, then source; edges given twice and edges to oneself are dropped."""
+        key = np.unique(np.asarray(destination, np.int64) * n_users + np.asarray(source, np.int64))
+        to, from_ = key // max(n_users, 1), key % max(n_users, 1)
+        other = to != from_
+        return cls(from_[other].astype(np.int32), to[other].astype(np.int32), n_users)
+
+    @cached_property
+    def start(self) -> NDArray[np.int64]:
+        """[U + 1], where the edges to a user begin."""
+        counts = np.bincount(self.destination, minlength=self.n_users)
+        return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class ObservedEvents:
+    """Events of known users and items, in hours, and when each user was observed.
+
+    Attributes:
+        pairs: The events.
+        start: [U], the hour from which a user is observed.
+        end: The hour until which all are.
+        edges: Who follows whom; None in models without.
+    """
+
+    pairs: EventPairs
+    start: Floats
+    end: float
+    edges: FollowedEdges | None = None
+
+    @cached_property
+    def exposure(self) -> Floats:
+        """[U], hours for which a user was observed."""
+        return np.asarray(self.end - self.start)
+
+    def fingerprint(self) -> str:
+        """Return what tells these events from others: a hash of all that inference depends on."""
+        import hashlib
+
+        digest = hashlib.sha256(repr((self.end, self.pairs.n_users, self.pairs.n_items)).encode())
+        for array in (self.pairs.event_start, self.pairs.item, self.pairs.user_start, self.pairs.time, self.start):
+            digest.update(np.ascontiguousarray(array).data)
+        if self.edges is not None:
+            digest.update(self.edges.source.data)
+            digest.update(self.edges.start.data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class IdIndex:
+    """Ids of any type, and their places 0 .. n - 1."""
+
+    ids: NDArray[Any]
+    _place: dict[Any, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_place", {value: place for place, value in enumerate(self.ids.tolist())})
+
+    def __len__(self) -> int:
+        return self.ids.size
+
+    def place(self, value: Any) -> int:
+        """Return the place of an id, -1 where it is unknown."""
+        return self._place.get(value.item() if isinstance(value, np.generic) else value, -1)
+
+    def places(self, values: Any) -> NDArray[np.int64]:
+        """Return the places of ids [n], -1 for unknown ones."""
+        import pandas as pd
+
+        index = pd.Index(self.ids)
+        return np.asarray(index.get_indexer(pd.Index(np.asarray(values))), np.int64)
+
+    def extended(self, values: Any) -> IdIndex:
+        """Return these ids and after them those of ``values`` that are new, in the order in which they occur."""
+        import pandas as pd
+
+        values = np.asarray(values)
+        new = pd.unique(values[self.places(values) < 0])
+        return IdIndex(np.concatenate((self.ids, np.asarray(new))) if len(self) else np.asarray(new))
+
+
+def event_columns(events: Any) -> tuple[NDArray[Any], NDArray[Any], Floats]:
+    """Return users, items and times in hours of a table with these columns, or of three arrays.
+
+    Raises:
+        ConfigError: a column that is missing, or other lengths.
+    """
+    if isinstance(events, tuple | list) and len(events) == 3:
+        user, item, time = events
+    else:
+        user, item, time = (_column(events, name) for name in ("user", "item", "time"))
+    user, item, time = np.asarray(user), np.asarray(item), np.asarray(time, np.float64)
+    if not user.shape == item.shape == time.shape:
+        raise ConfigError(
+            f"events have {user.size} users, {item.size} items and {time.size} times: as many of each"
+        )
+    return user, item, time
+
+
+def _column(events: Any, name: str) -> Any:
+    if isinstance(events, Mapping) or hasattr(events, "columns"):
+        if name not in events:
+            raise ConfigError(f"events have no column {name!r}: they need user, item and time (in hours)")
+        return events[name]
+    if not hasattr(events, name):
+        raise ConfigError("events are a table with the columns user, item and time (in hours), or three arrays")
+    return getattr(events, name)
+
+
+def edge_columns(edges: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return followers and the users whom they follow, of a table with columns ``user, follows`` or of two arrays."""
+    if isinstance(edges, tuple | list) and len(edges) == 2:
+        user, follows = edges
+    elif isinstance(edges, Mapping) or hasattr(edges, "columns"):
+        missing = [name for name in ("user", "follows") if name not in edges]
+        if missing:
+            raise ConfigError(f"edges have no column {missing[0]!r}: a row says that `user` follows `follows`")
+        user, follows = edges["user"], edges["follows"]
+    else:
+        user, follows = np.asarray(edges).reshape(-1, 2).T
+    return np.asarray(user), np.asarray(follows)

@@ -1,0 +1,332 @@
+"""The base of all estimators: hyperparameters, ids, the fit around a variant's iterations, and what is asked of a fit.
+
+Conventions are scikit-learn's, without depending on it: constructors only store hyperparameters, fitted attributes end
+in an underscore, and `sklearn.base.clone` works. Times are hours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sandtable.errors import ConfigError
+from sandtable_kernels.poisson.event_pairs import EventPairs, Floats
+from sandtable_kernels.poisson.gamma_rows import GammaPrior
+from sandtable_workloads.rpf.estimators.fit_loop import (
+    Checkpoint,
+    FitLoop,
+    Iteration,
+    State,
+    restore_state,
+    state_arrays,
+)
+from sandtable_workloads.rpf.estimators.observed_events import (
+    FollowedEdges,
+    IdIndex,
+    ObservedEvents,
+    edge_columns,
+    event_columns,
+)
+
+Array = NDArray[Any]
+
+# exp(digamma) of a smaller shape, times that of another, leaves the range of float32
+_SMALLEST_SHAPE = 0.05
+
+
+class _Fitted:
+    """What a fit leaves behind; theta_, beta_ and tau_ are posterior means in the order of ids."""
+
+    user_index_: IdIndex
+    item_index_: IdIndex
+    period_: tuple[float, float]
+    observed_: ObservedEvents
+    state_: State
+    theta_: Array
+    beta_: Array
+    tau_: Array
+    elbo_: list[float]
+    held_out_: list[float]
+    n_iter_: int
+    converged_: bool
+
+
+@dataclass(eq=False)
+class PoissonEstimator(_Fitted):
+    """What PF, HPF and the recurrent factorizations share; a variant overrides the hooks at the end of the class.
+
+    Args:
+        n_components: K, components of a user's and an item's factors.
+        decay: w of the kernel ``g(x) = w exp(-w x)`` of excitation, per hour.
+        max_iter: Iterations at most.
+        tol: Relative change of the ELBO, or of the held-out likelihood where ``validation`` is given, that ends a fit.
+        a_theta: Shape of the prior of users' factors; a_beta of items', a_tau of excitation.
+        a_eta: Shape, with b_eta the rate, of the prior of a user's rate; xi of an item's, mu of a source's.
+        hierarchical: Whether the rates of priors are learned; otherwise they are b_theta, b_beta and b_tau.
+        observed: ``user``: a user is observed from one gap before the first event on; ``period``: all the time.
+        dtype: Of factors: float32 or float64; sums are float64.
+        n_threads: Threads of compiled loops; None: all. Results do not depend on it.
+        random_state: Seed.
+        warm_start: Whether ``fit`` begins at what was fitted before.
+    """
+
+    n_components: int = 20
+    _: KW_ONLY
+    decay: float = 1.0
+    max_iter: int = 1000
+    tol: float = 1e-5
+    a_theta: float = 1.0
+    a_beta: float = 1.0
+    a_tau: float = 1.0
+    a_eta: float = 1.0
+    b_eta: float = 0.1
+    a_xi: float = 1.0
+    b_xi: float = 0.1
+    a_mu: float = 1.0
+    b_mu: float = 0.1
+    hierarchical: bool = True
+    b_theta: float = 0.1
+    b_beta: float = 0.1
+    b_tau: float = 0.1
+    observed: Literal["user", "period"] = "user"
+    dtype: str = "float32"
+    n_threads: int | None = None
+    random_state: int = 0
+    warm_start: bool = False
+
+    # --- hyperparameters -----------------------------------------------------------------------------------------
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the hyperparameters; ``deep`` is there for scikit-learn."""
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set hyperparameters.
+
+        Raises:
+            ConfigError: a name that is none of them.
+        """
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise ConfigError(f"{type(self).__name__} has no parameter {name!r}: there are {', '.join(known)}")
+            setattr(self, name, value)
+        return self
+
+    def check_params(self) -> None:
+        """Raise ConfigError on a hyperparameter that cannot be used."""
+        for name, value in self.get_params().items():
+            if (name[:2] in ("a_", "b_") or name in ("decay", "tol")) and not (np.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be a positive number, not {value}")
+        for name in ("n_components", "max_iter"):
+            if not (isinstance(value := getattr(self, name), int | np.integer) and value >= 1):
+                raise ConfigError(f"{name} must be a whole number of at least 1, not {value}")
+        if self.dtype not in ("float32", "float64"):
+            raise ConfigError(f"dtype is float32 or float64, not {self.dtype}")
+        if self.observed not in ("user", "period"):
+            raise ConfigError(f"observed is user or period, not {self.observed}")
+        smallest = min(self.a_theta, self.a_beta)
+        if self.dtype == "float32" and smallest < _SMALLEST_SHAPE:
+            raise ConfigError(f"a shape of {smallest} needs dtype float64: float32 holds no such small factors")
+
+    def prior(self, name: Literal["theta", "beta", "tau"]) -> GammaPrior:
+        """Return the prior of users' factors, items' factors or excitation."""
+        hyper = {"theta": "eta", "beta": "xi", "tau": "mu"}[name]
+        return GammaPrior(
+            shape=getattr(self, f"a_{name}"),
+            hyper_shape=getattr(self, f"a_{hyper}"),
+            hyper_rate=getattr(self, f"b_{hyper}"),
+            rate=None if self.hierarchical else getattr(self, f"b_{name}"),
+        )
+
+    @property
+    def user_ids_(self) -> Array:
+        """Ids of users, in the order of the rows of theta_."""
+        return self.user_index_.ids
+
+    @property
+    def item_ids_(self) -> Array:
+        """Ids of items, in the order of the rows of beta_."""
+        return self.item_index_.ids
+
+    # --- fitting -------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        events: Any,
+        edges: Any = None,
+        *,
+        period: tuple[float, float] | None = None,
+        validation: Any = None,
+        checkpoint: Checkpoint | None = None,
+        progress: Callable[[Iteration], None] | None = None,
+    ) -> Self:
+        """Fit to events: a table with columns user, item and time in hours, or three arrays.
+
+        Args:
+            events: What happened.
+            edges: Who follows whom: columns ``user`` and ``follows``. Models without a graph refuse it.
+            period: From when to when events could be seen; the first and the last event's time without.
+            validation: Later events whose likelihood says when to stop.
+            checkpoint: Keeps the fit so that it goes on after a kill.
+            progress: Told of each iteration.
+
+        Raises:
+            ConfigError: hyperparameters or events that cannot be used.
+        """
+        self.check_params()
+        user, item, time = event_columns(events)
+        if time.size == 0:
+            raise ConfigError("there are no events to fit to")
+        before = self.state_ if self.warm_start and hasattr(self, "state_") else None
+        known = before is not None
+        self.user_index_ = (self.user_index_ if known else IdIndex(np.empty(0, object))).extended(user)
+        self.item_index_ = (self.item_index_ if known else IdIndex(np.empty(0, object))).extended(item)
+        self._observe(self.user_index_.places(user), self.item_index_.places(item), time, edges, period)
+        self.state_ = self._begin(self.observed_, np.random.default_rng(self.random_state))
+        if before is not None:
+            _carry_over(self.state_, before)
+        self._improve(self.max_iter, validation, checkpoint, progress)
+        return self
+
+    def partial_fit(self, events: Any, edges: Any = None, *, n_iter: int = 10) -> Self:
+        """Add later events to those that were fitted, and improve the fit by ``n_iter`` iterations.
+
+        Users and items that are new begin at the prior. The first call is a `fit` of as many iterations.
+        """
+        if not hasattr(self, "state_"):
+            most, self.max_iter = self.max_iter, n_iter
+            try:
+                return self.fit(events, edges)
+            finally:
+                self.max_iter = most
+        user, item, time = event_columns(events)
+        old, before = self.observed_, self.state_
+        self.user_index_, self.item_index_ = self.user_index_.extended(user), self.item_index_.extended(item)
+        pairs = old.pairs
+        users = np.concatenate((pairs.event_user, self.user_index_.places(user)))
+        items = np.concatenate((pairs.event_item, self.item_index_.places(item)))
+        times = np.concatenate((pairs.time, time))
+        period = self.period_[0], max(self.period_[1], float(times.max()))
+        self._observe(users, items, times, edges if edges is not None else self._edge_ids(), period)
+        self.state_ = self._begin(self.observed_, np.random.default_rng(self.random_state))
+        _carry_over(self.state_, before)
+        self._improve(n_iter, None, None, None)
+        return self
+
+    def _observe(
+        self, user: Array, item: Array, time: Floats, edges: Any, period: tuple[float, float] | None
+    ) -> None:
+        """Put events in order as `observed_`."""
+        first, last = period if period is not None else (float(time.min()), float(time.max()))
+        if not np.all((time >= first) & (time <= last)):
+            raise ConfigError(f"an event lies outside the period from {first:g} to {last:g} hours")
+        pairs = EventPairs.of(user, item, time, len(self.user_index_), len(self.item_index_))
+        start = pairs.first_seen(first) if self.observed == "user" else np.full(pairs.n_users, first)
+        self.period_ = (first, last)
+        self.observed_ = ObservedEvents(pairs, start, last, self._edges(edges))
+        self._prepare(self.observed_)
+
+    def _edges(self, edges: Any) -> FollowedEdges | None:
+        if edges is None:
+            return None
+        if not self.social:
+            raise ConfigError(f"{type(self).__name__} knows no edges between users: a social model does")
+        user, follows = edge_columns(edges)
+        ends = []
+        for values in (follows, user):
+            places = self.user_index_.places(values)
+            if (places < 0).any():
+                raise ConfigError(f"an edge names user {values[places < 0][0]!r}, who has no event")
+            ends.append(places)
+        return FollowedEdges.of(ends[0], ends[1], len(self.user_index_))
+
+    def _edge_ids(self) -> Any:
+        edges = self.observed_.edges
+        return (
+            None if edges is None else (self.user_index_.ids[edges.destination], self.user_index_.ids[edges.source])
+        )
+
+    def _improve(
+        self,
+        most: int,
+        validation: Any,
+        checkpoint: Checkpoint | None,
+        progress: Callable[[Iteration], None] | None,
+    ) -> None:
+        """Iterate from `state_` on, and publish what came out."""
+        held_out = None
+        if validation is not None:
+            score = self._held_out(validation)
+
+            def held_out() -> float:
+                self._publish(self.state_)
+                return score()
+
+        loop = FitLoop(
+            lambda: self._iterate(self.observed_, self.state_),
+            most=most,
+            tol=self.tol,
+            held_out=held_out,
+            progress=progress,
+        )
+        if checkpoint is not None:
+            fingerprint = self.observed_.fingerprint()
+            kept = checkpoint.resume(self.identity(), fingerprint)
+            if kept is not None:
+                restore_state(self.state_, kept[0])
+                loop.elbo = list(kept[1])
+            loop.after = lambda elbo: checkpoint.offer(
+                self.identity(), fingerprint, lambda: state_arrays(self.state_), elbo
+            )
+        self.converged_ = loop.run()
+        self.elbo_, self.n_iter_ = loop.elbo, len(loop.elbo)
+        self.held_out_ = loop.held_out_scores
+        self._publish(self.state_)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must have in common with a fit: model and hyperparameters but ``max_iter``."""
+        others = ("max_iter", "tol", "n_threads", "warm_start")
+        return {"model": type(self).__name__} | {k: v for k, v in self.get_params().items() if k not in others}
+
+    # --- what a variant overrides ----------------------------------------------------------------------------------
+
+    social: ClassVar[bool] = False
+
+    def all_reduce(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        """Return the sums of arrays over all processes that share a fit: once an iteration; here there is one."""
+        return arrays
+
+    def _prepare(self, observed: ObservedEvents) -> None:
+        """Compute what iterations need of the events besides their order."""
+
+    def _held_out(self, events: Any) -> Callable[[], float]:
+        """Return what gives the log-likelihood per event of later events under the parameters as they then are."""
+        raise NotImplementedError
+
+    def _begin(self, observed: ObservedEvents, rng: np.random.Generator) -> State:
+        """Return where inference starts: rows by name; rows of users, items and edges are in the order of ids."""
+        raise NotImplementedError
+
+    def _iterate(self, observed: ObservedEvents, state: State) -> float:
+        """Improve ``state`` in place by one round of coordinate ascent; return the ELBO of what it was."""
+        raise NotImplementedError
+
+    def _publish(self, state: State) -> None:
+        """Set the fitted attributes: means as theta_ [U, K], beta_ [P, K], tau_ [U] and what else there is."""
+        raise NotImplementedError
+
+
+def _carry_over(state: State, before: State) -> None:
+    """Overwrite the first rows of ``state`` by those of an earlier fit, whose ids come first."""
+    for name, rows in state.items():
+        old = before[name]
+        n = old.shape.shape[0]
+        for part in ("shape", "mean", "geometric"):
+            getattr(rows, part)[:n] = getattr(old, part)
+        rows.follow()

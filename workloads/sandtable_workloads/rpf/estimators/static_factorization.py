@@ -1,0 +1,73 @@
+"""PF and hierarchical PF: the same rate for all times, what the recurrent models are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sandtable_kernels.poisson.event_pass import EventCounts, event_pass
+from sandtable_kernels.poisson.gamma_rows import GammaRows
+from sandtable_workloads.rpf.estimators.event_intensity import EventIntensity
+from sandtable_workloads.rpf.estimators.fit_loop import State
+from sandtable_workloads.rpf.estimators.observed_events import ObservedEvents
+
+
+@dataclass(eq=False)
+class HPF(EventIntensity):
+    """Hierarchical Poisson factorization of events: user u meets item p at the rate ``theta_u . beta_p`` per hour.
+
+    Gopalan, Hofman, Blei, "Scalable Recommendation with Hierarchical Poisson Factorization", UAI 2015, for events in
+    continuous time: what is counted are events of a pair while its user was observed.
+    """
+
+    def _begin(self, observed: ObservedEvents, rng: np.random.Generator) -> State:
+        pairs, k = observed.pairs, self.n_components
+        # such that as many events are expected as there are, shared alike between the two
+        scale = np.sqrt(pairs.n_events / (k * max(float(observed.exposure.sum()), 1e-9) * pairs.n_items))
+        sizes = {"theta": (pairs.n_users, k), "beta": (pairs.n_items, k)}
+        return {
+            name: GammaRows.start(self.prior(name), scale * rng.uniform(0.5, 1.5, size), dtype=self.dtype)  # type: ignore[arg-type]
+            for name, size in sizes.items()
+        }
+
+    def _expected(self, observed: ObservedEvents, state: State) -> EventCounts:
+        """Return the counts under the responsibilities that ``state`` gives."""
+        return event_pass(observed.pairs, state["theta"].geometric, state["beta"].geometric)
+
+    def _maximise_others(self, observed: ObservedEvents, state: State, counts: EventCounts) -> None:
+        """Set q of what else belongs to users than theta to its optimum."""
+
+    def _compensator(self, observed: ObservedEvents, state: State) -> float:
+        """Return the expected number of events of what else belongs to users."""
+        return 0.0
+
+    def _iterate(self, observed: ObservedEvents, state: State) -> float:
+        theta, beta = state["theta"], state["beta"]
+        counts = self._expected(observed, state)
+        weights = beta.weighted()
+        of_users = sum(rows.terms for name, rows in state.items() if name != "beta")
+        of_users += counts.log_total - float(theta.weighted(observed.exposure) @ weights)
+        of_users -= self._compensator(observed, state)
+        theta.maximise(counts.users, observed.exposure, weights)
+        self._maximise_others(observed, state, counts)
+        shared = self.all_reduce(
+            {
+                "elbo": np.array(of_users),
+                "items": np.asarray(counts.items),
+                "weights": theta.weighted(observed.exposure),
+            }
+        )
+        elbo = float(shared["elbo"]) + beta.terms
+        beta.maximise(shared["items"], np.ones(beta.mean.shape[0]), shared["weights"])
+        return elbo
+
+    def _publish(self, state: State) -> None:
+        self.theta_, self.beta_ = state["theta"].mean, state["beta"].mean
+
+
+@dataclass(eq=False)
+class PF(HPF):
+    """Poisson factorization: as `HPF`, with the rates of the priors given."""
+
+    hierarchical: bool = False
