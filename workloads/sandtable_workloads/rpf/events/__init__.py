@@ -1,0 +1,1 @@
+"""Events with users, items and times: tables with their checks, files, splits, simulated and generated ones."""
