@@ -173,8 +173,8 @@ def _of_numbers(
         raise where.error(f"time {values[row]:g} is negative: times count upwards {since}", row)
     if found == "h":
         return ReadHours(values, origin, ())
-    said = () if unit else (f"times are read as {'milli' * (found == 'ms')}seconds since 1970",)
-    return _since_origin(values / _PER_HOUR[found] * 3600, origin, said, where)
+    notes = () if unit else (f"times are read as {'milli' * (found == 'ms')}seconds since 1970",)
+    return _since_origin(values / _PER_HOUR[found] * 3600, origin, notes, where)
 
 
 def _of_dates(column: Any, origin: np.datetime64 | None, where: Where) -> ReadHours:

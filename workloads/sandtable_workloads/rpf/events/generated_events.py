@@ -120,7 +120,7 @@ class GeneratedEvents:
         """Return boundaries of blocks of users of about half a million events each."""
         done = np.concatenate(([0], np.cumsum(self.events_per_user)))
         cuts = np.searchsorted(done, np.arange(0, self.n_events, _BLOCK_EVENTS))
-        return np.unique(np.concatenate((cuts, [self.n_users]))).astype(np.int64)
+        return np.unique(np.append(cuts, self.n_users)).astype(np.int64)
 
     def columns(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], Floats]]:
         """Yield user, item and time, block by block of users: by user, ascending in time within a user."""
@@ -185,7 +185,8 @@ def _shares(weights: Floats, total: int) -> Ints:
     sums = np.cumsum(weights)
     bounds = np.floor(sums * (total / sums[-1]) + 0.5).astype(np.int64)
     bounds[-1] = total
-    return np.diff(np.minimum(bounds, total), prepend=0)
+    shares: Ints = np.diff(np.minimum(bounds, total), prepend=0)
+    return shares
 
 
 def _capped_shares(weights: Floats, total: int, most: int) -> Ints:
@@ -212,15 +213,15 @@ def _visits(n_pairs: Ints, n_events: Ints, rng: Generator) -> Ints:
     last = ends[n_pairs > 0] - 1
     share[last] = extra[last]
     first = (ends - n_pairs)[n_pairs > 0]
-    found = np.diff(share, prepend=0)
-    found[first] = share[first]
-    return 1 + found
+    found: Ints = np.diff(share, prepend=0) + 1
+    found[first] = share[first] + 1
+    return found
 
 
 def _folded(time: Floats, end: float) -> Floats:
     """Reflect times beyond the end back into the records."""
     back = np.mod(time, 2 * end)
-    return np.where(back > end, 2 * end - back, back)
+    return np.asarray(np.where(back > end, 2 * end - back, back))
 
 
 def popularity(n: int, zipf: float, uniform: Floats) -> Ints:
@@ -229,7 +230,7 @@ def popularity(n: int, zipf: float, uniform: Floats) -> Ints:
         value = np.exp(uniform * np.log(n + 1.0))
     else:
         value = ((np.power(n + 1.0, 1 - zipf) - 1) * uniform + 1) ** (1 / (1 - zipf))
-    return np.clip(value.astype(np.int64) - 1, 0, n - 1)
+    return np.asarray(np.clip(value.astype(np.int64) - 1, 0, n - 1))
 
 
 def distinct_columns(counts: Ints, n_columns: int, zipf: float, rng: Generator) -> tuple[Ints, Ints]:
@@ -251,8 +252,8 @@ def distinct_columns(counts: Ints, n_columns: int, zipf: float, rng: Generator) 
         found = found[~enough]
         if found.size == 0:
             break
-    for row in np.flatnonzero(missing):
-        cells = row * n_columns + np.arange(n_columns)
-        full.append(np.setdiff1d(cells, found, assume_unique=True)[: missing[row]])
+    for at in np.flatnonzero(missing).tolist():
+        wanted = at * n_columns + np.arange(n_columns)
+        full.append(np.setdiff1d(wanted, found, assume_unique=True)[: missing[at]])
     cells = np.sort(np.concatenate((*full, found)))
     return cells // n_columns, cells % n_columns
