@@ -1,0 +1,257 @@
+"""Ranks, returning times and likelihood of held-out events: compiled and batched figures equal those of plain loops."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="histories are replayed by compiled loops")
+
+from sandtable.errors import ConfigError
+from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF
+from sandtable_workloads.rpf.estimators.static_factorization import HPF, PF
+from sandtable_workloads.rpf.evaluated import contenders, replayed_state
+from sandtable_workloads.rpf.evaluated.evaluation_harness import as_markdown, evaluate
+from sandtable_workloads.rpf.evaluated.held_out_events import HeldOut
+from sandtable_workloads.rpf.evaluated.ranking_metrics import Ranking, rank_events, ranks_in
+from sandtable_workloads.rpf.evaluated.replayed_state import PairStates
+from sandtable_workloads.rpf.evaluated.returning_times import ReturnErrors, Returns, median_wait
+from sandtable_workloads.rpf.evaluated.scored_estimators import ScoredEstimator, of_estimator
+
+N_USERS, N_ITEMS, HOURS, DECAY = 12, 15, 60.0, 0.7
+
+
+@lru_cache(maxsize=1)
+def held() -> HeldOut:
+    """Random events, some at equal times, the last user and the last item only behind the split."""
+    rng = np.random.default_rng(3)
+    n = 900
+    times = np.sort(np.round(rng.uniform(0, HOURS, n), 2))
+    users, items = rng.integers(0, N_USERS - 1, n), rng.integers(0, N_ITEMS - 1, n) ** 2 // (N_ITEMS - 1)
+    users[-5:], items[-9:-7] = N_USERS - 1, N_ITEMS - 1
+    return HeldOut.of(users, items, times, n_users=N_USERS, n_items=N_ITEMS)
+
+
+def fitted(model: type[HPF]) -> ScoredEstimator:
+    made = model(3, decay=DECAY, max_iter=15, dtype="float64")
+    trained = of_estimator(lambda: made).train(held())
+    assert isinstance(trained, ScoredEstimator)
+    return trained
+
+
+# --- the split ---------------------------------------------------------------------------------------------------
+
+
+def test_the_split_keeps_time_in_order_and_events_of_one_time_together() -> None:
+    all_of_it = held()
+    assert all_of_it.train.time[-1] < all_of_it.test.time[0]
+    assert all_of_it.n_train + all_of_it.n_test == 900
+    assert 0.75 < all_of_it.n_train / 900 <= 0.8
+    at = HeldOut.of([0, 1, 0], [0, 0, 1], [5.0, 1.0, 2.0], n_users=2, n_items=2, split_at=2.0)  # type: ignore[arg-type]
+    assert (at.train.user.tolist(), at.test.time.tolist()) == ([1], [2.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("split_at", "said"), [(0.5, "train on: 3 events, split at hour 0.5"), (9.0, "left to test")]
+)
+def test_an_empty_side_is_a_sentence(split_at: float, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        HeldOut.of(np.zeros(3), np.zeros(3), np.array([1.0, 2, 3]), n_users=1, n_items=1, split_at=split_at)
+
+
+def test_no_events_at_all_is_a_sentence() -> None:
+    nothing = np.empty(0)
+    with pytest.raises(ConfigError, match="no event is left to train on: 0 events"):
+        HeldOut.of(nothing, nothing, nothing, n_users=1, n_items=1)
+
+
+# --- ranks ---------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_count_what_is_greater_and_half_of_what_is_alike() -> None:
+    rows = np.array([[3.0, 1.0, 2.0, np.nan], [1.0, 1.0, 1.0, 1.0], [0.0, 5.0, 5.0, 9.0]])
+    assert ranks_in(rows, np.array([2, 0, 1])).tolist() == [2.0, 2.5, 2.5]
+    with pytest.raises(ValueError, match="no score"):
+        ranks_in(rows, np.array([3, 0, 1]))
+
+
+def test_gain_and_recall_of_known_ranks() -> None:
+    ranking = Ranking(np.array([1.0, 3.0, 7.0]))
+    assert ranking.ndcg == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert [ranking.recall(k) for k in (1, 3, 6, 7)] == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1])
+
+
+def test_ranks_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = fitted(HRPF)
+    at_once = rank_events(trained.scores, held().test.item, N_ITEMS)
+    monkeypatch.setattr("sandtable_workloads.rpf.evaluated.ranking_metrics.BATCH_BYTES", 8 * N_ITEMS * 7)
+    assert rank_events(trained.scores, held().test.item, N_ITEMS).ranks.tolist() == at_once.ranks.tolist()
+
+
+# --- what a history leaves ------------------------------------------------------------------------------------------
+
+
+def plainly(kind: int, user: int, item: int, moment: float) -> float:
+    past = [
+        t
+        for u, p, t in zip(held().users, held().items, held().times, strict=True)
+        if (u, p) == (user, item) and t < moment
+    ]
+    if kind == replayed_state.COUNT:
+        return len(past)
+    if kind == replayed_state.RECENCY:
+        return 1 / (1 + moment - past[-1]) if past else 0.0
+    return sum(DECAY * math.exp(-DECAY * (moment - t)) for t in past)
+
+
+@pytest.mark.parametrize("kind", [replayed_state.EXCITATION, replayed_state.COUNT, replayed_state.RECENCY])
+def test_the_state_at_an_event_is_the_sum_over_what_lies_before_it(kind: int) -> None:
+    ring = np.arange(N_USERS + 1)
+    states = PairStates(
+        history=held().pairs,
+        edge_start=ring,
+        edge_source=np.roll(ring[:-1], -1),
+        edge_weight=np.linspace(1, 2, N_USERS),
+        kind=kind,
+        decay=DECAY,
+    )
+    users, moments = held().test.user[:40], held().test.time[:40]
+    rows = np.zeros((40, N_ITEMS))
+    states.add_to(rows, users, moments)
+    expected = [
+        [states.edge_weight[u] * plainly(kind, (u + 1) % N_USERS, p, t) for p in range(N_ITEMS)]
+        for u, t in zip(users, moments, strict=True)
+    ]
+    np.testing.assert_allclose(rows, expected, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(states.totals(users, moments), np.sum(expected, 1), rtol=1e-10, atol=1e-14)
+
+
+# --- estimators ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [PF, HPF, HRPF])
+def test_scores_are_the_intensities_that_the_estimator_gives(model: type[HPF]) -> None:
+    """In batches along edges, as one by one of an estimator that was told the later events."""
+    trained = fitted(model)
+    rows = trained.scores(slice(0, 60))
+    for row, user, moment in zip(rows, held().test.user, held().test.time, strict=False):
+        known = trained._known_items
+        np.testing.assert_allclose(row[known], trained._informed.intensity(user, moment), rtol=1e-9)
+
+
+def test_users_and_items_that_training_never_saw_have_a_place_in_the_ranks() -> None:
+    trained = fitted(HRPF)
+    rows = trained.scores(slice(held().n_test - 5, held().n_test))
+    assert (held().test.user[-5:] == N_USERS - 1).all()
+    assert (rows > 0).all()
+    # the second event of an unseen user sees the first
+    assert (rows[-1] > trained.estimator._theta_of(np.array([-1])) @ trained._beta.T - 1e-12).all()
+    assert rows[-1].sum() > rows[0].sum()
+
+
+class OneByOne(HRPF):
+    """HRPF that must be asked event by event, as models with other hooks are."""
+
+    def _base_items(self, user: int, t: float) -> np.ndarray:
+        return super()._base_items(user, t)
+
+    def _excitation_items(self, user: int, t: float) -> np.ndarray:
+        return super()._excitation_items(user, t)
+
+
+def test_an_estimator_with_hooks_of_its_own_is_asked_event_by_event() -> None:
+    fast, slow = fitted(HRPF), fitted(OneByOne)
+    assert fast._constant_base
+    assert not slow._constant_base
+    seen = held().test.user[:80] < N_USERS - 1
+    np.testing.assert_allclose(slow.scores(slice(80))[seen], fast.scores(slice(80))[seen], rtol=1e-9)
+    returns = Returns.of(held())
+    sampled, exact = slow.waits(returns), fast.waits(returns)
+    assert sampled is not None
+    assert exact is not None
+    # medians of 100 samples of about exponential times scatter by a tenth
+    np.testing.assert_allclose(np.mean(sampled / exact), 1, atol=0.25)
+
+
+def test_the_likelihood_of_held_out_events_is_that_of_their_intensities() -> None:
+    trained = fitted(HRPF)
+    rows, test, model = trained.scores(slice(None)), held().test, trained.estimator
+    start, end = model.period_[1], held().times[-1]
+    base = model._base_between(trained._user_place, start, end).sum()
+    tau = np.where(trained._user_place >= 0, model.tau_[trained._user_place], model.tau_.mean())
+    since, until = np.maximum(held().times, start), end
+    grown = np.exp(-DECAY * (since - held().times)) - np.exp(-DECAY * (until - held().times))
+    expected = np.log(rows[np.arange(test.item.size), test.item]).sum() - base - (tau[held().users] * grown).sum()
+    assert trained.log_likelihood() == pytest.approx(expected / test.item.size, rel=1e-6)
+
+
+# --- returning times ----------------------------------------------------------------------------------------------
+
+
+def test_the_median_wait_halves_the_chance_of_no_event() -> None:
+    base, excited = np.array([0.1, 1e-9, 2.0, 0.0]), np.array([0.0, 3.0, 1.0, 0.1])
+    wait = median_wait(base, excited, DECAY)
+    survived = np.exp(-(base * wait - excited * np.expm1(-DECAY * wait)))
+    np.testing.assert_allclose(survived[:3], 0.5, rtol=1e-12)
+    assert wait[0] == pytest.approx(math.log(2) / 0.1)
+    assert wait[3] > 1e9  # excitation alone may never bring anybody back
+
+
+def test_returns_are_from_the_last_event_of_training_to_the_first_held_out() -> None:
+    found = Returns.of(held())
+    assert N_USERS - 1 not in found.users
+    for user, since, hours in zip(found.users, found.since, found.hours, strict=True):
+        mine = held().times[held().users == user]
+        split = held().train.time[-1]
+        assert since == mine[mine <= split].max()
+        assert since + hours == pytest.approx(mine[mine > split].min())
+    errors = ReturnErrors(np.array([1.0, 5.0, 2.0]), np.array([1.0, 1.0, 5.0]))
+    assert (errors.root_mean_square, errors.median) == pytest.approx((math.sqrt(25 / 3), 3.0))
+
+
+def test_excitation_shortens_the_wait_right_after_an_event() -> None:
+    trained, returns = fitted(HRPF), Returns.of(held())
+    waits = trained.waits(returns)
+    assert waits is not None
+    base = trained.estimator._base_between(trained._user_place[returns.users], 0.0, 1.0)
+    assert (waits < np.log(2) / base).all()
+
+
+# --- simple contenders --------------------------------------------------------------------------------------------
+
+
+def test_own_counts_and_recency_are_what_they_say() -> None:
+    counts, recent = (each().train(held()) for each in (contenders.own_counts, contenders.recency))
+    for n in range(0, held().n_test, 17):
+        user, moment = held().test.user[n], held().test.time[n]
+        expected = [plainly(replayed_state.COUNT, user, p, moment) for p in range(N_ITEMS)]
+        np.testing.assert_allclose(counts.scores(slice(n, n + 1))[0], expected, atol=1e-8)
+        expected = [plainly(replayed_state.RECENCY, user, p, moment) for p in range(N_ITEMS)]
+        np.testing.assert_allclose(recent.scores(slice(n, n + 1))[0], expected, atol=1e-8)
+    assert counts.log_likelihood() is None
+    assert recent.waits(Returns.of(held())) is None
+
+
+def test_popularity_is_a_poisson_process() -> None:
+    trained = contenders.popularity().train(held())
+    rows, test = trained.scores(slice(None)), held().test
+    hours = held().times[-1] - held().train.time[-1]
+    everybody, event = np.unique(test.user, return_index=True)
+    assert everybody.size == N_USERS
+    mass = rows[event].sum() * hours
+    logs = np.log(rows[np.arange(test.item.size), test.item]).sum()
+    assert trained.log_likelihood() == pytest.approx((logs - mass) / test.item.size)
+
+
+def test_the_table_has_a_row_for_each_and_gaps_where_a_model_says_nothing() -> None:
+    told: list[str] = []
+    named = of_estimator(lambda: HRPF(3, max_iter=5), "HRPF of three")
+    found = evaluate([contenders.popularity(), contenders.recency(), named], held(), told.append)
+    lines = as_markdown(found).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["popularity", "recency", "HRPF of three"]
+    assert lines[3].count("|  |") >= 2
+    assert len(told) == 3
+    assert found[0].figures().keys() > found[1].figures().keys()

@@ -1,0 +1,140 @@
+"""Estimators of the family in the harness: intensities of all items at held-out events, many events at once.
+
+What an estimator adds to a constant base and to excitation along edges is asked of itself, event by event.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sandtable_kernels.poisson.event_pairs import EventPairs
+from sandtable_workloads.rpf.estimators.event_intensity import EventIntensity
+from sandtable_workloads.rpf.evaluated.contenders import Contender, Rows
+from sandtable_workloads.rpf.evaluated.held_out_events import HeldOut
+from sandtable_workloads.rpf.evaluated.replayed_state import PairStates
+from sandtable_workloads.rpf.evaluated.returning_times import Floats, Returns, median_wait
+
+Ints = NDArray[np.int64]
+
+
+def of_estimator(make: Callable[[], EventIntensity], name: str | None = None) -> Contender:
+    """Return what fits a new estimator to training, with the graph where it is a social one."""
+
+    def train(held: HeldOut) -> ScoredEstimator:
+        estimator = make()
+        edges = held.edges if estimator.social else None
+        return ScoredEstimator(held, estimator.fit(held.train, edges))
+
+    return Contender(name or type(make()).__name__, train)
+
+
+@dataclass(frozen=True)
+class ScoredEstimator:
+    """A fitted estimator, asked at held-out events with all that came before each of them."""
+
+    held: HeldOut
+    estimator: EventIntensity
+
+    # --- scores ----------------------------------------------------------------------------------------------------
+
+    def scores(self, part: slice) -> Rows:
+        """Return intensities [n, P], events per hour."""
+        users, moments = self.held.test.user[part], self.held.test.time[part]
+        rows = self._base(users, moments)
+        if self._along_edges:
+            self._states.add_to(rows, users, moments)
+        else:
+            for row, user, moment in zip(rows, self._user_place[users], moments, strict=True):
+                if user >= 0:
+                    row[self._known_items] += self._informed._excitation_items(int(user), float(moment))
+        return rows
+
+    def _base(self, users: Ints, moments: Floats) -> Rows:
+        places = self._user_place[users]
+        if self._constant_base:
+            return np.asarray(self.estimator._theta_of(places) @ self._beta.T, np.float64)
+        rows = np.empty((users.size, self.held.n_items))
+        for row, user, moment in zip(rows, places, moments, strict=True):
+            row[self._unseen_items] = self.estimator._base_at(np.array([user]), np.array([-1]), np.array([moment]))
+            row[self._known_items] = self.estimator._base_items(int(user), float(moment))
+        return rows
+
+    def waits(self, returns: Returns) -> Floats | None:
+        """Return medians [n]: exact ones of a constant base and excitation along edges, else of samples."""
+        model, places = self.estimator, self._user_place[returns.users]
+        if not (self._constant_base and self._along_edges):
+            ids = model.user_index_.ids[places]
+            return np.array(
+                [model.returning_time(*each) for each in zip(ids, returns.just_after.tolist(), strict=True)]
+            )
+        base = model._base_between(places, 0.0, 1.0)
+        excited = self._states.totals(returns.users, returns.just_after) / model.decay
+        return median_wait(base, excited, model.decay)
+
+    def log_likelihood(self) -> float | None:
+        """Return the estimator's score of the held-out events."""
+        return self.estimator.score(self.held.test)
+
+    # --- what the estimator is ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def _constant_base(self) -> bool:
+        return type(self.estimator)._base_items is EventIntensity._base_items
+
+    @cached_property
+    def _along_edges(self) -> bool:
+        return type(self.estimator)._excitation_items is EventIntensity._excitation_items
+
+    @cached_property
+    def _user_place(self) -> Ints:
+        return self.estimator.user_index_.places(np.arange(self.held.n_users))
+
+    @cached_property
+    def _item_place(self) -> Ints:
+        return self.estimator.item_index_.places(np.arange(self.held.n_items))
+
+    @cached_property
+    def _known_items(self) -> Ints:
+        """Items in the order of the estimator's rows."""
+        return np.asarray(self.estimator.item_index_.ids, np.int64)
+
+    @cached_property
+    def _unseen_items(self) -> NDArray[np.bool_]:
+        return self._item_place < 0
+
+    @cached_property
+    def _beta(self) -> Rows:
+        return self.estimator._beta_of(self._item_place)
+
+    @cached_property
+    def _states(self) -> PairStates:
+        """What excites each user: whoever was not seen in training, themselves alone as the mean of all."""
+        model = self.estimator
+        ids = np.asarray(model.user_index_.ids, np.int64)
+        mean = float(model.tau_.mean()) if hasattr(model, "tau_") else 0.0
+
+        def edges(user: int, place: int) -> list[tuple[int, float]]:
+            if place < 0:
+                return [(user, mean)] if mean else []
+            return [(int(ids[source]), weight) for source, weight in model._sources(place)]
+
+        to_users = [edges(user, int(place)) for user, place in enumerate(self._user_place)]
+        return PairStates.exciting(self.held.pairs, to_users, model.decay)
+
+    @cached_property
+    def _informed(self) -> EventIntensity:
+        """The estimator with all events of users and items that it knows as its history, its parameters as they are."""
+        held, model = self.held, copy.copy(self.estimator)
+        user, item = self._user_place[held.users], self._item_place[held.items]
+        known = (user >= 0) & (item >= 0)
+        old = model.observed_
+        pairs = EventPairs.of(user[known], item[known], held.times[known], old.pairs.n_users, old.pairs.n_items)
+        model.observed_ = replace(old, pairs=pairs, end=float(held.times[-1]))
+        model._prepare(model.observed_)
+        return model
