@@ -66,9 +66,9 @@ class HeldOut:
         """
         order = np.argsort(times, kind="stable")
         ordered = np.asarray(times, np.float64)[order]
-        if split_at is None and ordered.size:
-            split_at = float(ordered[min(ordered.size - 1, int(SHARE * ordered.size))])
-        n_train = int(np.searchsorted(ordered, split_at, side="left")) if ordered.size else 0
+        if split_at is None:
+            split_at = float(ordered[int(SHARE * ordered.size)]) if ordered.size else 0.0
+        n_train = int(np.searchsorted(ordered, split_at, side="left"))
         if not 0 < n_train < ordered.size:
             side = "train on" if n_train == 0 else "test"
             raise ConfigError(f"no event is left to {side}: {ordered.size} events, split at hour {split_at}")

@@ -41,7 +41,7 @@ def ranks_in(rows: NDArray[Any], items: NDArray[np.int64]) -> Floats:
         raise ValueError("an event's own item has no score")
     greater = np.count_nonzero(rows > own, axis=1)
     alike = np.count_nonzero(rows == own, axis=1) - 1
-    return 1 + greater + 0.5 * alike
+    return np.asarray(1 + greater + 0.5 * alike)
 
 
 def rank_events(scores: Callable[[slice], NDArray[Any]], items: NDArray[np.int64], n_items: int) -> Ranking:
