@@ -205,3 +205,26 @@ def test_what_is_known_of_each_user() -> None:
         ["x", "y"],
         ["c", "a"],
     )
+
+
+def test_another_origin_moves_all_hours() -> None:
+    table = EventTable.of(frame(time=pd.to_datetime(["2024-02-28 01:30", "2024-02-29", "2024-03-04"])))
+    earlier = EventTable.of(table, origin=np.datetime64("2024-02-19", "s"))
+    assert (earlier.time - table.time).tolist() == [168.0] * 3
+    assert (earlier.start, earlier.end) == (table.start + 168, table.end + 168)
+    assert EventTable.of(table, origin=table.origin) is table
+    with pytest.raises(ConfigError, match="counts as hour 0"):
+        EventTable.of(table, origin=np.datetime64("2024-03-11", "s"))
+
+
+def test_an_estimator_takes_dates_and_remembers_where_they_begin() -> None:
+    from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF
+
+    days = pd.date_range("2024-02-28", periods=40, freq="7h", tz="UTC")
+    rows = pd.DataFrame({"user": list("ab") * 20, "item": list("xxyz") * 10, "time": days})
+    model = HRPF(n_components=2, max_iter=3).fit(rows[:30])
+    assert model.origin_ == np.datetime64("2024-02-26")
+    assert model.period_ == (48.0, 48.0 + 29 * 7)
+    assert np.isfinite(model.score(rows[30:]))
+    model.partial_fit(rows[30:], n_iter=1)
+    assert model.period_[1] == 48.0 + 39 * 7

@@ -117,9 +117,7 @@ class EventIntensity(PoissonEstimator):
 
     def _held_out(self, events: Any) -> Callable[[], float]:
         """Return what gives the log-likelihood per event of later events under the parameters as they then are."""
-        user, item, time = event_columns(events)
-        if time.size == 0:
-            raise ConfigError("there are no events to score")
+        user, item, time = event_columns(events, self.origin_)
         start, end = self.observed_.end, float(time.max())
         if time.min() < start:
             raise ConfigError(f"an event to score is at {time.min():g} hours, before the fit's end at {start:g}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats, Ids
+from sandtable_workloads.rpf.events.event_table import EventTable
 
 
 @dataclass(frozen=True)
@@ -104,32 +105,14 @@ class IdIndex:
         return IdIndex(np.concatenate((self.ids, np.asarray(new))) if len(self) else np.asarray(new))
 
 
-def event_columns(events: Any) -> tuple[NDArray[Any], NDArray[Any], Floats]:
-    """Return users, items and times in hours of a table with these columns, or of three arrays.
+def event_columns(events: Any, origin: np.datetime64 | None = None) -> tuple[NDArray[Any], NDArray[Any], Floats]:
+    """Return users, items and times in hours, from ``origin`` where they are dates, of what `EventTable.of` takes.
 
     Raises:
-        ConfigError: a column that is missing, or other lengths.
+        ConfigError: see there.
     """
-    if isinstance(events, tuple | list) and len(events) == 3:
-        user, item, time = events
-    else:
-        user, item, time = (_column(events, name) for name in ("user", "item", "time"))
-    user, item, time = np.asarray(user), np.asarray(item), np.asarray(time, np.float64)
-    if not user.shape == item.shape == time.shape:
-        raise ConfigError(
-            f"events have {user.size} users, {item.size} items and {time.size} times: as many of each"
-        )
-    return user, item, time
-
-
-def _column(events: Any, name: str) -> Any:
-    if isinstance(events, Mapping) or hasattr(events, "columns"):
-        if name not in events:
-            raise ConfigError(f"events have no column {name!r}: they need user, item and time (in hours)")
-        return events[name]
-    if not hasattr(events, name):
-        raise ConfigError("events are a table with the columns user, item and time (in hours), or three arrays")
-    return getattr(events, name)
+    table = EventTable.of(events, origin=origin)
+    return table.user, table.item, table.time
 
 
 def edge_columns(edges: Any) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -32,6 +32,7 @@ from sandtable_workloads.rpf.estimators.observed_events import (
     edge_columns,
     event_columns,
 )
+from sandtable_workloads.rpf.events.event_table import EventTable
 
 Array = NDArray[Any]
 
@@ -45,6 +46,7 @@ class _Fitted:
     user_index_: IdIndex
     item_index_: IdIndex
     period_: tuple[float, float]
+    origin_: np.datetime64 | None
     observed_: ObservedEvents
     state_: State
     theta_: Array
@@ -180,9 +182,10 @@ class PoissonEstimator(_Fitted):
             ConfigError: hyperparameters or events that cannot be used.
         """
         self.check_params()
-        user, item, time = event_columns(events)
-        if time.size == 0:
-            raise ConfigError("there are no events to fit to")
+        table = EventTable.of(events)
+        user, item, time = table.user, table.item, table.time
+        period = (table.start, table.end) if period is None else period
+        self.origin_ = table.origin
         before = self.state_ if self.warm_start and hasattr(self, "state_") else None
         known = before is not None
         self.user_index_ = (self.user_index_ if known else IdIndex(np.empty(0, object))).extended(user)
@@ -205,7 +208,7 @@ class PoissonEstimator(_Fitted):
                 return self.fit(events, edges)
             finally:
                 self.max_iter = most
-        user, item, time = event_columns(events)
+        user, item, time = event_columns(events, self.origin_)
         old, before = self.observed_, self.state_
         self.user_index_, self.item_index_ = self.user_index_.extended(user), self.item_index_.extended(item)
         pairs = old.pairs

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import EventPairs
 from sandtable_workloads.rpf.events.event_checks import TimeUnit, Where, coded, columns_of, hours
 
@@ -65,7 +66,7 @@ class EventTable:
 
         Args:
             events: A pandas frame or mapping with columns ``user``, ``item`` and ``time``, three arrays in this order,
-                or an `EventTable`, which is returned as it is.
+                or an `EventTable`, of which only the origin is changed, where another one is given.
             time_unit: Of times that are numbers: ``h``, ``s`` or ``ms``, the last two since 1970. None: hours, unless
                 they are so large that they can only be seconds or milliseconds since 1970. Dates say it themselves.
             duplicates: ``drop`` leaves one of several events of the same user, item and time.
@@ -79,7 +80,7 @@ class EventTable:
                 finite, before ``start`` or after ``until`` (of dates: or after today).
         """
         if isinstance(events, cls):
-            return events
+            return events._counted_from(origin)
         where = where or Where()
         user, item, time = columns_of(events)
         if len(user) == 0:
@@ -100,6 +101,21 @@ class EventTable:
             notes=read.notes,
         )
         return table._in_order()._once(duplicates)
+
+    def _counted_from(self, origin: np.datetime64 | None) -> Self:
+        """Count hours from another date.
+
+        Raises:
+            ConfigError: the table's hours are of no known date, or of one before ``origin``.
+        """
+        if origin is None or origin == self.origin:
+            return self
+        if self.origin is None:
+            return replace(self, origin=origin)
+        by = float((self.origin - origin) / np.timedelta64(1, "s")) / 3600
+        if self.start + by < 0:
+            raise ConfigError(f"events from {self.origin} on lie before {origin}, which counts as hour 0")
+        return replace(self, time=self.time + by, start=self.start + by, end=self.end + by, origin=origin)
 
     def _in_order(self) -> Self:
         """Sort by time. Codes are then renumbered by first appearance, so that the order of rows changes nothing."""
