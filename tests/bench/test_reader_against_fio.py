@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sandtable.calibration import session, this_host
+from sandtable.calibration.host_timing import Settings
+from sandtable.cli import calibrate_tables
 from sandtable_kernels.files import buffers
 from sandtable_kernels.files.reader import FlashReader
 from sandtable_kernels.operations.storage_reads import Fio, ensure_file
@@ -77,3 +80,14 @@ def test_reader_reaches_fio(
     with capsys.disabled():
         sys.stdout.write("\n" + "\n".join(lines) + f"\n{what}: median ratio {ratio:.3f}\n")
     assert ratio >= 0.9, f"the reader reaches only {ratio:.2f} of fio's bandwidth"
+
+
+def test_the_calibrated_curve_beside_fio(tmp_path: Path) -> None:
+    folder = Path(os.environ.get("SANDTABLE_BENCH_DIR", tmp_path))
+    settings = Settings(folder=folder, quick=True, file_bytes=256 << 20, passes=1, budget_s=2.0)
+    result = this_host.calibrate(settings)
+    table = calibrate_tables.cross_check_table(session.cross_checked(result.machine, settings))
+    ratios = [float(row[4]) for row in table.rows]
+    assert len(ratios) > 6
+    # the same device read by two programs; a factor of three is a broken reader, not noise
+    assert 1 / 3 < ratios[-1] < 3

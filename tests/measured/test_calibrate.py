@@ -1,8 +1,7 @@
-"""Calibration of the machine that runs the tests: real reads, real kernels, and fio beside them."""
+"""Calibration of the machine that runs the tests: real reads and real kernels."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,8 @@ import pytest
 pytest.importorskip("numba", reason="real kernels need the `run` extra")
 pytest.importorskip("scipy", reason="fitting needs the `run` extra")
 
-from sandtable.calibration import session, this_host
+from sandtable.calibration import this_host
 from sandtable.calibration.host_timing import Settings
-from sandtable.cli import calibrate_tables
 from sandtable.hardware import library
 
 pytestmark = [pytest.mark.measured, pytest.mark.slow]
@@ -32,14 +30,3 @@ def test_a_short_calibration_of_this_machine(tmp_path: Path) -> None:
     path = tmp_path / "machine.yaml"
     library.save_component(result.machine, path)
     assert library.load_machine(str(path)).storage.fitted is not None
-
-
-@pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not installed")
-def test_the_storage_curve_beside_fio(tmp_path: Path) -> None:
-    settings = Settings(folder=tmp_path, quick=True, file_bytes=256 << 20, passes=1, budget_s=2.0)
-    result = this_host.calibrate(settings)
-    table = calibrate_tables.cross_check_table(session.cross_checked(result.machine, settings))
-    ratios = [float(row[4]) for row in table.rows]
-    assert len(ratios) > 6
-    # the same device read by two programs; a factor of three is a broken reader, not noise
-    assert 1 / 3 < ratios[-1] < 3
