@@ -35,7 +35,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         return
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep_parts_of(target)
+    sweep_parts_of(target)
     part, handle = create_part(target)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -108,7 +108,8 @@ def sweep(folder: Path) -> None:
                 _remove_unless_held(path)
 
 
-def _sweep_parts_of(path: Path) -> None:
+def sweep_parts_of(path: Path) -> None:
+    """Remove what dead writers left of one file; a part that grows stays."""
     for part in path.parent.glob(f"{_escaped(path.name[:200])}.*{PARTIAL}"):
         if _PART.fullmatch(part.name):
             _remove_unless_held(part)

@@ -1,0 +1,151 @@
+"""Checkpoints of a fit: whole or not there, of the same fit or refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sandtable.errors import ConfigError, InUse
+from sandtable_workloads.rpf.estimators.fit_checkpoint import (
+    FitCheckpoint,
+    FitIdentity,
+    digest,
+    read_arrays,
+    write_arrays,
+)
+
+ARRAYS = {"theta": np.arange(6.0).reshape(2, 3), "empty": np.empty((0, 3), np.float32), "n": np.array(3)}
+
+
+def identity(data: str = "d", model: str = "HRPF", **parameters: Any) -> FitIdentity:
+    return FitIdentity(model=model, data=data, parameters={"n_components": 3, "max_iter": 10, **parameters})
+
+
+def kept(path: Path, **options: Any) -> FitCheckpoint:
+    checkpoint = FitCheckpoint(path=path, **options)
+    with checkpoint.held():
+        assert checkpoint.keep(identity(), {"n_iter": 4, "elbo": [-1.0, 0.1]}, lambda: ARRAYS, last=True)
+    return checkpoint
+
+
+def test_what_was_kept_comes_back(tmp_path: Path) -> None:
+    checkpoint = kept(tmp_path / "fit.npz")
+    found = checkpoint.resume(identity(max_iter=99, tol=1e-9))  # how long to fit may change
+    assert found is not None
+    assert found[0] == {"n_iter": 4, "elbo": [-1.0, 0.1]}
+    for name, array in ARRAYS.items():
+        assert found[1][name].dtype == array.dtype
+        np.testing.assert_array_equal(found[1][name], array)
+    assert os.listdir(tmp_path) == ["fit.npz"]
+
+
+def test_nothing_to_go_on_from(tmp_path: Path) -> None:
+    assert FitCheckpoint(path=tmp_path / "fit.npz").resume(identity()) is None
+    assert FitCheckpoint.of(None) is None
+    assert FitCheckpoint.of("fit.npz") == FitCheckpoint(path=Path("fit.npz"))
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (identity(data="e"), "other events"),
+        (identity(model="SRPF"), "is of a HRPF, and this is a fit of SRPF"),
+        (identity(n_components=4), r"n_components=3, now 4"),
+        (identity(decay=1.0), r"decay=None, now 1.0"),
+    ],
+)
+def test_of_another_fit_is_refused(tmp_path: Path, other: FitIdentity, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"fit.npz: .*{words}.*remove it"):
+        kept(tmp_path / "fit.npz").resume(other)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 40, -40])
+def test_cut_off_is_refused(tmp_path: Path, n_bytes: int) -> None:
+    checkpoint = kept(tmp_path / "fit.npz")
+    data = checkpoint.path.read_bytes()
+    checkpoint.path.write_bytes(data[:n_bytes])
+    with pytest.raises(ConfigError, match="damaged"):
+        checkpoint.resume(identity())
+
+
+def test_a_changed_bit_is_refused(tmp_path: Path) -> None:
+    checkpoint = kept(tmp_path / "fit.npz")
+    data = bytearray(checkpoint.path.read_bytes())
+    place = data.index(ARRAYS["theta"].tobytes()) + 11
+    data[place] ^= 1
+    checkpoint.path.write_bytes(data)
+    with pytest.raises(ConfigError, match="damaged"):
+        checkpoint.resume(identity())
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fit.npz"
+    np.savez(path, a=np.arange(3))
+    with pytest.raises(ConfigError, match="no file of this package"):
+        FitCheckpoint(path=path).resume(identity())
+    write_arrays(path, {"kind": "model"}, ARRAYS)
+    with pytest.raises(ConfigError, match="no checkpoint of a fit"):
+        FitCheckpoint(path=path).resume(identity())
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_arrays(tmp_path / "none.npz")
+
+
+def test_written_when_due(tmp_path: Path) -> None:
+    by_count = FitCheckpoint(path=tmp_path / "a.npz", every_iterations=3)
+    with by_count.held():
+        written = [by_count.keep(identity(), {"n_iter": n}, dict) for n in range(1, 8)]
+    assert written == [False, False, True, False, False, True, False]
+    always = FitCheckpoint(path=tmp_path / "b.npz", every_s=0.0)
+    with always.held():
+        assert always.keep(identity(), {"n_iter": 1}, dict)
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="every_iterations is 0"):
+        FitCheckpoint(path=Path("a"), every_iterations=0)
+    with pytest.raises(ConfigError, match="every_s is nan"):
+        FitCheckpoint(path=Path("a"), every_s=float("nan"))
+
+
+def test_one_fit_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "fit.npz"
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from sandtable_workloads.rpf.estimators.fit_checkpoint import FitCheckpoint\n"
+        "with FitCheckpoint(path=Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InUse, match=f"process {other.pid}"), FitCheckpoint(path=path).held():
+            pass
+        other.kill()
+    (tmp_path / "fit.npz.0123abcd.partial").write_bytes(b"of one that was killed")
+    with FitCheckpoint(path=path).held():
+        assert os.listdir(tmp_path) == ["fit.npz.lock"]
+
+
+def test_a_write_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
+    checkpoint = kept(tmp_path / "fit.npz")
+    before = checkpoint.path.read_bytes()
+    with pytest.raises(ValueError, match="allow_pickle"):
+        write_arrays(checkpoint.path, {}, {"a": np.array([object()])})
+    assert checkpoint.path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["fit.npz"]
+
+
+def test_digest_tells_apart() -> None:
+    a = np.arange(4, dtype=np.int64)
+    assert digest(a, a) == digest(a.copy(), a[::1])
+    found = {digest(a), digest(a[::-1]), digest(a.reshape(2, 2)), digest(a.view(np.uint64)), digest(a[:0])}
+    assert len(found) == 5
+    assert digest(a[::2]) == digest(a[::2].copy())
