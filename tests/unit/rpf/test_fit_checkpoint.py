@@ -19,6 +19,7 @@ from sandtable_workloads.rpf.estimators.fit_checkpoint import (
     read_arrays,
     write_arrays,
 )
+from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF
 
 ARRAYS = {"theta": np.arange(6.0).reshape(2, 3), "empty": np.empty((0, 3), np.float32), "n": np.array(3)}
 
@@ -30,7 +31,7 @@ def identity(data: str = "d", model: str = "HRPF", **parameters: Any) -> FitIden
 def kept(path: Path, **options: Any) -> FitCheckpoint:
     checkpoint = FitCheckpoint(path=path, **options)
     with checkpoint.held():
-        assert checkpoint.keep(identity(), {"n_iter": 4, "elbo": [-1.0, 0.1]}, lambda: ARRAYS, last=True)
+        checkpoint.keep(identity(), {"elbo": [-1.0, 0.1]}, ARRAYS)
     return checkpoint
 
 
@@ -38,7 +39,7 @@ def test_what_was_kept_comes_back(tmp_path: Path) -> None:
     checkpoint = kept(tmp_path / "fit.npz")
     found = checkpoint.resume(identity(max_iter=99, tol=1e-9))  # how long to fit may change
     assert found is not None
-    assert found[0] == {"n_iter": 4, "elbo": [-1.0, 0.1]}
+    assert found[0] == {"elbo": [-1.0, 0.1]}
     for name, array in ARRAYS.items():
         assert found[1][name].dtype == array.dtype
         np.testing.assert_array_equal(found[1][name], array)
@@ -99,11 +100,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_written_when_due(tmp_path: Path) -> None:
     by_count = FitCheckpoint(path=tmp_path / "a.npz", every_iterations=3)
     with by_count.held():
-        written = [by_count.keep(identity(), {"n_iter": n}, dict) for n in range(1, 8)]
-    assert written == [False, False, True, False, False, True, False]
+        assert [by_count.due(n) for n in range(1, 8)] == [False, False, True, False, False, True, False]
     always = FitCheckpoint(path=tmp_path / "b.npz", every_s=0.0)
     with always.held():
-        assert always.keep(identity(), {"n_iter": 1}, dict)
+        assert always.due(1)
 
 
 def test_settings_that_cannot_be() -> None:
@@ -149,3 +149,63 @@ def test_digest_tells_apart() -> None:
     found = {digest(a), digest(a[::-1]), digest(a.reshape(2, 2)), digest(a.view(np.uint64)), digest(a[:0])}
     assert len(found) == 5
     assert digest(a[::2]) == digest(a[::2].copy())
+
+
+# --- fits ----------------------------------------------------------------------------------------------------
+
+FIT = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from sandtable_workloads.rpf.estimators.fit_checkpoint import FitCheckpoint
+from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF
+
+def ended(iteration):
+    if iteration.number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+events = [np.load(sys.argv[1])[name] for name in ("user", "item", "time")]
+HRPF(3, max_iter=12, tol=1e-30).fit(events, checkpoint=FitCheckpoint(path=Path(sys.argv[2]), every_iterations=2),
+    progress=ended)
+"""
+
+
+def some_events(n: int = 400) -> list[Any]:
+    rng = np.random.default_rng(4)
+    return [rng.integers(0, 12, n), rng.integers(0, 8, n), np.sort(rng.uniform(0, 50, n))]
+
+
+def same(one: HRPF, other: HRPF) -> None:
+    for name in ("theta_", "beta_", "tau_"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert (one.elbo_, one.n_iter_, one.converged_) == (other.elbo_, other.n_iter_, other.converged_)
+
+
+def test_killed_and_gone_on_with_is_as_never_killed(tmp_path: Path) -> None:
+    data, checkpoint = tmp_path / "events.npz", tmp_path / "fit.npz"
+    events = some_events()
+    np.savez(data, **dict(zip(("user", "item", "time"), events, strict=True)))
+    ended = subprocess.run([sys.executable, "-c", FIT, str(data), str(checkpoint)], check=False)
+    assert ended.returncode == -9
+    assert len(read_arrays(checkpoint)[0]["history"]["elbo"]) == 6
+    done: list[int] = []
+    resumed = HRPF(3, max_iter=12, tol=1e-30, n_threads=1)
+    resumed.fit(events, checkpoint=checkpoint, progress=lambda i: done.append(i.number))
+    assert done == [*range(7, 13)]
+    same(resumed, HRPF(3, max_iter=12, tol=1e-30).fit(events))
+
+
+def test_a_fit_that_had_converged_is_not_gone_on_with(tmp_path: Path) -> None:
+    events, later = some_events(), [*some_events(40)[:2], np.linspace(50, 60, 40)]
+    for name, options in (("plain", {}), ("scored", {"validation": later})):
+        fit = HRPF(3, tol=1e-3)
+        first = fit.fit(events, checkpoint=tmp_path / name, **options)
+        assert first.converged_
+        again = HRPF(3, tol=1e-3).fit(
+            events, checkpoint=tmp_path / name, progress=lambda _: pytest.fail("an iteration"), **options
+        )
+        same(first, again)
+    with pytest.raises(ConfigError, match="other hyperparameters"):
+        HRPF(4, tol=1e-3).fit(events, checkpoint=tmp_path / "plain")
+    with pytest.raises(ConfigError, match="other events"):
+        HRPF(3, tol=1e-3).fit(later, checkpoint=tmp_path / "plain")

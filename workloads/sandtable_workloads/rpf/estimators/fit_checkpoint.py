@@ -25,11 +25,12 @@ import numpy.typing as npt
 
 from sandtable.errors import ConfigError
 from sandtable.system import atomic_files, locks
+from sandtable_workloads.rpf.estimators.fit_loop import FitLoop, State, restore_state, state_arrays
 
 HEADER = "header"
 SCHEMA = 1
 # hyperparameters that say how far and how fast to fit, and change nothing of any one iteration
-OF_THE_RUN = frozenset({"max_iter", "tol", "n_threads"})
+OF_THE_RUN = frozenset({"max_iter", "tol", "n_threads", "warm_start"})
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -99,7 +100,8 @@ class FitIdentity:
     def as_json(self) -> dict[str, Any]:
         """Return it as a header keeps it, without what may change between the two."""
         kept = {name: value for name, value in sorted(self.parameters.items()) if name not in OF_THE_RUN}
-        made: dict[str, Any] = json.loads(json.dumps({"model": self.model, "data": self.data, "parameters": kept}))
+        all_of_it = {"model": self.model, "data": self.data, "parameters": kept}
+        made: dict[str, Any] = json.loads(json.dumps(all_of_it, default=_plain))
         return made
 
     def refusal(self, stored: Mapping[str, Any]) -> str | None:
@@ -113,6 +115,13 @@ class FitIdentity:
             pairs = ", ".join(f"{name}={before.get(name)!r}, now {now.get(name)!r}" for name in changed)
             return f"was made with other hyperparameters ({pairs})"
         return None if stored.get("data") == mine["data"] else "was made of other events, users, items or edges"
+
+
+def _plain(value: Any) -> Any:
+    """Return what stands in JSON for a hyperparameter that is no plain value."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return digest(value) if isinstance(value, np.ndarray) else repr(value)
 
 
 # --- when to write, and what to go on from ------------------------------------------------------------------
@@ -152,7 +161,6 @@ class FitCheckpoint:
         Raises:
             InUse: another process fits with it.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with locks.claimed(self.path, "fits with this checkpoint"):
             atomic_files.sweep_parts_of(self.path)
             self._written_s = time.monotonic()
@@ -174,27 +182,50 @@ class FitCheckpoint:
             raise ConfigError(f"{refused}: remove it to begin anew, or give another name", file=str(self.path))
         return header["history"], arrays
 
-    def keep(
-        self,
-        identity: FitIdentity,
-        history: Mapping[str, Any],
-        arrays: Callable[[], Arrays],
-        *,
-        last: bool = False,
-    ) -> bool:
-        """Write a checkpoint after an iteration if one is due, or this was the ``last``; return whether it was.
-
-        Args:
-            identity: What the fit is of.
-            history: What JSON can hold of the past; ``n_iter``, the iterations done, is needed.
-            arrays: Called for what the next iteration reads; only if a checkpoint is due.
-            last: Whether the fit ends here.
-        """
-        n_done = int(history["n_iter"])
+    def due(self, n_done: int) -> bool:
+        """Whether to write after ``n_done`` iterations."""
         by_count = self.every_iterations is not None and n_done % self.every_iterations == 0
-        if not (last or by_count or time.monotonic() - self._written_s >= self.every_s):
-            return False
-        header = {"schema": SCHEMA, "identity": identity.as_json(), "history": dict(history)}
-        write_arrays(self.path, header, arrays())
+        return by_count or time.monotonic() - self._written_s >= self.every_s
+
+    def keep(self, identity: FitIdentity, history: Mapping[str, Any], arrays: Arrays) -> None:
+        """Write what the next iteration reads, and the history so far, as JSON can hold it."""
+        write_arrays(
+            self.path, {"schema": SCHEMA, "identity": identity.as_json(), "history": dict(history)}, arrays
+        )
         self._written_s = time.monotonic()
-        return True
+
+
+@contextlib.contextmanager
+def kept(
+    checkpoint: FitCheckpoint | str | Path | None, identity: Callable[[], FitIdentity], loop: FitLoop, state: State
+) -> Iterator[None]:
+    """Let ``loop`` go on from its checkpoint, if there is one, and keep it: now and then, and at its end.
+
+    Args:
+        checkpoint: Where; None: nowhere, and nothing happens.
+        identity: Gives what the fit is of.
+        loop: Its history is taken up, its ``after`` taken.
+        state: What its iterations change in place.
+
+    Raises:
+        ConfigError: a checkpoint that is damaged, or of another fit.
+        InUse: another process fits with it.
+    """
+    keeper = FitCheckpoint.of(checkpoint)
+    if keeper is None:
+        yield
+        return
+    mine = identity()
+
+    def keep() -> None:
+        history = {"elbo": loop.elbo, "held_out": loop.held_out_scores}
+        keeper.keep(mine, history, state_arrays(state))
+
+    with keeper.held():
+        found = keeper.resume(mine)
+        if found is not None:
+            loop.elbo, loop.held_out_scores = found[0]["elbo"], found[0]["held_out"]
+            restore_state(state, found[1])
+        loop.after = lambda elbo: keep() if keeper.due(len(elbo)) else None
+        yield
+        keep()

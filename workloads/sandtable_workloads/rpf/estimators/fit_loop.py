@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,22 +24,6 @@ class Iteration(NamedTuple):
     elbo: float
     held_out: float | None
     seconds: float
-
-
-class Checkpoint(Protocol):
-    """What keeps a fit so that it goes on after the process was killed."""
-
-    def resume(self, hyperparameters: Mapping[str, Any], fingerprint: str) -> tuple[Arrays, list[float]] | None:
-        """Return the arrays and ELBOs that were kept of this very fit, or None where there are none.
-
-        Raises:
-            ConfigError: a checkpoint of other hyperparameters or other data.
-        """
-
-    def offer(
-        self, hyperparameters: Mapping[str, Any], fingerprint: str, arrays: Callable[[], Arrays], elbo: list[float]
-    ) -> None:
-        """Be told that an iteration is done; ``arrays`` gives what to keep, if this is a time to keep it."""
 
 
 def state_arrays(state: State) -> Arrays:
@@ -81,6 +65,8 @@ class FitLoop:
     def run(self) -> bool:
         """Iterate; return whether it converged."""
         begin = time.monotonic()
+        if self._had_settled():
+            return True
         while len(self.elbo) < self.most:
             self.elbo.append(self.iterate())
             score = self._held_out_now()
@@ -97,6 +83,11 @@ class FitLoop:
             return None
         self.held_out_scores.append(self.held_out())
         return self.held_out_scores[-1]
+
+    def _had_settled(self) -> bool:
+        """Whether the fit that is gone on with had converged."""
+        scored = self.held_out is not None and self.elbo and len(self.elbo) % self.every == 0
+        return self._settled(self.held_out_scores[-1] if scored and self.held_out_scores else None)
 
     def _settled(self, score: float | None) -> bool:
         """Whether the last change was small; of held-out likelihoods a fall settles as well."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -17,14 +18,8 @@ from numpy.typing import NDArray
 from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats
 from sandtable_kernels.poisson.gamma_rows import GammaPrior
-from sandtable_workloads.rpf.estimators.fit_loop import (
-    Checkpoint,
-    FitLoop,
-    Iteration,
-    State,
-    restore_state,
-    state_arrays,
-)
+from sandtable_workloads.rpf.estimators.fit_checkpoint import FitCheckpoint, FitIdentity, kept
+from sandtable_workloads.rpf.estimators.fit_loop import FitLoop, Iteration, State
 from sandtable_workloads.rpf.estimators.observed_events import (
     FollowedEdges,
     IdIndex,
@@ -165,7 +160,7 @@ class PoissonEstimator(_Fitted):
         *,
         period: tuple[float, float] | None = None,
         validation: Any = None,
-        checkpoint: Checkpoint | None = None,
+        checkpoint: FitCheckpoint | str | Path | None = None,
         progress: Callable[[Iteration], None] | None = None,
     ) -> Self:
         """Fit to events: a table with columns user, item and time in hours, or three arrays.
@@ -175,7 +170,7 @@ class PoissonEstimator(_Fitted):
             edges: Who follows whom: columns ``user`` and ``follows``. Models without a graph refuse it.
             period: From when to when events could be seen; the first and the last event's time without.
             validation: Later events whose likelihood says when to stop.
-            checkpoint: Keeps the fit so that it goes on after a kill.
+            checkpoint: File, or `FitCheckpoint`, that keeps the fit so that it goes on after a kill.
             progress: Told of each iteration.
 
         Raises:
@@ -259,7 +254,7 @@ class PoissonEstimator(_Fitted):
         self,
         most: int,
         validation: Any,
-        checkpoint: Checkpoint | None,
+        checkpoint: FitCheckpoint | str | Path | None,
         progress: Callable[[Iteration], None] | None,
     ) -> None:
         """Iterate from `state_` on, and publish what came out."""
@@ -278,24 +273,17 @@ class PoissonEstimator(_Fitted):
             held_out=held_out,
             progress=progress,
         )
-        if checkpoint is not None:
-            fingerprint = self.observed_.fingerprint()
-            kept = checkpoint.resume(self.identity(), fingerprint)
-            if kept is not None:
-                restore_state(self.state_, kept[0])
-                loop.elbo = list(kept[1])
-            loop.after = lambda elbo: checkpoint.offer(
-                self.identity(), fingerprint, lambda: state_arrays(self.state_), elbo
-            )
-        self.converged_ = loop.run()
+        with kept(checkpoint, self.identity, loop, self.state_):
+            self.converged_ = loop.run()
         self.elbo_, self.n_iter_ = loop.elbo, len(loop.elbo)
         self.held_out_ = loop.held_out_scores
         self._publish(self.state_)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint must have in common with a fit: model and hyperparameters but ``max_iter``."""
-        others = ("max_iter", "tol", "n_threads", "warm_start")
-        return {"model": type(self).__name__} | {k: v for k, v in self.get_params().items() if k not in others}
+    def identity(self) -> FitIdentity:
+        """Return what a checkpoint must have in common with this fit."""
+        return FitIdentity(
+            model=type(self).__name__, data=self.observed_.fingerprint(), parameters=self.get_params()
+        )
 
     # --- what a variant overrides ----------------------------------------------------------------------------------
 
