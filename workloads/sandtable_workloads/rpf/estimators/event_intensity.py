@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,28 @@ from sandtable_workloads.rpf.estimators.observed_events import event_columns
 from sandtable_workloads.rpf.estimators.poisson_estimator import PoissonEstimator
 
 Array = NDArray[Any]
+
+
+class LaterEvents(NamedTuple):
+    """Events after a fit, with those before as their causes.
+
+    Attributes:
+        pairs: All of them, of users and items that were fitted and behind these of others.
+        new: [N], which of `pairs` are the later ones.
+        known_user: [N], the user of an event, -1 where it was not fitted.
+        known_item: [N], its item.
+        everyone: [U], all users, -1 those who were not fitted.
+        start: From when on events are later, in hours.
+        end: The time of the last.
+    """
+
+    pairs: EventPairs
+    new: NDArray[np.bool_]
+    known_user: Array
+    known_item: Array
+    everyone: Array
+    start: float
+    end: float
 
 
 @dataclass(eq=False)
@@ -117,35 +139,54 @@ class EventIntensity(PoissonEstimator):
 
     def _held_out(self, events: Any) -> Callable[[], float]:
         """Return what gives the log-likelihood per event of later events under the parameters as they then are."""
-        user, item, time = event_columns(events, self.origin_)
-        start, end = self.observed_.end, float(time.max())
+        later = self._later(*event_columns(events, self.origin_))
+        pairs = later.pairs
+        users, items, times = later.known_user[later.new], later.known_item[later.new], pairs.time[later.new]
+        excited = self._excited(later)
+
+        def mean() -> float:
+            more, more_expected = excited()
+            rate = self._base_at(users, items, times) + more
+            expected = self._base_between(later.everyone, later.start, later.end).sum() + more_expected
+            return float((np.log(rate).sum() - expected) / times.size)
+
+        return mean
+
+    def _later(self, user: Array, item: Array, time: Floats) -> LaterEvents:
+        """Put later events in order together with those that were fitted."""
+        start = self.observed_.end
         if time.min() < start:
             raise ConfigError(f"an event to score is at {time.min():g} hours, before the fit's end at {start:g}")
         user_ids, item_ids = self.user_index_.extended(user), self.item_index_.extended(item)
-        users, items = user_ids.places(user), item_ids.places(item)
         old = self.observed_.pairs
         pairs = EventPairs.of(
-            np.concatenate((old.event_user, users)),
-            np.concatenate((old.event_item, items)),
+            np.concatenate((old.event_user, user_ids.places(user))),
+            np.concatenate((old.event_item, item_ids.places(item))),
             np.concatenate((old.time, time)),
             len(user_ids),
             len(item_ids),
         )
-        later = pairs.order >= old.n_events
-        place_u = np.where(pairs.event_user < old.n_users, pairs.event_user, -1)[later]
-        place_p = np.where(pairs.event_item < old.n_items, pairs.event_item, -1)[later]
-        own = pairs.own_excitation(self.decay, np.float64)[later]
-        mass = pairs.released(self.decay, end)
-        mass[: old.n_users] -= old.released(self.decay, start)
-        everyone = np.where(np.arange(len(user_ids)) < old.n_users, np.arange(len(user_ids)), -1)
+        return LaterEvents(
+            pairs=pairs,
+            new=pairs.order >= old.n_events,
+            known_user=np.where(pairs.event_user < old.n_users, pairs.event_user, -1),
+            known_item=np.where(pairs.event_item < old.n_items, pairs.event_item, -1),
+            everyone=np.where(np.arange(len(user_ids)) < old.n_users, np.arange(len(user_ids)), -1),
+            start=start,
+            end=float(time.max()),
+        )
 
-        def mean() -> float:
-            rate = self._base_at(place_u, place_p, pairs.time[later])
-            expected = self._base_between(everyone, start, end).sum()
-            if hasattr(self, "tau_"):
-                tau = np.concatenate((self.tau_, [self.tau_.mean()])).astype(np.float64)
-                rate += tau[place_u] * own
-                expected += float(tau[everyone] @ mass)
-            return float((np.log(rate).sum() - expected) / time.size)
+    def _excited(self, later: LaterEvents) -> Callable[[], tuple[Floats | float, float]]:
+        """Return what gives the rates of later events beyond the base, and the number of events expected of them."""
+        if "tau" not in self.state_:
+            return lambda: (0.0, 0.0)
+        pairs, old = later.pairs, self.observed_.pairs
+        users, own = later.known_user[later.new], pairs.own_excitation(self.decay, np.float64)[later.new]
+        mass = pairs.released(self.decay, later.end)
+        mass[: old.n_users] -= old.released(self.decay, later.start)
 
-        return mean
+        def beyond() -> tuple[Floats, float]:
+            tau = np.concatenate((self.tau_, [self.tau_.mean()])).astype(np.float64)
+            return tau[users] * own, float(tau[later.everyone] @ mass)
+
+        return beyond
