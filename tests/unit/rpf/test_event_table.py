@@ -208,7 +208,7 @@ def test_what_is_known_of_each_user() -> None:
 
 
 def test_another_origin_moves_all_hours() -> None:
-    table = EventTable.of(frame(time=pd.to_datetime(["2024-02-28 01:30", "2024-02-29", "2024-03-04"])))
+    table = EventTable.of(frame(time=pd.to_datetime(["2024-02-28 01:30", "2024-02-29 00:00", "2024-03-04 00:00"])))
     earlier = EventTable.of(table, origin=np.datetime64("2024-02-19", "s"))
     assert (earlier.time - table.time).tolist() == [168.0] * 3
     assert (earlier.start, earlier.end) == (table.start + 168, table.end + 168)
