@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -10,15 +12,15 @@ import pytest
 
 pytest.importorskip("numba", reason="histories are replayed by compiled loops")
 
-from sandtable.errors import ConfigError
+from sandtable.errors import ConfigError, NoDevice
 from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF
 from sandtable_workloads.rpf.estimators.static_factorization import HPF, PF
-from sandtable_workloads.rpf.evaluated import contenders, replayed_state
+from sandtable_workloads.rpf.evaluated import contenders, replayed_state, rivals
 from sandtable_workloads.rpf.evaluated.evaluation_harness import as_markdown, evaluate
 from sandtable_workloads.rpf.evaluated.held_out_events import HeldOut
 from sandtable_workloads.rpf.evaluated.ranking_metrics import Ranking, rank_events, ranks_in
 from sandtable_workloads.rpf.evaluated.replayed_state import PairStates
-from sandtable_workloads.rpf.evaluated.returning_times import ReturnErrors, Returns, median_wait
+from sandtable_workloads.rpf.evaluated.returning_times import ASKED, NEVER, ReturnErrors, Returns, median_wait
 from sandtable_workloads.rpf.evaluated.scored_estimators import ScoredEstimator, of_estimator
 
 N_USERS, N_ITEMS, HOURS, DECAY = 12, 15, 60.0, 0.7
@@ -168,12 +170,16 @@ def test_an_estimator_with_hooks_of_its_own_is_asked_event_by_event() -> None:
     assert not slow._constant_base
     seen = held().test.user[:80] < N_USERS - 1
     np.testing.assert_allclose(slow.scores(slice(80))[seen], fast.scores(slice(80))[seen], rtol=1e-9)
-    returns = Returns.of(held())
-    sampled, exact = slow.waits(returns), fast.waits(returns)
-    assert sampled is not None
-    assert exact is not None
-    # medians of 100 samples of about exponential times scatter by a tenth
-    np.testing.assert_allclose(np.mean(sampled / exact), 1, atol=0.25)
+    returns = Returns.after_training(held())
+    np.testing.assert_allclose(slow.waits(returns), fast.waits(returns), rtol=1e-9)
+
+
+@pytest.mark.parametrize("ask", ASKED.values())
+def test_waits_are_what_the_estimator_samples(ask: Callable[[HeldOut], Returns]) -> None:
+    trained, returns = fitted(HRPF), ask(held())
+    for user, moment, wait in list(zip(returns.users, returns.asked, trained.waits(returns), strict=True))[:10]:
+        sampled = trained._informed.returning_time(user, moment, 2000)
+        assert sampled == pytest.approx(wait, rel=0.2)
 
 
 def test_the_likelihood_of_held_out_events_is_that_of_their_intensities() -> None:
@@ -193,31 +199,36 @@ def test_the_likelihood_of_held_out_events_is_that_of_their_intensities() -> Non
 
 def test_the_median_wait_halves_the_chance_of_no_event() -> None:
     base, excited = np.array([0.1, 1e-9, 2.0, 0.0]), np.array([0.0, 3.0, 1.0, 0.1])
-    wait = median_wait(base, excited, DECAY)
-    survived = np.exp(-(base * wait - excited * np.expm1(-DECAY * wait)))
-    np.testing.assert_allclose(survived[:3], 0.5, rtol=1e-12)
+
+    def expected(hours: np.ndarray) -> np.ndarray:
+        return base * hours - excited * np.expm1(-DECAY * hours)
+
+    wait = median_wait(expected, 4)
+    np.testing.assert_allclose(np.exp(-expected(wait))[:3], 0.5, rtol=1e-12)
     assert wait[0] == pytest.approx(math.log(2) / 0.1)
-    assert wait[3] > 1e9  # excitation alone may never bring anybody back
+    assert wait[3] == pytest.approx(NEVER)  # excitation alone may never bring anybody back
 
 
-def test_returns_are_from_the_last_event_of_training_to_the_first_held_out() -> None:
-    found = Returns.of(held())
-    assert N_USERS - 1 not in found.users
-    for user, since, hours in zip(found.users, found.since, found.hours, strict=True):
+def test_it_is_asked_after_training_at_the_split_and_after_each_event() -> None:
+    after, at, each = (ask(held()) for ask in ASKED.values())
+    split = held().train.time[-1]
+    assert N_USERS - 1 not in after.users
+    assert after.users.tolist() == at.users.tolist()
+    for user, asked, hours, left in zip(after.users, after.asked, after.hours, at.hours, strict=True):
         mine = held().times[held().users == user]
-        split = held().train.time[-1]
-        assert since == mine[mine <= split].max()
-        assert since + hours == pytest.approx(mine[mine > split].min())
-    errors = ReturnErrors(np.array([1.0, 5.0, 2.0]), np.array([1.0, 1.0, 5.0]))
-    assert (errors.root_mean_square, errors.median) == pytest.approx((math.sqrt(25 / 3), 3.0))
+        assert asked == np.nextafter(mine[mine <= split].max(), np.inf)
+        assert asked + hours == pytest.approx(mine[mine > split].min())
+        assert left == pytest.approx(mine[mine > split].min() - split)
+    waits = [np.diff(np.unique(held().test.time[held().test.user == user])) for user in range(N_USERS)]
+    np.testing.assert_allclose(np.sort(each.hours), np.sort(np.concatenate(waits)))
+    found = ReturnErrors(np.array([1.0, 5.0, 2.0]), np.array([1.0, 1.0, 5.0])).figures
+    assert found == pytest.approx({"rms": math.sqrt(25 / 3), "mean": 7 / 3, "median": 3.0})
 
 
 def test_excitation_shortens_the_wait_right_after_an_event() -> None:
-    trained, returns = fitted(HRPF), Returns.of(held())
-    waits = trained.waits(returns)
-    assert waits is not None
+    trained, returns = fitted(HRPF), Returns.after_training(held())
     base = trained.estimator._base_between(trained._user_place[returns.users], 0.0, 1.0)
-    assert (waits < np.log(2) / base).all()
+    assert (trained.waits(returns) < np.log(2) / base).all()
 
 
 # --- simple contenders --------------------------------------------------------------------------------------------
@@ -232,7 +243,7 @@ def test_own_counts_and_recency_are_what_they_say() -> None:
         expected = [plainly(replayed_state.RECENCY, user, p, moment) for p in range(N_ITEMS)]
         np.testing.assert_allclose(recent.scores(slice(n, n + 1))[0], expected, atol=1e-8)
     assert counts.log_likelihood() is None
-    assert recent.waits(Returns.of(held())) is None
+    assert recent.waits(Returns.at_split(held())) is None
 
 
 def test_popularity_is_a_poisson_process() -> None:
@@ -255,3 +266,27 @@ def test_the_table_has_a_row_for_each_and_gaps_where_a_model_says_nothing() -> N
     assert lines[3].count("|  |") >= 2
     assert len(told) == 3
     assert found[0].figures().keys() > found[1].figures().keys()
+
+
+def test_other_packages_are_judged_by_the_same_events() -> None:
+    assert {each.name for each in rivals.installed(3)} <= {"hpfrec", "poismf", "implicit ALS", "implicit BPR"}
+    for contender in rivals.installed(3):
+        trained = contender.train(held())
+        rows = trained.scores(slice(None))
+        assert rows.shape == (held().n_test, N_ITEMS)
+        assert np.isfinite(rows).all()
+
+
+def test_a_package_that_is_missing_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "poismf", None)
+    with pytest.raises(NoDevice, match="needs the package 'poismf'"):
+        rivals.poismf(3).train(held())
+
+
+def test_counts_are_given_to_them_as_a_matrix() -> None:
+    users, items, counts = held().counts
+    assert counts.sum() == held().n_train
+    matrix = rivals._matrix(held()).toarray()
+    assert matrix[users, items].tolist() == counts.tolist()
+    for user, item in ((0, 0), (3, 5)):
+        assert matrix[user, item] == ((held().train.user == user) & (held().train.item == item)).sum()

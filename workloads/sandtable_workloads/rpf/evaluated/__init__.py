@@ -8,5 +8,6 @@ FAST_PATH = (
     "ranking_metrics",
     "replayed_state",
     "returning_times",
+    "rivals",
     "scored_estimators",
 )

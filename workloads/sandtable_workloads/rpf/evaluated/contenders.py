@@ -24,7 +24,7 @@ class Trained(Protocol):
         """Return rows [n, P]: for each of some held-out events, how near each item is, given all before the event."""
 
     def waits(self, returns: Returns) -> Floats | None:
-        """Return [n], the hours after their last event of training until users come back; None where it has no time."""
+        """Return [n], the hours from when it is asked until users come back; None where it has no time."""
 
     def log_likelihood(self) -> float | None:
         """Return that of the held-out events in continuous time, per event; None where it has none."""

@@ -56,7 +56,7 @@ def hpfrec(n_components: int, seed: int = 0, iterations: int = 150) -> Contender
 
 
 def poismf(n_components: int, seed: int = 0) -> Contender:
-    """Poisson factorization by conjugate gradients, with its own regularization: it shrinks, so that it has no rates."""
+    """Poisson factorization by conjugate gradients; its regularization shrinks, so that it has no rates."""
 
     def factors(held: HeldOut) -> Factors:
         made = _package("poismf").PoisMF(k=n_components, random_state=seed + 1)

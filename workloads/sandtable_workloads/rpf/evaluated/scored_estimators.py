@@ -66,16 +66,22 @@ class ScoredEstimator:
         return rows
 
     def waits(self, returns: Returns) -> Floats | None:
-        """Return medians [n]: exact ones of a constant base and excitation along edges, else of samples."""
-        model, places = self.estimator, self._user_place[returns.users]
-        if not (self._constant_base and self._along_edges):
-            ids = model.user_index_.ids[places]
-            return np.array(
-                [model.returning_time(*each) for each in zip(ids, returns.just_after.tolist(), strict=True)]
-            )
-        base = model._base_between(places, 0.0, 1.0)
-        excited = self._states.totals(returns.users, returns.just_after) / model.decay
-        return median_wait(base, excited, model.decay)
+        """Return medians [n]: when as many events are expected as make one likely, if nothing new excites."""
+        model, places, asked = self.estimator, self._user_place[returns.users], returns.asked
+        excited = self._excited(returns) / model.decay
+
+        def expected(hours: Floats) -> Floats:
+            base = model._base_between(places, asked, asked + hours)  # type: ignore[arg-type]
+            return np.asarray(base - excited * np.expm1(-model.decay * hours))
+
+        return median_wait(expected, places.size)
+
+    def _excited(self, returns: Returns) -> Floats:
+        """Return [n], the rate of excitation with all items."""
+        if self._along_edges:
+            return self._states.totals(returns.users, returns.asked)
+        asked = zip(self._user_place[returns.users], returns.asked, strict=True)
+        return np.array([self._informed._excitation_items(int(user), float(t)).sum() for user, t in asked])
 
     def log_likelihood(self) -> float | None:
         """Return the estimator's score of the held-out events."""
