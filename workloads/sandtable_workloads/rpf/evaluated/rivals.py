@@ -24,9 +24,9 @@ Factors = tuple[NDArray[Any], NDArray[Any]]
 
 def installed(n_components: int = 20, seed: int = 0) -> list[Contender]:
     """Return the contenders whose packages are here."""
-    every = {"hpfrec": [hpfrec], "poismf": [poismf], "implicit": [implicit_als, implicit_bpr]}
-    here = (made for package, made in every.items() if importlib.util.find_spec(package) is not None)
-    return [make(n_components, seed) for some in here for make in some]
+    every = (("hpfrec", hpfrec), ("poismf", poismf), ("implicit", implicit_als), ("implicit", implicit_bpr))
+    here = [make for package, make in every if importlib.util.find_spec(package) is not None]
+    return [make(n_components, seed) for make in here]
 
 
 def hpfrec(n_components: int, seed: int = 0, iterations: int = 150) -> Contender:
