@@ -88,7 +88,8 @@ class PoissonPass(Operator[Roofline]):
         events = (c.events * constants["event_s"] + c.triggers * constants["trigger_s"]) / cores
         factors = c.rows * c.components * constants["factor_s"] / cores
         working = events + factors + joined(computing, gathering)
-        return np.asarray(constants["launch_s"] + np.maximum(working, streamed * (streamed > working)))
+        launch = constants["launch_s"] * (c.pairs > 0)
+        return np.asarray(launch + np.maximum(working, streamed))
 
     @staticmethod
     def _row_s(device: Roofline, constants: Constants, c: Columns, item: float, cores: FloatArray) -> FloatArray:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from sandtable.hardware import DTYPE_BYTES, Frozen
+from sandtable_kernels.poisson import poisson_law
 
 Variant = Literal["pf", "hpf", "hrpf", "srpf", "drpf", "dsrpf", "iirpf", "xiirpf"]
 Precision = Literal["float32", "float64"]
@@ -109,6 +110,15 @@ class Rpf(Frozen):
     def excites(self) -> bool:
         """Whether earlier events raise the rate of later ones."""
         return self.variant not in STATIC
+
+    @property
+    def kind(self) -> int:
+        """Which pass over users the variant takes: see `sandtable_kernels.poisson.poisson_law.KINDS`."""
+        if self.variant in DYNAMIC:
+            return poisson_law.DYNAMIC
+        if self.variant in BETWEEN_ITEMS:
+            return poisson_law.BETWEEN_ITEMS
+        return poisson_law.SOCIAL if self.social else poisson_law.USERS
 
     @property
     def social(self) -> bool:

@@ -1,0 +1,113 @@
+"""Memory that a fit holds, by kind, counted array by array; and what can be known of triggers before there is data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from sandtable import units
+from sandtable.errors import DoesNotFit
+from sandtable.hardware import Machine
+from sandtable.workload.seam import Verdict
+from sandtable_kernels.poisson.poisson_law import popular_share
+from sandtable_workloads.rpf.rpf_parameters import Rpf
+
+WIDE, INDEX = 8.0, 4.0
+# shape, mean and geometric mean of each factor
+PER_FACTOR = 3.0
+# of the machine's memory, what the operating system and Python need beside
+RESERVE_BYTES = 1.5 * 2**30
+# changes that make a fit smaller, the mildest first
+SMALLER: tuple[Mapping[str, float | str], ...] = (
+    {"precision": "float32"},
+    *({"precision": "float32", "components": k} for k in (50, 20, 10, 5)),
+)
+
+
+def memory_of(p: Rpf, machine: Machine) -> dict[str, float]:
+    """Return the bytes of all ranks together, by kind.
+
+    Raises:
+        DoesNotFit: the machine's memory is too small; with what would fit.
+    """
+    verdict = verdict_of(p, machine)
+    if not verdict.fits:
+        fitting = next(iter(what_fits(p, machine)), "a machine with more memory, or stochastic inference from Parquet")
+        kinds = ", ".join(f"{kind} {units.format_bytes(size)}" for kind, size in held(p).items())
+        raise DoesNotFit(
+            f"{p.variant} with {p.components} components on {units.format_count(p.events)} events needs "
+            f"{units.format_bytes(verdict.needed_bytes)} and {machine.name} has {units.format_bytes(verdict.has_bytes)} "
+            f"({kinds}): take {fitting}"
+        )
+    return held(p)
+
+
+def held(p: Rpf) -> dict[str, float]:
+    """Return the bytes by kind: events in both orders, excitation, factors, edges with their triggers."""
+    n, pairs, users, items = p.events, p.n_pairs, p.users, p.items * p.ranks
+    factors = PER_FACTOR * p.item_bytes * p.components
+    found = {
+        "events": 2 * WIDE * n + (2 * INDEX + 2 * WIDE) * pairs + 3 * WIDE * users + WIDE * items,
+        "factors": (factors + WIDE) * (users + items),
+    }
+    if p.excites:
+        found["excitation"] = p.item_bytes * n + WIDE * users + (PER_FACTOR * p.item_bytes + WIDE) * users
+    if p.social:
+        found["edges"] = 2 * INDEX * p.n_edges + WIDE * users + (INDEX + p.item_bytes) * expected_triggers(p)
+    return found
+
+
+def verdict_of(p: Rpf, machine: Machine) -> Verdict:
+    """Return whether it fits into the machine's memory."""
+    sizes, there = held(p), float(machine.memory.datasheet.capacity_bytes)
+    reserve = min(RESERVE_BYTES, there / 4)
+    total, breaks = 0.0, None
+    for kind, size in sizes.items():
+        total += size
+        breaks = breaks or (kind if total > there - reserve else None)
+    largest = max(sizes, key=sizes.__getitem__)
+    return Verdict(
+        needed_bytes=total, has_bytes=there - reserve, largest=largest, breaks=breaks, reserve_bytes=reserve
+    )
+
+
+def what_fits(p: Rpf, machine: Machine) -> Sequence[str]:
+    """Return the mildest changes with which a fit fits."""
+    return list(_fitting(p, machine))[:1]
+
+
+def _fitting(p: Rpf, machine: Machine) -> Iterator[str]:
+    for changes in SMALLER:
+        smaller = p.model_copy(update=dict(changes))
+        less = smaller.components <= p.components and sum(held(smaller).values()) < sum(held(p).values())
+        if less and verdict_of(smaller, machine).fits:
+            yield ", ".join(f"{name}={value}" for name, value in changes.items())
+
+
+# --- triggers ------------------------------------------------------------------------------------------------------
+
+
+def expected_triggers(p: Rpf) -> float:
+    """Return how many earlier (followee, item) may have excited an event, summed over events, as expected.
+
+    A followee with n pairs has met the item of popularity q with 1 - exp(-n q), by half of its time before the event;
+    users differ in activity as `GeneratedEvents` draws it.
+    """
+    if not p.social:
+        return 0.0
+    return p.events * p.followees * _met_frac(p.items, p.item_exponent, p.n_pairs / p.users)
+
+
+@lru_cache(maxsize=64)
+def _met_frac(items: int, exponent: float, pairs_per_user: float) -> float:
+    """Return the probability that another user met the item of an event before it."""
+    bounds = np.unique(np.concatenate(([0.0], np.geomspace(1, items, 200))))
+    below = popular_share(bounds, items, exponent)
+    share = np.diff(below)
+    each = share / np.diff(bounds)
+    activity = pairs_per_user * np.exp(np.linspace(-3, 3, 61) - 0.5)
+    weight = np.exp(-0.5 * np.linspace(-3, 3, 61) ** 2)
+    met = 1 - np.exp(-np.multiply.outer(activity, each))
+    return float(0.5 * (weight / weight.sum()) @ met @ (share / share.sum()))

@@ -1,0 +1,134 @@
+"""A fit run for real: generated events of exactly the counts planned, iteration by iteration, memory counted by kind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from sandtable.engine.recorder import Recorder
+from sandtable.errors import ConfigError
+from sandtable.hardware import Machine
+from sandtable.system import limits
+from sandtable.workload.seam import Execution, ExecutionContext
+from sandtable_workloads.rpf.estimators.observed_events import IdIndex
+from sandtable_workloads.rpf.estimators.poisson_estimator import PoissonEstimator
+from sandtable_workloads.rpf.events.generated_events import GeneratedEvents
+from sandtable_workloads.rpf.rpf_parameters import Rpf
+from sandtable_workloads.rpf.rpf_plan import ITERATION, MAIN
+from sandtable_workloads.rpf.rpf_variants import estimator_of
+
+
+def prepare(p: Rpf, context: ExecutionContext) -> None:
+    """Check that this machine can do it, and fit a few events, which compiles kernels.
+
+    Raises:
+        ConfigError: more threads than this process may use.
+    """
+    if p.threads is not None and p.threads > context.n_threads:
+        raise ConfigError(
+            f"parameters.threads: {p.threads} and this process may use {context.n_threads}: write that or less"
+        )
+    few = {"users": 8, "items": 6, "events": 60, "pairs": None, "followees": min(p.followees, 2.0), "ranks": 1}
+    iterate = observing(Rpf.model_validate(p.model_dump() | few), 0, context.n_threads)[1]
+    iterate()
+
+
+def run_fit(p: Rpf, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
+    """Warm up, and time every iteration."""
+    before = limits.status_bytes("VmRSS")
+    model, iterate = observing(p, seed, context.n_threads)
+    recorder = Recorder()
+    for _ in range(p.warmup_steps):
+        iterate()
+    begin = time.perf_counter()
+    for _ in range(p.steps):
+        start = time.perf_counter()
+        elbo = iterate()
+        seconds = time.perf_counter() - start
+        recorder.record(MAIN, {"latency_s": seconds, "compute_s": seconds, "elbo": elbo}, name=ITERATION)
+    main_s = begin, time.perf_counter()
+    after = limits.status_bytes("VmRSS")
+    return Execution(
+        recorder=recorder,
+        memory_bytes=held_by(model),
+        main_s=main_s,
+        process_bytes=None if before is None or after is None else float(max(0, after - before)),
+    )
+
+
+def observing(p: Rpf, seed: int, n_threads: int) -> tuple[PoissonEstimator, Callable[[], float]]:
+    """Return a model that has seen the events, at the beginning of its fit, and what does one iteration of it.
+
+    Users and items without an event are there as well, so that rows are as many as planned.
+    """
+    made = generated(p, seed)
+    table = made.table()
+    model = estimator_of(p, n_threads=p.threads or n_threads, seed=seed)
+    model.user_index_, model.item_index_ = IdIndex(np.arange(p.users)), IdIndex(np.arange(p.items))
+    edges = made.edges() if p.social else None
+    model._observe(table.user_code, table.item_code, table.time, edges, (table.start, table.end))
+    state = model.state_ = model._begin(model.observed_, np.random.default_rng(seed))
+    return model, lambda: model._iterate(model.observed_, state)
+
+
+def generated(p: Rpf, seed: int) -> GeneratedEvents:
+    """Return the events that stand for a user's own."""
+    return GeneratedEvents(
+        n_users=p.users,
+        n_items=p.items,
+        n_events=p.events,
+        n_pairs=p.n_pairs,
+        zipf=p.item_exponent,
+        mean_degree=p.followees if p.social else 0.0,
+        seed=seed,
+    )
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+def held_by(model: PoissonEstimator) -> dict[str, float]:
+    """Return the bytes of a model's arrays by the kinds of the plan, each array once."""
+    seen: set[int] = set()
+    observed, state = model.observed_, model.state_
+    own = {name: rows for name, rows in state.items() if name not in ("theta", "beta")}
+    edges = {name: rows for name, rows in own.items() if model.social}
+    found = {
+        "events": _bytes_of((observed.pairs, observed.start, observed.exposure), seen),
+        "factors": _bytes_of((state["theta"], state["beta"]), seen),
+        "edges": _bytes_of((observed.edges, edges), seen),
+    }
+    found["excitation"] = _bytes_of({name: each for name, each in vars(model).items() if not name.endswith("index_")}, seen)
+    return {kind: size for kind, size in found.items() if size}
+
+
+def _bytes_of(holder: Any, seen: set[int]) -> float:
+    """Return the bytes of arrays below an object that were not counted before."""
+    total = 0.0
+    for array in _arrays(holder, seen):
+        total += array.nbytes
+    return total
+
+
+def _arrays(holder: Any, seen: set[int]) -> Iterator[np.ndarray[Any, Any]]:
+    if holder is None or id(holder) in seen:
+        return
+    if isinstance(holder, np.ndarray):
+        base = holder if holder.base is None else holder.base
+        if isinstance(base, np.ndarray) and id(base) not in seen:
+            seen.add(id(base))
+            yield base
+        return
+    inner: Any = ()
+    if isinstance(holder, Mapping):
+        inner = holder.values()
+    elif isinstance(holder, tuple | list):
+        inner = holder
+    elif hasattr(holder, "__dict__"):
+        seen.add(id(holder))
+        inner = vars(holder).values()
+    for each in inner:
+        yield from _arrays(each, seen)
