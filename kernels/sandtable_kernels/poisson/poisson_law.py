@@ -20,6 +20,8 @@ from sandtable.hardware import DTYPE_BYTES, Roofline
 from sandtable_kernels.pytorch.core_law import CACHE, joined
 
 LINE_BYTES = 64.0
+# rows are padded to whole vectors of this size, the first of them beginning with a line
+VECTOR_BYTES = 32.0
 # multiplications and additions of a pair for each component: the product of two rows, and adding one to a sum
 PAIR_FLOPS = 4.0
 
@@ -79,9 +81,10 @@ class PoissonPass(Operator[Roofline]):
         cores = np.where(c.n_cores > 0, np.minimum(c.n_cores, device.n_units), device.n_units)
         each = c.pairs / cores
         # a vector holds half as many numbers of twice the size
-        rate = constants["rate_frac"] * device.peak("float32") / device.n_units * DTYPE_BYTES["float32"] / item
-        computing = each * (constants["pair_s"] + PAIR_FLOPS * c.components / rate)
-        gathering = each * self._row_s(device, constants, c, item, cores)
+        row_bytes = padded_bytes(c.components, dtype)
+        rate = constants["rate_frac"] * device.peak("float32") / device.n_units
+        computing = each * (constants["pair_s"] + PAIR_FLOPS * row_bytes / DTYPE_BYTES["float32"] / rate)
+        gathering = each * self._row_s(device, constants, c, row_bytes, cores)
         streamed = (item * c.events + 8 * c.events + 16 * c.pairs) / (
             constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
         )
@@ -92,12 +95,15 @@ class PoissonPass(Operator[Roofline]):
         return np.asarray(launch + np.maximum(working, streamed))
 
     @staticmethod
-    def _row_s(device: Roofline, constants: Constants, c: Columns, item: float, cores: FloatArray) -> FloatArray:
+    def _row_s(
+        device: Roofline, constants: Constants, c: Columns, row_bytes: Number, cores: FloatArray
+    ) -> FloatArray:
         """Return what one core takes to gather a row, wherever it comes from."""
-        row_bytes = item * c.components
         lines = lines_of(row_bytes)
         near = popular_share(constants["cache_bytes"] / row_bytes, c.sources, c.exponent)
-        held = popular_share(np.maximum(device.cache_bytes, constants["cache_bytes"]) / row_bytes, c.sources, c.exponent)
+        held = popular_share(
+            np.maximum(device.cache_bytes, constants["cache_bytes"]) / row_bytes, c.sources, c.exponent
+        )
         far_s = np.maximum(
             constants["line_s"] * constants["far_times"],
             LINE_BYTES * cores / (constants["bandwidth_frac"] * device.bandwidth_bytes_per_s),
@@ -115,9 +121,14 @@ class PoissonPass(Operator[Roofline]):
         return PAIR_FLOPS * shape.pairs * shape.components
 
 
-def lines_of(n_bytes: Number) -> Number:
-    """Return how many lines of a cache a row lies on, which begins anywhere, four bytes aside."""
-    return np.asarray((np.asarray(n_bytes) - 4) / LINE_BYTES + 1)
+def padded_bytes(components: Number, dtype: str) -> Number:
+    """Return the bytes of a row, padded to whole vectors."""
+    return np.asarray(np.ceil(DTYPE_BYTES[dtype] * np.asarray(components, float) / VECTOR_BYTES) * VECTOR_BYTES)
+
+
+def lines_of(row_bytes: Number) -> Number:
+    """Return how many lines of a cache a padded row lies on, which begins with any vector of a line."""
+    return np.asarray((row_bytes - VECTOR_BYTES) / LINE_BYTES + 1)
 
 
 def popular_share(held: Number, rows: Number, exponent: Number) -> Number:
@@ -133,8 +144,10 @@ def popular_share(held: Number, rows: Number, exponent: Number) -> Number:
 
 def pass_op(name: str, shape: PoissonPassShape, dtype: str, section: str = "", sharing: int = 1) -> Op:
     """Return the demand of a pass: rows of the other side, indices and values are read, new rows written."""
-    item, row_bytes = DTYPE_BYTES[dtype], DTYPE_BYTES[dtype] * shape.components
-    read = shape.pairs * (row_bytes + 12) + shape.events * item + shape.triggers * (4 + item) + shape.rows * row_bytes
+    item, row_bytes = DTYPE_BYTES[dtype], padded_bytes(shape.components, dtype)
+    read = (
+        shape.pairs * (row_bytes + 12) + shape.events * item + shape.triggers * (4 + item) + shape.rows * row_bytes
+    )
     return Op(
         name=name,
         operator=PoissonPass.name,

@@ -16,6 +16,7 @@ GUESS = "guess"
 # whole numbers below it are exact as floats
 EXACT = 2.0**53
 DType = Literal[
+    "float64",
     "float32",
     "tf32",
     "bfloat16",
@@ -52,6 +53,7 @@ DTYPE_BLOCKS: dict[str, tuple[int, int]] = {
     "q2_K": (256, 84),
 }
 DTYPE_BYTES: dict[str, float] = {
+    "float64": 8,
     "float32": 4,
     "tf32": 4,
     "bfloat16": 2,

@@ -34,7 +34,9 @@ def memory_of(p: Rpf, machine: Machine) -> dict[str, float]:
     """
     verdict = verdict_of(p, machine)
     if not verdict.fits:
-        fitting = next(iter(what_fits(p, machine)), "a machine with more memory, or stochastic inference from Parquet")
+        fitting = next(
+            iter(what_fits(p, machine)), "a machine with more memory, or stochastic inference from Parquet"
+        )
         kinds = ", ".join(f"{kind} {units.format_bytes(size)}" for kind, size in held(p).items())
         raise DoesNotFit(
             f"{p.variant} with {p.components} components on {units.format_count(p.events)} events needs "

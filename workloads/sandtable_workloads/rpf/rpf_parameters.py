@@ -83,7 +83,9 @@ class Rpf(Frozen):
         if self.pairs is not None and self.pairs > most:
             raise ValueError(f"pairs: there are at most {most}, as many as events and as users times items")
         if self.ranks > 1 and self.variant in (*DYNAMIC, *BETWEEN_ITEMS):
-            raise ValueError(f"ranks: {self.variant} is fitted by one process: write 'ranks: 1', or another variant")
+            raise ValueError(
+                f"ranks: {self.variant} is fitted by one process: write 'ranks: 1', or another variant"
+            )
         if self.ranks > self.users:
             raise ValueError(f"ranks: each needs a user of its own, and there are {self.users}")
         if self.social and self.followees > self.users - 1:

@@ -1,4 +1,4 @@
-"""A fit run for real: generated events of exactly the counts planned, iteration by iteration, memory counted by kind."""
+"""A fit run for real: generated events of exactly the counts planned, timed by iteration, memory counted by kind."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def held_by(model: PoissonEstimator) -> dict[str, float]:
         "factors": _bytes_of((state["theta"], state["beta"]), seen),
         "edges": _bytes_of((observed.edges, edges), seen),
     }
-    found["excitation"] = _bytes_of({name: each for name, each in vars(model).items() if not name.endswith("index_")}, seen)
+    found["excitation"] = _bytes_of(
+        {name: each for name, each in vars(model).items() if not name.endswith("index_")}, seen
+    )
     return {kind: size for kind, size in found.items() if size}
 
 
@@ -117,8 +119,9 @@ def _arrays(holder: Any, seen: set[int]) -> Iterator[np.ndarray[Any, Any]]:
     if holder is None or id(holder) in seen:
         return
     if isinstance(holder, np.ndarray):
-        base = holder if holder.base is None else holder.base
-        if isinstance(base, np.ndarray) and id(base) not in seen:
+        # memory of Numba's is no array
+        base = holder.base if isinstance(holder.base, np.ndarray) else holder
+        if id(base) not in seen:
             seen.add(id(base))
             yield base
         return
