@@ -54,9 +54,9 @@ class PoissonPass(Operator[Roofline]):
     """``t = launch + events + triggers + rows + (arithmetic^p + gathering^p)^(1/p)`` of a core's part.
 
     ``pair_s``, ``event_s`` and ``trigger_s`` are what one of each takes; ``factor_s`` what a component of a row takes
-    that is made anew; ``rate_frac`` the share of the peak at which pairs are multiplied. ``line_s`` is what a core takes
-    for a line from the last-level cache, several of them on their way, ``far_times`` how many times that from memory;
-    ``bandwidth_frac`` bounds what all cores get from there together. A core's own cache holds ``cache_bytes``.
+    that is made anew; ``rate_frac`` the share of the peak at which pairs are multiplied. ``line_s`` is what a core
+    takes for a line from the last-level cache, several of them on their way, ``far_times`` how many times that from
+    memory; ``bandwidth_frac`` bounds what all cores get from there together. A core's own cache holds ``cache_bytes``.
     """
 
     name: ClassVar[str] = "poisson_pass"

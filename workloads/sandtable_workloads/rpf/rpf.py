@@ -1,4 +1,4 @@
-"""The workload `rpf`: fitting a Poisson factorization to events with times, planned for any machine and run for real."""
+"""The workload `rpf`: fitting Poisson factorizations to events with times, planned for any machine and run for real."""
 
 from __future__ import annotations
 

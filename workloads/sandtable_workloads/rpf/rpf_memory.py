@@ -40,8 +40,8 @@ def memory_of(p: Rpf, machine: Machine) -> dict[str, float]:
         kinds = ", ".join(f"{kind} {units.format_bytes(size)}" for kind, size in held(p).items())
         raise DoesNotFit(
             f"{p.variant} with {p.components} components on {units.format_count(p.events)} events needs "
-            f"{units.format_bytes(verdict.needed_bytes)} and {machine.name} has {units.format_bytes(verdict.has_bytes)} "
-            f"({kinds}): take {fitting}"
+            f"{units.format_bytes(verdict.needed_bytes)} and {machine.name} has "
+            f"{units.format_bytes(verdict.has_bytes)} ({kinds}): take {fitting}"
         )
     return held(p)
 

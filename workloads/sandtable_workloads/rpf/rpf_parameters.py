@@ -12,7 +12,7 @@ from sandtable_kernels.poisson import poisson_law
 
 Variant = Literal["pf", "hpf", "hrpf", "srpf", "drpf", "dsrpf", "iirpf", "xiirpf"]
 Precision = Literal["float32", "float64"]
-# variants in which users excite those who follow them, whose preferences follow the clock, and whose items excite others
+# variants in which users excite their followers, preferences follow the clock, and items excite others
 SOCIAL, DYNAMIC, BETWEEN_ITEMS = ("srpf", "dsrpf"), ("drpf", "dsrpf"), ("iirpf", "xiirpf")
 # variants without excitation
 STATIC = ("pf", "hpf")

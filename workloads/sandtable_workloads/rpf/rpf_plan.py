@@ -1,8 +1,8 @@
 """The plan of a fit: equal iterations of coordinate ascent, each a pass over users, a sum over ranks, one over items.
 
 A pass over users gives events to components and to what excited them, and adds up their logarithms for the
-likelihood; users' factors, their rates and what excites them follow. A pass over items scatters the same shares to items, whose
-factors and rates follow once the ranks have added up theirs.
+likelihood; users' factors, their rates and what excites them follow. A pass over items scatters the same shares to
+items, whose factors and rates follow once the ranks have added up theirs.
 """
 
 from __future__ import annotations
