@@ -91,25 +91,12 @@ class ItemTriggers:
         event_loops.released(self.pairs.event_start, self.pairs.time, decay, end, out)
         return out
 
-    def _empty(self, guess: Any) -> Any:
-        from sandtable_kernels.compiled.events import excitation_loops as loops
-
-        n_users, n_components = guess.theta.shape
-        return loops.Counts(
-            theta=np.empty((n_users, n_components)),
-            phi=np.empty(n_users),
-            own=np.empty(n_users),
-            edges=np.zeros(guess.edges.size),
-            inverse=np.empty(self.pairs.n_events, guess.theta.dtype),
-        )
-
     def factor_counts(self, guess: Any, n_chunks: int) -> ItemCounts:
         """Return counts where an event of q excites p by ``beta_q . beta_p``; ``guess`` is a `Guess` of the loops."""
         from sandtable_kernels.compiled.events import excitation_loops as loops
 
-        pairs, counts, logs = self.pairs, self._empty(guess), np.empty(n_chunks)
-        rows = np.empty((pairs.n_pairs, guess.theta.shape[1]), guess.theta.dtype)
-        loops.factor_pass(pairs.chunks(n_chunks), self.line, self.links, guess, rows, counts, logs)
+        pairs = self.pairs
+        counts, logs, rows = self._factor_pass(guess, n_chunks)
         items = np.empty(guess.beta.shape)
         loops.sum_rows(pairs.chunks(n_chunks, "items"), pairs.item_start, pairs.by_item, rows, items)
         return ItemCounts(float(logs.sum()), counts.theta, items, counts.phi, counts.own, counts.edges)
@@ -118,16 +105,56 @@ class ItemTriggers:
         """Return counts where an event of an item excites others by ``reach`` [C, C] (to, from) of ``cluster`` [P]."""
         from sandtable_kernels.compiled.events import excitation_loops as loops
 
-        pairs, counts, logs = self.pairs, self._empty(guess), np.empty(n_chunks)
+        pairs = self.pairs
+        counts, logs, inverses, parts = self._cluster_pass(guess, cluster, reach, n_chunks)
+        items, bounds = np.empty(guess.beta.shape), pairs.chunks(n_chunks, "items")
+        loops.sum_users(bounds, pairs.item_start, pairs.by_item, pairs.pair_user, inverses, guess, items)
+        clusters = (parts.sum(0) * reach).T
+        return ItemCounts(float(logs.sum()), counts.theta, items, counts.phi, counts.own, counts.edges, clusters)
+
+    def factor_rates(self, beta: Floats, phi: Floats) -> Floats:
+        """Return [N], by pair, ``phi`` [U] times what other items excite by ``beta_q . beta_p`` at each event."""
+        return self._rates(self._factor_pass(_only(beta, phi), 1)[0])
+
+    def cluster_rates(self, cluster: Ids, reach: Floats, phi: Floats) -> Floats:
+        """Return [N], by pair, ``phi`` [U] times what other items excite by ``reach`` [C, C] (to, from)."""
+        beta = np.zeros((cluster.size, 1))
+        return self._rates(self._cluster_pass(_only(beta, phi), cluster, reach, 1)[0])
+
+    def _rates(self, counts: Any) -> Floats:
+        rates = np.empty(self.pairs.n_events)
+        rates[self.line.place] = 1 / counts.inverse
+        return rates
+
+    def _factor_pass(self, guess: Any, n_chunks: int) -> tuple[Any, Floats, Array]:
+        from sandtable_kernels.compiled.events import excitation_loops as loops
+
+        counts, logs = self._empty(guess), np.empty(n_chunks)
+        rows = np.empty((self.pairs.n_pairs, guess.theta.shape[1]), guess.theta.dtype)
+        loops.factor_pass(self.pairs.chunks(n_chunks), self.line, self.links, guess, rows, counts, logs)
+        return counts, logs, rows
+
+    def _cluster_pass(
+        self, guess: Any, cluster: Ids, reach: Array, n_chunks: int
+    ) -> tuple[Any, Floats, Array, Floats]:
+        from sandtable_kernels.compiled.events import excitation_loops as loops
+
+        counts, logs, bounds = self._empty(guess), np.empty(n_chunks), self.pairs.chunks(n_chunks)
         reach = np.ascontiguousarray(reach, guess.theta.dtype)
-        inverses = np.empty(pairs.n_pairs, guess.theta.dtype)
-        parts = np.empty((n_chunks, *reach.shape))
-        bounds = pairs.chunks(n_chunks), pairs.chunks(n_chunks, "items")
-        loops.cluster_pass(bounds[0], self.line, self.links, guess, cluster, reach, inverses, parts, counts, logs)
-        items = np.empty(guess.beta.shape)
-        loops.sum_users(bounds[1], pairs.item_start, pairs.by_item, pairs.pair_user, inverses, guess, items)
-        by_cluster = (parts.sum(0) * reach).T
-        return ItemCounts(float(logs.sum()), counts.theta, items, counts.phi, counts.own, counts.edges, by_cluster)
+        inverses, parts = np.empty(self.pairs.n_pairs, guess.theta.dtype), np.empty((n_chunks, *reach.shape))
+        loops.cluster_pass(bounds, self.line, self.links, guess, cluster, reach, inverses, parts, counts, logs)
+        return counts, logs, inverses, parts
+
+    def _empty(self, guess: Any) -> Any:
+        from sandtable_kernels.compiled.events import excitation_loops as loops
+
+        return loops.Counts(
+            theta=np.empty(guess.theta.shape),
+            phi=np.empty(guess.phi.size),
+            own=np.empty(guess.phi.size),
+            edges=np.zeros(guess.edges.size),
+            inverse=np.empty(self.pairs.n_events, guess.theta.dtype),
+        )
 
     def given_off(self, released: Floats, value: Floats) -> Floats:
         """Return [U], the sum over a user's pairs of ``released`` [n_pairs] times ``value`` [P] of their items."""
@@ -144,3 +171,10 @@ class ItemTriggers:
         pairs, out = self.pairs, np.empty(self.pairs.n_items)
         loops.by_item(pairs.item_start, pairs.by_item, pairs.pair_user, released, value, out)
         return out
+
+
+def _only(beta: Floats, phi: Floats) -> Any:
+    """Return a `Guess` under which all there is is what other items excite."""
+    from sandtable_kernels.compiled.events import excitation_loops as loops
+
+    return loops.Guess(np.zeros((phi.size, beta.shape[1])), beta, phi, np.zeros(phi.size), np.zeros(0))

@@ -129,11 +129,16 @@ class EventIntensity(PoissonEstimator):
     def _waits(self, user: int, t: float, n: int, rng: np.random.Generator) -> Floats:
         """Return [n] samples of the time to the next event: the base's or the excitation's, whichever is sooner."""
         base = self._base_between(np.array([user]), t, t + 1.0)[0]
-        excited = self._excitation_items(user, t).sum() / self.decay  # events expected of it
         wait = rng.exponential(1 / base, n)
-        share = rng.exponential(1.0, n) / max(excited, 1e-300)
-        sooner = np.where(share < 1, -np.log1p(-np.minimum(share, 1 - 1e-16)) / self.decay, np.inf)
-        return np.minimum(wait, sooner)
+        for rate, decay in self._decaying(user, t):
+            share = rng.exponential(1.0, n) / max(rate / decay, 1e-300)  # of the events expected of it
+            sooner = np.where(share < 1, -np.log1p(-np.minimum(share, 1 - 1e-16)) / decay, np.inf)
+            wait = np.minimum(wait, sooner)
+        return np.asarray(wait)
+
+    def _decaying(self, user: int, t: float) -> list[tuple[float, float]]:
+        """Return rates at ``t`` that earlier events add to a user's with all items, and at which they decay."""
+        return [(float(self._excitation_items(user, t).sum()), self.decay)]
 
     # --- later events ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,372 @@
+"""IIRPF and XIIRPF: events of a user with one item excite later ones of the same user with other items.
+
+Hosseini, Khodadadi, Alizadeh, Arabzadeh, Farajtabar, Zha, Rabiee, "Recurrent Poisson Factorization for Temporal
+Recommendation", IEEE TKDE 32(1), 2020. Intensities, priors and hyperparameters are those of the public implementation
+(github.com/AHosseini/RPF), since the article's text is not public. Ours are: the passes, linear in events and without
+anything as large as items times items (there they are quadratic, with counts [P, P, K]); kernels that integrate to
+one; beta updated item by item, for which the bound cannot fall; the events of an item with itself taken out of the
+compensator of clusters as they are out of its intensity; distances between clusters, not between items; and clusters
+found by k-means where none are given.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sandtable.errors import ConfigError
+from sandtable_kernels.poisson.event_pairs import Floats, Ids
+from sandtable_kernels.poisson.gamma_rows import GammaPrior, GammaRows
+from sandtable_kernels.poisson.item_triggers import ItemCounts, ItemTriggers
+from sandtable_workloads.rpf.estimators.event_intensity import LaterEvents
+from sandtable_workloads.rpf.estimators.fit_loop import State
+from sandtable_workloads.rpf.estimators.observed_events import ObservedEvents
+from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF
+
+Array = NDArray[Any]
+
+# users are taken in so many chunks whatever the threads, so that sums do not depend on these
+_N_CHUNKS = 64
+_CLUSTERING_ITERATIONS = 50
+
+
+@dataclass(eq=False)
+class ItemExcitation(HRPF):
+    """What both have in common: rate ``... + phi_u sum over q != p of alpha_qp sum g(t - s)``, s events of u with q.
+
+    Args:
+        a_phi: Shape of the prior of a user's phi; a_psi and b_psi of its rate, b_phi the rate where it is given.
+    """
+
+    a_phi: float = 1.0
+    a_psi: float = 1.0
+    b_psi: float = 0.1
+    b_phi: float = 0.1
+
+    _hypers: ClassVar[dict[str, str]] = {"phi": "psi"}
+    _shared: ClassVar[tuple[str, ...]] = ("beta",)  # rows that no user owns
+
+    def prior(self, name: Any) -> GammaPrior:
+        """Return the prior of factors by name; phi too."""
+        if name not in self._hypers:
+            return super().prior(name)
+        hyper, rate = self._hypers[name], None if self.hierarchical else getattr(self, f"b_{name}")
+        shape = getattr(self, f"a_{name}")
+        return GammaPrior(shape, getattr(self, f"a_{hyper}"), getattr(self, f"b_{hyper}"), rate)
+
+    @property
+    def _between(self) -> float:
+        """Decay of what an event excites in other items."""
+        return self.decay
+
+    # --- inference -------------------------------------------------------------------------------------------------
+
+    def _prepare(self, observed: ObservedEvents) -> None:
+        super()._prepare(observed)
+        self._triggers = ItemTriggers.of(observed.pairs, self._between, self.decay, self.dtype)
+        self._given = self._triggers.released(self._between, observed.end)
+
+    def _begin(self, observed: ObservedEvents, rng: np.random.Generator) -> State:
+        state = super()._begin(observed, rng) | self._begin_shared(observed, rng)
+        # such that an event is expected to excite a tenth to a half of another
+        excites = max(float(np.mean(self._reach(state))), 1e-12)
+        phi = rng.uniform(0.1, 0.5, (observed.pairs.n_users, 1)) / excites
+        return state | {"phi": GammaRows.start(self.prior("phi"), phi, dtype=self.dtype)}
+
+    def _begin_shared(self, observed: ObservedEvents, rng: np.random.Generator) -> State:
+        """Return where inference of rows that no user owns starts, but beta."""
+        return {}
+
+    def _iterate(self, observed: ObservedEvents, state: State) -> float:
+        theta, beta, phi, tau = (state[name] for name in ("theta", "beta", "phi", "tau"))
+        counts = self._counted(state)
+        weights = beta.weighted()
+        given = self._triggers.given_off(self._given, self._reach(state))
+        elbo = sum(rows.terms for name, rows in state.items() if name not in self._shared)
+        elbo += counts.log_total - float(theta.weighted(observed.exposure) @ weights)
+        elbo -= float(given @ phi.mean[:, 0]) + self._compensator(observed, state)
+        theta.maximise(counts.users, observed.exposure, weights)
+        phi.maximise(counts.others[:, None], given, np.ones(1))
+        tau.maximise(counts.own[:, None], self._released, np.ones(1))
+        sums = {
+            "elbo": np.array(elbo),
+            "items": counts.items,
+            "weights": theta.weighted(observed.exposure),
+            "received": self._triggers.received(self._given, phi.mean[:, 0].astype(np.float64)),
+        }
+        sums |= {} if counts.clusters is None else {"clusters": counts.clusters}
+        sums = self.all_reduce(sums)
+        terms = sum(state[name].terms for name in self._shared)
+        self._maximise_shared(state, sums)
+        return float(sums["elbo"]) + terms
+
+    def _guess(self, state: State) -> Any:
+        from sandtable_kernels.compiled.events.excitation_loops import Guess
+
+        theta, beta, phi, tau = (state[name].geometric for name in ("theta", "beta", "phi", "tau"))
+        phi, tau = phi[:, 0] * phi.dtype.type(self._between), tau[:, 0] * tau.dtype.type(self.decay)
+        return Guess(theta, beta, phi, tau, np.zeros(0, theta.dtype))
+
+    def _counted(self, state: State) -> ItemCounts:
+        """Return the counts under the responsibilities that ``state`` gives."""
+        raise NotImplementedError
+
+    def _reach(self, state: State) -> Floats:
+        """Return [P], the sum of E[alpha] from an item to all others: what an event excites for a phi of one."""
+        raise NotImplementedError
+
+    def _maximise_shared(self, state: State, sums: Mapping[str, Array]) -> None:
+        """Set q of what no user owns to its optimum, given sums over users."""
+        raise NotImplementedError
+
+    # --- prediction ------------------------------------------------------------------------------------------------
+
+    def _publish(self, state: State) -> None:
+        super()._publish(state)
+        self.phi_ = state["phi"].mean[:, 0]
+
+    def _excitation_items(self, user: int, t: float) -> Floats:
+        return super()._excitation_items(user, t) + self._from_others(user, t)
+
+    def _from_others(self, user: int, t: float) -> Floats:
+        """Return [P], what a user's earlier events with other items add to the rate of each."""
+        pairs = self.observed_.pairs
+        if user < 0:
+            return np.zeros(pairs.n_items)
+        first, last = pairs.user_start[[user, user + 1]]
+        bounds = pairs.event_start[first : last + 1]
+        time = pairs.time[bounds[0] : bounds[-1]]
+        past = time < t
+        items = np.repeat(pairs.item[first:last], np.diff(bounds))[past]
+        weights = self._between * np.exp(-self._between * (t - time[past]))
+        return float(self.phi_[user]) * np.maximum(self._spread(items, weights), 0.0)
+
+    def _spread(self, items: Ids, weights: Floats) -> Floats:
+        """Return [P], the sum over events with other ``items`` [n] of alpha times ``weights`` [n]."""
+        raise NotImplementedError
+
+    def _excited(self, later: LaterEvents) -> Callable[[], tuple[Floats | float, float]]:
+        pairs = later.pairs
+        own = super()._excited(later)
+        triggers = ItemTriggers.of(pairs, self._between, self.decay, np.float64)
+        mass = triggers.released(self._between, later.end) - triggers.released(self._between, later.start)
+        n_known = self.observed_.pairs.n_items
+        items = np.where(np.arange(pairs.n_items) < n_known, np.arange(pairs.n_items), -1)
+
+        def beyond() -> tuple[Floats, float]:
+            rate, expected = own()
+            phi = np.concatenate((self.phi_, [self.phi_.mean()])).astype(np.float64)[later.everyone]
+            reach, rates = self._at_all(triggers, items, phi)
+            given = float(triggers.given_off(mass, reach) @ phi)
+            return rate + rates[later.new], expected + given
+
+        return beyond
+
+    def _at_all(self, triggers: ItemTriggers, items: Array, phi: Floats) -> tuple[Floats, Floats]:
+        """Return what an event of each item excites for a phi of one, and what others add to the rate at each event.
+
+        ``items`` are places of known ones or -1, ``phi`` [U] of all users; events are in the order of pairs.
+        """
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class IIRPF(ItemExcitation):
+    """Item-item recurrent Poisson factorization: ``alpha_qp = beta_q . beta_p``, of low rank and never formed.
+
+    Rate ``(theta_u + phi_u z_u(t)) . beta_p + tau_u sum g(t - s)``, where ``z_u`` is the sum of ``g`` times beta of a
+    user's earlier events with other items than p.
+    """
+
+    def _counted(self, state: State) -> ItemCounts:
+        return self._triggers.factor_counts(self._guess(state), _N_CHUNKS)
+
+    def _reach(self, state: State) -> Floats:
+        return _with_others(state["beta"].mean.astype(np.float64))
+
+    def _maximise_shared(self, state: State, sums: Mapping[str, Array]) -> None:
+        from sandtable_kernels.compiled.events.excitation_loops import item_rates
+
+        beta = state["beta"]
+        shape, mean = beta.prior.shape + sums["items"], beta.mean.astype(np.float64)
+        rates = np.empty_like(mean)
+        item_rates(shape, sums["weights"], beta.prior_rate, sums["received"], mean, rates)
+        beta.maximise_rates(sums["items"], rates)
+
+    def _spread(self, items: Ids, weights: Floats) -> Floats:
+        beta = self.beta_.astype(np.float64)
+        met = beta[items]
+        rate = beta @ (weights @ met)
+        np.subtract.at(rate, items, weights * (met**2).sum(1))
+        return np.asarray(rate)
+
+    def _at_all(self, triggers: ItemTriggers, items: Array, phi: Floats) -> tuple[Floats, Floats]:
+        beta = self._beta_of(items).astype(np.float64)
+        reach = beta @ self.beta_.sum(0, dtype=np.float64) - np.where(items < 0, 0.0, (beta**2).sum(1))
+        return reach, triggers.factor_rates(beta, phi * self._between)
+
+
+@dataclass(eq=False)
+class XIIRPF(ItemExcitation):
+    """Extended item-item recurrent Poisson factorization: ``alpha_qp = pi_cd distance_cd / nu``, of clusters c and d.
+
+    Item q is of cluster c, p of d. Users' own returns decay at ``decay``, excitation of other items at
+    ``decay_items``. Items that come later, by `partial_fit` and without a given cluster, join the largest one.
+
+    Args:
+        decay: w of the kernel of excitation by the same item, per hour.
+        decay_items: w of that by other items.
+        clusters: The cluster of every item, by id; or how many to find, by k-means of the components' shares in beta
+            of an HRPF.
+        distances: [C, C] between clusters, in ascending order of their names; None: all are ``nu``.
+        nu: Distance at which excitation is pi itself.
+        a_pi: Shape of the prior of pi; a_rho and b_rho of a cluster's rate, b_pi the rate where it is given.
+    """
+
+    decay: float = 0.1
+    decay_items: float = 0.1
+    clusters: int | Mapping[Any, Any] = 10
+    distances: Any = None
+    nu: float = 1.0
+    a_pi: float = 1.0
+    a_rho: float = 1.0
+    b_rho: float = 0.1
+    b_pi: float = 0.1
+
+    _hypers: ClassVar[dict[str, str]] = {"phi": "psi", "pi": "rho"}
+    _shared: ClassVar[tuple[str, ...]] = ("beta", "pi")
+
+    @property
+    def _between(self) -> float:
+        return self.decay_items
+
+    def check_params(self) -> None:
+        """Raise ConfigError on a hyperparameter that cannot be used."""
+        super().check_params()
+        for name in ("decay_items", "nu"):
+            if not (np.isfinite(value := getattr(self, name)) and value > 0):
+                raise ConfigError(f"{name} must be a positive number, not {value}")
+        if not isinstance(self.clusters, Mapping) and not self.clusters >= 1:
+            raise ConfigError(
+                f"clusters must be at least 1, or the cluster of every item by id, not {self.clusters}"
+            )
+
+    def fit(self, events: Any, edges: Any = None, **options: Any) -> Self:
+        """Do as every estimator; clusters are found anew unless the start is a warm one."""
+        if not self.warm_start:
+            self.__dict__.pop("cluster_", None)
+        return super().fit(events, edges, **options)
+
+    # --- clusters --------------------------------------------------------------------------------------------------
+
+    def _begin_shared(self, observed: ObservedEvents, rng: np.random.Generator) -> State:
+        self.cluster_, n = self._clustered(observed)
+        self._scale = self._distances(n) / self.nu
+        sizes = np.bincount(self.cluster_, minlength=n)
+        self._targets = self._scale * (sizes - np.eye(n))  # from, to: all items but the one itself
+        pi = rng.uniform(0.5, 1.5, (n, n)) / observed.pairs.n_items
+        return {"pi": GammaRows.start(self.prior("pi"), pi)}
+
+    def _clustered(self, observed: ObservedEvents) -> tuple[Ids, int]:
+        """Return the cluster [P] of each item, and C."""
+        if isinstance(self.clusters, Mapping):
+            return self._given_clusters(self.clusters)
+        before, n_items = getattr(self, "cluster_", np.empty(0, np.int32)), observed.pairs.n_items
+        if before.size:
+            largest = np.bincount(before).argmax()
+            later = np.full(n_items - before.size, largest, np.int32)
+            return np.concatenate((before, later)), int(before.max()) + 1
+        cluster = _found_clusters(self._factors(observed), min(self.clusters, n_items), self.random_state)
+        return cluster, int(cluster.max()) + 1
+
+    def _given_clusters(self, clusters: Mapping[Any, Any]) -> tuple[Ids, int]:
+        ids = self.item_index_.ids.tolist()
+        missing = [item for item in ids if item not in clusters]
+        if missing:
+            raise ConfigError(f"clusters has no cluster of item {missing[0]!r} ({len(missing)} items have none)")
+        place = {name: i for i, name in enumerate(sorted(set(clusters.values())))}
+        return np.array([place[clusters[item]] for item in ids], np.int32), len(place)
+
+    def _factors(self, observed: ObservedEvents) -> Array:
+        """Return beta [P, K] of an HRPF of the same events."""
+        options = {name: getattr(self, name) for name in HRPF().get_params()}
+        plain = HRPF(**options)
+        plain._prepare(observed)
+        state = plain._begin(observed, np.random.default_rng(self.random_state))
+        for _ in range(min(self.max_iter, _CLUSTERING_ITERATIONS)):
+            plain._iterate(observed, state)
+        return state["beta"].mean.astype(np.float64)
+
+    def _distances(self, n: int) -> Floats:
+        if self.distances is None:
+            return np.full((n, n), self.nu)
+        distances = np.asarray(self.distances, np.float64)
+        if distances.shape != (n, n) or not (np.isfinite(distances) & (distances >= 0)).all():
+            raise ConfigError(f"distances must be {n} x {n} numbers of at least 0, one row for each cluster")
+        return distances
+
+    # --- inference -------------------------------------------------------------------------------------------------
+
+    def _counted(self, state: State) -> ItemCounts:
+        reach = (state["pi"].geometric * self._scale).T
+        return self._triggers.cluster_counts(self._guess(state), self.cluster_, reach, _N_CHUNKS)
+
+    def _reach(self, state: State) -> Floats:
+        return np.asarray((state["pi"].mean * self._targets).sum(1)[self.cluster_], np.float64)
+
+    def _maximise_shared(self, state: State, sums: Mapping[str, Array]) -> None:
+        state["beta"].maximise(sums["items"], np.ones(self.cluster_.size), sums["weights"])
+        received = np.bincount(self.cluster_, sums["received"], self._targets.shape[0])
+        state["pi"].maximise_rates(sums["clusters"], received[:, None] * self._targets)
+
+    # --- prediction ------------------------------------------------------------------------------------------------
+
+    def _publish(self, state: State) -> None:
+        super()._publish(state)
+        self.pi_ = state["pi"].mean
+
+    @property
+    def _alpha(self) -> Floats:
+        """[C, C], what an item of one cluster (row) excites in one of another."""
+        return np.asarray(self.pi_ * self._scale)
+
+    def _spread(self, items: Ids, weights: Floats) -> Floats:
+        alpha = self._alpha
+        by_cluster = np.bincount(self.cluster_[items], weights, alpha.shape[0])
+        rate = (by_cluster @ alpha)[self.cluster_]
+        np.subtract.at(rate, items, weights * np.diag(alpha)[self.cluster_[items]])
+        return np.asarray(rate)
+
+    def _decaying(self, user: int, t: float) -> list[tuple[float, float]]:
+        from_others = float(self._from_others(user, t).sum())
+        own = float(super()._excitation_items(user, t).sum()) - from_others
+        return [(max(own, 0.0), self.decay), (from_others, self.decay_items)]
+
+    def _at_all(self, triggers: ItemTriggers, items: Array, phi: Floats) -> tuple[Floats, Floats]:
+        n = self._alpha.shape[0]
+        alpha = np.zeros((n + 1, n + 1))  # what is unknown has a cluster of its own, which excites nothing
+        alpha[:n, :n] = self._alpha
+        cluster = np.append(self.cluster_, n).astype(np.int32)[items]
+        reach = np.append((self.pi_ * self._targets).sum(1), 0.0)[cluster]
+        return reach, triggers.cluster_rates(cluster, alpha.T, phi * self._between)
+
+
+def _with_others(beta: Floats) -> Floats:
+    """Return [P], the sum of beta_p . beta_q over all q but p."""
+    return np.asarray((beta * (beta.sum(0) - beta)).sum(1))
+
+
+def _found_clusters(factors: Array, n: int, seed: int) -> Ids:
+    """Return the cluster [P] of each item by its components' shares, those without an item left out."""
+    from scipy.cluster.vq import kmeans2
+
+    shares = factors / factors.sum(1, keepdims=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a cluster without an item
+        _, label = kmeans2(shares, n, iter=30, minit="++", seed=seed)
+    return np.unique(label, return_inverse=True)[1].astype(np.int32)
