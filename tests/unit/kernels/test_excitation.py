@@ -103,6 +103,7 @@ def test_clusters_equal_the_sum_over_all_earlier_events(seed, grid):
     np.testing.assert_allclose(counts.items, want["items"], rtol=1e-9, atol=1e-12)
     blocks = np.zeros((3, 3))
     np.add.at(blocks, (cluster[:, None], cluster[None, :]), want["from_to"][:, :, 0])
+    assert counts.clusters is not None
     np.testing.assert_allclose(counts.clusters, blocks, rtol=1e-9, atol=1e-12)
 
 

@@ -104,9 +104,9 @@ def test_the_bound_is_what_its_definition_gives(model):
     state, observed = model.state_, model.observed_
     users, items, times = data
     index = model.user_index_.places(users), model.item_index_.places(items), times
-    geometric = [state[name].geometric[:, 0] for name in ("phi", "tau")]
+    phi, tau = (state[name].geometric[:, 0] for name in ("phi", "tau"))
     base = (state["theta"].geometric[index[0]] * state["beta"].geometric[index[1]]).sum(1)
-    rate = base + excitation(model, index, index, *geometric, alpha_of(model, part="geometric"))
+    rate = base + excitation(model, index, index, phi, tau, alpha_of(model, part="geometric"))
     w1, w2 = model.decay, getattr(model, "decay_items", model.decay)
     left = observed.end - times
     phi, tau = (state[name].mean[index[0], 0] for name in ("phi", "tau"))
@@ -163,7 +163,7 @@ def test_score_is_the_likelihood_of_later_events(model):
     model.fit(data, period=(0.0, 40.0))
     u, p, s = (np.concatenate(each) for each in zip(data, later, strict=True))
     index = model.user_index_.places(u), model.item_index_.places(p), s
-    at = tuple(each[90:] for each in index)
+    at = index[0][90:], index[1][90:], s[90:]
     alpha = alpha_of(model, part="mean")
     rate = (model.theta_[at[0]] * model.beta_[at[1]]).sum(1)
     rate = rate + excitation(model, index, at, model.phi_, model.tau_, alpha)

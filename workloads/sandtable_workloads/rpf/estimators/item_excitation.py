@@ -11,7 +11,6 @@ found by k-means where none are given.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -362,11 +361,19 @@ def _with_others(beta: Floats) -> Floats:
 
 
 def _found_clusters(factors: Array, n: int, seed: int) -> Ids:
-    """Return the cluster [P] of each item by its components' shares, those without an item left out."""
-    from scipy.cluster.vq import kmeans2
+    """Return the cluster [P] of each item by its components' shares: k-means, those without an item left out."""
+    from scipy.spatial.distance import cdist
 
+    rng = np.random.default_rng(seed)
     shares = factors / factors.sum(1, keepdims=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a cluster without an item
-        _, label = kmeans2(shares, n, iter=30, minit="++", seed=seed)
-    return np.unique(label, return_inverse=True)[1].astype(np.int32)
+    centres = shares[rng.integers(shares.shape[0], size=1)]
+    while centres.shape[0] < n and (gap := cdist(shares, centres, "sqeuclidean").min(1)).any():
+        centres = np.vstack((centres, shares[rng.choice(gap.size, p=gap / gap.sum())]))
+    label = cdist(shares, centres).argmin(1)
+    for _ in range(_CLUSTERING_ITERATIONS):
+        label = np.unique(label, return_inverse=True)[1].reshape(-1)
+        centres = np.array([np.bincount(label, part) for part in shares.T]).T / np.bincount(label)[:, None]
+        before, label = label, cdist(shares, centres).argmin(1)
+        if (label == before).all():
+            break
+    return np.unique(label, return_inverse=True)[1].reshape(-1).astype(np.int32)
