@@ -1,9 +1,9 @@
 """Compiled passes of variational inference over pairs of users and items. Importing this module needs numba.
 
-The base rate ``theta_u . beta_p`` (geometric means) is the same for all events of a pair, so a pass costs the arithmetic
-of a row per pair, and a division per event. Each chunk of users, or items, writes rows of its own and a partial sum;
-chunks do not depend on threads, so neither do results. The log of a product of many intensities stands for the sum of
-their logs, as far as the product stays within float64.
+The base rate ``theta_u . beta_p`` (geometric means) is the same for all events of a pair, so a pass costs the
+arithmetic of a row per pair, and a division per event. Each chunk of users, or items, writes rows of its own and a
+partial sum; chunks do not depend on threads, so neither do results. The log of a product of many intensities stands for
+the sum of their logs, as far as the product stays within float64.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def _users(first: Any, last: Any, pairs: Any, theta: Any, beta: Any, sums: Any, 
     n_pairs = item.shape[0]
     for u in range(first, last):
         excited_u = 0.0
+        counts[u] = 0.0
         for pair in range(user_start[u], user_start[u + 1]):
             row_prefetch(beta, item[min(pair + _AHEAD, n_pairs - 1)])
             p = item[pair]
@@ -78,7 +79,7 @@ def user_pass(
         pairs: ``user_start``, ``item`` and ``event_start`` of `EventPairs`.
         theta: Geometric means, padded [U, W].
         beta: The same of items, [P, W].
-        sums: Counts of users [U, W], zeros before; and [n_pairs], which receives the sum over a pair's events of one
+        sums: [U, W], which receives users' counts; and [n_pairs], which receives the sum over a pair's events of one
             over the intensity.
         own: None without excitation; or values [N] by a user's own earlier events, geometric means [U + E] of users'
             own and then edges' excitation, and float64 [U + E], zeros before, which receives the events excited.
@@ -117,8 +118,8 @@ def _items(first: Any, last: Any, pairs: Any, theta: Any, beta: Any, per_pair: A
 def item_pass(chunks: Any, pairs: Any, theta: Any, beta: Any, per_pair: Any, counts: Any) -> None:
     """Write items' ``counts`` [P, W] of a pass, after `user_pass` has written ``per_pair``.
 
-    ``pairs`` are ``item_start`` and ``by_item`` of `EventPairs`, and the user of each pair of ``by_item``; ``chunks`` are
-    boundaries of items.
+    ``pairs`` are ``item_start`` and ``by_item`` of `EventPairs`, and the user of each pair of ``by_item``; ``chunks``
+    are boundaries of items.
     """
     n = chunks.shape[0] - 1
     for c in prange(n):

@@ -6,10 +6,14 @@ Times are in hours. All orders are stable: events of a pair are ascending in tim
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+# parts of users, and of items, that are worked on at a time: the same whatever the threads
+N_CHUNKS = 64
 
 Ints = NDArray[np.int64]
 Ids = NDArray[np.int32]
@@ -102,6 +106,21 @@ class EventPairs:
     def event_pair(self) -> Ints:
         """[N], the pair of each event."""
         return np.repeat(np.arange(self.n_pairs), np.diff(self.event_start))
+
+    @cached_property
+    def item_user(self) -> Ids:
+        """[n_pairs], the user of each pair of `by_item`."""
+        return self.pair_user[self.by_item]
+
+    @cached_property
+    def user_chunks(self) -> Ints:
+        """Boundaries of users that passes take at a time."""
+        return self.chunks(N_CHUNKS)
+
+    @cached_property
+    def item_chunks(self) -> Ints:
+        """Boundaries of items that passes take at a time."""
+        return self.chunks(N_CHUNKS, "items")
 
     @property
     def event_user(self) -> Ids:

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats
+from sandtable_kernels.poisson.event_triggers import EventTriggers
+from sandtable_kernels.poisson.gamma_rows import GammaRows
 
 Array = NDArray[Any]
 
 
 class EventCounts(NamedTuple):
-    """Expected counts under the responsibilities of a pass.
+    """Expected counts under the responsibilities of a pass; those of users and items may be followed by zeros.
 
     Attributes:
         log_total: Sum over events of the log of the geometric intensity: the event term of the ELBO.
@@ -30,22 +32,46 @@ class EventCounts(NamedTuple):
     edges: Floats | None = None
 
 
-def event_pass(
-    pairs: EventPairs, theta: Array, beta: Array, own: Array | None = None, tau: Array | None = None
-) -> EventCounts:
-    """Return the counts given geometric means ``theta`` [U, K], ``beta`` [P, K], ``tau`` [U] and values ``own`` [N]."""
-    g_theta, g_beta = theta[pairs.pair_user], beta[pairs.item]
-    both = np.asarray(g_theta * g_beta, np.float64)
-    total = np.repeat(both.sum(1), np.diff(pairs.event_start))
-    if own is not None and tau is not None:
-        excited = tau[pairs.event_user] * own
-        total = total + excited
-    per_pair = np.add.reduceat(1 / total, pairs.event_start[:-1])
-    both *= per_pair[:, None]
-    users, items = np.zeros(theta.shape), np.zeros(beta.shape)
-    np.add.at(users, pairs.pair_user, both)
-    np.add.at(items, pairs.item, both)
-    by_user = None
-    if own is not None and tau is not None:
-        by_user = np.bincount(pairs.event_user, excited / total, minlength=pairs.n_users).astype(np.float64)
-    return EventCounts(float(np.log(total).sum()), users, items, by_user)
+class EventPass:
+    """Passes over the same events, again and again.
+
+    Args:
+        pairs: The events.
+        dtype: Of factors, float32 or float64.
+        own: [N], excitation of each event by earlier ones of its pair; None in models without excitation.
+        triggers: Events of other users that excite these; None in models without edges.
+        n_threads: None: all. Counts do not depend on it.
+    """
+
+    def __init__(
+        self,
+        pairs: EventPairs,
+        dtype: Any,
+        own: Array | None = None,
+        triggers: EventTriggers | None = None,
+        n_threads: int | None = None,
+    ) -> None:
+        self.pairs, self.own, self.triggers, self.n_threads = pairs, own, triggers, n_threads
+        self._per_pair = np.empty(pairs.n_pairs, dtype)
+
+    def __call__(self, theta: GammaRows, beta: GammaRows, tau: GammaRows | None = None) -> EventCounts:
+        """Return the counts that users' and items' factors give, and ``tau`` [U + E, 1]: users' own, then edges'.
+
+        Counts of users and items are written to `GammaRows.counts`: the next pass writes over them.
+        """
+        from sandtable_kernels.compiled import poisson_loops
+        from sandtable_kernels.compiled.memory_loops import use_threads
+
+        use_threads(self.n_threads)
+        pairs, own, triggers = self.pairs, None, None
+        if self.own is not None and tau is not None:
+            own = self.own, np.ascontiguousarray(tau.geometric[:, 0]), np.zeros(tau.shape.shape[0])
+        if self.triggers is not None:
+            triggers = self.triggers.start, self.triggers.edge, self.triggers.value
+        by_user = pairs.user_start, pairs.item, pairs.event_start
+        sums = theta.counts, self._per_pair
+        logs = poisson_loops.user_pass(pairs.user_chunks, by_user, theta.padded, beta.padded, sums, own, triggers)
+        by_item = pairs.item_start, pairs.by_item, pairs.item_user
+        poisson_loops.item_pass(pairs.item_chunks, by_item, theta.padded, beta.padded, self._per_pair, beta.counts)
+        excited = (None, None) if own is None else (own[2][: pairs.n_users], own[2][pairs.n_users :])
+        return EventCounts(float(logs), theta.counts, beta.counts, *excited)

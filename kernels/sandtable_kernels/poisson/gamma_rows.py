@@ -7,12 +7,17 @@ Gamma(shape_rk, rate_rk) and Gamma for the rate. All in shape and rate.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+# parts of rows that are summed on their own: the same whatever the threads
+N_CHUNKS = 64
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class GammaRows:
         prior: What they are drawn from.
         shape: [R, K] of q.
         mean: [R, K], shape over rate.
-        geometric: [R, K], exp(E[ln x]).
+        padded: [R, W], exp(E[ln x]) and zeros up to the width that compiled passes take.
         group_rate: [G], rate of q of a group's rate; its shape follows from the prior and the group's size.
         group: [R], the group of a row; None where every row is a group of its own.
         terms: Priors and entropies of the evidence lower bound, of the factors and of the rates as they are.
@@ -47,8 +52,8 @@ class GammaRows:
     prior: GammaPrior
     shape: Array
     mean: Array
-    geometric: Array
-    group_rate: NDArray[np.float64]
+    padded: Array
+    group_rate: Floats
     group: NDArray[np.int64] | None = None
     terms: float = field(default=0.0)
     _entropies: float = field(default=0.0, repr=False)
@@ -64,88 +69,112 @@ class GammaRows:
         dtype: Any = np.float64,
     ) -> GammaRows:
         """Begin at q with the prior's shape and ``means`` [R, K]; groups are rows unless ``group`` says otherwise."""
+        from sandtable_kernels.compiled.events.row_vectors import padded_zeros
+
         means = np.ascontiguousarray(means, dtype)
-        n_groups = means.shape[0] if n_groups is None else n_groups
-        rates = np.full(n_groups, prior.hyper_rate)
-        rows = cls(prior, np.empty_like(means), means, np.empty_like(means), rates, group)
-        rows._take(np.full(means.shape, prior.shape, np.float64), prior.shape / means.astype(np.float64))
-        rows.follow()
+        rates = np.full(means.shape[0] if n_groups is None else n_groups, prior.hyper_rate)
+        rows = cls(
+            prior,
+            np.full_like(means, prior.shape),
+            means,
+            padded_zeros(means.shape[0], means.shape[1], dtype),
+            rates,
+            group,
+        )
+        rows.refresh()
         return rows
+
+    @property
+    def geometric(self) -> Array:
+        """[R, K], exp(E[ln x])."""
+        return self.padded[:, : self.n_components]
 
     @property
     def n_components(self) -> int:
         """K."""
         return int(self.shape.shape[1])
 
-    @property
-    def group_shape(self) -> NDArray[np.float64]:
-        """[G], shape of q of a group's rate."""
-        n = self.group_rate.size
-        sizes = np.ones(n) if self.group is None else np.bincount(self.group, minlength=n)
-        return np.asarray(self.prior.hyper_shape + sizes * self.n_components * self.prior.shape)
+    @cached_property
+    def counts(self) -> Array:
+        """[R, W], where a pass writes what `maximise` then takes."""
+        from sandtable_kernels.compiled.events.row_vectors import padded_zeros
+
+        return np.asarray(padded_zeros(self.shape.shape[0], self.n_components, self.padded.dtype))
+
+    @cached_property
+    def group_shape(self) -> Floats:
+        """[G], shape of q of a group's rate; [1] where it is the same for all."""
+        sizes = np.ones(1) if self.group is None else np.bincount(self.group, minlength=self.group_rate.size)
+        return np.asarray(self.prior.hyper_shape + sizes * (self.n_components * self.prior.shape), np.float64)
 
     @property
-    def group_mean(self) -> NDArray[np.float64]:
+    def group_mean(self) -> Floats:
         """[G], the expected rate of a group."""
         if self.prior.rate is not None:
             return np.full(self.group_rate.size, self.prior.rate)
-        return self.group_shape / self.group_rate
+        return np.asarray(self.group_shape / self.group_rate)
 
     @property
-    def prior_rate(self) -> NDArray[np.float64]:
+    def prior_rate(self) -> Floats:
         """[R], the expected rate of a row's prior."""
         return self.group_mean if self.group is None else self.group_mean[self.group]
 
     def maximise(self, counts: Array, exposure: Array, weights: Array) -> None:
-        """Set q of the factors, then of their rates, to the optimum given ``counts`` [R, K].
+        """Set q of the factors, then of their rates, to the optimum given ``counts`` [R, K or W].
 
         ``exposure`` [R] times ``weights`` [K] is what a factor's rate has beyond its prior's.
         """
-        self.maximise_rates(counts, np.multiply.outer(exposure, weights))
+        exposure, weights = (np.ascontiguousarray(values, np.float64) for values in (exposure, weights))
+        self._follow(self._take(counts, (exposure, weights), self.prior_rate))
 
     def maximise_rates(self, counts: Array, rates: Array) -> None:
         """Do as `maximise`, given the rates [R, K] beyond the prior's themselves."""
-        shape = self.prior.shape + np.asarray(counts, np.float64)
-        self._take(shape, rates + self.prior_rate[:, None])
-        self.follow()
+        self._follow(self._take(counts, (np.ascontiguousarray(rates, np.float64),), self.prior_rate))
 
-    def _take(self, shape: Array, rate: Array) -> None:
-        from scipy.special import digamma, gammaln
+    def refresh(self) -> None:
+        """Make all else follow from shapes and means."""
+        rates = self.shape.astype(np.float64) / self.mean
+        counts = self.shape.astype(np.float64) - self.prior.shape
+        self._follow(self._take(counts, (rates,), np.zeros(self.shape.shape[0])))
 
-        psi = digamma(shape)
-        self.shape[:] = shape
-        self.mean[:] = shape / rate
-        self.geometric[:] = np.exp(psi) / rate
-        self._entropies = float(
-            np.sum(shape + gammaln(shape) - shape * psi + self.prior.shape * (psi - np.log(rate)))
-            - shape.size * gammaln(self.prior.shape)
-        )
+    @cached_property
+    def _chunks(self) -> NDArray[np.int64]:
+        return np.asarray(np.arange(N_CHUNKS + 1) * self.shape.shape[0] // N_CHUNKS, np.int64)
 
-    def follow(self) -> None:
-        """Set q of the groups' rates to the optimum, and `terms` to what holds then."""
-        from scipy.special import digamma, gammaln
+    def _take(self, counts: Array, rates: tuple[Array, ...], prior_rate: Floats) -> Floats:
+        """Set q of the factors; return the sums of their means [R]."""
+        from scipy.special import gammaln
+
+        from sandtable_kernels.compiled.events import gamma_loops
+
+        factors, totals = (self.shape, self.mean, self.padded), np.empty(self.shape.shape[0])
+        shape = float(self.prior.shape)
+        terms = gamma_loops.maximise(self._chunks, shape, prior_rate, counts, rates, factors, totals)
+        self._entropies = float(terms) - self.shape.size * float(gammaln(shape))
+        return totals
+
+    def _follow(self, totals: Floats) -> None:
+        """Set q of the groups' rates to the optimum given sums of means [R], and `terms` to what holds then."""
+        from scipy.special import gammaln
 
         prior, n = self.prior, self.group_rate.size
-        per_row = self.mean.sum(1, dtype=np.float64)
-        total = per_row if self.group is None else np.bincount(self.group, per_row, minlength=n)
-        terms = self._entropies
-        factors = self.group_shape - prior.hyper_shape
+        total = totals if self.group is None else np.bincount(self.group, totals, minlength=n)
         if prior.rate is not None:
-            self.terms = terms + float(factors.sum()) * float(np.log(prior.rate)) - prior.rate * float(total.sum())
+            self.terms = self._entropies + self.shape.size * prior.shape * float(np.log(prior.rate))
+            self.terms -= prior.rate * float(total.sum())
             return
         self.group_rate[:] = prior.hyper_rate + total
-        shape, rate = self.group_shape, self.group_rate
-        log_mean = digamma(shape) - np.log(rate)
-        terms += float(np.sum(factors * log_mean - shape / rate * total))
-        terms += float(np.sum((prior.hyper_shape - 1) * log_mean - prior.hyper_rate * shape / rate))
-        terms += n * float(prior.hyper_shape * np.log(prior.hyper_rate) - gammaln(prior.hyper_shape))
-        self.terms = terms + float(np.sum(shape - np.log(rate) + gammaln(shape) + (1 - shape) * digamma(shape)))
+        # what is left of a rate's prior, its factors' priors and its entropy at this optimum
+        constant = prior.hyper_shape * np.log(prior.hyper_rate) - gammaln(prior.hyper_shape)
+        per_group = constant + gammaln(self.group_shape) - self.group_shape * np.log(self.group_rate)
+        self.terms = self._entropies + float(np.sum(per_group))
 
-    def weighted(self, exposure: Array | None = None) -> NDArray[np.float64]:
+    def weighted(self, exposure: Array | None = None) -> Floats:
         """Return [K], the sum of the means over rows, each times its ``exposure`` [R]."""
-        if exposure is None:
-            return np.asarray(self.mean.sum(0, dtype=np.float64))
-        return np.asarray(exposure @ self.mean, np.float64)
+        from sandtable_kernels.compiled.events import gamma_loops
+
+        weights = np.ones(self.mean.shape[0]) if exposure is None else np.ascontiguousarray(exposure, np.float64)
+        return np.asarray(gamma_loops.weighted_sums(self._chunks, weights, self.mean))
 
     def arrays(self) -> dict[str, Array]:
         """Return what a checkpoint must keep of these rows."""

@@ -1,8 +1,8 @@
 """Compiled maximisation of Gamma factors, many in the lanes of a vector. Importing this module needs numba.
 
 digamma and the log of Gamma come from their asymptotic series at ``y = x + 6``, exact to 1e-11 there, and six steps of
-their recurrence. What a lower bound needs is a sum of logs; the log of a product of a few numbers stands for it, so that
-the only transcendental function left for each factor is one exponential, written out below so that it vectorises.
+their recurrence. What a lower bound needs is a sum of logs; the log of a product of a few numbers stands for it, so
+that the only transcendental function left for each factor is one exponential, written out so that it vectorises.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def gamma_parts(x: Any) -> Any:
     i = 1.0 / y
     j = i * i
     # Bernoulli numbers of the two series
-    psi = j * (1 / 12.0 - j * (1 / 120.0 - j * (1 / 252.0 - j * (1 / 240.0 - j * (1 / 132.0 - j * (691 / 32760.0))))))
+    psi = j * (
+        1 / 12.0 - j * (1 / 120.0 - j * (1 / 252.0 - j * (1 / 240.0 - j * (1 / 132.0 - j * (691 / 32760.0)))))
+    )
     log_gamma = i * (1 / 12.0 - j * (1 / 360.0 - j * (1 / 1260.0 - j * (1 / 1680.0 - j * (1 / 1188.0)))))
     tail = 0.5 * i + psi
     # 1 / x + ... + 1 / (x + 5) as one fraction, in pairs that are alike: x (x + 5), (x + 1)(x + 4), (x + 2)(x + 3)
@@ -73,7 +75,7 @@ def _rows(
             ys, shrinks, divisors = 1.0, 1.0, 1.0
             for k in range(low, min(low + _FEW, n)):
                 shape = prior_shape + counts[r, k]
-                if len(rates) == 2:
+                if len(rates) == 2:  # noqa: SIM108 - numba prunes this branch, not an expression
                     rate = rates[0][r] * rates[1][k] + prior_rate[r]
                 else:
                     rate = rates[0][r, k] + prior_rate[r]

@@ -29,7 +29,7 @@ _FAST = ("contract", "nsz", "reassoc")
 
 def padded_width(n: int, dtype: Any) -> int:
     """Return the width of padded rows of ``n`` numbers."""
-    lanes = ROW_BYTES // np.dtype(dtype).itemsize
+    lanes = ROW_BYTES // int(np.dtype(dtype).itemsize)
     return -(-n // lanes) * lanes
 
 
@@ -67,7 +67,9 @@ class _Rows:
         self.builder.store(value, self.pointer(start, index), align=_ALIGN)
 
     def splat(self, value: Any) -> Any:
-        one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+        one = self.builder.insert_element(
+            ir.Constant(self.vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
+        )
         mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(one, one, mask)
 

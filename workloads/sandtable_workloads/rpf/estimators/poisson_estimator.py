@@ -181,14 +181,14 @@ class PoissonEstimator(_Fitted):
         user, item, time = table.user, table.item, table.time
         period = (table.start, table.end) if period is None else period
         self.origin_ = table.origin
-        before = self.state_ if self.warm_start and hasattr(self, "state_") else None
+        before = (self.state_, self.observed_) if self.warm_start and hasattr(self, "state_") else None
         known = before is not None
         self.user_index_ = (self.user_index_ if known else IdIndex(np.empty(0, object))).extended(user)
         self.item_index_ = (self.item_index_ if known else IdIndex(np.empty(0, object))).extended(item)
         self._observe(self.user_index_.places(user), self.item_index_.places(item), time, edges, period)
         self.state_ = self._begin(self.observed_, np.random.default_rng(self.random_state))
         if before is not None:
-            _carry_over(self.state_, before)
+            self._carry_over(*before)
         self._improve(self.max_iter, validation, checkpoint, progress)
         return self
 
@@ -213,7 +213,7 @@ class PoissonEstimator(_Fitted):
         period = self.period_[0], max(self.period_[1], float(times.max()))
         self._observe(users, items, times, edges if edges is not None else self._edge_ids(), period)
         self.state_ = self._begin(self.observed_, np.random.default_rng(self.random_state))
-        _carry_over(self.state_, before)
+        self._carry_over(before, old)
         self._improve(n_iter, None, None, None)
         return self
 
@@ -300,6 +300,19 @@ class PoissonEstimator(_Fitted):
         """Return what gives the log-likelihood per event of later events under the parameters as they then are."""
         raise NotImplementedError
 
+    def _rows_before(self, name: str, old: ObservedEvents) -> tuple[Array, Array]:
+        """Return which rows of an earlier fit to ``old`` are which rows now: ids keep their places."""
+        n = old.pairs.n_items if name == "beta" else old.pairs.n_users
+        return np.arange(n), np.arange(n)
+
+    def _carry_over(self, before: State, old: ObservedEvents) -> None:
+        """Overwrite rows of `state_` by those of an earlier fit to ``old``."""
+        for name, rows in self.state_.items():
+            was, now = self._rows_before(name, old)
+            for part in ("shape", "mean"):
+                getattr(rows, part)[now] = getattr(before[name], part)[was]
+            rows.refresh()
+
     def _begin(self, observed: ObservedEvents, rng: np.random.Generator) -> State:
         """Return where inference starts: rows by name; rows of users, items and edges are in the order of ids."""
         raise NotImplementedError
@@ -311,13 +324,3 @@ class PoissonEstimator(_Fitted):
     def _publish(self, state: State) -> None:
         """Set the fitted attributes: means as theta_ [U, K], beta_ [P, K], tau_ [U] and what else there is."""
         raise NotImplementedError
-
-
-def _carry_over(state: State, before: State) -> None:
-    """Overwrite the first rows of ``state`` by those of an earlier fit, whose ids come first."""
-    for name, rows in state.items():
-        old = before[name]
-        n = old.shape.shape[0]
-        for part in ("shape", "mean", "geometric"):
-            getattr(rows, part)[:n] = getattr(old, part)
-        rows.follow()

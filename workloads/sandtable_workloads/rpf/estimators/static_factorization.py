@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sandtable_kernels.poisson.event_pass import EventCounts, event_pass
+from sandtable_kernels.poisson.event_pass import EventCounts, EventPass
 from sandtable_kernels.poisson.gamma_rows import GammaRows
 from sandtable_workloads.rpf.estimators.event_intensity import EventIntensity
 from sandtable_workloads.rpf.estimators.fit_loop import State
@@ -21,6 +21,9 @@ class HPF(EventIntensity):
     continuous time: what is counted are events of a pair while its user was observed.
     """
 
+    def _prepare(self, observed: ObservedEvents) -> None:
+        self._pass = EventPass(observed.pairs, self.dtype, n_threads=self.n_threads)
+
     def _begin(self, observed: ObservedEvents, rng: np.random.Generator) -> State:
         pairs, k = observed.pairs, self.n_components
         # such that as many events are expected as there are, shared alike between the two
@@ -33,7 +36,7 @@ class HPF(EventIntensity):
 
     def _expected(self, observed: ObservedEvents, state: State) -> EventCounts:
         """Return the counts under the responsibilities that ``state`` gives."""
-        return event_pass(observed.pairs, state["theta"].geometric, state["beta"].geometric)
+        return self._pass(state["theta"], state["beta"], state.get("tau"))
 
     def _maximise_others(self, observed: ObservedEvents, state: State, counts: EventCounts) -> None:
         """Set q of what else belongs to users than theta to its optimum."""
@@ -50,14 +53,9 @@ class HPF(EventIntensity):
         of_users += counts.log_total - float(theta.weighted(observed.exposure) @ weights)
         of_users -= self._compensator(observed, state)
         theta.maximise(counts.users, observed.exposure, weights)
+        exposed = theta.weighted(observed.exposure)
         self._maximise_others(observed, state, counts)
-        shared = self.all_reduce(
-            {
-                "elbo": np.array(of_users),
-                "items": np.asarray(counts.items),
-                "weights": theta.weighted(observed.exposure),
-            }
-        )
+        shared = self.all_reduce({"elbo": np.array(of_users), "items": counts.items, "weights": exposed})
         elbo = float(shared["elbo"]) + beta.terms
         beta.maximise(shared["items"], np.ones(beta.mean.shape[0]), shared["weights"])
         return elbo
