@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 
 pytest.importorskip("numba", reason="histories are replayed by compiled loops")
 
-from sandtable.errors import ConfigError, NoDevice
+from sandtable.errors import NoDevice
+from sandtable_workloads.rpf.estimators.item_excitation import IIRPF, XIIRPF
 from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF
 from sandtable_workloads.rpf.estimators.static_factorization import HPF, PF
 from sandtable_workloads.rpf.evaluated import contenders, replayed_state, rivals
@@ -22,6 +24,7 @@ from sandtable_workloads.rpf.evaluated.ranking_metrics import Ranking, rank_even
 from sandtable_workloads.rpf.evaluated.replayed_state import PairStates
 from sandtable_workloads.rpf.evaluated.returning_times import ASKED, NEVER, ReturnErrors, Returns, median_wait
 from sandtable_workloads.rpf.evaluated.scored_estimators import ScoredEstimator, of_estimator
+from sandtable_workloads.rpf.events.event_table import EventTable
 
 N_USERS, N_ITEMS, HOURS, DECAY = 12, 15, 60.0, 0.7
 
@@ -34,7 +37,9 @@ def held() -> HeldOut:
     times = np.sort(np.round(rng.uniform(0, HOURS, n), 2))
     users, items = rng.integers(0, N_USERS - 1, n), rng.integers(0, N_ITEMS - 1, n) ** 2 // (N_ITEMS - 1)
     users[-5:], items[-9:-7] = N_USERS - 1, N_ITEMS - 1
-    return HeldOut.of(users, items, times, n_users=N_USERS, n_items=N_ITEMS)
+    return HeldOut.of(
+        EventTable(*map(np.int32, (users, items)), times, *map(np.arange, (N_USERS, N_ITEMS)), start=0, end=HOURS)
+    )
 
 
 def fitted(model: type[HPF]) -> ScoredEstimator:
@@ -42,32 +47,6 @@ def fitted(model: type[HPF]) -> ScoredEstimator:
     trained = of_estimator(lambda: made).train(held())
     assert isinstance(trained, ScoredEstimator)
     return trained
-
-
-# --- the split ---------------------------------------------------------------------------------------------------
-
-
-def test_the_split_keeps_time_in_order_and_events_of_one_time_together() -> None:
-    all_of_it = held()
-    assert all_of_it.train.time[-1] < all_of_it.test.time[0]
-    assert all_of_it.n_train + all_of_it.n_test == 900
-    assert 0.75 < all_of_it.n_train / 900 <= 0.8
-    at = HeldOut.of([0, 1, 0], [0, 0, 1], [5.0, 1.0, 2.0], n_users=2, n_items=2, split_at=2.0)  # type: ignore[arg-type]
-    assert (at.train.user.tolist(), at.test.time.tolist()) == ([1], [2.0, 5.0])
-
-
-@pytest.mark.parametrize(
-    ("split_at", "said"), [(0.5, "train on: 3 events, split at hour 0.5"), (9.0, "left to test")]
-)
-def test_an_empty_side_is_a_sentence(split_at: float, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        HeldOut.of(np.zeros(3), np.zeros(3), np.array([1.0, 2, 3]), n_users=1, n_items=1, split_at=split_at)
-
-
-def test_no_events_at_all_is_a_sentence() -> None:
-    nothing = np.empty(0)
-    with pytest.raises(ConfigError, match="no event is left to train on: 0 events"):
-        HeldOut.of(nothing, nothing, nothing, n_users=1, n_items=1)
 
 
 # --- ranks ---------------------------------------------------------------------------------------------------------
@@ -97,11 +76,7 @@ def test_ranks_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def plainly(kind: int, user: int, item: int, moment: float) -> float:
-    past = [
-        t
-        for u, p, t in zip(held().users, held().items, held().times, strict=True)
-        if (u, p) == (user, item) and t < moment
-    ]
+    past = [t for u, p, t in zip(*held().all_events, strict=True) if (u, p) == (user, item) and t < moment]
     if kind == replayed_state.COUNT:
         return len(past)
     if kind == replayed_state.RECENCY:
@@ -134,19 +109,19 @@ def test_the_state_at_an_event_is_the_sum_over_what_lies_before_it(kind: int) ->
 # --- estimators ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [PF, HPF, HRPF])
+@pytest.mark.parametrize("model", [PF, HPF, HRPF, IIRPF, XIIRPF])
 def test_scores_are_the_intensities_that_the_estimator_gives(model: type[HPF]) -> None:
     """In batches along edges, as one by one of an estimator that was told the later events."""
     trained = fitted(model)
     rows = trained.scores(slice(0, 60))
     for row, user, moment in zip(rows, held().test.user, held().test.time, strict=False):
-        known = trained._known_items
-        np.testing.assert_allclose(row[known], trained._informed.intensity(user, moment), rtol=1e-9)
+        known, ids = trained._known, np.flatnonzero(trained._known)
+        np.testing.assert_allclose(row[known], trained._informed.intensity(user, moment, ids), rtol=1e-9)
 
 
 def test_users_and_items_that_training_never_saw_have_a_place_in_the_ranks() -> None:
     trained = fitted(HRPF)
-    rows = trained.scores(slice(held().n_test - 5, held().n_test))
+    rows = trained.scores(slice(held().test.time.size - 5, held().test.time.size))
     assert (held().test.user[-5:] == N_USERS - 1).all()
     assert (rows > 0).all()
     # the second event of an unseen user sees the first
@@ -175,22 +150,52 @@ def test_an_estimator_with_hooks_of_its_own_is_asked_event_by_event() -> None:
 
 
 @pytest.mark.parametrize("ask", ASKED.values())
-def test_waits_are_what_the_estimator_samples(ask: Callable[[HeldOut], Returns]) -> None:
-    trained, returns = fitted(HRPF), ask(held())
+@pytest.mark.parametrize("model", [HRPF, XIIRPF])
+def test_waits_are_what_the_estimator_samples(ask: Callable[[HeldOut], Returns], model: type[HPF]) -> None:
+    trained, returns = fitted(model), ask(held())
     for user, moment, wait in list(zip(returns.users, returns.asked, trained.waits(returns), strict=True))[:10]:
         sampled = trained._informed.returning_time(user, moment, 2000)
         assert sampled == pytest.approx(wait, rel=0.2)
 
 
+def test_ids_may_be_of_any_type() -> None:
+    named = replace(
+        held().split,
+        **{
+            part: replace(
+                getattr(held().split, part),
+                user_ids=np.array([f"user {u}" for u in range(N_USERS)]),
+                item_ids=np.array([f"item {p}" for p in range(N_ITEMS)]),
+            )
+            for part in ("train", "test")
+        },
+    )
+    (found,) = evaluate([of_estimator(lambda: HRPF(3, decay=DECAY, max_iter=15, dtype="float64"))], HeldOut(named))
+    (same,) = evaluate([of_estimator(lambda: HRPF(3, decay=DECAY, max_iter=15, dtype="float64"))], held())
+    without = ("train_s",)
+    assert {k: v for k, v in found.figures().items() if k not in without} == {
+        k: v for k, v in same.figures().items() if k not in without
+    }
+
+
+def test_edges_of_users_that_training_never_saw_are_left_out() -> None:
+    edges = np.array([0, N_USERS - 1, 3]), np.array([5, 2, N_USERS - 1])
+    known = HeldOut(held().split, edges).known_edges()
+    assert known is not None
+    assert [ends.tolist() for ends in known] == [[0], [5]]
+    assert held().known_edges() is None
+
+
 def test_the_likelihood_of_held_out_events_is_that_of_their_intensities() -> None:
     trained = fitted(HRPF)
     rows, test, model = trained.scores(slice(None)), held().test, trained.estimator
-    start, end = model.period_[1], held().times[-1]
+    users, _, times = held().all_events
+    start, end = model.period_[1], times[-1]
     base = model._base_between(trained._user_place, start, end).sum()
     tau = np.where(trained._user_place >= 0, model.tau_[trained._user_place], model.tau_.mean())
-    since, until = np.maximum(held().times, start), end
-    grown = np.exp(-DECAY * (since - held().times)) - np.exp(-DECAY * (until - held().times))
-    expected = np.log(rows[np.arange(test.item.size), test.item]).sum() - base - (tau[held().users] * grown).sum()
+    since, until = np.maximum(times, start), end
+    grown = np.exp(-DECAY * (since - times)) - np.exp(-DECAY * (until - times))
+    expected = np.log(rows[np.arange(test.item.size), test.item]).sum() - base - (tau[users] * grown).sum()
     assert trained.log_likelihood() == pytest.approx(expected / test.item.size, rel=1e-6)
 
 
@@ -211,11 +216,11 @@ def test_the_median_wait_halves_the_chance_of_no_event() -> None:
 
 def test_it_is_asked_after_training_at_the_split_and_after_each_event() -> None:
     after, at, each = (ask(held()) for ask in ASKED.values())
-    split = held().train.time[-1]
+    split = held().split.time
     assert N_USERS - 1 not in after.users
     assert after.users.tolist() == at.users.tolist()
     for user, asked, hours, left in zip(after.users, after.asked, after.hours, at.hours, strict=True):
-        mine = held().times[held().users == user]
+        mine = held().all_events.time[held().all_events.user == user]
         assert asked == np.nextafter(mine[mine <= split].max(), np.inf)
         assert asked + hours == pytest.approx(mine[mine > split].min())
         assert left == pytest.approx(mine[mine > split].min() - split)
@@ -236,7 +241,7 @@ def test_excitation_shortens_the_wait_right_after_an_event() -> None:
 
 def test_own_counts_and_recency_are_what_they_say() -> None:
     counts, recent = (each().train(held()) for each in (contenders.own_counts, contenders.recency))
-    for n in range(0, held().n_test, 17):
+    for n in range(0, held().test.time.size, 17):
         user, moment = held().test.user[n], held().test.time[n]
         expected = [plainly(replayed_state.COUNT, user, p, moment) for p in range(N_ITEMS)]
         np.testing.assert_allclose(counts.scores(slice(n, n + 1))[0], expected, atol=1e-8)
@@ -249,7 +254,7 @@ def test_own_counts_and_recency_are_what_they_say() -> None:
 def test_popularity_is_a_poisson_process() -> None:
     trained = contenders.popularity().train(held())
     rows, test = trained.scores(slice(None)), held().test
-    hours = held().times[-1] - held().train.time[-1]
+    hours = held().test_hours
     everybody, event = np.unique(test.user, return_index=True)
     assert everybody.size == N_USERS
     mass = rows[event].sum() * hours
@@ -273,7 +278,7 @@ def test_other_packages_are_judged_by_the_same_events() -> None:
     for contender in rivals.installed(3):
         trained = contender.train(held())
         rows = trained.scores(slice(None))
-        assert rows.shape == (held().n_test, N_ITEMS)
+        assert rows.shape == (held().test.time.size, N_ITEMS)
         assert np.isfinite(rows).all()
 
 
@@ -285,7 +290,7 @@ def test_a_package_that_is_missing_is_a_sentence(monkeypatch: pytest.MonkeyPatch
 
 def test_counts_are_given_to_them_as_a_matrix() -> None:
     users, items, counts = held().counts
-    assert counts.sum() == held().n_train
+    assert counts.sum() == held().train.time.size
     matrix = rivals._matrix(held()).toarray()
     assert matrix[users, items].tolist() == counts.tolist()
     for user, item in ((0, 0), (3, 5)):

@@ -68,7 +68,7 @@ class SteadyRates:
         """Return that of a Poisson process."""
         if not self.rates:
             return None
-        test, hours = self.held.test, self.held.times[-1] - self.held.times[self.held.n_train - 1]
+        test, hours = self.held.test, self.held.test_hours
         rate = np.einsum("nk,nk->n", self.of_users[test.user], self.of_items[test.item], dtype=np.float64)
         mass = self.of_users.sum(0, dtype=np.float64) @ self.of_items.sum(0, dtype=np.float64) * hours
         with np.errstate(divide="ignore"):
@@ -105,8 +105,7 @@ def popularity() -> Contender:
     def train(held: HeldOut) -> SteadyRates:
         of_users = np.bincount(held.train.user, minlength=held.n_users) + 1.0
         of_items = np.bincount(held.train.item, minlength=held.n_items) + 1.0
-        hours = held.train.time[-1] - held.train.time[0]
-        return SteadyRates(held, of_users[:, None] / hours, of_items[:, None] / of_items.sum())
+        return SteadyRates(held, of_users[:, None] / held.train_hours, of_items[:, None] / of_items.sum())
 
     return Contender("popularity", train)
 

@@ -1,4 +1,4 @@
-"""Events in the order of time, the first of which a model learned from and the others are held out."""
+"""Events that a model learned from, later ones that it did not, and both together as indices."""
 
 from __future__ import annotations
 
@@ -9,105 +9,99 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import EventPairs
+from sandtable_workloads.rpf.events.event_split import EventSplit, chronological_split
+from sandtable_workloads.rpf.events.event_table import EventTable
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-SHARE = 0.8
 
 
 class Columns(NamedTuple):
-    """Users [n], items [n] and times [n] in hours: what estimators are fitted to."""
+    """Places of users [n] and items [n], and times [n] in hours, ascending."""
 
     user: Ints
     item: Ints
     time: Floats
 
+    @classmethod
+    def of(cls, table: EventTable) -> Columns:
+        """Return a table's events by the codes that both parts of a split share."""
+        return cls(table.user_code.astype(np.int64), table.item_code.astype(np.int64), table.time)
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, eq=False)
 class HeldOut:
-    """N events of U users and P items, given by their indices, and where training ends.
+    """N events of U users and P items, split in time; users and items of either part have a place.
 
     Attributes:
-        users, items: [N], int64.
-        times: [N], hours, ascending.
-        n_train: How many of the first events are training.
-        n_users, n_items: U and P: everybody of the events, whether or not they occur in training.
-        edges: Followers [E] and the users whom they follow [E]; None without a graph.
+        split: Training, and what is held out.
+        edges: Ids of followers [E] and of the users whom they follow [E]; None without a graph.
     """
 
-    users: Ints
-    items: Ints
-    times: Floats
-    n_train: int
-    n_users: int
-    n_items: int
-    edges: tuple[Ints, Ints] | None = None
+    split: EventSplit
+    edges: tuple[NDArray[Any], NDArray[Any]] | None = None
 
     @classmethod
-    def of(
-        cls,
-        users: NDArray[Any],
-        items: NDArray[Any],
-        times: NDArray[Any],
-        *,
-        n_users: int,
-        n_items: int,
-        split_at: float | None = None,
-        edges: tuple[NDArray[Any], NDArray[Any]] | None = None,
-    ) -> HeldOut:
-        """Sort events by time and split them at an hour, or behind the first four fifths of them.
-
-        Events of the same time stay on one side.
+    def of(cls, events: Any, edges: tuple[NDArray[Any], NDArray[Any]] | None = None, share: float = 0.8) -> HeldOut:
+        """Split events behind a share of them.
 
         Raises:
-            ConfigError: no event is left to train on, or to test.
+            ConfigError: of `chronological_split`.
         """
-        order = np.argsort(times, kind="stable")
-        ordered = np.asarray(times, np.float64)[order]
-        if split_at is None:
-            split_at = float(ordered[int(SHARE * ordered.size)]) if ordered.size else 0.0
-        n_train = int(np.searchsorted(ordered, split_at, side="left"))
-        if not 0 < n_train < ordered.size:
-            side = "train on" if n_train == 0 else "test"
-            raise ConfigError(f"no event is left to {side}: {ordered.size} events, split at hour {split_at}")
-        return cls(
-            users=np.asarray(users, np.int64)[order],
-            items=np.asarray(items, np.int64)[order],
-            times=ordered,
-            n_train=n_train,
-            n_users=n_users,
-            n_items=n_items,
-            edges=None if edges is None else (np.asarray(edges[0], np.int64), np.asarray(edges[1], np.int64)),
-        )
+        return cls(chronological_split(events, share), edges)
 
     @property
-    def n_test(self) -> int:
-        """Events that are held out."""
-        return self.times.size - self.n_train
+    def n_users(self) -> int:
+        """U."""
+        return self.split.test.n_users
 
     @property
+    def n_items(self) -> int:
+        """P."""
+        return self.split.test.n_items
+
+    @cached_property
     def train(self) -> Columns:
         """The events to learn from."""
-        return self._columns(slice(None, self.n_train))
+        return Columns.of(self.split.train)
 
-    @property
+    @cached_property
     def test(self) -> Columns:
         """The events that are held out."""
-        return self._columns(slice(self.n_train, None))
+        return Columns.of(self.split.test)
 
-    def _columns(self, which: slice) -> Columns:
-        return Columns(self.users[which], self.items[which], self.times[which])
+    @property
+    def train_hours(self) -> float:
+        """Length of training."""
+        return self.split.train.end - self.split.train.start
+
+    @property
+    def test_hours(self) -> float:
+        """From the split to the last held-out event."""
+        return float(self.test.time[-1]) - self.split.time
+
+    @cached_property
+    def all_events(self) -> Columns:
+        """Both parts."""
+        return Columns(*(np.concatenate(parts) for parts in zip(self.train, self.test, strict=True)))
 
     @cached_property
     def pairs(self) -> EventPairs:
         """All events by pairs: a state at any time follows from those before it."""
-        return EventPairs.of(self.users, self.items, self.times, self.n_users, self.n_items)
+        return EventPairs.of(*self.all_events, self.n_users, self.n_items)
 
     @cached_property
     def counts(self) -> tuple[Ints, Ints, Ints]:
         """Users, items and counts of the pairs of training: the matrix that factorizations without time are given."""
-        key = self.train.user * self.n_items + self.train.item
-        pair, count = np.unique(key, return_counts=True)
+        pair, count = np.unique(self.train.user * self.n_items + self.train.item, return_counts=True)
         return pair // self.n_items, pair % self.n_items, count
+
+    def known_edges(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Return the edges whose users both have an event of training: a model knows no others."""
+        if self.edges is None:
+            return None
+        train = self.split.train
+        seen = train.user_ids[np.unique(train.user_code)]
+        known = np.isin(self.edges[0], seen) & np.isin(self.edges[1], seen)
+        return self.edges[0][known], self.edges[1][known]

@@ -45,7 +45,7 @@ class Returns:
     def at_split(cls, held: HeldOut) -> Returns:
         """Ask when training ends."""
         users, _, first = _either_side(held)
-        split = float(np.nextafter(held.train.time[-1], np.inf))
+        split = float(np.nextafter(held.split.time, np.inf))
         return cls(users, np.full(users.size, split), first - split)
 
     @classmethod

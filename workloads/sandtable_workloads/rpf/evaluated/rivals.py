@@ -49,8 +49,7 @@ def hpfrec(n_components: int, seed: int = 0, iterations: int = 150) -> Contender
             keep_data=False,
         )
         made.fit(frame)
-        hours = held.train.time[-1] - held.train.time[0]
-        return made.Theta / hours, made.Beta
+        return made.Theta / held.train_hours, made.Beta
 
     return _contender("hpfrec", factors, rates=True)
 

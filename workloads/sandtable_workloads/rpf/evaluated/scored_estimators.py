@@ -28,8 +28,8 @@ def of_estimator(make: Callable[[], EventIntensity], name: str | None = None) ->
 
     def train(held: HeldOut) -> ScoredEstimator:
         estimator = make()
-        edges = held.edges if estimator.social else None
-        return ScoredEstimator(held, estimator.fit(held.train, edges))
+        edges = held.known_edges() if estimator.social else None
+        return ScoredEstimator(held, estimator.fit(held.split.train, edges))
 
     return Contender(name or type(make()).__name__, train)
 
@@ -52,7 +52,8 @@ class ScoredEstimator:
         else:
             for row, user, moment in zip(rows, self._user_place[users], moments, strict=True):
                 if user >= 0:
-                    row[self._known_items] += self._informed._excitation_items(int(user), float(moment))
+                    excited = self._informed._excitation_items(int(user), float(moment))
+                    row[self._known] += excited[self._item_place[self._known]]
         return rows
 
     def _base(self, users: Ints, moments: Floats) -> Rows:
@@ -61,31 +62,33 @@ class ScoredEstimator:
             return np.asarray(self.estimator._theta_of(places) @ self._beta.T, np.float64)
         rows = np.empty((users.size, self.held.n_items))
         for row, user, moment in zip(rows, places, moments, strict=True):
-            row[self._unseen_items] = self.estimator._base_at(np.array([user]), np.array([-1]), np.array([moment]))
-            row[self._known_items] = self.estimator._base_items(int(user), float(moment))
+            row[~self._known] = self.estimator._base_at(np.array([user]), np.array([-1]), np.array([moment]))
+            row[self._known] = self.estimator._base_items(int(user), float(moment))[self._item_place[self._known]]
         return rows
 
     def waits(self, returns: Returns) -> Floats | None:
         """Return medians [n]: when as many events are expected as make one likely, if nothing new excites."""
         model, places, asked = self.estimator, self._user_place[returns.users], returns.asked
-        excited = self._excited(returns) / model.decay
+        rate, decay = self._decaying(returns)
 
         def expected(hours: Floats) -> Floats:
             base = model._base_between(places, asked, asked + hours)  # type: ignore[arg-type]
-            return np.asarray(base - excited * np.expm1(-model.decay * hours))
+            return np.asarray(base - (rate / decay * np.expm1(-decay * hours[:, None])).sum(1))
 
         return median_wait(expected, places.size)
 
-    def _excited(self, returns: Returns) -> Floats:
-        """Return [n], the rate of excitation with all items."""
+    def _decaying(self, returns: Returns) -> tuple[Floats, Floats]:
+        """Return rates of excitation with all items, and their decays, [n, 1 or more] each."""
         if self._along_edges:
-            return self._states.totals(returns.users, returns.asked)
+            rate = self._states.totals(returns.users, returns.asked)[:, None]
+            return rate, np.full_like(rate, self.estimator.decay)
         asked = zip(self._user_place[returns.users], returns.asked, strict=True)
-        return np.array([self._informed._excitation_items(int(user), float(t)).sum() for user, t in asked])
+        both = np.array([self._informed._decaying(int(user), float(t)) for user, t in asked])
+        return both[..., 0], both[..., 1]
 
     def log_likelihood(self) -> float | None:
         """Return the estimator's score of the held-out events."""
-        return self.estimator.score(self.held.test)
+        return self.estimator.score(self.held.split.test)
 
     # --- what the estimator is ---------------------------------------------------------------------------------------
 
@@ -99,20 +102,16 @@ class ScoredEstimator:
 
     @cached_property
     def _user_place(self) -> Ints:
-        return self.estimator.user_index_.places(np.arange(self.held.n_users))
+        return self.estimator.user_index_.places(self.held.split.test.user_ids)
 
     @cached_property
     def _item_place(self) -> Ints:
-        return self.estimator.item_index_.places(np.arange(self.held.n_items))
+        return self.estimator.item_index_.places(self.held.split.test.item_ids)
 
     @cached_property
-    def _known_items(self) -> Ints:
-        """Items in the order of the estimator's rows."""
-        return np.asarray(self.estimator.item_index_.ids, np.int64)
-
-    @cached_property
-    def _unseen_items(self) -> NDArray[np.bool_]:
-        return self._item_place < 0
+    def _known(self) -> NDArray[np.bool_]:
+        """[P], whether an item occurred in training."""
+        return self._item_place >= 0
 
     @cached_property
     def _beta(self) -> Rows:
@@ -122,13 +121,14 @@ class ScoredEstimator:
     def _states(self) -> PairStates:
         """What excites each user: whoever was not seen in training, themselves alone as the mean of all."""
         model = self.estimator
-        ids = np.asarray(model.user_index_.ids, np.int64)
+        known = np.flatnonzero(self._user_place >= 0)
+        user_at = dict(zip(self._user_place[known].tolist(), known.tolist(), strict=True))
         mean = float(model.tau_.mean()) if hasattr(model, "tau_") else 0.0
 
         def edges(user: int, place: int) -> list[tuple[int, float]]:
             if place < 0:
                 return [(user, mean)] if mean else []
-            return [(int(ids[source]), weight) for source, weight in model._sources(place)]
+            return [(user_at[source], weight) for source, weight in model._sources(place) if source in user_at]
 
         to_users = [edges(user, int(place)) for user, place in enumerate(self._user_place)]
         return PairStates.exciting(self.held.pairs, to_users, model.decay)
@@ -136,11 +136,10 @@ class ScoredEstimator:
     @cached_property
     def _informed(self) -> EventIntensity:
         """The estimator with all events of users and items that it knows as its history, its parameters as they are."""
-        held, model = self.held, copy.copy(self.estimator)
-        user, item = self._user_place[held.users], self._item_place[held.items]
+        model, (users, items, times) = copy.copy(self.estimator), self.held.all_events
+        user, item = self._user_place[users], self._item_place[items]
         known = (user >= 0) & (item >= 0)
         old = model.observed_
-        pairs = EventPairs.of(user[known], item[known], held.times[known], old.pairs.n_users, old.pairs.n_items)
-        model.observed_ = replace(old, pairs=pairs, end=float(held.times[-1]))
-        model._prepare(model.observed_)
+        pairs = EventPairs.of(user[known], item[known], times[known], old.pairs.n_users, old.pairs.n_items)
+        model.observed_ = replace(old, pairs=pairs, end=float(times[-1]))
         return model
