@@ -31,7 +31,7 @@ def identity(data: str = "d", model: str = "HRPF", **parameters: Any) -> FitIden
 def kept(path: Path, **options: Any) -> FitCheckpoint:
     checkpoint = FitCheckpoint(path=path, **options)
     with checkpoint.held():
-        checkpoint.keep(identity(), {"elbo": [-1.0, 0.1]}, ARRAYS)
+        checkpoint.keep(identity().as_json(), {"elbo": [-1.0, 0.1]}, ARRAYS)
     return checkpoint
 
 

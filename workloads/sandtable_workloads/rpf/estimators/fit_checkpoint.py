@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import time
 import zipfile
@@ -30,7 +29,7 @@ from sandtable_workloads.rpf.estimators.fit_loop import FitLoop, State, restore_
 HEADER = "header"
 SCHEMA = 1
 # hyperparameters that say how far and how fast to fit, and change nothing of any one iteration
-OF_THE_RUN = frozenset({"max_iter", "tol", "n_threads", "warm_start"})
+OF_THE_RUN = frozenset({"max_iter", "tol", "n_threads", "n_ranks", "warm_start"})
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -140,7 +139,7 @@ class FitCheckpoint:
     path: Path
     every_iterations: int | None = None
     every_s: float = 60.0
-    _written_s: float = field(default=-math.inf, repr=False)
+    _written_s: float = field(default_factory=time.monotonic, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
@@ -187,12 +186,15 @@ class FitCheckpoint:
         by_count = self.every_iterations is not None and n_done % self.every_iterations == 0
         return by_count or time.monotonic() - self._written_s >= self.every_s
 
-    def keep(self, identity: FitIdentity, history: Mapping[str, Any], arrays: Arrays) -> None:
-        """Write what the next iteration reads, and the history so far, as JSON can hold it."""
-        write_arrays(
-            self.path, {"schema": SCHEMA, "identity": identity.as_json(), "history": dict(history)}, arrays
-        )
+    def keep(self, identity: Mapping[str, Any], history: Mapping[str, Any], arrays: Arrays) -> None:
+        """Write what the next iteration reads, and the history so far; identity and history are plain JSON."""
+        header = {"schema": SCHEMA, "identity": dict(identity), "history": dict(history)}
+        write_arrays(self.path, header, arrays)
         self._written_s = time.monotonic()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what makes another one like it, as JSON."""
+        return {"path": str(self.path), "every_iterations": self.every_iterations, "every_s": self.every_s}
 
 
 @contextlib.contextmanager
@@ -219,7 +221,7 @@ def kept(
 
     def keep() -> None:
         history = {"elbo": loop.elbo, "held_out": loop.held_out_scores}
-        keeper.keep(mine, history, state_arrays(state))
+        keeper.keep(mine.as_json(), history, state_arrays(state))
 
     with keeper.held():
         found = keeper.resume(mine)

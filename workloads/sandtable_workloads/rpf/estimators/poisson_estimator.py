@@ -68,6 +68,7 @@ class PoissonEstimator(_Fitted):
         observed: ``user``: a user is observed from one gap before the first event on; ``period``: all the time.
         dtype: Of factors: float32 or float64; sums are float64.
         n_threads: Threads of compiled loops; None: all. Results do not depend on it.
+        n_ranks: Processes that share out the users, each with its threads; results differ by the rounding of sums.
         random_state: Seed.
         warm_start: Whether ``fit`` begins at what was fitted before.
     """
@@ -93,6 +94,7 @@ class PoissonEstimator(_Fitted):
     observed: Literal["user", "period"] = "user"
     dtype: str = "float32"
     n_threads: int | None = None
+    n_ranks: int = 1
     random_state: int = 0
     warm_start: bool = False
 
@@ -120,7 +122,7 @@ class PoissonEstimator(_Fitted):
         for name, value in self.get_params().items():
             if (name[:2] in ("a_", "b_") or name in ("decay", "tol")) and not (np.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} must be a positive number, not {value}")
-        for name in ("n_components", "max_iter"):
+        for name in ("n_components", "max_iter", "n_ranks"):
             if not (isinstance(value := getattr(self, name), int | np.integer) and value >= 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, not {value}")
         if self.dtype not in ("float32", "float64"):
@@ -176,6 +178,12 @@ class PoissonEstimator(_Fitted):
         Raises:
             ConfigError: hyperparameters or events that cannot be used.
         """
+        self.begin(events, edges, period=period)
+        self._improve(self.max_iter, validation, checkpoint, progress)
+        return self
+
+    def begin(self, events: Any, edges: Any = None, *, period: tuple[float, float] | None = None) -> Self:
+        """Do all of `fit` but its iterations: events in order, and where inference starts."""
         self.check_params()
         table = EventTable.of(events)
         user, item, time = table.user, table.item, table.time
@@ -189,7 +197,6 @@ class PoissonEstimator(_Fitted):
         self.state_ = self._begin(self.observed_, np.random.default_rng(self.random_state))
         if before is not None:
             self._carry_over(*before)
-        self._improve(self.max_iter, validation, checkpoint, progress)
         return self
 
     def partial_fit(self, events: Any, edges: Any = None, *, n_iter: int = 10) -> Self:
@@ -258,6 +265,13 @@ class PoissonEstimator(_Fitted):
         progress: Callable[[Iteration], None] | None,
     ) -> None:
         """Iterate from `state_` on, and publish what came out."""
+        if self.n_ranks > 1:
+            if validation is not None:
+                raise ConfigError("several ranks stop by their ELBO: leave out `validation`, or take one rank")
+            from sandtable_workloads.rpf.scaled import rank_fit
+
+            rank_fit.improve(self, most, checkpoint, progress)
+            return
         held_out = None
         if validation is not None:
             score = self._held_out(validation)
