@@ -121,7 +121,7 @@ def hours(time: Any, unit: TimeUnit | None, origin: np.datetime64 | None, where:
     """
     import pandas as pd
 
-    column = pd.Series(time).reset_index(drop=True)
+    column: Any = pd.Series(time).reset_index(drop=True)
     if pd.api.types.is_timedelta64_dtype(column):
         return _of_numbers(column.dt.total_seconds().to_numpy(np.float64) / 3600, "h", origin, where)
     if pd.api.types.is_datetime64_any_dtype(column):

@@ -277,7 +277,7 @@ def _parsed(
 
     names = [name for column in layout.columns for name in (column, *[""] * (layout.stride - 1))]
     names = [name or f"_{place}" for place, name in enumerate(names)][: len(names) - layout.stride + 1]
-    text: dict[str, Any] = {name: exact.get(name, str) for name in names}
+    text: Any = {name: exact.get(name, str) for name in names}
     if roles.rating is not None:
         text[roles.rating] = "float64"
     reader = pd.read_csv(
