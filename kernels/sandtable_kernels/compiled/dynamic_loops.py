@@ -12,145 +12,183 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from sandtable_kernels.compiled.memory_loops import parallel, serial
+from sandtable_kernels.compiled.events.row_vectors import row_add, row_dot, row_prefetch
+from sandtable_kernels.compiled.memory_loops import parallel, prefetch, serial
 
-# products of totals whose logarithm is due
-MOST, LEAST = 1e200, 1e-200
+# cells between asking for rows and reading them
+_AHEAD = 8
+# cells of an item whose sum is kept apart before it goes to the item's features
+_BLOCK = 512
+# a product of intensities whose log is taken before it leaves float64
+_MOST, _LEAST = 1e200, 1e-200
 
 
 @serial
-def _mix(rows: Any, features: Any, b: Any, out: Any) -> None:
-    """Set ``out`` [K] to the sum of ``rows`` [features, K] over those of bin ``b``, each times its value."""
-    for k in range(out.shape[0]):
-        out[k] = 0
+def _mix(features: Any, b: Any, rows: Any, first: Any, mixed: Any) -> None:
+    """Set ``mixed`` [1, W] to the sum over the features of bin ``b`` of ``rows``, from row ``first`` on."""
+    mixed[:] = 0
     for a in range(features.start[b], features.start[b + 1]):
-        row, value = rows[features.feature[a]], features.value[a]
-        for k in range(out.shape[0]):
-            out[k] += value * row[k]
+        row_add(mixed, 0, features.value[a], rows, first + features.feature[a])
 
 
 @serial
-def _spread(counts: Any, features: Any, b: Any, total: Any) -> None:
-    """Add ``total`` [K] to the rows of ``counts`` of the features of bin ``b``, times their values; then empty it."""
+def _spread(features: Any, b: Any, total: Any, rows: Any, first: Any) -> None:
+    """Add ``total`` [1, W] to the ``rows`` of the features of bin ``b``, from row ``first`` on; then empty it."""
     for a in range(features.start[b], features.start[b + 1]):
-        row, value = counts[features.feature[a]], features.value[a]
-        for k in range(total.shape[0]):
-            row[k] += value * total[k]
-    for k in range(total.shape[0]):
-        total[k] = 0
+        row_add(rows, first + features.feature[a], features.value[a], total, 0)
+    total[:] = 0
 
 
 @serial
-def _pass_user(
-    u: Any, cells: Any, theta: Any, beta: Any, of_users: Any, of_items: Any, excited: Any, counts: Any, scratch: Any
+def _ask_for(features: Any, b: Any, rows: Any, first: Any) -> None:
+    for a in range(features.start[b], features.start[b + 1]):
+        row_prefetch(rows, first + features.feature[a])
+
+
+@serial
+def _features_each(cells: Any, theta: Any, beta: Any) -> Any:
+    """Return I and J."""
+    n_users, n_items = cells.user_start.shape[0] - 1, cells.item_start.shape[0] - 1
+    return theta.shape[0] // max(n_users, 1), beta.shape[0] // max(n_items, 1)
+
+
+@serial
+def _users(
+    first: Any,
+    last: Any,
+    cells: Any,
+    of_users: Any,
+    of_items: Any,
+    theta: Any,
+    beta: Any,
+    counts: Any,
+    own: Any,
+    triggers: Any,
 ) -> Any:
-    """Pass the cells of user ``u``; return the log of its totals and what its own events are responsible for."""
-    mine, theirs, weighted = scratch[0], scratch[1], scratch[2]
-    tau = excited.tau[u] if excited.own.shape[0] else excited.tau.dtype.type(0)
-    log_total, product, own = 0.0, 1.0, 0.0
-    b = np.int64(-1)
-    for c in range(cells.user_start[u], cells.user_start[u + 1]):
-        if cells.bin[c] != b:
-            if b >= 0:
-                _spread(counts, of_users, b, weighted)
-            b = np.int64(cells.bin[c])
-            _mix(theta[u], of_users, b, mine)
-        rows = beta[cells.item[c]]
-        for k in range(theirs.shape[0]):
-            theirs[k] = 0
-        for a in range(of_items.start[b], of_items.start[b + 1]):
-            row, value = rows[of_items.feature[a]], of_items.value[a]
-            for k in range(theirs.shape[0]):
-                theirs[k] += value * row[k]
-        base = mine.dtype.type(0)
-        for k in range(theirs.shape[0]):
-            base += mine[k] * theirs[k]
-        inverse = mine.dtype.type(0)
-        for n in range(cells.event_start[c], cells.event_start[c + 1]):
-            total = base
-            if excited.own.shape[0]:
-                total += tau * excited.own[n]
-            if excited.edge.shape[0]:
-                for j in range(excited.start[n], excited.start[n + 1]):
-                    total += excited.by_edge[excited.edge[j]] * excited.value[j]
-            each = 1 / total
-            inverse += each
-            product *= total
-            if not LEAST < product < MOST:
-                log_total += np.log(product)
-                product = 1.0
-            if excited.own.shape[0]:
-                own += excited.own[n] * each
-            if excited.edge.shape[0]:
-                for j in range(excited.start[n], excited.start[n + 1]):
-                    excited.counts[excited.edge[j]] += excited.value[j] * each
-        cells.inverse[c] = inverse
-        for k in range(theirs.shape[0]):
-            weighted[k] += inverse * theirs[k]
-    if b >= 0:
-        _spread(counts, of_users, b, weighted)
-    return log_total + np.log(product), own * tau
+    n_user, n_item = _features_each(cells, theta, beta)
+    one, nothing = theta.dtype.type(1), theta.dtype.type(0)
+    mine, weighted = np.zeros((1, theta.shape[1]), theta.dtype), np.zeros((1, theta.shape[1]), theta.dtype)
+    n_cells = cells.item.shape[0]
+    logs, product = 0.0, 1.0
+    for u in range(first, last):
+        excited_u = 0.0
+        counts[u * n_user : (u + 1) * n_user] = 0
+        b = np.int64(-1)
+        for c in range(cells.user_start[u], cells.user_start[u + 1]):
+            after = min(c + _AHEAD, n_cells - 1)
+            _ask_for(of_items, np.int64(cells.bin[after]), beta, cells.item[after] * n_item)
+            if cells.bin[c] != b:
+                if b >= 0:
+                    _spread(of_users, b, weighted, counts, u * n_user)
+                b = np.int64(cells.bin[c])
+                _mix(of_users, b, theta, u * n_user, mine)
+            base, row = nothing, cells.item[c] * n_item
+            for a in range(of_items.start[b], of_items.start[b + 1]):
+                base += of_items.value[a] * row_dot(mine, 0, beta, row + of_items.feature[a])
+            share = nothing
+            for n in range(cells.event_start[c], cells.event_start[c + 1]):
+                total = base
+                if own is not None:
+                    excited = own[1][u] * own[0][n]
+                    total += excited
+                if triggers is not None:
+                    for j in range(triggers[0][n], triggers[0][n + 1]):
+                        total += own[1][triggers[1][j]] * triggers[2][j]
+                inverse = one / total
+                share += inverse
+                if own is not None:
+                    excited_u += excited * inverse
+                if triggers is not None:
+                    for j in range(triggers[0][n], triggers[0][n + 1]):
+                        edge = triggers[1][j]
+                        own[2][edge] += own[1][edge] * triggers[2][j] * inverse
+                product *= total
+                if product > _MOST or product < _LEAST:
+                    logs += np.log(product)
+                    product = 1.0
+            cells.share[c] = share
+            for a in range(of_items.start[b], of_items.start[b + 1]):
+                row_add(weighted, 0, share * of_items.value[a], beta, row + of_items.feature[a])
+        if b >= 0:
+            _spread(of_users, b, weighted, counts, u * n_user)
+        for r in range(u * n_user, (u + 1) * n_user):
+            for k in range(theta.shape[1]):
+                counts[r, k] *= theta[r, k]
+        if own is not None:
+            own[2][u] = excited_u
+    return logs + np.log(product)
 
 
 @parallel
-def pass_users(
-    bounds: Any,
+def user_pass(
+    chunks: Any,
     cells: Any,
-    theta: Any,
-    beta: Any,
     of_users: Any,
     of_items: Any,
-    excited: Any,
+    theta: Any,
+    beta: Any,
     counts: Any,
-    own: Any,
+    own: Any = None,
+    triggers: Any = None,
 ) -> Any:
-    """Set ``counts`` [U, I, K] and ``own`` [U]; return the sum of the logs of all totals.
+    """Return the sum of log intensities; write counts of users, and each cell's share for `item_pass`.
 
-    ``cells`` keeps the sum over a cell's events of one over their totals in ``inverse``, for `pass_items`; ``excited``
-    counts what each edge is responsible for, but for the edge's own factor.
+    Args:
+        chunks: int64 [C + 1], boundaries of users.
+        cells: Arrays of `EventCells` by name, and ``share`` [n_cells], which receives the sum over a cell's events of
+            one over the intensity.
+        of_users: `ActiveFeatures` of users.
+        of_items: The same of items.
+        theta: Geometric means, padded [U I, W].
+        beta: The same of items, [P J, W].
+        counts: Receives counts of users, [U I, W].
+        own: As in `poisson_loops.user_pass`, with values in the order of cells; so are the rows of ``triggers``.
+        triggers: None without edges.
     """
-    n_chunks = bounds.shape[0] - 1
-    logs = np.zeros(n_chunks)
-    for chunk in prange(n_chunks):
-        scratch = np.zeros((3, theta.shape[2]), theta.dtype)
-        total = 0.0
-        for u in range(bounds[chunk], bounds[chunk + 1]):
-            counts[u] = 0
-            log_total, own[u] = _pass_user(u, cells, theta, beta, of_users, of_items, excited, counts[u], scratch)
-            total += log_total
-            for i in range(theta.shape[1]):
-                for k in range(theta.shape[2]):
-                    counts[u, i, k] *= theta[u, i, k]
-        logs[chunk] = total
+    n = chunks.shape[0] - 1
+    logs = np.empty(n)
+    for c in prange(n):
+        logs[c] = _users(chunks[c], chunks[c + 1], cells, of_users, of_items, theta, beta, counts, own, triggers)
     total = 0.0
-    for chunk in range(n_chunks):
-        total += logs[chunk]
+    for c in range(n):
+        total += logs[c]
     return total
 
 
+@serial
+def _items(
+    first: Any, last: Any, cells: Any, of_users: Any, of_items: Any, theta: Any, beta: Any, counts: Any
+) -> None:
+    n_user, n_item = _features_each(cells, theta, beta)
+    part = np.zeros((1, theta.shape[1]), theta.dtype)
+    n_cells = cells.item_user.shape[0]
+    for p in range(first, last):
+        counts[p * n_item : (p + 1) * n_item] = 0
+        b, waiting = np.int64(-1), 0
+        for c in range(cells.item_start[p], cells.item_start[p + 1]):
+            after, later = min(c + _AHEAD, n_cells - 1), min(c + 2 * _AHEAD, n_cells - 1)
+            _ask_for(of_users, np.int64(cells.item_bin[after]), theta, cells.item_user[after] * n_user)
+            prefetch(cells.share, cells.by_item[later])
+            if cells.item_bin[c] != b or waiting == _BLOCK:
+                if b >= 0:
+                    _spread(of_items, b, part, counts, p * n_item)
+                b, waiting = np.int64(cells.item_bin[c]), 0
+            share, row = cells.share[cells.by_item[c]], cells.item_user[c] * n_user
+            for a in range(of_users.start[b], of_users.start[b + 1]):
+                row_add(part, 0, share * of_users.value[a], theta, row + of_users.feature[a])
+            waiting += 1
+        if b >= 0:
+            _spread(of_items, b, part, counts, p * n_item)
+        for r in range(p * n_item, (p + 1) * n_item):
+            for k in range(beta.shape[1]):
+                counts[r, k] *= beta[r, k]
+
+
 @parallel
-def pass_items(bounds: Any, cells: Any, theta: Any, beta: Any, of_users: Any, of_items: Any, counts: Any) -> None:
-    """Set ``counts`` [P, J, K] from what `pass_users` kept of cells."""
-    for chunk in prange(bounds.shape[0] - 1):
-        total = np.zeros(theta.shape[2], theta.dtype)
-        for p in range(bounds[chunk], bounds[chunk + 1]):
-            counts[p] = 0
-            b = np.int64(-1)
-            for c in range(cells.item_start[p], cells.item_start[p + 1]):
-                if cells.item_bin[c] != b:
-                    if b >= 0:
-                        _spread(counts[p], of_items, b, total)
-                    b = np.int64(cells.item_bin[c])
-                inverse, rows = cells.inverse[cells.by_item[c]], theta[cells.item_user[c]]
-                for a in range(of_users.start[b], of_users.start[b + 1]):
-                    row, value = rows[of_users.feature[a]], of_users.value[a] * inverse
-                    for k in range(total.shape[0]):
-                        total[k] += value * row[k]
-            if b >= 0:
-                _spread(counts[p], of_items, b, total)
-            for j in range(beta.shape[1]):
-                for k in range(beta.shape[2]):
-                    counts[p, j, k] *= beta[p, j, k]
+def item_pass(chunks: Any, cells: Any, of_users: Any, of_items: Any, theta: Any, beta: Any, counts: Any) -> None:
+    """Write items' ``counts`` [P J, W] of a pass, after `user_pass` has written cells' shares."""
+    for c in prange(chunks.shape[0] - 1):
+        _items(chunks[c], chunks[c + 1], cells, of_users, of_items, theta, beta, counts)
 
 
 @parallel

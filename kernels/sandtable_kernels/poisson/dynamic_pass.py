@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from sandtable_kernels.poisson.event_cells import EventCells
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats, Ints
 from sandtable_kernels.poisson.event_pass import EventCounts
+from sandtable_kernels.poisson.event_triggers import EventTriggers
 from sandtable_kernels.poisson.feature_clock import ActiveFeatures, FeatureClock, Phase
+from sandtable_kernels.poisson.gamma_rows import GammaRows
 
 Array = NDArray[Any]
 # Chunks of users and items, as many whatever the threads; users of equal start that are summed at once.
@@ -22,7 +24,7 @@ PIECE = 4096
 
 
 class _Cells(NamedTuple):
-    """What compiled loops read of cells, and ``inverse``, which they keep there; see `EventCells`."""
+    """What compiled loops read of `EventCells`, and ``share``, which one leaves to the other."""
 
     user_start: Ints
     bin: Array
@@ -32,98 +34,88 @@ class _Cells(NamedTuple):
     by_item: Ints
     item_bin: Array
     item_user: Array
-    inverse: Array
-
-
-class _Excited(NamedTuple):
-    """Values of events in the order of cells: of users' own earlier ones [N], and over edges, as sparse rows."""
-
-    own: Array
-    tau: Array
-    start: Ints
-    edge: Array
-    value: Array
-    by_edge: Array
-    counts: Floats
+    share: Array
 
 
 class DynamicPass:
-    """Passes over the events of ``pairs``, by a ``clock``.
+    """Passes over the same events, again and again; see `EventPass`, whose factors know no time.
 
     Args:
         pairs: N events.
-        clock: Features of users and items.
+        dtype: Of factors, float32 or float64.
+        clock: Features of users and items, I and J.
         start: [U], the hour from which each user is observed.
         end: The hour until which all are.
-        own: [N], what users' own earlier events excite, in the order of ``pairs``; None without.
-        dtype: Of factors.
-        n_threads: Threads; None: all. Results do not depend on it.
+        own: [N], excitation of each event by earlier ones of its pair; None in models without excitation.
+        triggers: Events of other users that excite these; None in models without edges.
+        n_threads: None: all. Results do not depend on it.
     """
 
     def __init__(
         self,
         pairs: EventPairs,
+        dtype: Any,
         clock: FeatureClock,
         start: Floats,
         end: float,
-        *,
         own: Array | None = None,
-        dtype: Any = np.float32,
+        triggers: EventTriggers | None = None,
         n_threads: int | None = None,
     ) -> None:
-        self.clock, self.dtype, self.n_threads = clock, np.dtype(dtype), n_threads
-        cells = EventCells.of(pairs, clock.bins(pairs.time), clock.n_bins)
+        self.clock, self.n_threads = clock, n_threads
         self._n_users, self._n_items = pairs.n_users, pairs.n_items
-        kept = {name: getattr(cells, name) for name in _Cells._fields if name != "inverse"}
-        self._cells = _Cells(**kept, inverse=np.empty(cells.n_cells, self.dtype))
-        self._own = np.empty(0, self.dtype) if own is None else own[cells.order].astype(self.dtype)
+        cells = EventCells.of(pairs, clock.bins(pairs.time), clock.n_bins)
+        kept = {name: getattr(cells, name) for name in _Cells._fields if name != "share"}
+        self._cells = _Cells(**kept, share=np.empty(cells.n_cells, dtype))
+        self._own = None if own is None else own[cells.order]
+        self._triggers = None if triggers is None else _reordered(triggers, cells.order)
         self._user_chunks, self._item_chunks = cells.chunks(N_CHUNKS), cells.chunks(N_CHUNKS, of_items=True)
-        self._of_users, self._of_items = (_as(each, self.dtype) for each in (clock.of_users, clock.of_items))
+        self._of_users, self._of_items = (_as(each, dtype) for each in (clock.of_users, clock.of_items))
         self._start, self._end = clock.place(start), clock.place(np.array([end]))
         self._by_start = np.argsort(self._start.bin, kind="stable")
         self._pieces, self._piece_bin = _pieces(self._start.bin[self._by_start])
 
-    def counts(self, theta: Array, beta: Array, tau: Array | None = None) -> EventCounts:
-        """Return the counts given geometric means of rows of users, of items, and of users' own excitation [U]."""
+    def __call__(self, theta: GammaRows, beta: GammaRows, tau: GammaRows | None = None) -> EventCounts:
+        """Return the counts that users' and items' factors give, and ``tau`` [U + E, 1]: users' own, then edges'.
+
+        Counts of users and items are written to `GammaRows.counts`: the next pass writes over them.
+        """
         from sandtable_kernels.compiled import dynamic_loops
         from sandtable_kernels.compiled.memory_loops import use_threads
 
         use_threads(self.n_threads)
-        theta, beta = self._shaped(theta, self._n_users), self._shaped(beta, self._n_items)
-        tau = np.empty(0, self.dtype) if tau is None else np.ascontiguousarray(tau, self.dtype)
-        nothing = np.empty(0, self.dtype)
-        excited = _Excited(
-            self._own, tau, np.empty(0, np.int64), np.empty(0, np.int32), nothing, nothing, np.empty(0)
+        own = None
+        if self._own is not None and tau is not None:
+            own = self._own, np.ascontiguousarray(tau.geometric[:, 0]), np.zeros(tau.shape.shape[0])
+        cells, of_users, of_items = self._cells, self._of_users, self._of_items
+        g_theta, g_beta = theta.padded, beta.padded
+        logs = dynamic_loops.user_pass(
+            self._user_chunks, cells, of_users, of_items, g_theta, g_beta, theta.counts, own, self._triggers
         )
-        users, items = np.empty(theta.shape, self.dtype), np.empty(beta.shape)
-        own = np.empty(self._n_users)
-        features = self._of_users, self._of_items
-        log_total = dynamic_loops.pass_users(
-            self._user_chunks, self._cells, theta, beta, *features, excited, users, own
-        )
-        dynamic_loops.pass_items(self._item_chunks, self._cells, theta, beta, *features, items)
-        k = theta.shape[2]
-        return EventCounts(log_total, users.reshape(-1, k), items.reshape(-1, k), own if self._own.size else None)
+        dynamic_loops.item_pass(self._item_chunks, cells, of_users, of_items, g_theta, g_beta, beta.counts)
+        excited = (None, None) if own is None else (own[2][: self._n_users], own[2][self._n_users :])
+        return EventCounts(float(logs), theta.counts, beta.counts, *excited)
 
-    def _shaped(self, rows: Array, n: int) -> Array:
-        return np.ascontiguousarray(rows, self.dtype).reshape(n, -1, rows.shape[1])
-
-    def rates_of_users(self, item_totals: Array) -> Array:
+    def rates_of_users(self, item_totals: Array) -> Floats:
         """Return [U I, K], what exposure adds to the rates of users; ``item_totals`` [J, K] sum items' means."""
         from sandtable_kernels.compiled import dynamic_loops
+        from sandtable_kernels.compiled.memory_loops import use_threads
 
         accrued = self.clock.accrued(item_totals)
-        rates = np.empty((self._n_users, *accrued.shape[1:]), self.dtype)
+        rates = np.empty((self._n_users, *accrued.shape[1:]))
+        use_threads(self.n_threads)
         dynamic_loops.rates_of_users(self._user_chunks, accrued, _at(accrued, self._end)[0], self._start, rates)
         return rates.reshape(-1, accrued.shape[2])
 
     def rates_of_items(self, theta: Array) -> Floats:
         """Return [J, K], what exposure adds to the rates of any item; ``theta`` are means of rows of users."""
         from sandtable_kernels.compiled import dynamic_loops
+        from sandtable_kernels.compiled.memory_loops import use_threads
 
-        rows = self._shaped(theta, self._n_users)
+        rows = theta.reshape(self._n_users, -1, theta.shape[1])
         sums = np.empty((self._piece_bin.size, 3, *rows.shape[1:]))
         whole = self._end.periods[0] - self._start.periods
+        use_threads(self.n_threads)
         dynamic_loops.sums_by_start(self._pieces, self._by_start, self._start.share, whole, rows, sums)
         in_bin = np.zeros((self.clock.n_bins, 2, *rows.shape[1:]))
         np.add.at(in_bin, self._piece_bin, sums[:, :2])
@@ -143,8 +135,16 @@ def _at(accrued: Floats, place: Phase) -> Floats:
     return np.asarray(periods * accrued[-1] + low + share * (high - low))
 
 
-def _as(features: ActiveFeatures, dtype: np.dtype[Any]) -> ActiveFeatures:
+def _as(features: ActiveFeatures, dtype: Any) -> ActiveFeatures:
     return features._replace(value=features.value.astype(dtype))
+
+
+def _reordered(triggers: EventTriggers, order: Ints) -> tuple[Ints, Array, Array]:
+    """Return ``start``, ``edge`` and ``value`` of the sparse rows of ``triggers`` in another order of events."""
+    lengths = np.diff(triggers.start)[order]
+    start = np.concatenate(([0], np.cumsum(lengths)))
+    at = np.repeat(triggers.start[order] - start[:-1], lengths) + np.arange(start[-1])
+    return start, triggers.edge[at], triggers.value[at]
 
 
 def _pieces(bins: Ints) -> tuple[Ints, Ints]:

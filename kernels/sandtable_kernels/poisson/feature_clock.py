@@ -72,7 +72,7 @@ class FeatureClock:
     ) -> FeatureClock:
         """Make a clock whose time 0 is ``origin``: see `phase_of`; tables are `weekdays_and_hours` unless given."""
         user = weekdays_and_hours() if user_table is None else user_table
-        return cls(user, user if item_table is None else item_table, float(period), phase_of(origin) % period)
+        return cls(user, user if item_table is None else item_table, float(period), phase_of(origin))
 
     @property
     def n_bins(self) -> int:
@@ -169,7 +169,8 @@ def phase_of(origin: Any) -> float:
         phase = np.nan
     if not np.isfinite(phase):
         raise ValueError(
-            f"origin is the date and time of hour 0, such as 2024-01-01 00:00, or its weekday and hour, not {origin!r}"
+            f"clock_origin is the date and time of hour 0, such as 2024-01-01 00:00, or its weekday and hour, "
+            f"not {origin!r}"
         )
     return phase
 

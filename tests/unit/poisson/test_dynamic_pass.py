@@ -9,7 +9,9 @@ import pytest
 
 from sandtable_kernels.poisson.dynamic_pass import DynamicPass
 from sandtable_kernels.poisson.event_pairs import EventPairs
+from sandtable_kernels.poisson.event_pass import EventCounts
 from sandtable_kernels.poisson.feature_clock import FeatureClock
+from sandtable_kernels.poisson.gamma_rows import GammaPrior, GammaRows
 
 U, P, N, K, END = 7, 5, 300, 3, 400.0
 
@@ -42,8 +44,23 @@ def problem(seed: int, *, week: bool) -> Problem:
     return Problem(pairs, clock, start, theta, beta, rng.random(U), own)
 
 
-def passes(p: Problem, dtype=np.float64, **options) -> DynamicPass:
-    return DynamicPass(p.pairs, p.clock, p.start, END, own=p.own, dtype=dtype, **options)
+def passes(p: Problem, dtype=np.float64, *, own: bool = True, **options) -> DynamicPass:
+    excited = p.own.astype(dtype) if own else None
+    return DynamicPass(p.pairs, dtype, p.clock, p.start, END, excited, **options)
+
+
+def rows(values: np.ndarray, dtype) -> GammaRows:
+    """Return rows whose geometric means are ``values``."""
+    made = GammaRows.start(GammaPrior(), values, dtype=dtype)
+    made.padded[:, : values.shape[1]] = values
+    return made
+
+
+def counts(p: Problem, dtype=np.float64, **options) -> EventCounts:
+    made = [rows(each, dtype) for each in (p.theta, p.beta, p.tau[:, None])]
+    counted = passes(p, dtype, **options)(*made)
+    assert not counted.users[:, K:].any()
+    return counted._replace(users=counted.users[:, :K], items=counted.items[:, :K])
 
 
 def written_out(p: Problem):
@@ -65,20 +82,20 @@ def written_out(p: Problem):
 @pytest.mark.parametrize(("dtype", "close"), [(np.float64, 1e-12), (np.float32, 1e-5)])
 def test_counts_are_those_of_all_responsibilities(week, dtype, close):
     p = problem(0, week=week)
-    counts = passes(p, dtype).counts(p.theta, p.beta, p.tau)
+    counted = counts(p, dtype)
     log_total, users, items, own = written_out(p)
-    assert counts.log_total == pytest.approx(log_total, rel=close)
-    for name, ours, theirs in zip("uio", counts[1:4], (users, items, own), strict=True):
+    assert counted.log_total == pytest.approx(log_total, rel=close)
+    for name, ours, theirs in zip("uio", counted[1:4], (users, items, own), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=close, atol=close, err_msg=name)
     assert users.sum() + own.sum() == pytest.approx(N)
 
 
 def test_every_event_is_counted_once_without_excitation():
     p = problem(1, week=True)
-    counts = DynamicPass(p.pairs, p.clock, p.start, END, dtype=np.float64).counts(p.theta, p.beta)
-    assert counts.users.sum() == pytest.approx(N)
-    assert counts.items.sum() == pytest.approx(N)
-    assert counts.own is None
+    counted = counts(p, own=False)
+    assert counted.users.sum() == pytest.approx(N)
+    assert counted.items.sum() == pytest.approx(N)
+    assert counted.own is None
 
 
 @pytest.mark.parametrize("week", [True, False], ids=["week", "tables"])
@@ -97,7 +114,8 @@ def test_rates_are_those_of_exposure_bin_by_bin(week):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_results_do_not_depend_on_threads(dtype):
     p = problem(3, week=True)
-    one, two = (passes(p, dtype, n_threads=n) for n in (1, 2))
-    for a, b in zip(one.counts(p.theta, p.beta, p.tau), two.counts(p.theta, p.beta, p.tau), strict=True):
+    one, two = (counts(p, dtype, n_threads=n) for n in (1, 2))
+    for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a, b)
+    one, two = (passes(p, dtype, n_threads=n) for n in (1, 2))
     np.testing.assert_array_equal(one.rates_of_items(p.theta), two.rates_of_items(p.theta))

@@ -43,7 +43,7 @@ def test_an_origin_is_a_date_or_a_weekday_and_hour(origin):
 
 @pytest.mark.parametrize("origin", ["yesterday", (1, 2, 3), {"hour": 3}, np.nan, object()])
 def test_another_origin_is_one_sentence(origin):
-    with pytest.raises(ValueError, match="origin is the date and time of hour 0"):
+    with pytest.raises(ValueError, match="clock_origin is the date and time of hour 0"):
         phase_of(origin)
 
 

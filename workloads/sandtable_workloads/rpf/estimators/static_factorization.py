@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sandtable_kernels.poisson.event_pass import EventCounts, EventPass
 from sandtable_kernels.poisson.gamma_rows import GammaRows
@@ -61,7 +63,11 @@ class HPF(EventIntensity):
         return elbo
 
     def _publish(self, state: State) -> None:
-        self.theta_, self.beta_ = state["theta"].mean, state["beta"].mean
+        self.theta_, self.beta_ = (self._means(state[name]) for name in ("theta", "beta"))
+
+    def _means(self, rows: GammaRows) -> NDArray[Any]:
+        """Return means of factors in the shape in which they are published."""
+        return rows.mean
 
 
 @dataclass(eq=False)
