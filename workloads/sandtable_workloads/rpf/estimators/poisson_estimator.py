@@ -314,15 +314,14 @@ class PoissonEstimator(_Fitted):
         """Return what gives the log-likelihood per event of later events under the parameters as they then are."""
         raise NotImplementedError
 
-    def _rows_before(self, name: str, old: ObservedEvents) -> tuple[Array, Array]:
-        """Return which rows of an earlier fit to ``old`` are which rows now: ids keep their places."""
-        n = old.pairs.n_items if name == "beta" else old.pairs.n_users
+    def _rows_before(self, name: str, n: int, old: ObservedEvents) -> tuple[Array, Array]:
+        """Return which of the ``n`` rows of an earlier fit to ``old`` are which rows now: ids keep their places."""
         return np.arange(n), np.arange(n)
 
     def _carry_over(self, before: State, old: ObservedEvents) -> None:
         """Overwrite rows of `state_` by those of an earlier fit to ``old``."""
         for name, rows in self.state_.items():
-            was, now = self._rows_before(name, old)
+            was, now = self._rows_before(name, before[name].shape.shape[0], old)
             for part in ("shape", "mean"):
                 getattr(rows, part)[now] = getattr(before[name], part)[was]
             rows.refresh()

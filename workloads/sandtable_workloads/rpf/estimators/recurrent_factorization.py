@@ -86,9 +86,9 @@ class SRPF(HRPF):
         rows = GammaRows.start(self.prior("tau"), tau, group=group, n_groups=n_users, dtype=self.dtype)
         return state | {"tau": rows}
 
-    def _rows_before(self, name: str, old: ObservedEvents) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _rows_before(self, name: str, n: int, old: ObservedEvents) -> tuple[NDArray[Any], NDArray[Any]]:
         if name != "tau":
-            return super()._rows_before(name, old)
+            return super()._rows_before(name, n, old)
         before, now = self._followed(old), self._followed(self.observed_)
         keys = [edges.destination.astype(np.int64) * now.n_users + edges.source for edges in (before, now)]
         _, was, is_ = np.intersect1d(keys[0], keys[1], return_indices=True)
