@@ -92,14 +92,6 @@ class DRPF(HRPF):
             state[name] = GammaRows.start(state[name].prior, means, group=group, n_groups=n, dtype=self.dtype)
         return state
 
-    def _rows_before(self, name: str, old: ObservedEvents) -> tuple[Array, Array]:
-        was, now = super()._rows_before(name, old)
-        if name not in ("theta", "beta"):
-            return was, now
-        n_features = self.state_[name].shape.shape[0] // self.state_[name].group_rate.size
-        was, now = (np.add.outer(n_features * rows, np.arange(n_features)).ravel() for rows in (was, now))
-        return was, now
-
     def _expected(self, observed: ObservedEvents, state: State) -> EventCounts:
         return self._by_clock(state["theta"], state["beta"], state.get("tau"))
 
