@@ -1,10 +1,13 @@
-"""How long a pass of Poisson factorization takes: its pairs, its events, and the factors that it makes anew.
+"""How long iterations of Poisson factorization take: passes over pairs of a user and an item, and factors made anew.
 
-A pass goes over the rows of one side, users or items. For each pair it gathers the row of the other side, whose place
-nobody can foresee: a row that the core's own cache does not hold comes from the last-level cache, one that this does
-not hold from memory. Which are held follows from the popularity of rows (`popular_share`): a few of them are met again
-and again. Gathering goes on beside arithmetic. For each event there is a division and a logarithm, for each factor of a
-row a digamma function, an exponential and a logarithm. Cores have equal parts of the pairs.
+A pass goes over the rows of one side, users or items, each core over its part. For each pair it gathers the row of the
+other side, whose place nobody can foresee: a row that the core's own cache does not hold comes from the last-level
+cache, one that this does not hold from memory. Which are held follows from the popularity of rows (`popular_share`): a
+few of them are met again and again. A pass over items also gathers what each pair was given by the pass over users.
+Gathering goes on beside arithmetic, whose rows are padded to whole vectors. Each event is a division.
+
+Factors that are made anew take a digamma function and an exponential each, in the lanes of vectors, and stream
+through memory.
 """
 
 from __future__ import annotations
@@ -17,21 +20,23 @@ from sandtable.demand.op import Op
 from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
 from sandtable.demand.operator_shapes import Number
 from sandtable.hardware import DTYPE_BYTES, Roofline
-from sandtable_kernels.pytorch.core_law import CACHE, joined
+from sandtable_kernels.pytorch.core_law import CACHE, SPEEDUP, Cores, joined
 
 LINE_BYTES = 64.0
 # rows are padded to whole vectors of this size, the first of them beginning with a line
 VECTOR_BYTES = 32.0
 # multiplications and additions of a pair for each component: the product of two rows, and adding one to a sum
 PAIR_FLOPS = 4.0
+# passes with constants of their own: over users, without excitation, by their own events, by others' as well; over items
+KINDS = ("users", "excited", "social", "items", "dynamic", "between_items")
+USERS, EXCITED, SOCIAL, ITEMS, DYNAMIC, BETWEEN_ITEMS = range(len(KINDS))
 
 
 class PoissonPassShape(NamedTuple):
     """A pass over ``rows`` of K ``components``, with ``pairs`` that gather from ``sources`` rows of the other side.
 
-    Their popularity is a power law of that ``exponent``. ``events`` are divided and logarithms taken, ``triggers``
-    are earlier events of others that may have excited one. By ``n_cores``, 0 for all; ``kind`` is the place of the
-    variant in `KINDS`.
+    Their popularity is a power law of that ``exponent``. ``events`` are divided, ``triggers`` are earlier events of
+    others that excite one. By ``n_cores``, 0 for all; ``kind`` is the place in `KINDS`.
     """
 
     rows: Number
@@ -45,31 +50,26 @@ class PoissonPassShape(NamedTuple):
     kind: Number = 0.0
 
 
-# passes with constants of their own
-KINDS = ("users", "items", "social", "dynamic", "between_items")
-USERS, ITEMS, SOCIAL, DYNAMIC, BETWEEN_ITEMS = range(len(KINDS))
-
-
 class PoissonPass(Operator[Roofline]):
-    """``t = launch + events + triggers + rows + (arithmetic^p + gathering^p)^(1/p)`` of a core's part.
+    """``t = launch + rows + events + triggers + (arithmetic^p + gathering^p)^(1/p)`` of a core's part.
 
-    ``pair_s``, ``event_s`` and ``trigger_s`` are what one of each takes; ``factor_s`` what a component of a row takes
-    that is made anew; ``rate_frac`` the share of the peak at which pairs are multiplied. ``line_s`` is what a core
-    takes for a line from the last-level cache, several of them on their way, ``far_times`` how many times that from
-    memory; ``bandwidth_frac`` bounds what all cores get from there together. A core's own cache holds ``cache_bytes``.
+    ``row_s``, ``pair_s``, ``event_s`` and ``trigger_s`` are what one of each takes; ``rate_frac`` the share of the peak
+    at which pairs are multiplied. ``line_s`` is what a core takes for a line from the last-level cache, several of them
+    on their way, ``far_times`` how many times that from memory; ``bandwidth_frac`` bounds what all cores get from there
+    together. A core's own cache holds ``cache_bytes``.
     """
 
     name: ClassVar[str] = "poisson_pass"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[PoissonPassShape]] = PoissonPassShape
     constants: ClassVar[tuple[Constant, ...]] = (
-        Constant(name="launch_s", typical=3e-5, low=1e-7, high=1e-2),
-        Constant(name="pair_s", typical=5e-9, low=1e-11, high=1e-6),
-        Constant(name="event_s", typical=2e-9, low=1e-11, high=1e-6),
+        Constant(name="launch_s", typical=5e-5, low=1e-6, high=1e-2),
+        Constant(name="row_s", typical=2e-8, low=1e-10, high=1e-6),
+        Constant(name="pair_s", typical=1e-8, low=1e-10, high=1e-6),
+        Constant(name="event_s", typical=4e-9, low=1e-11, high=1e-6),
         Constant(name="trigger_s", typical=4e-9, low=1e-11, high=1e-6),
-        Constant(name="factor_s", typical=4e-9, low=1e-11, high=1e-6),
         Constant(name="rate_frac", typical=0.2, low=0.005, high=1.5),
-        Constant(name="line_s", typical=4e-9, low=1e-10, high=1e-7),
+        Constant(name="line_s", typical=6e-9, low=1e-10, high=1e-7),
         Constant(name="far_times", typical=2.0, low=1.0, high=20.0),
         Constant(name="bandwidth_frac", typical=0.6, low=0.05, high=3.0),
         CACHE,
@@ -78,38 +78,33 @@ class PoissonPass(Operator[Roofline]):
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
         c, item = columns, DTYPE_BYTES[dtype]
-        cores = np.where(c.n_cores > 0, np.minimum(c.n_cores, device.n_units), device.n_units)
-        each = c.pairs / cores
-        # a vector holds half as many numbers of twice the size
+        cores = _cores(device, c.n_cores)
         row_bytes = padded_bytes(c.components, dtype)
         rate = constants["rate_frac"] * device.peak("float32") / device.n_units
-        computing = each * (constants["pair_s"] + PAIR_FLOPS * row_bytes / DTYPE_BYTES["float32"] / rate)
-        gathering = each * self._row_s(device, constants, c, row_bytes, cores)
-        streamed = (item * c.events + 8 * c.events + 16 * c.pairs) / (
+        computing = constants["pair_s"] + PAIR_FLOPS * row_bytes / DTYPE_BYTES["float32"] / rate
+        gathering = lines_of(row_bytes) * self._line_s(device, constants, row_bytes, c.sources, c.exponent, cores)
+        # over items, what each pair was given lies wherever the pass over users left it
+        given = (c.kind == ITEMS) * self._line_s(device, constants, np.full_like(row_bytes, item), c.pairs, 0.0, cores)
+        pairs = c.pairs * joined(computing, gathering + given)
+        others = c.rows * constants["row_s"] + c.events * constants["event_s"] + c.triggers * constants["trigger_s"]
+        streamed = (item * c.events + (item + 16) * c.pairs + (item + 4) * c.triggers) / (
             constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
         )
-        events = (c.events * constants["event_s"] + c.triggers * constants["trigger_s"]) / cores
-        factors = c.rows * c.components * constants["factor_s"] / cores
-        working = events + factors + joined(computing, gathering)
-        launch = constants["launch_s"] * (c.pairs > 0)
-        return np.asarray(launch + np.maximum(working, streamed))
+        return np.asarray(constants["launch_s"] + np.maximum((pairs + others) / cores, streamed))
 
     @staticmethod
-    def _row_s(
-        device: Roofline, constants: Constants, c: Columns, row_bytes: Number, cores: FloatArray
+    def _line_s(
+        device: Roofline, constants: Constants, row_bytes: Number, n: Number, exponent: Number, cores: FloatArray
     ) -> FloatArray:
-        """Return what one core takes to gather a row, wherever it comes from."""
-        lines = lines_of(row_bytes)
-        near = popular_share(constants["cache_bytes"] / row_bytes, c.sources, c.exponent)
-        held = popular_share(
-            np.maximum(device.cache_bytes, constants["cache_bytes"]) / row_bytes, c.sources, c.exponent
-        )
+        """Return what one core takes for a line of one of ``n`` rows, wherever it comes from."""
+        near = popular_share(constants["cache_bytes"] / row_bytes, n, exponent)
+        last = max(device.cache_bytes, constants["cache_bytes"])
+        held = np.maximum(near, popular_share(last / row_bytes, n, exponent))
         far_s = np.maximum(
             constants["line_s"] * constants["far_times"],
             LINE_BYTES * cores / (constants["bandwidth_frac"] * device.bandwidth_bytes_per_s),
         )
-        held = np.maximum(held, near)
-        return np.asarray(lines * ((held - near) * constants["line_s"] + (1 - held) * far_s))
+        return np.asarray((held - near) * constants["line_s"] + (1 - held) * far_s)
 
     def variant(self, shape: PoissonPassShape) -> str:
         """The kind of pass."""
@@ -119,6 +114,51 @@ class PoissonPass(Operator[Roofline]):
     def flops(self, shape: PoissonPassShape) -> Number:
         """Those of pairs."""
         return PAIR_FLOPS * shape.pairs * shape.components
+
+
+class GammaRowsShape(NamedTuple):
+    """``rows`` of ``components`` factors made anew, and ``sums`` of their means over rows; by ``n_cores``, 0 for all."""
+
+    rows: Number
+    components: Number
+    sums: Number = 0.0
+    n_cores: Number = 0.0
+
+
+class GammaRowsOperator(Operator[Roofline]):
+    """``t = launch (1 + sums) + rows (row + K factor) + moving`` of a core's part.
+
+    ``row_s`` is what a row takes besides, such as its rate's own; ``factor_s`` a factor's digamma and exponential;
+    ``sum_s`` adding one to a sum. Shapes, means and geometric means are written and counts read.
+    """
+
+    name: ClassVar[str] = "gamma_rows"
+    resource: ClassVar[Resource] = "compute"
+    Shape: ClassVar[type[GammaRowsShape]] = GammaRowsShape
+    constants: ClassVar[tuple[Constant, ...]] = (
+        Constant(name="launch_s", typical=5e-5, low=1e-6, high=1e-2),
+        Constant(name="row_s", typical=3e-8, low=1e-10, high=1e-6),
+        Constant(name="factor_s", typical=4e-9, low=1e-11, high=1e-6),
+        Constant(name="sum_s", typical=5e-10, low=1e-12, high=1e-7),
+        Constant(name="bandwidth_frac", typical=0.6, low=0.05, high=3.0),
+        SPEEDUP,
+        CACHE,
+    )
+
+    def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
+        """See `Operator.seconds`."""
+        c, item = columns, DTYPE_BYTES[dtype]
+        cores = Cores.of(device, constants, _cores(device, c.n_cores))
+        factors = c.rows * c.components
+        row = constants["row_s"] + c.components * (constants["factor_s"] + c.sums * constants["sum_s"])
+        working = item * factors * 4
+        moving = cores.moving_s(item * factors * (4 + c.sums), working)
+        return np.asarray(constants["launch_s"] * (1 + c.sums) + joined(c.rows * row / cores.n_cores, moving))
+
+
+def _cores(device: Roofline, n_cores: Any) -> FloatArray:
+    """Return the cores that take part: all where that is zero or more than there are."""
+    return np.asarray(np.where(n_cores > 0, np.minimum(n_cores, device.n_units), device.n_units), float)
 
 
 def padded_bytes(components: Number, dtype: str) -> Number:
@@ -139,15 +179,13 @@ def popular_share(held: Number, rows: Number, exponent: Number) -> Number:
     def below(n: Any) -> Any:
         return ((np.asarray(n, float) + 1) ** power - 1) / power
 
-    return np.asarray(below(np.minimum(held, rows)) / below(rows))
+    return np.asarray(below(np.minimum(held, rows)) / np.maximum(below(rows), 1e-300))
 
 
-def pass_op(name: str, shape: PoissonPassShape, dtype: str, section: str = "", sharing: int = 1) -> Op:
-    """Return the demand of a pass: rows of the other side, indices and values are read, new rows written."""
+def pass_op(name: str, shape: PoissonPassShape, dtype: str, sharing: int = 1) -> Op:
+    """Return the demand of a pass: rows of the other side, indices and values are read, counts are written."""
     item, row_bytes = DTYPE_BYTES[dtype], padded_bytes(shape.components, dtype)
-    read = (
-        shape.pairs * (row_bytes + 12) + shape.events * item + shape.triggers * (4 + item) + shape.rows * row_bytes
-    )
+    read = shape.pairs * (row_bytes + 12) + shape.events * item + shape.triggers * (4 + item) + shape.rows * row_bytes
     return Op(
         name=name,
         operator=PoissonPass.name,
@@ -155,10 +193,25 @@ def pass_op(name: str, shape: PoissonPassShape, dtype: str, section: str = "", s
         dtype=dtype,
         flops=float(PAIR_FLOPS * shape.pairs * shape.components),
         bytes_read=float(read),
-        bytes_written=float(3 * shape.rows * row_bytes),
-        n_special=float(shape.events + 3 * shape.rows * shape.components),
+        bytes_written=float(shape.rows * row_bytes + item * shape.pairs),
         n_items=int(shape.pairs),
         shape=shape,
-        section=section,
+        sharing=sharing,
+    )
+
+
+def rows_op(name: str, shape: GammaRowsShape, dtype: str, sharing: int = 1) -> Op:
+    """Return the demand of factors made anew: counts are read, shapes, means and geometric means written."""
+    factors = DTYPE_BYTES[dtype] * shape.rows * shape.components
+    return Op(
+        name=name,
+        operator=GammaRowsOperator.name,
+        account="compute",
+        dtype=dtype,
+        bytes_read=float((1 + shape.sums) * factors),
+        bytes_written=float(3 * factors),
+        n_special=float(2 * shape.rows * shape.components),
+        n_items=int(shape.rows),
+        shape=shape,
         sharing=sharing,
     )
