@@ -59,6 +59,16 @@ class EventPass:
 
         Counts of users and items are written to `GammaRows.counts`: the next pass writes over them.
         """
+        logs, by_source = self.over_users(theta, beta, tau)
+        self.over_items(theta, beta)
+        n_users = self.pairs.n_users
+        excited = (None, None) if by_source is None else (by_source[:n_users], by_source[n_users:])
+        return EventCounts(logs, theta.counts, beta.counts, *excited)
+
+    def over_users(
+        self, theta: GammaRows, beta: GammaRows, tau: GammaRows | None = None
+    ) -> tuple[float, Floats | None]:
+        """Write the counts of users; return the sum of log intensities and the events excited [U + E]."""
         from sandtable_kernels.compiled import poisson_loops
         from sandtable_kernels.compiled.memory_loops import use_threads
 
@@ -71,7 +81,14 @@ class EventPass:
         by_user = pairs.user_start, pairs.item, pairs.event_start
         sums = theta.counts, self._per_pair
         logs = poisson_loops.user_pass(pairs.user_chunks, by_user, theta.padded, beta.padded, sums, own, triggers)
+        return float(logs), None if own is None else own[2]
+
+    def over_items(self, theta: GammaRows, beta: GammaRows) -> None:
+        """Write the counts of items, after those of users."""
+        from sandtable_kernels.compiled import poisson_loops
+        from sandtable_kernels.compiled.memory_loops import use_threads
+
+        use_threads(self.n_threads)
+        pairs = self.pairs
         by_item = pairs.item_start, pairs.by_item, pairs.item_user
         poisson_loops.item_pass(pairs.item_chunks, by_item, theta.padded, beta.padded, self._per_pair, beta.counts)
-        excited = (None, None) if own is None else (own[2][: pairs.n_users], own[2][pairs.n_users :])
-        return EventCounts(float(logs), theta.counts, beta.counts, *excited)

@@ -27,7 +27,7 @@ LINE_BYTES = 64.0
 VECTOR_BYTES = 32.0
 # multiplications and additions of a pair for each component: the product of two rows, and adding one to a sum
 PAIR_FLOPS = 4.0
-# passes with constants of their own: over users, without excitation, by their own events, by others' as well; over items
+# passes with constants of their own: over users, without excitation, with their own, with others'; over items
 KINDS = ("users", "excited", "social", "items", "dynamic", "between_items")
 USERS, EXCITED, SOCIAL, ITEMS, DYNAMIC, BETWEEN_ITEMS = range(len(KINDS))
 
@@ -81,10 +81,12 @@ class PoissonPass(Operator[Roofline]):
         cores = _cores(device, c.n_cores)
         row_bytes = padded_bytes(c.components, dtype)
         rate = constants["rate_frac"] * device.peak("float32") / device.n_units
-        computing = constants["pair_s"] + PAIR_FLOPS * row_bytes / DTYPE_BYTES["float32"] / rate
+        computing = np.asarray(constants["pair_s"] + PAIR_FLOPS * row_bytes / DTYPE_BYTES["float32"] / rate)
         gathering = lines_of(row_bytes) * self._line_s(device, constants, row_bytes, c.sources, c.exponent, cores)
         # over items, what each pair was given lies wherever the pass over users left it
-        given = (c.kind == ITEMS) * self._line_s(device, constants, np.full_like(row_bytes, item), c.pairs, 0.0, cores)
+        given = (c.kind == ITEMS) * self._line_s(
+            device, constants, np.full_like(row_bytes, item), c.pairs, 0.0, cores
+        )
         pairs = c.pairs * joined(computing, gathering + given)
         others = c.rows * constants["row_s"] + c.events * constants["event_s"] + c.triggers * constants["trigger_s"]
         streamed = (item * c.events + (item + 16) * c.pairs + (item + 4) * c.triggers) / (
@@ -117,7 +119,7 @@ class PoissonPass(Operator[Roofline]):
 
 
 class GammaRowsShape(NamedTuple):
-    """``rows`` of ``components`` factors made anew, and ``sums`` of their means over rows; by ``n_cores``, 0 for all."""
+    """``rows`` of ``components`` factors made anew, and ``sums`` of means over rows; by ``n_cores``, 0 for all."""
 
     rows: Number
     components: Number
@@ -185,7 +187,9 @@ def popular_share(held: Number, rows: Number, exponent: Number) -> Number:
 def pass_op(name: str, shape: PoissonPassShape, dtype: str, sharing: int = 1) -> Op:
     """Return the demand of a pass: rows of the other side, indices and values are read, counts are written."""
     item, row_bytes = DTYPE_BYTES[dtype], padded_bytes(shape.components, dtype)
-    read = shape.pairs * (row_bytes + 12) + shape.events * item + shape.triggers * (4 + item) + shape.rows * row_bytes
+    read = (
+        shape.pairs * (row_bytes + 12) + shape.events * item + shape.triggers * (4 + item) + shape.rows * row_bytes
+    )
     return Op(
         name=name,
         operator=PoissonPass.name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -26,7 +26,9 @@ from sandtable_kernels.support import Array, compiled
 
 HOURS = 2000.0
 DECAY = 1.0
-NAMES = "users items pairs events components degree exponent excited dtype n_cores"
+NAMES = "users items pairs events components triggers exponent excited dtype n_cores"
+# whom a user follows, where events have triggers
+DEGREE = 8
 
 
 class PoissonKernel(Kernel):
@@ -68,7 +70,9 @@ class _Pass(PoissonKernel):
         rows = [(*size, k, 0, 1.0, "float32") for size in sizes for k in (12, 28)]
         rows += [(*size, 20, 0, exponent, "float32") for size in sizes[2:4] for exponent in (0.0, 0.6)]
         if not quick:
-            rows += [(*size, k, 0, 1.0, dtype) for size in sizes[::2] for k, dtype in ((70, "float32"), (20, "float64"))]
+            rows += [
+                (*size, k, 0, 1.0, dtype) for size in sizes[::2] for k, dtype in ((70, "float32"), (20, "float64"))
+            ]
             rows += [(700, 300, 20_000, 45_000, k, 0, 1.0, "float32") for k in (8, 44)]
             rows += [(250_000, 40_000, 700_000, 900_000, 20, 0, 1.0, "float32")]
         return [point for row in rows for point in self.points(row)]
@@ -87,13 +91,13 @@ class _Pass(PoissonKernel):
 
     def shape(self, dims: Dims) -> PoissonPassShape:
         """Return the pass over users."""
-        kind = law.SOCIAL if dims["degree"] else law.EXCITED if dims["excited"] else law.USERS
+        kind = law.SOCIAL if dims["triggers"] else law.EXCITED if dims["excited"] else law.USERS
         return PoissonPassShape(
             rows=dims["users"],
             components=dims["components"],
             pairs=dims["pairs"],
             events=dims["events"],
-            triggers=trigger_count(**_data(dims), degree=dims["degree"]) if dims["degree"] else 0,
+            triggers=dims["triggers"],
             sources=dims["items"],
             exponent=dims["exponent"],
             n_cores=dims["n_cores"],
@@ -113,7 +117,11 @@ class _Pass(PoissonKernel):
     def reference(self, dims: Dims, context: KernelContext) -> Array:
         """The same, event by event in float64."""
         one = made(dims, context.seed)
-        pairs, theta, beta = one.events, one.theta.geometric.astype(np.float64), one.beta.geometric.astype(np.float64)
+        pairs, theta, beta = (
+            one.events,
+            one.theta.geometric.astype(np.float64),
+            one.beta.geometric.astype(np.float64),
+        )
         user, item = pairs.event_user, pairs.event_item
         both = theta[user] * beta[item]
         total = both.sum(1)
@@ -155,25 +163,25 @@ class SocialUserPass(PoissonUserPass):
     excites: ClassVar[bool] = True
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """More and more users whom each one follows."""
-        sizes = [(3_000, 700, 60_000, 150_000), (15_000, 3_000, 250_000, 320_000), (40_000, 25_000, 300_000, 900_000)]
-        found = [
-            (*size, k, degree, exponent, "float32")
-            for size in sizes[: 2 if quick else 3]
-            for degree in (3, 10, 30)
-            for k, exponent in ((12, 1.0), (28, 1.0))
+        """More and more that others excite."""
+        sizes = [
+            (3_000, 700, 60_000, 150_000),
+            (15_000, 3_000, 250_000, 320_000),
+            (40_000, 25_000, 300_000, 900_000),
         ]
-        found += [(700, 300, 20_000, 45_000, 8, 12, 1.0, "float32")]
-        found += [] if quick else [(*sizes[1], 20, 10, 1.0, "float64")]
+        found = [
+            (*size, k, size[3] * tenths // 10, 1.0, "float32")
+            for size in sizes[: 2 if quick else 3]
+            for tenths in (2, 9, 35)
+            for k in (12, 28)
+        ]
+        found += [(700, 300, 20_000, 45_000, 8, 30_000, 1.0, "float32")]
+        found += [] if quick else [(*sizes[1], 20, 300_000, 1.0, "float64")]
         return [point for row in found for point in self.points(row)]
-
-    def points(self, row: tuple[Any, ...]) -> list[Dims]:
-        """See `_Pass.points`."""
-        return [dims | {"degree": row[5], "exponent": row[6]} for dims in super().points(row)]
 
     def example(self) -> Dims:
         """A few users."""
-        return super().example() | {"degree": 3}
+        return {**super().example(), "triggers": 900}
 
 
 class PoissonItemPass(_Pass):
@@ -226,7 +234,8 @@ class GammaRowsKernel(PoissonKernel):
         rows = GammaRows.start(GammaPrior(), rng.uniform(0.5, 1.5, size), dtype=dims["dtype"])
         counts = rows.counts
         counts[:, : size[1]] = rng.gamma(1.0, 2.0, size)
-        return rows, counts, rng.uniform(0.5, 1.5, size[0]), rng.uniform(0.5, 1.5, size[1])
+        exposure, n = rng.uniform(0.5, 1.5, sum(size)), size[0]
+        return rows, counts, exposure[:n], exposure[n:]
 
     def call(self, dims: Dims, seed: int) -> Callable[[], Any]:
         """Return the update with its sums."""
@@ -267,10 +276,9 @@ class Problem:
         self.own = self.events.own_excitation(DECAY, dtype) if dims["excited"] else None
         self.triggers = None
         n_edges = 0
-        if dims["degree"]:
-            start, source = followed(dims["users"], dims["degree"])
-            self.triggers = EventTriggers.of(self.events, start, source, DECAY, dtype)
-            n_edges = source.size
+        if dims["triggers"]:
+            self.triggers = triggered(self.events, dims["triggers"], dtype)
+            n_edges = DEGREE * dims["users"]
         self.theta, self.beta = (
             GammaRows.start(GammaPrior(), rng.uniform(0.5, 1.5, (n, k)), dtype=dtype)
             for n in (dims["users"], dims["items"])
@@ -328,18 +336,10 @@ def drawn(users: int, items: int, pairs: int, events: int, exponent: float) -> E
     return EventPairs.of(keys[which] // items, keys[which] % items, time, users, items)
 
 
-@lru_cache(maxsize=2)
-def followed(users: int, degree: int) -> tuple[Array, Array]:
-    """Return edges by follower: where those of each begin [U + 1], and whom they follow, ``degree`` each."""
+def triggered(pairs: EventPairs, n: int, dtype: Any) -> EventTriggers:
+    """Return ``n`` triggers of these events, each over one of `DEGREE` edges to its user."""
     rng = np.random.default_rng(1)
-    source = rng.integers(0, users - 1, users * degree)
-    follower = np.repeat(np.arange(users), degree)
-    return np.arange(users + 1) * degree, (source + (source >= follower)).astype(np.int32)
-
-
-@lru_cache(maxsize=64)
-def trigger_count(users: int, items: int, pairs: int, events: int, exponent: float, degree: int) -> int:
-    """Return how many triggers these events have."""
-    start, source = followed(users, degree)
-    found = EventTriggers.of(drawn(users, items, pairs, events, exponent), start, source, DECAY)
-    return int(found.value.size)
+    count = np.bincount(rng.integers(0, pairs.n_events, n), minlength=pairs.n_events)
+    edge = pairs.n_users + DEGREE * np.repeat(pairs.event_user, count).astype(np.int32) + rng.integers(0, DEGREE, n)
+    start = np.concatenate(([0], np.cumsum(count)))
+    return EventTriggers(start, edge.astype(np.int32), rng.exponential(0.1, n).astype(dtype))

@@ -120,7 +120,9 @@ class Rpf(Frozen):
             return poisson_law.DYNAMIC
         if self.variant in BETWEEN_ITEMS:
             return poisson_law.BETWEEN_ITEMS
-        return poisson_law.SOCIAL if self.social else poisson_law.USERS
+        if self.social:
+            return poisson_law.SOCIAL
+        return poisson_law.EXCITED if self.excites else poisson_law.USERS
 
     @property
     def social(self) -> bool:

@@ -11,7 +11,13 @@ from sandtable.demand.op import Op
 from sandtable.demand.operator_shapes import CollectiveShape
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.hardware import Machine
-from sandtable_kernels.poisson.poisson_law import ITEMS, PoissonPassShape, pass_op
+from sandtable_kernels.poisson.poisson_law import (
+    ITEMS,
+    GammaRowsShape,
+    PoissonPassShape,
+    pass_op,
+    rows_op,
+)
 from sandtable_workloads.rpf.rpf_memory import expected_triggers, memory_of
 from sandtable_workloads.rpf.rpf_parameters import Rpf
 
@@ -36,26 +42,18 @@ def plan_of(p: Rpf, machine: Machine) -> Plan:
 def iteration_ops(p: Rpf) -> tuple[Op, ...]:
     """Return the ops of one iteration of one rank: each has an equal part of the users and all items."""
     users = user_shape(p)
-    items = PoissonPassShape(
-        rows=p.items,
-        components=p.components,
-        pairs=users.pairs,
-        events=0.0,
-        triggers=0.0,
-        sources=users.rows,
-        exponent=0.0,
-        n_cores=users.n_cores,
-        kind=ITEMS,
-    )
+    items = users._replace(rows=p.items, events=0.0, triggers=0.0, sources=users.rows, exponent=0.0, kind=ITEMS)
     found = [
-        _op(p, "responsibilities", users._replace(rows=0.0)),
-        _op(p, "user factors", users._replace(pairs=0.0, events=0.0, triggers=0.0)),
-        _op(p, "item counts", items._replace(rows=0.0)),
+        pass_op("responsibilities", users, p.precision, p.ranks),
+        pass_op("item counts", items, p.precision, p.ranks),
+        _rows(p, "user factors and rates", p.users / p.ranks, p.components, sums=2),
     ]
+    if p.excites:
+        found.append(_rows(p, "excitation", (p.users + p.n_edges) / p.ranks, 1, sums=0))
     if p.ranks > 1:
         shape = CollectiveShape(SUM_BYTES * (p.items * p.components + p.components + 1), p.ranks, p.ranks)
         found.append(Op(name="sums of ranks", operator="all_reduce", account="communication", shape=shape))
-    return (*found, _op(p, "item factors", items._replace(pairs=0.0)))
+    return (*found, _rows(p, "item factors and rates", p.items, p.components, sums=1))
 
 
 def user_shape(p: Rpf) -> PoissonPassShape:
@@ -73,5 +71,6 @@ def user_shape(p: Rpf) -> PoissonPassShape:
     )
 
 
-def _op(p: Rpf, name: str, shape: PoissonPassShape) -> Op:
-    return pass_op(name, shape, p.precision, sharing=p.ranks)
+def _rows(p: Rpf, name: str, rows: float, components: int, sums: int) -> Op:
+    shape = GammaRowsShape(rows, components, sums, user_shape(p).n_cores)
+    return rows_op(name, shape, p.precision, p.ranks)
