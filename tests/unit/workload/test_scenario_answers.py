@@ -48,12 +48,13 @@ def test_simulate_answers_in_eight_lines_what_was_asked_of_what(name: str, in_tm
     assert lines[0] == case.scenario.title
     said = " ".join(line.strip() for line in lines)
     parameters: Any = case.parameters
-    n_params = parameters.shape.n_params if hasattr(parameters, "shape") else parameters.built().parameters
+    shape = getattr(parameters, "shape", None)
+    n_params = getattr(parameters, "n_params", None) or (shape.n_params if shape else parameters.built().parameters)
     assert f"{units.format_count(n_params)} parameters" in said
     assert case.machine.title in said
     assert case.machine.stack is not None
     assert case.machine.stack.title in said
-    assert re.search(r"(\d tokens/s|[Ll]atency [\d.]+ [mu]?s) \(90 %: [\d. ]+ ([mu]?s )?to [\d. ]+", said)
+    assert re.search(r"(\d tokens/s|([Ll]atency|[Ff]it) [\d.]+ ([mu]?s|min|h)) \(90 %: [\d. ]+ (([mu]?s|min|h) )?to [\d. ]+", said)
     assert re.search(r"memory [\d.]+ ([MK]iB )?of [\d.]+ GiB", said)
     assert case.machine.price is None or " USD" in said
     assert re.search(r"Bound by [\w ]+, \d+ % of the time", said)

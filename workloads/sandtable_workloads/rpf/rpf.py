@@ -44,7 +44,7 @@ class RpfWorkload(Workload[Rpf]):
     def subject(self, parameters: Rpf, machine: Machine) -> str:
         """Return the variant, the counts of its data, and how it is fitted."""
         p, count = parameters, units.format_count
-        what = f"{p.variant.upper()}, K = {p.components}, {p.precision}"
+        what = f"{p.variant.upper()}, K = {p.components}, {count(p.n_params)} parameters, {p.precision}"
         data = f"{count(p.events)} events of {count(p.users)} users and {count(p.items)} items"
         ranks = f", {p.ranks} ranks" if p.ranks > 1 else ""
         return f"{what}; {data}{ranks}"
@@ -128,4 +128,5 @@ class RpfWorkload(Workload[Rpf]):
             small,
             small | {"variant": "pf", "threads": 1},
             small | {"variant": "hpf", "precision": "float64", "item_exponent": 0.0, "pairs": 6000},
+            small | {"variant": "srpf", "followees": 4.0},
         ]

@@ -11,12 +11,14 @@ from sandtable import units
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine
 from sandtable.workload.seam import Verdict
-from sandtable_kernels.poisson.poisson_law import popular_share
+from sandtable_kernels.poisson.poisson_law import padded_bytes, popular_share
 from sandtable_workloads.rpf.rpf_parameters import Rpf
 
 WIDE, INDEX = 8.0, 4.0
-# shape, mean and geometric mean of each factor
-PER_FACTOR = 3.0
+# what does not grow with the data: ends of arrays, and where parts of rows begin
+EVENTS_BYTES, ROWS_BYTES = 1064.0, 656.0
+# of the generated events: their length, the share of visits that come on their own, and for how long an event excites
+HOURS, FRESH_FRAC, REACH_HOURS = 2160.0, 0.4, 27.6
 # of the machine's memory, what the operating system and Python need beside
 RESERVE_BYTES = 1.5 * 2**30
 # changes that make a fit smaller, the mildest first
@@ -47,18 +49,30 @@ def memory_of(p: Rpf, machine: Machine) -> dict[str, float]:
 
 
 def held(p: Rpf) -> dict[str, float]:
-    """Return the bytes by kind: events in both orders, excitation, factors, edges with their triggers."""
+    """Return the bytes by kind: events in both orders, factors, excitation, who follows whom, and what passes need."""
     n, pairs, users, items = p.events, p.n_pairs, p.users, p.items * p.ranks
-    factors = PER_FACTOR * p.item_bytes * p.components
     found = {
-        "events": 2 * WIDE * n + (2 * INDEX + 2 * WIDE) * pairs + 3 * WIDE * users + WIDE * items,
-        "factors": (factors + WIDE) * (users + items),
+        "events": 2 * WIDE * n + (3 * INDEX + 2 * WIDE) * pairs + 3 * WIDE * users + WIDE * items + EVENTS_BYTES,
+        "factors": _rows_bytes(p, users + items, p.components, counted=True)
+        + WIDE * (users + items)
+        + 2 * ROWS_BYTES,
+        "passes": p.item_bytes * pairs,
     }
     if p.excites:
-        found["excitation"] = p.item_bytes * n + WIDE * users + (PER_FACTOR * p.item_bytes + WIDE) * users
+        sources = users + p.n_edges
+        found["excitation"] = _rows_bytes(p, sources, 1) + WIDE * users + ROWS_BYTES
+        found["passes"] += p.item_bytes * n + WIDE * sources
     if p.social:
-        found["edges"] = 2 * INDEX * p.n_edges + WIDE * users + (INDEX + p.item_bytes) * expected_triggers(p)
+        found["excitation"] += WIDE * (users + p.n_edges) + WIDE * users
+        found["edges"] = 2 * INDEX * p.n_edges + WIDE * (users + 1)
+        found["passes"] += WIDE * (n + 1) + (INDEX + p.item_bytes) * expected_triggers(p)
     return found
+
+
+def _rows_bytes(p: Rpf, rows: float, components: int, *, counted: bool = False) -> float:
+    """Return the bytes of shapes and means, and of padded geometric means and, where they are, counts."""
+    padded = float(padded_bytes(components, p.precision))
+    return rows * (2 * p.item_bytes * components + (1 + counted) * padded)
 
 
 def verdict_of(p: Rpf, machine: Machine) -> Verdict:
@@ -92,19 +106,21 @@ def _fitting(p: Rpf, machine: Machine) -> Iterator[str]:
 
 
 def expected_triggers(p: Rpf) -> float:
-    """Return how many earlier (followee, item) may have excited an event, summed over events, as expected.
+    """Return how many (event, followee) there are whose followee met the same item a while before, as expected.
 
-    A followee with n pairs has met the item of popularity q with 1 - exp(-n q), by half of its time before the event;
-    users differ in activity as `GeneratedEvents` draws it.
+    A followee with n pairs has met the item of popularity q with 1 - exp(-n q); users differ in activity as
+    `GeneratedEvents` draws it. Each visit excites for `REACH_HOURS`, beyond which `EventTriggers` keeps nothing.
     """
     if not p.social:
         return 0.0
-    return p.events * p.followees * _met_frac(p.items, p.item_exponent, p.n_pairs / p.users)
+    visits = 1 + FRESH_FRAC * (p.events / p.n_pairs - 1)
+    lately = 1 - np.exp(-visits * REACH_HOURS / HOURS)
+    return float(p.events * p.followees * lately * _met_frac(p.items, p.item_exponent, p.n_pairs / p.users))
 
 
 @lru_cache(maxsize=64)
 def _met_frac(items: int, exponent: float, pairs_per_user: float) -> float:
-    """Return the probability that another user met the item of an event before it."""
+    """Return the probability that another user meets the item of an event."""
     bounds = np.unique(np.concatenate(([0.0], np.geomspace(1, items, 200))))
     below = popular_share(bounds, items, exponent)
     share = np.diff(below)
@@ -112,4 +128,4 @@ def _met_frac(items: int, exponent: float, pairs_per_user: float) -> float:
     activity = pairs_per_user * np.exp(np.linspace(-3, 3, 61) - 0.5)
     weight = np.exp(-0.5 * np.linspace(-3, 3, 61) ** 2)
     met = 1 - np.exp(-np.multiply.outer(activity, each))
-    return float(0.5 * (weight / weight.sum()) @ met @ (share / share.sum()))
+    return float((weight / weight.sum()) @ met @ (share / share.sum()))

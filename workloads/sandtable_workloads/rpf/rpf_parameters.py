@@ -99,6 +99,12 @@ class Rpf(Frozen):
         return self.pairs or min(usual, self.users * self.items)
 
     @property
+    def n_params(self) -> int:
+        """Factors, and what excites, one a user and one an edge."""
+        excited = self.users + self.n_edges if self.excites else 0
+        return (self.users + self.items) * self.components + excited
+
+    @property
     def n_edges(self) -> int:
         """Who follows whom, one each."""
         return round(self.users * self.followees) if self.social else 0

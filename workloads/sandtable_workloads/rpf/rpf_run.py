@@ -94,16 +94,13 @@ def held_by(model: PoissonEstimator) -> dict[str, float]:
     """Return the bytes of a model's arrays by the kinds of the plan, each array once."""
     seen: set[int] = set()
     observed, state = model.observed_, model.state_
-    own = {name: rows for name, rows in state.items() if name not in ("theta", "beta")}
-    edges = {name: rows for name, rows in own.items() if model.social}
     found = {
         "events": _bytes_of((observed.pairs, observed.start, observed.exposure), seen),
         "factors": _bytes_of((state["theta"], state["beta"]), seen),
-        "edges": _bytes_of((observed.edges, edges), seen),
+        "edges": _bytes_of(observed.edges, seen),
+        "excitation": _bytes_of(state, seen),
     }
-    found["excitation"] = _bytes_of(
-        {name: each for name, each in vars(model).items() if not name.endswith("index_")}, seen
-    )
+    found["passes"] = _bytes_of([each for name, each in vars(model).items() if not name.endswith("index_")], seen)
     return {kind: size for kind, size in found.items() if size}
 
 

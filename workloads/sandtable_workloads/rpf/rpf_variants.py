@@ -8,10 +8,10 @@ from sandtable_workloads.rpf.rpf_parameters import Rpf, Variant
 
 def estimators() -> dict[Variant, type[PoissonEstimator]]:
     """Return the estimator of each variant."""
-    from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF
+    from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF, SRPF
     from sandtable_workloads.rpf.estimators.static_factorization import HPF, PF
 
-    return {"pf": PF, "hpf": HPF, "hrpf": HRPF}
+    return {"pf": PF, "hpf": HPF, "hrpf": HRPF, "srpf": SRPF}
 
 
 def estimator_of(p: Rpf, *, n_threads: int, seed: int) -> PoissonEstimator:
