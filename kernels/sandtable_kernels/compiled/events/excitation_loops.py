@@ -5,8 +5,9 @@ factors (or one per cluster of items); backward, another holds what all later ev
 would give to itself is a number per event, taken off where the sums are used. So an event costs K work, not K work
 per earlier event, and nothing is as large as items times items.
 
-Excitations here are sums of ``exp(-decay (t - s))``; the factor ``decay`` of the kernel is in `Guess.phi` and
-`Guess.tau`. Events at the same time do not excite one another. Sums over users are taken chunk by chunk, in order.
+Excitation of other items is a sum of ``exp(-decay (t - s))`` here; the factor ``decay`` of the kernel is in
+`Guess.phi`. Events at the same time do not excite one another. Rows of factors are padded, as `row_vectors` wants them.
+Chunks of users, and of items, do not depend on threads, so neither do results.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
+from sandtable_kernels.compiled.events.row_vectors import row_add, row_blend, row_dot, row_prefetch
 from sandtable_kernels.compiled.memory_loops import parallel, serial
 
-# total of an event that no cause explains in the element type; its logarithm stays finite
-LEAST = 1e-30
-# a product of totals is replaced by its logarithm before it could leave the range of float64
-SMALL, LARGE = 1e-200, 1e200
+# intensity of an event that no cause explains in the element type; its logarithm stays finite
+_LEAST = 1e-30
+# a product of intensities is replaced by its logarithm before it could leave the range of float64
+_SMALL, _LARGE = 1e-200, 1e200
+# events, or pairs, between asking for a row and reading it
+_AHEAD = 12
+# rows, or events, that are summed in the element type before the sum goes to float64
+_BLOCK = 512
 
 
 class Timeline(NamedTuple):
@@ -34,8 +40,8 @@ class Timeline(NamedTuple):
         pair: [N], the pair of an event.
         place: [N], where it stands among the events by pair.
         fade: [N], ``exp(-decay dt)`` since the event before; 0 for a user's first, -1 where the time is the same.
-        own: [N], excitation by earlier events of the same pair, with the decay of `fade`.
-        returns: [N], the same with the decay of what an item excites in itself.
+        own: [N], the sum of ``exp(-decay (t - s))`` over earlier events of the same pair.
+        returns: [N], what these excite in their own item, the factor of its kernel included.
     """
 
     user_start: Any
@@ -48,47 +54,37 @@ class Timeline(NamedTuple):
     returns: Any
 
 
-class Links(NamedTuple):
-    """What followed users excite: for the events by pair, edges and excitations; one boundary only where none is."""
-
-    start: Any
-    edge: Any
-    value: Any
-
-
 class Guess(NamedTuple):
     """Geometric means under q, all in one element type.
 
     Attributes:
-        theta: [U, K].
-        beta: [P, K].
-        phi: [U], times the decay of items.
-        tau: [U], of users to themselves, times the decay of returns.
-        edges: [E], of users to their followers, times the same.
+        theta: [U, W].
+        beta: [P, W].
+        phi: [U], times the decay of what items excite in others.
+        tau: [U + E], of users to themselves, then of edges.
+        squares: [P], beta . beta.
     """
 
     theta: Any
     beta: Any
     phi: Any
     tau: Any
-    edges: Any
+    squares: Any
 
 
 class Counts(NamedTuple):
     """Expected numbers of events by cause.
 
     Attributes:
-        theta: [U, K].
+        theta: [U, W].
         phi: [U], events that other items caused.
-        own: [U], events that the same item caused.
-        edges: [E].
+        tau: [U + E], events that the same item caused, of users themselves and over edges; of edges zeros before.
         inverse: [N], one over the intensity at an event, in order of time.
     """
 
     theta: Any
     phi: Any
-    own: Any
-    edges: Any
+    tau: Any
     inverse: Any
 
 
@@ -114,15 +110,7 @@ def in_order(user_start: Any, event_start: Any, time: Any, decay: Any, pair: Any
                 fade[n] = np.exp(-decay * gap) if gap > 0 else -1
 
 
-# --- sums that several passes need -------------------------------------------------------------------------
-
-
-@serial
-def _dot(a: Any, b: Any) -> Any:
-    total = a[0] * b[0]
-    for k in range(1, a.shape[0]):
-        total += a[k] * b[k]
-    return total
+# --- what both passes need ---------------------------------------------------------------------------------
 
 
 @serial
@@ -134,165 +122,188 @@ def _most_pairs(user_start: Any, first: Any, last: Any) -> Any:
 
 
 @serial
-def _of_links(links: Links, place: Any, guess: Guess) -> Any:
-    """Return what followed users excite at an event."""
-    total = guess.tau[0] * 0
-    if links.start.shape[0] > 1:
-        for i in range(links.start[place], links.start[place + 1]):
-            total += guess.edges[links.edge[i]] * links.value[i]
+def _in_order_sum(parts: Any) -> Any:
+    """Return the sum of ``parts``: in a parallel function, their own ``sum`` would depend on the threads."""
+    total = 0.0
+    for part in parts:
+        total += part
     return total
 
 
 @serial
-def _credit_links(links: Links, place: Any, guess: Guess, inverse: Any, edges: Any) -> None:
-    if links.start.shape[0] > 1:
-        for i in range(links.start[place], links.start[place + 1]):
-            edge = links.edge[i]
-            edges[edge] += guess.edges[edge] * links.value[i] * inverse
+def _base(user: Any, line: Timeline, guess: Guess, base: Any) -> None:
+    """Set ``base`` [3, pairs] to the base intensity of each pair, and the rest to zero."""
+    first, last = line.user_start[user], line.user_start[user + 1]
+    for pair in range(first, last):
+        row_prefetch(guess.beta, line.item[min(pair + _AHEAD, line.item.shape[0] - 1)])
+        base[0, pair - first] = row_dot(guess.theta, user, guess.beta, line.item[pair])
+        base[1, pair - first] = 0
+        base[2, pair - first] = 0
 
 
 @serial
-def _base(user: Any, line: Timeline, guess: Guess, base: Any) -> None:
-    """Set the row of ``base`` [3, pairs] to the base intensity of each pair, and the rest to zero."""
-    first = line.user_start[user]
-    for j in range(line.user_start[user + 1] - first):
-        base[0, j] = _dot(guess.theta[user], guess.beta[line.item[first + j]])
-        base[1, j] = 0
-        base[2, j] = 0
+def _of_links(links: Any, place: Any, tau: Any) -> Any:
+    """Return what followed users excite at an event."""
+    total = tau[0] * 0
+    if links[0].shape[0] > 1:
+        for i in range(links[0][place], links[0][place + 1]):
+            total += tau[links[1][i]] * links[2][i]
+    return total
+
+
+@serial
+def _credit_links(links: Any, place: Any, tau: Any, inverse: Any, counts: Any) -> None:
+    if links[0].shape[0] > 1:
+        for i in range(links[0][place], links[0][place + 1]):
+            edge = links[1][i]
+            counts[edge] += tau[edge] * links[2][i] * inverse
 
 
 # --- factors: an event of q excites p by beta_q . beta_p ----------------------------------------------------
 
 
 @serial
-def _forward(
-    user: Any, line: Timeline, links: Links, guess: Guess, pairs: Any, state: Any, rows: Any, counts: Counts
+def _factor_forward(
+    user: Any, line: Timeline, links: Any, guess: Guess, pairs: Any, state: Any, rows: Any, counts: Counts
 ) -> Any:
-    """Intensities of a user's events; ``pairs`` [3, pairs] and ``rows`` [pairs, K] receive sums over inverses.
+    """Return the sum of log intensities of a user's events.
 
-    ``pairs`` has the base intensity, the sum of inverses, and that of inverses times own excitation.
+    ``pairs`` [3, pairs] has base intensities and receives sums of inverse intensities, and of these times own
+    excitation; ``rows`` [n_pairs, W] those times phi and what earlier events excite.
     """
     first, last, low = line.user_events[user], line.user_events[user + 1], line.user_start[user]
-    phi, tau = guess.phi[user], guess.tau[user]
-    n_state = state.shape[0]
+    phi, tau, beta = guess.phi[user], guess.tau[user], guess.beta
+    one, zero = beta.dtype.type(1), beta.dtype.type(0)
     logs, product, crossed, returned = 0.0, 1.0, 0.0, 0.0
+    several = line.user_start[user + 1] - low > 1
     state[:] = 0
     waiting = first
     for n in range(first, last):
-        fade, pair = line.fade[n], line.pair[n]
-        if fade >= 0:
-            for m in range(waiting, n):
-                earlier = guess.beta[line.item[line.pair[m]]]
-                for k in range(n_state):
-                    state[k] += earlier[k]
-            for k in range(n_state):
-                state[k] *= fade
-            waiting = n
-        beta = guess.beta[line.item[pair]]
-        meets, square = state[0] * beta[0], beta[0] * beta[0]
-        for k in range(1, n_state):
-            meets += state[k] * beta[k]
-            square += beta[k] * beta[k]
-        cross = max(meets - line.own[n] * square, state[0] * 0)
-        total = pairs[0, pair - low] + phi * cross + tau * line.returns[n] + _of_links(links, line.place[n], guess)
-        total = max(total, LEAST)
+        pair, fade = line.pair[n], line.fade[n]
+        item = line.item[pair]
+        cross = zero
+        if several:
+            if n > first and fade >= 0:
+                for m in range(waiting, n - 1):
+                    row_add(state, 0, one, beta, line.item[line.pair[m]])
+                row_blend(state, 0, fade, fade, beta, line.item[line.pair[n - 1]])
+                waiting = n
+            cross = max(row_dot(state, 0, beta, item) - line.own[n] * guess.squares[item], zero)
+        back = tau * line.returns[n]
+        total = pairs[0, pair - low] + phi * cross + back + _of_links(links, line.place[n], guess.tau)
+        total = max(total, beta.dtype.type(_LEAST))
         product *= total
-        if product < SMALL or product > LARGE:
+        if product < _SMALL or product > _LARGE:
             logs += np.log(product)
             product = 1.0
-        counts.inverse[n] = 1 / total
-        inverse = counts.inverse[n]
-        _credit_links(links, line.place[n], guess, inverse, counts.edges)
+        inverse = one / total
+        counts.inverse[n] = inverse
+        _credit_links(links, line.place[n], guess.tau, inverse, counts.tau)
         crossed += cross * inverse
+        returned += back * inverse
         pairs[1, pair - low] += inverse
-        pairs[2, pair - low] += line.own[n] * inverse
-        returned += line.returns[n] * inverse
-        row = rows[pair]
-        for k in range(n_state):
-            row[k] += inverse * state[k]
-    counts.phi[user], counts.own[user] = phi * crossed, tau * returned
+        if several:
+            pairs[2, pair - low] += line.own[n] * inverse
+            row_add(rows, pair, phi * inverse, state, 0)
+    counts.phi[user], counts.tau[user] = phi * crossed, returned
     return logs + np.log(product)
 
 
 @serial
-def _backward(user: Any, line: Timeline, guess: Guess, state: Any, rows: Any, counts: Counts) -> None:
-    """Add to ``rows`` [pairs, K] what later events of a user owe to each of its events."""
+def _factor_backward(user: Any, line: Timeline, guess: Guess, state: Any, rows: Any, counts: Counts) -> None:
+    """Add to ``rows`` [n_pairs, W] phi times what later events of a user owe to each of its events."""
     first, last = line.user_events[user], line.user_events[user + 1]
-    n_state = state.shape[0]
+    phi, beta, inverse = guess.phi[user], guess.beta, counts.inverse
+    one = beta.dtype.type(1)
     state[:] = 0
     waiting = last
-    for n in range(last - 1, first - 1, -1):
-        if n + 1 < last and line.fade[n + 1] >= 0:
-            for m in range(n + 1, waiting):
-                later, inverse = guess.beta[line.item[line.pair[m]]], counts.inverse[m]
-                for k in range(n_state):
-                    state[k] += inverse * later[k]
-            fade = line.fade[n + 1]
-            for k in range(n_state):
-                state[k] *= fade
+    for n in range(last - 2, first - 1, -1):
+        fade = line.fade[n + 1]
+        if fade >= 0:
+            for m in range(n + 2, waiting):
+                row_add(state, 0, phi * inverse[m], beta, line.item[line.pair[m]])
+            row_blend(state, 0, fade, fade * phi * inverse[n + 1], beta, line.item[line.pair[n + 1]])
             waiting = n + 1
-        row = rows[line.pair[n]]
-        for k in range(n_state):
-            row[k] += state[k]
+        row_add(rows, line.pair[n], one, state, 0)
 
 
 @serial
-def _finish(user: Any, line: Timeline, guess: Guess, pairs: Any, rows: Any, counts: Counts) -> None:
-    """Turn sums over inverses into counts of the user's factors, and ``rows`` into those of its items' factors."""
-    theta, out, phi = guess.theta[user], counts.theta[user], guess.phi[user]
+def _factor_finish(user: Any, line: Timeline, guess: Guess, pairs: Any, rows: Any, counts: Counts) -> None:
+    """Set the counts of a user's factors, and take off ``rows`` what an item would give to itself."""
     low = line.user_start[user]
-    out[:] = 0
+    counts.theta[user] = 0
     for j in range(line.user_start[user + 1] - low):
-        beta, row = guess.beta[line.item[low + j]], rows[low + j]
-        inverses, own = pairs[1, j], 2 * pairs[2, j]
-        for k in range(beta.shape[0]):
-            out[k] += beta[k] * inverses
-            row[k] = beta[k] * (theta[k] * inverses + phi * max(row[k] - own * beta[k], row[k] * 0))
-    for k in range(theta.shape[0]):
-        out[k] *= theta[k]
+        item, inverse = line.item[low + j], pairs[1, j]
+        row_add(counts.theta, user, inverse, guess.beta, item)
+        row_add(rows, low + j, inverse, guess.theta, user)
+        row_add(rows, low + j, -2 * guess.phi[user] * pairs[2, j], guess.beta, item)
+    for k in range(counts.theta.shape[1]):
+        counts.theta[user, k] *= guess.theta[user, k]
 
 
 @serial
 def _factor_chunk(
-    first: Any, last: Any, line: Timeline, links: Links, guess: Guess, rows: Any, counts: Counts
+    first: Any, last: Any, line: Timeline, links: Any, guess: Guess, rows: Any, counts: Counts
 ) -> Any:
     pairs = np.empty((3, _most_pairs(line.user_start, first, last)), guess.theta.dtype)
-    state = np.empty(guess.theta.shape[1], guess.theta.dtype)
-    rows[line.user_start[first] : line.user_start[last]] = 0
+    state = np.empty((1, guess.theta.shape[1]), guess.theta.dtype)
     logs = 0.0
     for user in range(first, last):
+        low, high = line.user_start[user], line.user_start[user + 1]
+        rows[low:high] = 0
         _base(user, line, guess, pairs)
-        logs += _forward(user, line, links, guess, pairs, state, rows, counts)
-        if line.user_start[user + 1] - line.user_start[user] > 1:
-            _backward(user, line, guess, state, rows, counts)
-        _finish(user, line, guess, pairs, rows, counts)
+        logs += _factor_forward(user, line, links, guess, pairs, state, rows, counts)
+        if high - low > 1:
+            _factor_backward(user, line, guess, state, rows, counts)
+        _factor_finish(user, line, guess, pairs, rows, counts)
     return logs
 
 
 @parallel
-def factor_pass(
-    bounds: Any, line: Timeline, links: Links, guess: Guess, rows: Any, counts: Counts, logs: Any
-) -> None:
-    """Set ``counts``, and ``rows`` [n_pairs, K] to expected counts of the factors of an item, by pair.
+def factor_pass(chunks: Any, line: Timeline, links: Any, guess: Guess, rows: Any, counts: Counts) -> Any:
+    """Return the sum of log intensities; set ``counts``, and ``rows`` [n_pairs, W].
 
-    An event of p counts for p where the base or other items caused it, and for q where an event of q did. Users are
-    taken in chunks ``bounds`` [n_chunks + 1]; ``logs`` [n_chunks] is set to sums of logarithms of the intensities.
+    ``rows`` times beta are expected counts of an item's factors, by pair: an event of p counts for p where the base or
+    other items caused it, and for q where an event of q did.
+
+    Args:
+        chunks: int64 [C + 1], boundaries of users.
+        line: Events.
+        links: What followed users excite: ``start``, ``edge`` (numbered from U) and ``value`` of the events by pair;
+            ``start`` [1] where there is nothing.
+        guess: Geometric means.
+        rows: Set.
+        counts: Set.
     """
-    for chunk in prange(bounds.shape[0] - 1):
-        logs[chunk] = _factor_chunk(bounds[chunk], bounds[chunk + 1], line, links, guess, rows, counts)
+    n = chunks.shape[0] - 1
+    logs = np.empty(n)
+    for c in prange(n):
+        logs[c] = _factor_chunk(chunks[c], chunks[c + 1], line, links, guess, rows, counts)
+    return _in_order_sum(logs)
+
+
+@serial
+def _item_rows(item: Any, item_start: Any, by_item: Any, rows: Any, part: Any, whole: Any) -> None:
+    one = rows.dtype.type(1)
+    whole[:] = 0.0
+    for block in range(item_start[item], item_start[item + 1], _BLOCK):
+        part[:] = 0
+        for i in range(block, min(block + _BLOCK, item_start[item + 1])):
+            row_prefetch(rows, by_item[min(i + _AHEAD, by_item.shape[0] - 1)])
+            row_add(part, 0, one, rows, by_item[i])
+        for k in range(whole.shape[0]):
+            whole[k] += part[0, k]
 
 
 @parallel
-def sum_rows(bounds: Any, item_start: Any, by_item: Any, rows: Any, out: Any) -> None:
-    """Set ``out`` [P, K] float64 to the sum of ``rows`` [n_pairs, K] over the pairs of each item."""
-    for chunk in prange(bounds.shape[0] - 1):
-        for item in range(bounds[chunk], bounds[chunk + 1]):
-            total = out[item]
-            total[:] = 0
-            for i in range(item_start[item], item_start[item + 1]):
-                row = rows[by_item[i]]
-                for k in range(total.shape[0]):
-                    total[k] += row[k]
+def sum_rows(chunks: Any, item_start: Any, by_item: Any, rows: Any, beta: Any, counts: Any) -> None:
+    """Set ``counts`` [P, W] to beta times the sum of ``rows`` [n_pairs, W] over the pairs of each item."""
+    for c in prange(chunks.shape[0] - 1):
+        part, whole = np.empty((1, rows.shape[1]), rows.dtype), np.empty(rows.shape[1])
+        for item in range(chunks[c], chunks[c + 1]):
+            _item_rows(item, item_start, by_item, rows, part, whole)
+            for k in range(whole.shape[0]):
+                counts[item, k] = max(whole[k], 0.0) * beta[item, k]
 
 
 @serial
@@ -332,121 +343,120 @@ def item_rates(shape: Any, base: Any, prior: Any, weight: Any, mean: Any, rate: 
 # --- clusters: an event of q excites p by pi of their clusters ----------------------------------------------
 
 
+class Clusters(NamedTuple):
+    """What items of clusters excite in one another.
+
+    Attributes:
+        of_item: [P], the cluster of each item.
+        reach: [C, W], geometric mean of pi times distance, ``reach[to, from]``, padded.
+    """
+
+    of_item: Any
+    reach: Any
+
+
 @serial
-def _cluster_forward(
-    user: Any, line: Timeline, links: Links, guess: Guess, cluster: Any, reach: Any, pairs: Any, state: Any,
-    from_to: Any, counts: Counts,
+def _cluster_user(
+    user: Any, line: Timeline, links: Any, guess: Guess, clusters: Clusters, pairs: Any, state: Any, from_to: Any,
+    counts: Counts,
 ) -> Any:  # fmt: skip
-    """Intensities of a user's events; ``from_to`` [C, C] (to, from) receives excitation times phi over intensity."""
+    """Return the sum of log intensities of a user's events; ``pairs`` and ``from_to`` [C, W] receive sums."""
     first, last, low = line.user_events[user], line.user_events[user + 1], line.user_start[user]
-    phi, tau = guess.phi[user], guess.tau[user]
-    n_state = state.shape[0]
+    phi, tau, reach = guess.phi[user], guess.tau[user], clusters.reach
+    one, zero = reach.dtype.type(1), reach.dtype.type(0)
     logs, product, crossed, returned = 0.0, 1.0, 0.0, 0.0
     state[:] = 0
     waiting = first
     for n in range(first, last):
-        fade, pair = line.fade[n], line.pair[n]
+        pair, fade = line.pair[n], line.fade[n]
         if fade >= 0:
             for m in range(waiting, n):
-                state[cluster[line.item[line.pair[m]]]] += 1
-            for c in range(n_state):
-                state[c] *= fade
+                state[0, clusters.of_item[line.item[line.pair[m]]]] += one
+            row_blend(state, 0, fade, zero, state, 0)
             waiting = n
-        to = cluster[line.item[pair]]
-        mine = state[to]
-        state[to] = max(mine - line.own[n], mine * 0)  # without what the item would give to itself
-        cross = _dot(state, reach[to])
-        total = pairs[0, pair - low] + phi * cross + tau * line.returns[n] + _of_links(links, line.place[n], guess)
-        total = max(total, LEAST)
+        to = clusters.of_item[line.item[pair]]
+        mine = state[0, to]
+        state[0, to] = max(mine - line.own[n], zero)  # without what the item would give to itself
+        cross = row_dot(state, 0, reach, to)
+        back = tau * line.returns[n]
+        total = pairs[0, pair - low] + phi * cross + back + _of_links(links, line.place[n], guess.tau)
+        total = max(total, reach.dtype.type(_LEAST))
         product *= total
-        if product < SMALL or product > LARGE:
+        if product < _SMALL or product > _LARGE:
             logs += np.log(product)
             product = 1.0
-        counts.inverse[n] = 1 / total
-        inverse = counts.inverse[n]
-        _credit_links(links, line.place[n], guess, inverse, counts.edges)
+        inverse = one / total
+        counts.inverse[n] = inverse
+        _credit_links(links, line.place[n], guess.tau, inverse, counts.tau)
         crossed += cross * inverse
+        returned += back * inverse
         pairs[1, pair - low] += inverse
-        returned += line.returns[n] * inverse
-        target, caused = from_to[to], phi * inverse
-        for c in range(n_state):
-            target[c] += caused * state[c]
-        state[to] = mine
-    counts.phi[user], counts.own[user] = phi * crossed, tau * returned
+        row_add(from_to, to, phi * inverse, state, 0)
+        state[0, to] = mine
+    counts.phi[user], counts.tau[user] = phi * crossed, returned
     return logs + np.log(product)
 
 
 @serial
 def _cluster_finish(user: Any, line: Timeline, guess: Guess, pairs: Any, inverses: Any, counts: Counts) -> None:
-    """Turn sums over inverses into counts of the user's factors, and keep them for the items'."""
-    theta, out, low = guess.theta[user], counts.theta[user], line.user_start[user]
-    out[:] = 0
+    """Set the counts of a user's factors, and keep sums of inverse intensities for the items'."""
+    low = line.user_start[user]
+    counts.theta[user] = 0
     for j in range(line.user_start[user + 1] - low):
-        beta, inverse = guess.beta[line.item[low + j]], pairs[1, j]
-        inverses[low + j] = inverse
-        for k in range(out.shape[0]):
-            out[k] += beta[k] * inverse
-    for k in range(out.shape[0]):
-        out[k] *= theta[k]
+        inverses[low + j] = pairs[1, j]
+        row_add(counts.theta, user, pairs[1, j], guess.beta, line.item[low + j])
+    for k in range(counts.theta.shape[1]):
+        counts.theta[user, k] *= guess.theta[user, k]
 
 
 @serial
 def _cluster_chunk(
-    first: Any, last: Any, line: Timeline, links: Links, guess: Guess, cluster: Any, reach: Any, inverses: Any,
-    from_to: Any, counts: Counts,
+    first: Any, last: Any, line: Timeline, links: Any, guess: Guess, clusters: Clusters, inverses: Any, from_to: Any,
+    counts: Counts,
 ) -> Any:  # fmt: skip
-    pairs = np.empty((3, _most_pairs(line.user_start, first, last)), guess.theta.dtype)
-    state = np.empty(reach.shape[0], guess.theta.dtype)
+    reach = clusters.reach
+    pairs = np.empty((3, _most_pairs(line.user_start, first, last)), reach.dtype)
+    state, part = np.empty((1, reach.shape[1]), reach.dtype), np.zeros_like(reach)
     from_to[:] = 0
-    logs = 0.0
+    logs, summed = 0.0, 0
     for user in range(first, last):
         _base(user, line, guess, pairs)
-        logs += _cluster_forward(user, line, links, guess, cluster, reach, pairs, state, from_to, counts)
+        logs += _cluster_user(user, line, links, guess, clusters, pairs, state, part, counts)
         _cluster_finish(user, line, guess, pairs, inverses, counts)
+        summed += line.user_events[user + 1] - line.user_events[user]
+        if summed > _BLOCK or user == last - 1:
+            for to in range(from_to.shape[0]):
+                for c in range(from_to.shape[1]):
+                    from_to[to, c] += part[to, c]
+            part[:] = 0
+            summed = 0
     return logs
 
 
 @parallel
 def cluster_pass(
-    bounds: Any, line: Timeline, links: Links, guess: Guess, cluster: Any, reach: Any, inverses: Any, from_to: Any,
-    counts: Counts, logs: Any,
-) -> None:  # fmt: skip
-    """Set ``counts``, the sums of inverse intensities by pair, and what clusters excite over intensities.
+    chunks: Any, line: Timeline, links: Any, guess: Guess, clusters: Clusters, inverses: Any, from_to: Any,
+    counts: Counts,
+) -> Any:  # fmt: skip
+    """Return the sum of log intensities; set ``counts``, and sums by pair and by clusters.
 
     Args:
-        bounds: [n_chunks + 1] of users.
+        chunks: int64 [n_chunks + 1], boundaries of users.
         line: Events.
-        links: What followed users excite.
+        links: As in `factor_pass`.
         guess: Geometric means.
-        cluster: [P], of each item.
-        reach: [C, C], geometric mean of pi times distance, ``reach[to, from]``.
-        inverses: [n_pairs], set.
-        from_to: [n_chunks, C, C] float64, set; times ``reach`` it is the expected number of events by cause.
+        clusters: What excites.
+        inverses: [n_pairs], set to sums of one over the intensity.
+        from_to: [n_chunks, C, C] float64 (to, from), set; times `Clusters.reach` it is the number of events by cause.
         counts: Set.
-        logs: [n_chunks], set to sums of logarithms of the intensities.
     """
-    for chunk in prange(bounds.shape[0] - 1):
-        logs[chunk] = _cluster_chunk(
-            bounds[chunk], bounds[chunk + 1], line, links, guess, cluster, reach, inverses, from_to[chunk], counts
+    n = chunks.shape[0] - 1
+    logs = np.empty(n)
+    for c in prange(n):
+        logs[c] = _cluster_chunk(
+            chunks[c], chunks[c + 1], line, links, guess, clusters, inverses, from_to[c], counts
         )
-
-
-@parallel
-def sum_users(
-    bounds: Any, item_start: Any, by_item: Any, pair_user: Any, inverses: Any, guess: Guess, out: Any
-) -> None:
-    """Set ``out`` [P, K] float64 to counts of items' factors, from ``inverses`` [n_pairs] and the users' factors."""
-    for chunk in prange(bounds.shape[0] - 1):
-        for item in range(bounds[chunk], bounds[chunk + 1]):
-            total, beta = out[item], guess.beta[item]
-            total[:] = 0
-            for i in range(item_start[item], item_start[item + 1]):
-                pair = by_item[i]
-                theta, inverse = guess.theta[pair_user[pair]], inverses[pair]
-                for k in range(total.shape[0]):
-                    total[k] += theta[k] * inverse
-            for k in range(total.shape[0]):
-                total[k] *= beta[k]
+    return _in_order_sum(logs)
 
 
 # --- what pairs give off ------------------------------------------------------------------------------------
@@ -463,10 +473,10 @@ def by_user(user_start: Any, item: Any, released: Any, value: Any, out: Any) -> 
 
 
 @parallel
-def by_item(item_start: Any, order: Any, pair_user: Any, released: Any, value: Any, out: Any) -> None:
+def by_item(item_start: Any, order: Any, item_user: Any, released: Any, value: Any, out: Any) -> None:
     """Set ``out`` [P] to the sum over an item's pairs of ``released`` [n_pairs] times ``value`` [U] of the user."""
     for item in prange(out.shape[0]):
         total = 0.0
         for i in range(item_start[item], item_start[item + 1]):
-            total += released[order[i]] * value[pair_user[order[i]]]
+            total += released[order[i]] * value[item_user[i]]
         out[item] = total

@@ -21,22 +21,22 @@ from numpy.typing import NDArray
 from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import Floats, Ids
 from sandtable_kernels.poisson.gamma_rows import GammaPrior, GammaRows
-from sandtable_kernels.poisson.item_triggers import ItemCounts, ItemTriggers
+from sandtable_kernels.poisson.item_pass import ItemCounts, ItemPass, Rows
 from sandtable_workloads.rpf.estimators.event_intensity import LaterEvents
 from sandtable_workloads.rpf.estimators.fit_loop import State
-from sandtable_workloads.rpf.estimators.observed_events import ObservedEvents
-from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF
+from sandtable_workloads.rpf.estimators.observed_events import FollowedEdges, ObservedEvents
+from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF, SRPF
 
 Array = NDArray[Any]
 
-# users are taken in so many chunks whatever the threads, so that sums do not depend on these
-_N_CHUNKS = 64
 _CLUSTERING_ITERATIONS = 50
 
 
 @dataclass(eq=False)
-class ItemExcitation(HRPF):
+class ItemExcitation(SRPF):
     """What both have in common: rate ``... + phi_u sum over q != p of alpha_qp sum g(t - s)``, s events of u with q.
+
+    The rest is that of `HRPF`, or of `SRPF` where ``fit`` is given edges.
 
     Args:
         a_phi: Shape of the prior of a user's phi; a_psi and b_psi of its rate, b_phi the rate where it is given.
@@ -67,14 +67,21 @@ class ItemExcitation(HRPF):
 
     def _prepare(self, observed: ObservedEvents) -> None:
         super()._prepare(observed)
-        self._triggers = ItemTriggers.of(observed.pairs, self._between, self.decay, self.dtype)
-        self._given = self._triggers.released(self._between, observed.end)
+        own, triggers = self._pass.own, self._pass.triggers
+        self._items = ItemPass(observed.pairs, self._between, self.dtype, own, triggers, self.n_threads)
+        self._given = self._items.released(observed.end)
+
+    def _followed(self, observed: ObservedEvents) -> FollowedEdges:
+        if observed.edges is not None:
+            return observed.edges
+        nobody = np.empty(0, np.int32)
+        return FollowedEdges(nobody, nobody, observed.pairs.n_users)
 
     def _begin(self, observed: ObservedEvents, rng: np.random.Generator) -> State:
         state = super()._begin(observed, rng) | self._begin_shared(observed, rng)
         # such that an event is expected to excite a tenth to a half of another
-        excites = max(float(np.mean(self._reach(state))), 1e-12)
-        phi = rng.uniform(0.1, 0.5, (observed.pairs.n_users, 1)) / excites
+        excites = float(np.mean(self._reach(state)))
+        phi = rng.uniform(0.1, 0.5, (observed.pairs.n_users, 1)) / (excites if excites > 0 else 1.0)
         return state | {"phi": GammaRows.start(self.prior("phi"), phi, dtype=self.dtype)}
 
     def _begin_shared(self, observed: ObservedEvents, rng: np.random.Generator) -> State:
@@ -82,34 +89,29 @@ class ItemExcitation(HRPF):
         return {}
 
     def _iterate(self, observed: ObservedEvents, state: State) -> float:
-        theta, beta, phi, tau = (state[name] for name in ("theta", "beta", "phi", "tau"))
-        counts = self._counted(state)
+        theta, beta, phi = (state[name] for name in ("theta", "beta", "phi"))
+        counts, others, clusters = self._counted(state)
         weights = beta.weighted()
-        given = self._triggers.given_off(self._given, self._reach(state))
+        given = self._items.given_off(self._given, self._reach(state))
         elbo = sum(rows.terms for name, rows in state.items() if name not in self._shared)
         elbo += counts.log_total - float(theta.weighted(observed.exposure) @ weights)
         elbo -= float(given @ phi.mean[:, 0]) + self._compensator(observed, state)
         theta.maximise(counts.users, observed.exposure, weights)
-        phi.maximise(counts.others[:, None], given, np.ones(1))
-        tau.maximise(counts.own[:, None], self._released, np.ones(1))
-        sums = {
+        phi.maximise(others[:, None], given, np.ones(1))
+        self._maximise_others(observed, state, counts)
+        sums: dict[str, Array] = {
             "elbo": np.array(elbo),
             "items": counts.items,
             "weights": theta.weighted(observed.exposure),
-            "received": self._triggers.received(self._given, phi.mean[:, 0].astype(np.float64)),
+            "received": self._items.received(self._given, phi.mean[:, 0].astype(np.float64)),
         }
-        sums |= {} if counts.clusters is None else {"clusters": counts.clusters}
-        sums = self.all_reduce(sums)
+        sums = self.all_reduce(sums if clusters is None else sums | {"clusters": clusters})
         terms = sum(state[name].terms for name in self._shared)
         self._maximise_shared(state, sums)
         return float(sums["elbo"]) + terms
 
-    def _guess(self, state: State) -> Any:
-        from sandtable_kernels.compiled.events.excitation_loops import Guess
-
-        theta, beta, phi, tau = (state[name].geometric for name in ("theta", "beta", "phi", "tau"))
-        phi, tau = phi[:, 0] * phi.dtype.type(self._between), tau[:, 0] * tau.dtype.type(self.decay)
-        return Guess(theta, beta, phi, tau, np.zeros(0, theta.dtype))
+    def _rows(self, state: State) -> Rows:
+        return Rows(state["theta"], state["beta"], state["phi"], state["tau"])
 
     def _counted(self, state: State) -> ItemCounts:
         """Return the counts under the responsibilities that ``state`` gives."""
@@ -152,21 +154,21 @@ class ItemExcitation(HRPF):
     def _excited(self, later: LaterEvents) -> Callable[[], tuple[Floats | float, float]]:
         pairs = later.pairs
         own = super()._excited(later)
-        triggers = ItemTriggers.of(pairs, self._between, self.decay, np.float64)
-        mass = triggers.released(self._between, later.end) - triggers.released(self._between, later.start)
+        passes = ItemPass(pairs, self._between, np.float64, n_threads=self.n_threads)
+        mass = passes.released(later.end) - passes.released(later.start)
         n_known = self.observed_.pairs.n_items
         items = np.where(np.arange(pairs.n_items) < n_known, np.arange(pairs.n_items), -1)
 
         def beyond() -> tuple[Floats, float]:
             rate, expected = own()
             phi = np.concatenate((self.phi_, [self.phi_.mean()])).astype(np.float64)[later.everyone]
-            reach, rates = self._at_all(triggers, items, phi)
-            given = float(triggers.given_off(mass, reach) @ phi)
+            reach, rates = self._at_all(passes, items, phi)
+            given = float(passes.given_off(mass, reach) @ phi)
             return rate + rates[later.new], expected + given
 
         return beyond
 
-    def _at_all(self, triggers: ItemTriggers, items: Array, phi: Floats) -> tuple[Floats, Floats]:
+    def _at_all(self, passes: ItemPass, items: Array, phi: Floats) -> tuple[Floats, Floats]:
         """Return what an event of each item excites for a phi of one, and what others add to the rate at each event.
 
         ``items`` are places of known ones or -1, ``phi`` [U] of all users; events are in the order of pairs.
@@ -183,7 +185,7 @@ class IIRPF(ItemExcitation):
     """
 
     def _counted(self, state: State) -> ItemCounts:
-        return self._triggers.factor_counts(self._guess(state), _N_CHUNKS)
+        return self._items.factors(self._rows(state))
 
     def _reach(self, state: State) -> Floats:
         return _with_others(state["beta"].mean.astype(np.float64))
@@ -192,7 +194,8 @@ class IIRPF(ItemExcitation):
         from sandtable_kernels.compiled.events.excitation_loops import item_rates
 
         beta = state["beta"]
-        shape, mean = beta.prior.shape + sums["items"], beta.mean.astype(np.float64)
+        mean = beta.mean.astype(np.float64)
+        shape = beta.prior.shape + sums["items"][:, : mean.shape[1]].astype(np.float64)
         rates = np.empty_like(mean)
         item_rates(shape, sums["weights"], beta.prior_rate, sums["received"], mean, rates)
         beta.maximise_rates(sums["items"], rates)
@@ -204,10 +207,10 @@ class IIRPF(ItemExcitation):
         np.subtract.at(rate, items, weights * (met**2).sum(1))
         return np.asarray(rate)
 
-    def _at_all(self, triggers: ItemTriggers, items: Array, phi: Floats) -> tuple[Floats, Floats]:
+    def _at_all(self, passes: ItemPass, items: Array, phi: Floats) -> tuple[Floats, Floats]:
         beta = self._beta_of(items).astype(np.float64)
         reach = beta @ self.beta_.sum(0, dtype=np.float64) - np.where(items < 0, 0.0, (beta**2).sum(1))
-        return reach, triggers.factor_rates(beta, phi * self._between)
+        return reach, passes.factor_rates(beta, phi)
 
 
 @dataclass(eq=False)
@@ -291,6 +294,12 @@ class XIIRPF(ItemExcitation):
         place = {name: i for i, name in enumerate(sorted(set(clusters.values())))}
         return np.array([place[clusters[item]] for item in ids], np.int32), len(place)
 
+    def _rows_before(self, name: str, old: ObservedEvents) -> tuple[Array, Array]:
+        if name != "pi":
+            return super()._rows_before(name, old)
+        clusters = np.arange(self.pi_.shape[0])
+        return clusters, clusters
+
     def _factors(self, observed: ObservedEvents) -> Array:
         """Return beta [P, K] of an HRPF of the same events."""
         options = {name: getattr(self, name) for name in HRPF().get_params()}
@@ -312,8 +321,7 @@ class XIIRPF(ItemExcitation):
     # --- inference -------------------------------------------------------------------------------------------------
 
     def _counted(self, state: State) -> ItemCounts:
-        reach = (state["pi"].geometric * self._scale).T
-        return self._triggers.cluster_counts(self._guess(state), self.cluster_, reach, _N_CHUNKS)
+        return self._items.clusters(self._rows(state), self.cluster_, state["pi"].geometric * self._scale)
 
     def _reach(self, state: State) -> Floats:
         return np.asarray((state["pi"].mean * self._targets).sum(1)[self.cluster_], np.float64)
@@ -346,13 +354,13 @@ class XIIRPF(ItemExcitation):
         own = float(super()._excitation_items(user, t).sum()) - from_others
         return [(max(own, 0.0), self.decay), (from_others, self.decay_items)]
 
-    def _at_all(self, triggers: ItemTriggers, items: Array, phi: Floats) -> tuple[Floats, Floats]:
+    def _at_all(self, passes: ItemPass, items: Array, phi: Floats) -> tuple[Floats, Floats]:
         n = self._alpha.shape[0]
         alpha = np.zeros((n + 1, n + 1))  # what is unknown has a cluster of its own, which excites nothing
         alpha[:n, :n] = self._alpha
         cluster = np.append(self.cluster_, n).astype(np.int32)[items]
         reach = np.append((self.pi_ * self._targets).sum(1), 0.0)[cluster]
-        return reach, triggers.cluster_rates(cluster, alpha.T, phi * self._between)
+        return reach, passes.cluster_rates(cluster, alpha, phi)
 
 
 def _with_others(beta: Floats) -> Floats:
