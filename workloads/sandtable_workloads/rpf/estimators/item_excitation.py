@@ -294,12 +294,6 @@ class XIIRPF(ItemExcitation):
         place = {name: i for i, name in enumerate(sorted(set(clusters.values())))}
         return np.array([place[clusters[item]] for item in ids], np.int32), len(place)
 
-    def _rows_before(self, name: str, old: ObservedEvents) -> tuple[Array, Array]:
-        if name != "pi":
-            return super()._rows_before(name, old)
-        clusters = np.arange(self.pi_.shape[0])
-        return clusters, clusters
-
     def _factors(self, observed: ObservedEvents) -> Array:
         """Return beta [P, K] of an HRPF of the same events."""
         options = {name: getattr(self, name) for name in HRPF().get_params()}
