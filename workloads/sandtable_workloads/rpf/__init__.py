@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sandtable_workloads.rpf.events.event_store import EventStore
     from sandtable_workloads.rpf.events.event_table import EventTable
     from sandtable_workloads.rpf.events.generated_events import GeneratedEvents
+    from sandtable_workloads.rpf.events.grouped_files import group_events
     from sandtable_workloads.rpf.events.simulated_events import KnownParameters, simulate, thinned
     from sandtable_workloads.rpf.events.social_edges import SocialEdges, read_edges
 
@@ -35,6 +36,7 @@ __all__ = [
     "KnownParameters",
     "SocialEdges",
     "chronological_split",
+    "group_events",
     "read_edges",
     "read_events",
     "simulate",
@@ -54,6 +56,7 @@ _LIES_IN = {
     "events.event_store": ("EventStore",),
     "events.event_table": ("EventTable",),
     "events.generated_events": ("GeneratedEvents",),
+    "events.grouped_files": ("group_events",),
     "events.simulated_events": ("KnownParameters", "simulate", "thinned"),
     "events.social_edges": ("SocialEdges", "read_edges"),
 }

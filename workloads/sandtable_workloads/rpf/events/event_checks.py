@@ -44,11 +44,12 @@ class Where:
 
 
 class ReadHours(NamedTuple):
-    """Times in hours, the date of hour 0 where it is known, and what to say about them."""
+    """Times in hours, the date of hour 0 where it is known, what to say, and whether they were given as dates."""
 
     hours: NDArray[np.float64]
     origin: np.datetime64 | None
     notes: tuple[str, ...]
+    dated: bool = True
 
 
 def columns_of(events: Any) -> tuple[Any, Any, Any]:
@@ -128,7 +129,7 @@ def hours(time: Any, unit: TimeUnit | None, origin: np.datetime64 | None, where:
         return _of_dates(column, origin, where)
     if pd.api.types.is_numeric_dtype(column):
         return _of_numbers(column.to_numpy(np.float64, na_value=np.nan), unit, origin, where)
-    numbers = pd.to_numeric(column, errors="coerce")
+    numbers: Any = pd.to_numeric(column, errors="coerce")
     if numbers.notna().any():
         _refuse(numbers.isna(), column, "is not a number", where)
         return _of_numbers(numbers.to_numpy(np.float64), unit, origin, where)
@@ -139,7 +140,7 @@ def _parsed(column: Any, where: Where) -> Any:
     import pandas as pd
 
     try:
-        dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
+        dates: Any = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
     except (ValueError, TypeError, OverflowError):
         dates = pd.Series(pd.NaT, index=column.index)
     said = "is not a time: write hours, seconds since 1970 or dates such as 2009-05-04T23:08:57Z"
@@ -172,7 +173,7 @@ def _of_numbers(
         since = "since 1970" if found != "h" else "from whatever hour 0 is"
         raise where.error(f"time {values[row]:g} is negative: times count upwards {since}", row)
     if found == "h":
-        return ReadHours(values, origin, ())
+        return ReadHours(values, origin, (), dated=False)
     notes = () if unit else (f"times are read as {'milli' * (found == 'ms')}seconds since 1970",)
     return _since_origin(values / _PER_HOUR[found] * 3600, origin, notes, where)
 

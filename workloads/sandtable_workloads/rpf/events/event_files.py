@@ -86,11 +86,12 @@ def read_events(
 
 @dataclass(frozen=True)
 class FilePart:
-    """Rows of a file: the columns user, item and time, and where they stand."""
+    """Rows of a file: the columns user, item and time, where they stand, and whether the file says their types."""
 
     columns: dict[str, Any]
     where: Where
     time_unit: TimeUnit | None
+    typed: bool
     timed: bool = True
     notes: tuple[str, ...] = ()
 
@@ -175,12 +176,11 @@ def _part(frame: Any, roles: _Roles, options: FileOptions, where: Where, layout:
     if roles.time is None:
         notes.append("there are no times: each row is one event, and only PF and HPF say anything about them")
         made_up = np.arange(len(frame)) / max(len(frame), 1)
-        return FilePart(
-            {"user": frame[roles.user], "item": item, "time": made_up}, where, "h", timed=False, notes=tuple(notes)
-        )
+        columns = {"user": frame[roles.user], "item": item, "time": made_up}
+        return FilePart(columns, where, "h", layout is None, timed=False, notes=tuple(notes))
     time, said = _dates_of_days(frame[roles.time], roles.time, options.time_unit)
     columns = {"user": frame[roles.user], "item": item, "time": time}
-    return FilePart(columns, where, options.time_unit, notes=(*notes, *said))
+    return FilePart(columns, where, options.time_unit, layout is None, notes=(*notes, *said))
 
 
 def _said(roles: _Roles, layout: Layout | None) -> list[str]:
