@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats, Ids
 from sandtable_workloads.rpf.events.event_table import EventTable
 
@@ -77,10 +75,10 @@ class IdIndex:
     """Ids of any type, and their places 0 .. n - 1."""
 
     ids: NDArray[Any]
-    _place: dict[Any, int] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_place", {value: place for place, value in enumerate(self.ids.tolist())})
+    @cached_property
+    def _place(self) -> dict[Any, int]:
+        return {value: place for place, value in enumerate(self.ids.tolist())}
 
     def __len__(self) -> int:
         return self.ids.size
@@ -113,17 +111,3 @@ def event_columns(events: Any, origin: np.datetime64 | None = None) -> tuple[NDA
     """
     table = EventTable.of(events, origin=origin)
     return table.user, table.item, table.time
-
-
-def edge_columns(edges: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return followers and the users whom they follow, of a table with columns ``user, follows`` or of two arrays."""
-    if isinstance(edges, tuple | list) and len(edges) == 2:
-        user, follows = edges
-    elif isinstance(edges, Mapping) or hasattr(edges, "columns"):
-        missing = [name for name in ("user", "follows") if name not in edges]
-        if missing:
-            raise ConfigError(f"edges have no column {missing[0]!r}: a row says that `user` follows `follows`")
-        user, follows = edges["user"], edges["follows"]
-    else:
-        user, follows = np.asarray(edges).reshape(-1, 2).T
-    return np.asarray(user), np.asarray(follows)

@@ -24,10 +24,10 @@ from sandtable_workloads.rpf.estimators.observed_events import (
     FollowedEdges,
     IdIndex,
     ObservedEvents,
-    edge_columns,
     event_columns,
 )
 from sandtable_workloads.rpf.events.event_table import EventTable
+from sandtable_workloads.rpf.events.social_edges import SocialEdges
 
 Array = NDArray[Any]
 
@@ -186,14 +186,14 @@ class PoissonEstimator(_Fitted):
         """Do all of `fit` but its iterations: events in order, and where inference starts."""
         self.check_params()
         table = EventTable.of(events)
-        user, item, time = table.user, table.item, table.time
-        period = (table.start, table.end) if period is None else period
         self.origin_ = table.origin
         before = (self.state_, self.observed_) if self.warm_start and hasattr(self, "state_") else None
         known = before is not None
-        self.user_index_ = (self.user_index_ if known else IdIndex(np.empty(0, object))).extended(user)
-        self.item_index_ = (self.item_index_ if known else IdIndex(np.empty(0, object))).extended(item)
-        self._observe(self.user_index_.places(user), self.item_index_.places(item), time, edges, period)
+        self.user_index_ = self.user_index_.extended(table.user_ids) if known else IdIndex(table.user_ids)
+        self.item_index_ = self.item_index_.extended(table.item_ids) if known else IdIndex(table.item_ids)
+        user = self.user_index_.places(table.user_ids)[table.user_code]
+        item = self.item_index_.places(table.item_ids)[table.item_code]
+        self._observe(user, item, table.time, edges, (table.start, table.end) if period is None else period)
         self.state_ = self._begin(self.observed_, np.random.default_rng(self.random_state))
         if before is not None:
             self._carry_over(*before)
@@ -224,6 +224,26 @@ class PoissonEstimator(_Fitted):
         self._improve(n_iter, None, None, None)
         return self
 
+    def save(self, path: str | Path) -> None:
+        """Write the fitted model, with its events, to one file."""
+        from sandtable_workloads.rpf.estimators.model_store import save_model
+
+        save_model(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Return the fitted model that `save` wrote.
+
+        Raises:
+            ConfigError: the file is missing, damaged, or holds another model than this class.
+        """
+        from sandtable_workloads.rpf.estimators.model_store import load_model
+
+        model = load_model(path)
+        if not isinstance(model, cls):
+            raise ConfigError(f"holds a model {type(model).__name__}, not {cls.__name__}", file=str(path))
+        return model
+
     def _observe(
         self, user: Array, item: Array, time: Floats, edges: Any, period: tuple[float, float] | None
     ) -> None:
@@ -242,14 +262,9 @@ class PoissonEstimator(_Fitted):
             return None
         if not self.social:
             raise ConfigError(f"{type(self).__name__} knows no edges between users: a social model does")
-        user, follows = edge_columns(edges)
-        ends = []
-        for values in (follows, user):
-            places = self.user_index_.places(values)
-            if (places < 0).any():
-                raise ConfigError(f"an edge names user {values[places < 0][0]!r}, who has no event")
-            ends.append(places)
-        return FollowedEdges.of(ends[0], ends[1], len(self.user_index_))
+        known = SocialEdges.of(edges).between(self.user_ids_)
+        source, destination = (self.user_index_.places(ids) for ids in (known.follows, known.user))
+        return FollowedEdges.of(source, destination, len(self.user_index_))
 
     def _edge_ids(self) -> Any:
         edges = self.observed_.edges

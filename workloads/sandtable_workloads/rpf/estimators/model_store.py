@@ -1,0 +1,123 @@
+"""Fitted models as files: one ``.npz`` of named arrays and a JSON header, which grows beside its name and is renamed.
+
+A model is kept with the events that it was fitted to: what it predicts depends on them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sandtable.errors import ConfigError
+from sandtable_workloads.rpf.estimators.fit_checkpoint import read_arrays, write_arrays
+from sandtable_workloads.rpf.estimators.fit_loop import restore_state, state_arrays
+from sandtable_workloads.rpf.estimators.observed_events import IdIndex
+
+if TYPE_CHECKING:
+    from sandtable_workloads.rpf.estimators.poisson_estimator import PoissonEstimator
+
+SCHEMA = 1
+_MODELS = __name__.rpartition(".")[0]
+Array = NDArray[Any]
+
+
+def save_model(model: PoissonEstimator, path: str | Path) -> None:
+    """Write a fitted model.
+
+    Raises:
+        ConfigError: it was not fitted, or ids are of a type that a file cannot keep.
+    """
+    if not hasattr(model, "state_"):
+        raise ConfigError(f"{type(model).__name__} was not fitted: there is nothing to save")
+    pairs, edges = model.observed_.pairs, model._edge_ids()
+    arrays = {f"state.{name}": array for name, array in state_arrays(model.state_).items()}
+    arrays |= {"user": pairs.event_user, "item": pairs.event_item, "time": pairs.time}
+    header: dict[str, Any] = {
+        "sandtable_model": SCHEMA,
+        "module": type(model).__module__,
+        "model": type(model).__name__,
+        "period": model.period_,
+        "origin": None if model.origin_ is None else str(model.origin_),
+        "elbo": model.elbo_,
+        "held_out": model.held_out_,
+        "converged": model.converged_,
+        "parameters": {},
+    }
+    for name, value in model.get_params().items():
+        if isinstance(value, np.ndarray):
+            arrays[f"parameter.{name}"] = value
+        else:
+            header["parameters"][name] = value.item() if isinstance(value, np.generic) else _as_text(name, value)
+    for name, ids in (("user_ids", model.user_ids_), ("item_ids", model.item_ids_)):
+        arrays[name], header[name] = _plain_ids(ids)
+    if edges is not None:
+        # by place, as events are
+        arrays |= {"follower": model.user_index_.places(edges[0]), "followed": model.user_index_.places(edges[1])}
+    write_arrays(Path(path), header, arrays)
+
+
+def load_model(path: str | Path) -> PoissonEstimator:
+    """Return the model that `save_model` wrote.
+
+    Raises:
+        ConfigError: the file is missing, damaged, or holds no model of this package.
+    """
+    header, arrays = read_arrays(Path(path))
+    if header.get("sandtable_model") != SCHEMA or not str(header.get("module")).startswith(f"{_MODELS}."):
+        raise ConfigError("holds no model that this version can read", file=str(path))
+    kind = getattr(importlib.import_module(header["module"]), header["model"])
+    given = {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith("parameter.")}
+    model: PoissonEstimator = kind(**header["parameters"], **given)
+    users, items = (_ids(arrays[name], header[name]) for name in ("user_ids", "item_ids"))
+    model.user_index_, model.item_index_ = IdIndex(users), IdIndex(items)
+    model.origin_ = None if header["origin"] is None else np.datetime64(header["origin"])
+    edges = (users[arrays["follower"]], users[arrays["followed"]]) if "follower" in arrays else None
+    model._observe(arrays["user"], arrays["item"], arrays["time"], edges, tuple(header["period"]))
+    model.state_ = model._begin(model.observed_, np.random.default_rng(model.random_state))
+    restore_state(
+        model.state_, {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith("state.")}
+    )
+    model.elbo_, model.held_out_, model.converged_ = header["elbo"], header["held_out"], header["converged"]
+    model.n_iter_ = len(model.elbo_)
+    model._publish(model.state_)
+    return model
+
+
+def _as_text(name: str, value: Any) -> Any:
+    """Return a hyperparameter as JSON has it; dates as text, which is taken as well."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.datetime64) or hasattr(value, "isoformat"):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_as_text(name, each) for each in value]
+    raise ConfigError(f"{name} is a {type(value).__name__}, which a file of a model cannot keep")
+
+
+def _plain_ids(ids: Array) -> tuple[Array, str]:
+    """Return ids as an array without objects, and what they were."""
+    if ids.dtype != object:
+        return ids, "plain"
+    kinds = {type(value) for value in ids.tolist()}
+    if kinds <= {str}:
+        return ids.astype(np.str_), "text"
+    if kinds <= {int}:
+        return ids.astype(np.int64), "plain"
+    if kinds == {uuid.UUID}:
+        return np.array([str(value) for value in ids.tolist()]), "uuid"
+    names = ", ".join(sorted(kind.__name__ for kind in kinds))
+    raise ConfigError(f"a file keeps ids that are all numbers, all texts or all UUIDs, not {names}")
+
+
+def _ids(stored: Array, kind: str) -> Array:
+    if kind == "plain":
+        return stored
+    values = stored.tolist()
+    made = np.empty(len(values), object)
+    made[:] = [uuid.UUID(value) for value in values] if kind == "uuid" else values
+    return made
