@@ -37,7 +37,7 @@ def test_both_parts_keep_the_codes() -> None:
     parts = split_at(at(1, 2, 3, 4), 2.5)
     assert parts.train.n_users == parts.test.n_users == 3
     assert parts.test.user.tolist() == [2, 0]
-    assert parts.summary() == "2 events until hour 2.5 and 2 after it, with 1 users and 0 items that are new"
+    assert parts.summary() == "2 events until hour 2.5 and 2 after it, with 1 new user and 0 new items"
 
 
 def test_what_cannot_be_split_is_refused() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,9 +31,21 @@ def test_lists_agree() -> None:
 def test_nothing_heavy_is_loaded_before_it_is_used() -> None:
     code = f"""
 import sys
+from pathlib import Path
 from sandtable_workloads.rpf import EventTable, GeneratedEvents, KnownParameters, read_events, EventStore, HRPF
 print(*sorted({HEAVY!r} & {{name.split('.')[0] for name in sys.modules}}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_what_the_readme_shows_is_what_comes_out(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    text = (Path(__file__).parents[3] / "workloads" / "README.md").read_text().partition("\n## rpf: events\n")[2]
+    code, shown = re.findall(r"```(?:python|text)\n(.*?)```", text, re.DOTALL)[:2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+    )
+    assert done.stderr == ""
+    assert done.stdout == shown

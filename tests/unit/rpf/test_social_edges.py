@@ -38,8 +38,8 @@ def test_an_unknown_user_is_named_or_dropped() -> None:
     assert known.columns["user"].tolist() == ["a"]
     assert known.columns["follows"].tolist() == ["b"]
     assert known.notes == (
-        "2 edges name users without events: dropped",
-        "2 edges lead to oneself or stand twice: dropped",
+        "dropped 2 edges to or from users without events",
+        "dropped 2 edges to oneself or standing twice",
     )
 
 

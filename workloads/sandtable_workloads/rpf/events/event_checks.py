@@ -21,6 +21,11 @@ _WEEK_S: Final = 7 * 24 * 3600
 _DAY_S: Final = 24 * 3600
 
 
+def many(n: int, what: str) -> str:
+    """Return a number with what it counts: ``1 user``, ``2,000 users``."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
 @dataclass(frozen=True)
 class Where:
     """Where rows stand: in a file, the first of them on ``first_line``, or nowhere but in memory.

@@ -143,7 +143,9 @@ def _roles(columns: tuple[str, ...], options: FileOptions, file: str) -> _Roles:
     if user is None or not items or (time is None and "plays" not in columns):
         role = "user" if user is None else "item" if not items else "time"
         listed = ", ".join(repr(name) for name in columns[:12])
-        raise ConfigError(f"which column is the {role}? None of {listed} is named like one: say which", file=file)
+        raise ConfigError(
+            f"which column is the {role}? None of {listed} is named like one: name it with {role!r}", file=file
+        )
     kind = column_of("kind", columns, None, file) if options.kinds is not None else None
     rating = column_of("rating", columns, None, file) if options.min_rating is not None else None
     if options.kinds is not None and kind is None:

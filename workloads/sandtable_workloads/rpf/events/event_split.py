@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sandtable.errors import ConfigError
+from sandtable_workloads.rpf.events.event_checks import many
 from sandtable_workloads.rpf.events.event_table import EventTable
 
 
@@ -23,8 +24,8 @@ class EventSplit:
         """Say in one line how large the parts are, and how much of the later one is new."""
         new_users = np.setdiff1d(self.test.user_code, self.train.user_code).size
         new_items = np.setdiff1d(self.test.item_code, self.train.item_code).size
-        parts = f"{len(self.train):,} events until hour {self.time:,.1f} and {len(self.test):,} after it"
-        return f"{parts}, with {new_users:,} users and {new_items:,} items that are new"
+        parts = f"{many(len(self.train), 'event')} until hour {self.time:,.1f} and {len(self.test):,} after it"
+        return f"{parts}, with {many(new_users, 'new user')} and {many(new_items, 'new item')}"
 
 
 def chronological_split(events: Any, train: float = 0.8) -> EventSplit:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from sandtable.errors import ConfigError, missing_extra
 from sandtable_kernels.poisson.event_pairs import EventPairs
+from sandtable_workloads.rpf.events.event_checks import many
 from sandtable_workloads.rpf.events.event_table import EventTable
 from sandtable_workloads.rpf.events.generated_events import GeneratedEvents
 
@@ -159,8 +160,8 @@ class EventStore:
     def summary(self) -> str:
         """Say in one line how large this is."""
         days = (self.end - self.start) / 24
-        counts = f"{self.n_events:,} events of {self.n_users:,} users and {self.n_items:,} items"
-        return f"{counts} over {days:,.1f} days, in {self.n_batches:,} groups of users"
+        counts = f"{many(self.n_events, 'event')} of {many(self.n_users, 'user')} and {many(self.n_items, 'item')}"
+        return f"{counts} over {days:,.1f} days, in {many(self.n_batches, 'group')} of users"
 
     # --- writing -------------------------------------------------------------------------------------------------
 

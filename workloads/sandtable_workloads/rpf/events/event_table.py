@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import EventPairs
-from sandtable_workloads.rpf.events.event_checks import TimeUnit, Where, coded, columns_of, hours
+from sandtable_workloads.rpf.events.event_checks import TimeUnit, Where, coded, columns_of, hours, many
 
 Codes = NDArray[np.int32]
 Hours = NDArray[np.float64]
@@ -228,7 +228,7 @@ class EventTable:
     def summary(self) -> str:
         """Say in one line how large this is."""
         days = (self.end - self.start) / 24
-        counts = f"{len(self):,} events of {self.n_users:,} users and {self.n_items:,} items"
+        counts = f"{many(len(self), 'event')} of {many(self.n_users, 'user')} and {many(self.n_items, 'item')}"
         return f"{counts} over {days:,.1f} days" if self.timed else f"{counts}, without times"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sandtable.errors import ConfigError
+from sandtable_workloads.rpf.events.event_checks import many
 from sandtable_workloads.rpf.events.file_layouts import column_of, layout_of, regular
 
 Unknown = Literal["refuse", "drop"]
@@ -95,8 +96,8 @@ class SocialEdges:
 
 
 def _left_out(n_outside: int, n_again: int) -> list[str]:
-    found = [(n_outside, "name users without events"), (n_again, "lead to oneself or stand twice")]
-    return [f"{n:,} edges {what}: dropped" for n, what in found if n]
+    found = [(n_outside, "to or from users without events"), (n_again, "to oneself or standing twice")]
+    return [f"dropped {many(n, 'edge')} {what}" for n, what in found if n]
 
 
 def read_edges(path: str | os.PathLike[str], user: str | None = None, follows: str | None = None) -> SocialEdges:
