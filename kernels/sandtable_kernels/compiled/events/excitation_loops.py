@@ -24,6 +24,8 @@ from sandtable_kernels.compiled.memory_loops import parallel, serial
 _LEAST = 1e-30
 # a product of intensities is replaced by its logarithm before it could leave the range of float64
 _SMALL, _LARGE = 1e-200, 1e200
+# what is left of an excitation counts as nothing below this: numbers near the end of float32's range are slow
+_FORGOTTEN = 1e-12
 # events, or pairs, between asking for a row and reading it
 _AHEAD = 12
 # rows, or events, that are summed in the element type before the sum goes to float64
@@ -107,7 +109,8 @@ def in_order(user_start: Any, event_start: Any, time: Any, decay: Any, pair: Any
                 fade[n] = 0
             else:
                 gap = time[place[n]] - time[place[n - 1]]
-                fade[n] = np.exp(-decay * gap) if gap > 0 else -1
+                left = np.exp(-decay * gap)
+                fade[n] = -1 if gap <= 0 else left if left > _FORGOTTEN else 0
 
 
 # --- what both passes need ---------------------------------------------------------------------------------
