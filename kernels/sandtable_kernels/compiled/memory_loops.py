@@ -24,9 +24,9 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 
 # reassociation lets sums vectorise; NaN and infinity keep their meaning
-_FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-serial = njit(cache=True, nogil=True, fastmath=_FASTMATH)
-parallel = njit(cache=True, nogil=True, fastmath=_FASTMATH, parallel=True)
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+serial = njit(cache=True, nogil=True, fastmath=FASTMATH)
+parallel = njit(cache=True, nogil=True, fastmath=FASTMATH, parallel=True)
 
 
 _MOST_THREADS = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]

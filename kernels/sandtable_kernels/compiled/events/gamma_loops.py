@@ -13,14 +13,17 @@ import numpy as np
 from numba import njit, prange
 
 from sandtable_kernels.compiled.events.row_vectors import float_of_bits
-from sandtable_kernels.compiled.memory_loops import parallel, serial
+from sandtable_kernels.compiled.memory_loops import FASTMATH, parallel
 
 inlined = njit(inline="always")
+# a check of each division for zero would keep its loop from vectors
+dividing = njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
 
 _HALF_LOG_TAU = 0.5 * np.log(2 * np.pi)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693147180369123816490, 1.90821492927058770002e-10
-# factors whose product is taken before its log; the product of as many shapes or rates stays within float64
-_FEW = 8
+# Factors whose product is taken before its log: the product of as many shapes or rates stays within float64, of many
+# unless a shape may be below the least.
+_MANY, _FEW, _LEAST = 32, 8, 1e-6
 
 
 @inlined
@@ -61,19 +64,20 @@ def gamma_parts(x: Any) -> Any:
     return y, -tail - steps, entropy, shrunk
 
 
-@serial
+@dividing
 def _rows(
     first: Any, last: Any, prior_shape: Any, prior_rate: Any, counts: Any, rates: Any, factors: Any, totals: Any
 ) -> Any:
     shapes, means, geometric = factors
     n = shapes.shape[1]
+    step = _MANY if prior_shape > _LEAST else _FEW
     terms, logs = 0.0, 0.0
     y_product, shrunk_product, rate_product = 1.0, 1.0, 1.0
     for r in range(first, last):
         row_total = 0.0
-        for low in range(0, n, _FEW):
+        for low in range(0, n, step):
             ys, shrinks, divisors = 1.0, 1.0, 1.0
-            for k in range(low, min(low + _FEW, n)):
+            for k in range(low, min(low + step, n)):
                 shape = prior_shape + counts[r, k]
                 if len(rates) == 2:  # noqa: SIM108 - numba prunes this branch, not an expression
                     rate = rates[0][r] * rates[1][k] + prior_rate[r]
@@ -90,6 +94,9 @@ def _rows(
                 ys *= y
                 shrinks *= shrunk
                 divisors *= rate
+            if _far(ys) or _far(shrinks) or _far(divisors):
+                logs += _log_terms(prior_shape, ys, shrinks, divisors)
+                continue
             y_product *= ys
             shrunk_product *= shrinks
             rate_product *= divisors
