@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 # these rooms hold no workload: predicting needs none of them
-FAST_PATH = ("estimators", "evaluated", "events", "scaled")
+FAST_PATH = ("estimators", "evaluated", "events", "rpf_run", "rpf_use", "scaled")
 
 _LIES_IN = {
     "estimators.item_excitation": ("IIRPF", "XIIRPF"),

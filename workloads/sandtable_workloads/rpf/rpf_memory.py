@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -36,14 +36,14 @@ def memory_of(p: Rpf, machine: Machine) -> dict[str, float]:
     """
     verdict = verdict_of(p, machine)
     if not verdict.fits:
-        fitting = next(
+        change = next(
             iter(what_fits(p, machine)), "a machine with more memory, or stochastic inference from Parquet"
         )
         kinds = ", ".join(f"{kind} {units.format_bytes(size)}" for kind, size in held(p).items())
         raise DoesNotFit(
             f"{p.variant} with {p.components} components on {units.format_count(p.events)} events needs "
             f"{units.format_bytes(verdict.needed_bytes)} and {machine.name} has "
-            f"{units.format_bytes(verdict.has_bytes)} ({kinds}): take {fitting}"
+            f"{units.format_bytes(verdict.has_bytes)} ({kinds}): take {change}"
         )
     return held(p)
 
@@ -90,16 +90,18 @@ def verdict_of(p: Rpf, machine: Machine) -> Verdict:
 
 
 def what_fits(p: Rpf, machine: Machine) -> Sequence[str]:
-    """Return the mildest changes with which a fit fits."""
-    return list(_fitting(p, machine))[:1]
+    """Return the mildest change with which a fit fits; none if nothing does."""
+    found = fitting(p, verdict_of(p, machine).has_bytes)
+    return (found,) if found else ()
 
 
-def _fitting(p: Rpf, machine: Machine) -> Iterator[str]:
+def fitting(p: Rpf, there_bytes: float) -> str:
+    """Return the mildest change with which a fit fits into so much memory, empty if nothing does."""
     for changes in SMALLER:
         smaller = p.model_copy(update=dict(changes))
-        less = smaller.components <= p.components and sum(held(smaller).values()) < sum(held(p).values())
-        if less and verdict_of(smaller, machine).fits:
-            yield ", ".join(f"{name}={value}" for name, value in changes.items())
+        if smaller.components <= p.components and sum(held(smaller).values()) <= there_bytes:
+            return ", ".join(f"{name}={value}" for name, value in changes.items())
+    return ""
 
 
 # --- triggers ------------------------------------------------------------------------------------------------------
