@@ -52,15 +52,19 @@ def held(p: Rpf) -> dict[str, float]:
     """Return the bytes by kind: events in both orders, factors, excitation, who follows whom, and what passes need."""
     n, pairs, users, items = p.events, p.n_pairs, p.users, p.items * p.ranks
     found = {
-        "events": 2 * WIDE * n + (3 * INDEX + 2 * WIDE) * pairs + 3 * WIDE * users + WIDE * items + EVENTS_BYTES,
+        "events": 2 * WIDE * n
+        + (3 * INDEX + 2 * WIDE) * pairs
+        + 3 * WIDE * users
+        + WIDE * items
+        + EVENTS_BYTES * p.ranks,
         "factors": _rows_bytes(p, users + items, p.components, counted=True)
         + WIDE * (users + items)
-        + 2 * ROWS_BYTES,
+        + 2 * ROWS_BYTES * p.ranks,
         "passes": p.item_bytes * pairs,
     }
     if p.excites:
         sources = users + p.n_edges
-        found["excitation"] = _rows_bytes(p, sources, 1) + WIDE * users + ROWS_BYTES
+        found["excitation"] = _rows_bytes(p, sources, 1) + WIDE * users + ROWS_BYTES * p.ranks
         found["passes"] += p.item_bytes * n + WIDE * sources
     if p.social:
         found["excitation"] += WIDE * (users + p.n_edges) + WIDE * users

@@ -14,6 +14,8 @@ Variant = Literal["pf", "hpf", "hrpf", "srpf", "drpf", "dsrpf", "iirpf", "xiirpf
 Precision = Literal["float32", "float64"]
 # variants in which users excite their followers, preferences follow the clock, and items excite others
 SOCIAL, DYNAMIC, BETWEEN_ITEMS = ("srpf", "dsrpf"), ("drpf", "dsrpf"), ("iirpf", "xiirpf")
+# variants that ranks can share
+SHARDED = ("pf", "hpf", "hrpf")
 # variants without excitation
 STATIC = ("pf", "hpf")
 # pairs of a user and an item for each event, where nobody says how many there are
@@ -82,7 +84,7 @@ class Rpf(Frozen):
         most = min(self.events, self.users * self.items)
         if self.pairs is not None and self.pairs > most:
             raise ValueError(f"pairs: there are at most {most}, as many as events and as users times items")
-        if self.ranks > 1 and self.variant in (*DYNAMIC, *BETWEEN_ITEMS):
+        if self.ranks > 1 and self.variant not in SHARDED:
             raise ValueError(
                 f"ranks: {self.variant} is fitted by one process: write 'ranks: 1', or another variant"
             )

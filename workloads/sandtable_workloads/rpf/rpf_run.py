@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,14 +12,18 @@ import numpy as np
 from sandtable.engine.recorder import Recorder
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine
-from sandtable.system import limits
+from sandtable.system import atomic_files, limits
 from sandtable.workload.seam import Execution, ExecutionContext
+from sandtable_workloads.rpf.estimators.fit_loop import Iteration
 from sandtable_workloads.rpf.estimators.observed_events import IdIndex
 from sandtable_workloads.rpf.estimators.poisson_estimator import PoissonEstimator
 from sandtable_workloads.rpf.events.generated_events import GeneratedEvents
 from sandtable_workloads.rpf.rpf_parameters import Rpf
 from sandtable_workloads.rpf.rpf_plan import ITERATION, MAIN
 from sandtable_workloads.rpf.rpf_variants import estimator_of
+
+# fits that are timed do not stop before
+LEAST_TOL = 1e-300
 
 
 def prepare(p: Rpf, context: ExecutionContext) -> None:
@@ -40,6 +45,8 @@ def run_fit(p: Rpf, machine: Machine, seed: int, context: ExecutionContext) -> E
     """Warm up, and time every iteration."""
     before = limits.status_bytes("VmRSS")
     model, iterate = observing(p, seed, context.n_threads)
+    if p.ranks > 1:
+        return _by_ranks(p, model, context)
     recorder = Recorder()
     for _ in range(p.warmup_steps):
         iterate()
@@ -47,8 +54,7 @@ def run_fit(p: Rpf, machine: Machine, seed: int, context: ExecutionContext) -> E
     for _ in range(p.steps):
         start = time.perf_counter()
         elbo = iterate()
-        seconds = time.perf_counter() - start
-        recorder.record(MAIN, {"latency_s": seconds, "compute_s": seconds, "elbo": elbo}, name=ITERATION)
+        _record(recorder, time.perf_counter() - start, elbo)
     main_s = begin, time.perf_counter()
     after = limits.status_bytes("VmRSS")
     return Execution(
@@ -57,6 +63,32 @@ def run_fit(p: Rpf, machine: Machine, seed: int, context: ExecutionContext) -> E
         main_s=main_s,
         process_bytes=None if before is None or after is None else float(max(0, after - before)),
     )
+
+
+def _by_ranks(p: Rpf, model: PoissonEstimator, context: ExecutionContext) -> Execution:
+    """Let processes fit, and take the times of the first of them, which waits for the others in each iteration."""
+    from sandtable_workloads.rpf.scaled import rank_fit
+    from sandtable_workloads.rpf.scaled.rank_job import HELD
+
+    model.n_ranks, model.tol = p.ranks, LEAST_TOL
+    model.n_threads = max(1, (p.threads or context.n_threads) // p.ranks)
+    done: list[Iteration] = []
+    with atomic_files.temporary_folder(context.folder, "ranks") as folder:
+        job = rank_fit.write_ranks(model, folder, most=p.warmup_steps + p.steps)
+        rank_fit.run_ranks(job, folder, done.append)
+        ranks = [json.loads((folder / HELD.format(rank=rank)).read_bytes()) for rank in range(p.ranks)]
+    ends = [0.0, *(each.seconds for each in done)]
+    recorder = Recorder()
+    for before_s, each in list(zip(ends, done, strict=False))[p.warmup_steps :]:
+        _record(recorder, each.seconds - before_s, each.elbo, each.waited_s)
+    return Execution(
+        recorder=recorder, memory_bytes={kind: sum(held.get(kind, 0.0) for held in ranks) for kind in ranks[0]}
+    )
+
+
+def _record(recorder: Recorder, seconds: float, elbo: float, waited_s: float = 0.0) -> None:
+    parts = {"compute_s": seconds - min(waited_s, seconds)} | ({"communication_s": waited_s} if waited_s else {})
+    recorder.record(MAIN, {"latency_s": seconds, "elbo": elbo} | parts, name=ITERATION)
 
 
 def observing(p: Rpf, seed: int, n_threads: int) -> tuple[PoissonEstimator, Callable[[], float]]:

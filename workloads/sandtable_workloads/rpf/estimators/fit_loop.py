@@ -17,13 +17,17 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Iteration(NamedTuple):
-    """What a fit says after each iteration. ``elbo`` is that of the parameters before it; seconds since the start."""
+    """What a fit says after each iteration: ``elbo`` of the parameters before it, seconds since the start, and waited.
+
+    ``waited_s`` is what the iteration waited for other ranks.
+    """
 
     number: int
     most: int
     elbo: float
     held_out: float | None
     seconds: float
+    waited_s: float = 0.0
 
 
 def state_arrays(state: State) -> Arrays:

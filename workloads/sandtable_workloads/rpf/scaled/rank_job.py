@@ -33,6 +33,8 @@ Arrays = dict[str, NDArray[Any]]
 OF_USERS = ("theta", "tau")
 SHARDED = ("PF", "HPF", "HRPF")
 JOB, RESULT, PROGRESS = "job.json", "result.npz", "progress.jsonl"
+# bytes that a rank holds, by kind
+HELD = "held{rank}.json"
 
 
 def of_users(name: str) -> bool:

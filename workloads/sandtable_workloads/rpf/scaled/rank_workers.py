@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ from sandtable.errors import DoesNotFit, SandtableError
 from sandtable.system import limits
 from sandtable_workloads.rpf.estimators.fit_checkpoint import write_arrays
 from sandtable_workloads.rpf.estimators.fit_loop import FitLoop, Iteration, State, restore_state, state_arrays
-from sandtable_workloads.rpf.scaled.rank_job import PROGRESS, RESULT, Arrays, RankJob, is_sum, of_users, whole_state
+from sandtable_workloads.rpf.rpf_run import held_by
+from sandtable_workloads.rpf.scaled.rank_job import (
+    HELD,
+    PROGRESS,
+    RESULT,
+    Arrays,
+    RankJob,
+    is_sum,
+    of_users,
+    whole_state,
+)
 
 RENDEZVOUS = "rendezvous"
 
@@ -35,13 +46,20 @@ class RankSum:
 
     def __init__(self, job: RankJob, rank: int, loop: FitLoop) -> None:
         self._keeper, self._loop, self._first = job.keeper(), loop, rank == 0
-        self.due = False
+        self.due, self._waited_s = False, 0.0
+
+    def waited_s(self) -> float:
+        """Return the seconds in all-reduces since the last time that this was asked."""
+        waited, self._waited_s = self._waited_s, 0.0
+        return waited
 
     def __call__(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the sums, of the same shapes, in float64."""
         due = self._first and self._keeper is not None and self._keeper.due(len(self._loop.elbo) + 1)
         vector = np.concatenate([*(np.ravel(array).astype(np.float64) for array in arrays.values()), [float(due)]])
+        begin = time.perf_counter()
         dist.all_reduce(torch.from_numpy(vector))
+        self._waited_s += time.perf_counter() - begin
         self.due = bool(vector[-1])
         found, place = {}, 0
         for name, array in arrays.items():
@@ -93,8 +111,10 @@ def fit(folder: Path, rank: int) -> None:
     setattr(estimator, "all_reduce", reduce)  # noqa: B010 - a method of this one object
     loop.after = lambda _: _keep(job, reduce, state, rank) if reduce.due else None
     if rank == 0:
-        loop.progress = lambda done: _tell(folder, done)
+        loop.progress = lambda done: _tell(folder, done._replace(waited_s=reduce.waited_s()))
     converged = loop.run()
+    estimator.state_ = state
+    (folder / HELD.format(rank=rank)).write_text(json.dumps(held_by(estimator)))
     whole = gathered(state_arrays(state), rank, job.bounds)
     if whole is not None:
         reduce.keep(job, whole)
