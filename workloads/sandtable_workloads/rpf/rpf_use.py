@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from sandtable_workloads.rpf.evaluated import contenders, rivals
 from sandtable_workloads.rpf.evaluated.evaluation_harness import Evaluation, evaluate
 from sandtable_workloads.rpf.evaluated.held_out_events import HeldOut
 from sandtable_workloads.rpf.evaluated.scored_estimators import of_estimator
+from sandtable_workloads.rpf.events.event_checks import TimeUnit
 from sandtable_workloads.rpf.events.event_files import FileOptions, read_events
 from sandtable_workloads.rpf.events.event_split import chronological_split
 from sandtable_workloads.rpf.events.event_table import EventTable
@@ -52,9 +53,9 @@ def read(
     Raises:
         ConfigError: no such file, a column that is missing, an event that cannot be.
     """
-    if time_unit not in (None, "h", "s", "ms"):
+    if time_unit not in (None, *get_args(TimeUnit)):
         raise ConfigError(f"--time-unit is h, s or ms, not {time_unit!r}")
-    options = FileOptions(user=user, item=item, time=time, time_unit=time_unit)
+    options = FileOptions(user=user, item=item, time=time, time_unit=cast("TimeUnit | None", time_unit))
     table = read_events(path, options, duplicates="drop" if drop_duplicates else "keep")
     for note in table.notes:
         say(f"  ! {note}")
@@ -71,7 +72,7 @@ def estimator_named(variant: str, options: Mapping[str, Any]) -> Any:
     name = variant.lower()
     if name not in known:
         raise UnknownName("variant", variant, known)
-    model = known[name](**options)  # type: ignore[index]
+    model = known[name](**options)
     model.check_params()
     return model
 
