@@ -7,13 +7,18 @@ when one of them runs.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sandtable.cli.options import FormatOption, ReportOption
+from sandtable.cli.options import FormatOption, FullOption, ReportOption
 from sandtable.cli.terminal import Format, emit, progress, say
+from sandtable.errors import ConfigError
 from sandtable.workload.progress import Step
+
+if TYPE_CHECKING:
+    from sandtable.table import Table
+    from sandtable_workloads.rpf.rpf_use import Compared
 
 app = typer.Typer(
     help="Fit recommenders to events with times, ask them, and compare them.",
@@ -130,11 +135,14 @@ def evaluate(
         Path | None, typer.Option("--plot", help="Write a plot of returning times: .svg or .png.")
     ] = None,
     report: ReportOption = None,
+    full: FullOption = False,
     format_: FormatOption = Format.table,
 ) -> None:
     """Compare recommenders on later events: ranks among all items, returning times, likelihood, seconds."""
     from sandtable_workloads.rpf import rpf_use
 
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise ConfigError(f"--plot {plot}: write a name that ends with .svg or .png")
     table = rpf_use.read(
         events, user=user, item=item, time=time, time_unit=time_unit, drop_duplicates=False, say=say
     )
@@ -144,10 +152,41 @@ def evaluate(
         compared = rpf_use.compare(
             variants or ["hpf", "hrpf"], table, options, train=train, edges=edges, rivals=rivals, told=shown
         )
-    emit(compared.table, format_)
+    shown_figures = rpf_use.SHOWN if format_ is Format.table and not full else ()
+    emit(compared.table(shown_figures), format_)
     if plot is not None:
-        compared.save_plot(plot)
+        from sandtable.report import figures
+
+        figures.save(returns_figure(compared.returns), plot)
         say(f"  plot: {plot}")
     if report is not None:
-        compared.save_report(report)
+        save_report(compared, report)
         say(f"  report: {report}")
+
+
+def save_report(compared: Compared, path: Path) -> None:
+    """Write a page with the table and the plot of a comparison."""
+    from sandtable.report.html import Block, Page, Section, write
+
+    blocks = (
+        Block(kind="text", text=compared.summary),
+        Block(kind="table", table=compared.table()),
+        Block(kind="plot", text="When users come back", table=compared.returns, draw=returns_figure),
+    )
+    section = Section(id="compared", title="Recommenders on later events", blocks=blocks)
+    write(Page(title="Recommenders of events, compared", sections=(section,)), path)
+
+
+def returns_figure(data: Table) -> Any:
+    """Draw the shares of users who are back within some hours, the actual ones first, in ink."""
+    from sandtable.report import figures
+
+    figure, axis = figures.one_axis(2.9, x="hours from the split", y="share of users back")
+    for index, name in enumerate(dict.fromkeys(row[0] for row in data.rows)):
+        points = [(max(hours, 1e-3), share) for model, share, hours in data.rows if model == name]
+        colour = figures.look(index - 1)["color"] if index else figures.INK
+        axis.plot(*zip(*points, strict=True), label=name, color=colour, linewidth=1.2 if index else 2.0)
+    axis.set_xscale("log")
+    axis.set_ylim(0, 1)
+    figures.legend_below(figure)
+    return figure

@@ -1,4 +1,4 @@
-"""What the commands of ``sandtable rpf`` do: read events, fit, recommend, compare; results as tables and plots."""
+"""What the commands of ``sandtable rpf`` do: read events, fit, recommend, compare; results as tables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import numpy as np
 
 from sandtable import units
 from sandtable.errors import ConfigError, DoesNotFit, UnknownName
-from sandtable.report import figures
-from sandtable.report.html import Block, Page, Section, write
 from sandtable.system import limits
 from sandtable.table import Quantity, Table
 from sandtable_workloads.rpf import rpf_memory
@@ -34,6 +32,8 @@ from sandtable_workloads.rpf.rpf_variants import estimators
 Say = Callable[[str], None]
 # share of the memory that is free which a fit may take
 FREE_FRAC = 0.9
+# what people see of a comparison, unless they ask for all
+SHOWN = ("ndcg", "recall_10", "recall_20", "split_median_h", "next_median_h", "log_likelihood", "train_s")
 # when returning times are asked for, as the harness calls it, of the plot
 ASKED = "split"
 
@@ -277,15 +277,13 @@ class Compared:
     evaluations: Sequence[Evaluation]
     summary: str
 
-    @property
-    def table(self) -> Table:
-        """A row for each recommender."""
-        names: list[str] = []
-        for each in self.evaluations:
-            names += [name for name in each.figures() if name not in names]
-        rows = [(each.name, *(each.figures().get(name, "") for name in names)) for each in self.evaluations]
-        rows = [tuple(float(f"{cell:.4g}") if isinstance(cell, float) else cell for cell in row) for row in rows]
-        return Table(columns=("model", *(_words(name) for name in names)), rows=rows, notes=(self.summary,))
+    def table(self, shown: Sequence[str] = ()) -> Table:
+        """Return a row for each recommender, of those figures that are ``shown``, or of all."""
+        names = list(dict.fromkeys(name for each in self.evaluations for name in each.figures()))
+        names = [name for name in names if not shown or name in shown]
+        figures = [(each.name, each.figures()) for each in self.evaluations]
+        rows = [(name, *(float(f"{found[n]:.4g}") if n in found else "" for n in names)) for name, found in figures]
+        return Table(columns=("model", *map(_words, names)), rows=rows, notes=(self.summary,))
 
     @property
     def returns(self) -> Table:
@@ -297,22 +295,6 @@ class Compared:
         shares = np.linspace(0.01, 0.99, 50)
         rows = [(name, float(q), float(np.quantile(hours, q))) for name, hours in series for q in shares]
         return Table(columns=("model", "share back", "within"), units=("", "", "h"), rows=rows)
-
-    def save_plot(self, path: Path) -> None:
-        """Write the plot of returning times."""
-        if path.suffix not in (".svg", ".png"):
-            raise ConfigError(f"--plot {path}: write a name that ends with .svg or .png")
-        figures.save(returns_figure(self.returns), path)
-
-    def save_report(self, path: Path) -> None:
-        """Write a page with the table and the plot."""
-        blocks = (
-            Block(kind="text", text=self.summary),
-            Block(kind="table", table=self.table),
-            Block(kind="plot", text="When users come back", table=self.returns, draw=returns_figure),
-        )
-        section = Section(id="compared", title="Recommenders on later events", blocks=blocks)
-        write(Page(title="Recommenders of events, compared", sections=(section,)), path)
 
 
 def compare(
@@ -346,22 +328,7 @@ def _rivals(options: Mapping[str, Any]) -> list[contenders.Contender]:
     return rivals.installed(options["n_components"], options["random_state"])
 
 
-def returns_figure(data: Table) -> Any:
-    """Draw the shares of users who are back within some hours."""
-    figure, axis = figures.one_axis(2.9, x="hours from the split", y="share of users back")
-    for index, name in enumerate(dict.fromkeys(row[0] for row in data.rows)):
-        points = [(hours, share) for model, share, hours in data.rows if model == name]
-        hours, shares = (np.array(part) for part in zip(*points, strict=True))
-        style = (
-            {"color": figures.INK, "linewidth": 2.0} if index == 0 else {"color": figures.look(index - 1)["color"]}
-        )
-        axis.plot(np.maximum(hours, 1e-3), shares, label=name, **style)
-    axis.set_xscale("log")
-    axis.set_ylim(0, 1)
-    figures.legend_below(figure)
-    return figure
-
-
 def _words(name: str) -> str:
     unit = " (h)" if name.endswith("_h") else " (s)" if name.endswith("_s") else ""
-    return name.removesuffix("_h").removesuffix("_s").replace("_", " ").replace("recall ", "recall@") + unit
+    said = name.removesuffix("_h").removesuffix("_s").replace("_", " ").replace("recall ", "recall@")
+    return said.replace("log likelihood", "log-lik.").replace(" median", "") + unit
