@@ -15,6 +15,7 @@ from sandtable_workloads.butterfly.executed import glyph_study as study
 from sandtable_workloads.butterfly.executed.glyph_records import Settings
 from sandtable_workloads.butterfly.executed.run_glyphs import main
 from sandtable_workloads.butterfly.published.glyph_accuracy import GLYPHS, finding
+from sandtable_workloads.seed_intervals import interval
 
 RUNS = study.committed()
 CASES = {(case.budget, case.name): case for case in study.cases()}
@@ -67,13 +68,13 @@ DENSE, FLY = ("small", "dense"), ("small", "butterfly")
 def test_the_interval_is_students(n: int) -> None:
     stats = pytest.importorskip("scipy.stats", reason="Student's t to compare with")
     values = np.random.default_rng(n).normal(0.6, 0.1, n)
-    mean, half = study.interval(list(values))
+    mean, half = interval(list(values))
     low, high = stats.t.interval(0.9, n - 1, values.mean(), stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_one_run_has_no_interval() -> None:
-    assert study.interval([0.5]) == (0.5, math.inf)
+    assert interval([0.5]) == (0.5, math.inf)
     (row,) = study.table([run for run in RUNS if (run.budget, run.case) == FLY][:1])
     assert math.isnan(row.gain)
     assert not row.wins

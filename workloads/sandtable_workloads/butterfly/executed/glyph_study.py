@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import NamedTuple
 from sandtable.system import atomic_files, checksums
 from sandtable_workloads.butterfly.executed.glyph_network import glyph_network
 from sandtable_workloads.butterfly.executed.glyph_records import Outcome, Settings
+from sandtable_workloads.seed_intervals import interval
 
 # width of the butterfly network whose multiplications are the budget
 BUDGETS = {"small": 0.5, "large": 1.0}
@@ -29,9 +29,6 @@ SEEDS = 5
 SHORT = 5  # epochs of the trainings that are broken off early
 WIDTH_STEP = 1 / 128
 RUNS = Path(__file__).with_name("glyph_runs.jsonl")
-# 95th percentile of Student's t for 2 to 10 runs, and of the normal distribution: reading results needs no scipy
-_T_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
-_Z_95 = 1.644854
 
 
 class Case(NamedTuple):
@@ -206,22 +203,6 @@ def _row(
 def _rival(case: str) -> str:
     """Return the dense case that a case is held against: trained as long as it."""
     return f"dense {SHORT} epochs" if case.endswith("epochs") else "dense"
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of independent values and half of its 90 % interval by Student's t; infinite for one value."""
-    n, mean = len(values), statistics.fmean(values)
-    if n < 2:
-        return mean, float("inf")
-    return mean, _student_95(n - 1) * statistics.stdev(values) / n**0.5
-
-
-def _student_95(degrees: int) -> float:
-    """Return the 95th percentile of Student's t: from the table, or by Fisher's expansion, within a thousandth."""
-    if degrees <= len(_T_95):
-        return _T_95[degrees - 1]
-    z = _Z_95
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
 def as_text(rows: Iterable[Row]) -> str:
