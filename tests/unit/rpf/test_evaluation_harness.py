@@ -132,17 +132,14 @@ def test_users_and_items_that_training_never_saw_have_a_place_in_the_ranks() -> 
 class OneByOne(HRPF):
     """HRPF that must be asked event by event, as models with other hooks are."""
 
-    def _base_items(self, user: int, t: float) -> np.ndarray:
-        return super()._base_items(user, t)
-
     def _excitation_items(self, user: int, t: float) -> np.ndarray:
         return super()._excitation_items(user, t)
 
 
 def test_an_estimator_with_hooks_of_its_own_is_asked_event_by_event() -> None:
     fast, slow = fitted(HRPF), fitted(OneByOne)
-    assert fast._constant_base
-    assert not slow._constant_base
+    assert fast._along_edges
+    assert not slow._along_edges
     seen = held().test.user[:80] < N_USERS - 1
     np.testing.assert_allclose(slow.scores(slice(80))[seen], fast.scores(slice(80))[seen], rtol=1e-9)
     returns = Returns.after_training(held())

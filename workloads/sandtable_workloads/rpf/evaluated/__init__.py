@@ -6,8 +6,11 @@ FAST_PATH = (
     "evaluation_harness",
     "held_out_events",
     "ranking_metrics",
+    "recurrence_study",
     "replayed_state",
     "returning_times",
     "rivals",
     "scored_estimators",
+    "study_cases",
+    "study_tables",
 )

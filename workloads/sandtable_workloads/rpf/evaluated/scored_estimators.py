@@ -1,6 +1,6 @@
 """Estimators of the family in the harness: intensities of all items at held-out events, many events at once.
 
-What an estimator adds to a constant base and to excitation along edges is asked of itself, event by event.
+What an estimator adds to its base rates and to excitation along edges is asked of itself, event by event.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sandtable_kernels.poisson.event_pairs import EventPairs
+from sandtable_kernels.poisson.feature_clock import FeatureClock
 from sandtable_workloads.rpf.estimators.event_intensity import EventIntensity
 from sandtable_workloads.rpf.evaluated.contenders import Contender, Rows
 from sandtable_workloads.rpf.evaluated.held_out_events import HeldOut
@@ -57,25 +58,59 @@ class ScoredEstimator:
         return rows
 
     def _base(self, users: Ints, moments: Floats) -> Rows:
-        places = self._user_place[users]
-        if self._constant_base:
-            return np.asarray(self.estimator._theta_of(places) @ self._beta.T, np.float64)
+        theta = self.estimator._theta_of(self._user_place[users])
+        if self._clock is None:
+            return np.asarray(theta @ self._beta.T, np.float64)
         rows = np.empty((users.size, self.held.n_items))
-        for row, user, moment in zip(rows, places, moments, strict=True):
-            row[~self._known] = self.estimator._base_at(np.array([user]), np.array([-1]), np.array([moment]))
-            row[self._known] = self.estimator._base_items(int(user), float(moment))[self._item_place[self._known]]
+        bins = self._clock.bins(moments)
+        for index in np.unique(bins):
+            user, item = self._clock.user_table[index], self._clock.item_table[index]
+            now = bins == index
+            rows[now] = np.einsum("i,nik->nk", user, theta[now]) @ np.einsum("j,pjk->kp", item, self._beta)
         return rows
 
     def waits(self, returns: Returns) -> Floats | None:
-        """Return medians [n]: when as many events are expected as make one likely, if nothing new excites."""
-        model, places, asked = self.estimator, self._user_place[returns.users], returns.asked
-        rate, decay = self._decaying(returns)
+        """Return medians [n]: when an event is as likely as not, the user having done nothing since."""
+        base, (rate, decay), more = (
+            self._base_expected(returns),
+            self._decaying(returns),
+            self._inflow[returns.users],
+        )
+        w = self.estimator.decay
 
         def expected(hours: Floats) -> Floats:
-            base = model._base_between(places, asked, asked + hours)  # type: ignore[arg-type]
-            return np.asarray(base - (rate / decay * np.expm1(-decay * hours[:, None])).sum(1))
+            left = (rate / decay * np.expm1(-decay * hours[:, None])).sum(1)
+            return np.asarray(base(hours) - left + more * (hours + np.expm1(-w * hours) / w))
 
-        return median_wait(expected, places.size)
+        return median_wait(expected, returns.users.size)
+
+    @cached_property
+    def _inflow(self) -> Floats:
+        """[U], events per hour that followed users will bring about if they go on as in training."""
+        if not self.estimator.social:
+            return np.zeros(self.held.n_users)
+        states, per_hour = self._states, np.bincount(self.held.train.user, minlength=self.held.n_users)
+        user = np.repeat(np.arange(self.held.n_users), np.diff(states.edge_start))
+        others = states.edge_weight * (states.edge_source != user) * per_hour[states.edge_source]
+        return np.bincount(user, others, self.held.n_users) / self.held.train_hours
+
+    def _base_expected(self, returns: Returns) -> Callable[[Floats], Floats]:
+        """Return what gives the events of the base [n] that are expected within hours [n]."""
+        model, clock, places = self.estimator, self._clock, self._user_place[returns.users]
+        if clock is None:
+            per_hour = model._base_between(places, 0.0, 1.0)
+            return lambda hours: per_hour * hours
+        begins = clock.bin_hours * np.arange(clock.n_bins) - clock.phase
+        in_bin = np.array([model._base_between(places, begin, begin + clock.bin_hours) for begin in begins])
+        before = np.concatenate((np.zeros((1, places.size)), np.cumsum(in_bin, axis=0)))
+        each = np.arange(places.size)
+
+        def until(times: Floats) -> Floats:
+            at = clock.place(times)
+            return np.asarray(at.periods * before[-1] + before[at.bin, each] + at.share * in_bin[at.bin, each])
+
+        begun = until(returns.asked)
+        return lambda hours: until(returns.asked + hours) - begun
 
     def _decaying(self, returns: Returns) -> tuple[Floats, Floats]:
         """Return rates of excitation with all items, and their decays, [n, 1 or more] each."""
@@ -92,9 +127,10 @@ class ScoredEstimator:
 
     # --- what the estimator is ---------------------------------------------------------------------------------------
 
-    @cached_property
-    def _constant_base(self) -> bool:
-        return type(self.estimator)._base_items is EventIntensity._base_items
+    @property
+    def _clock(self) -> FeatureClock | None:
+        """What factors follow; None: they are constant."""
+        return getattr(self.estimator, "clock_", None)
 
     @cached_property
     def _along_edges(self) -> bool:

@@ -1,0 +1,248 @@
+"""Runs of the study and tables of them: what a model gains over another, how well parameters are found again.
+
+Reading the runs that ship needs neither numba nor scipy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sandtable.system import atomic_files, checksums
+from sandtable_workloads.seed_intervals import interval
+
+SHUFFLED = "SRPF, edges shuffled"
+RECOVERY, SIZES = "recovery", (1_000, 10_000, 100_000, 1_000_000)
+SEEDS = 10
+LED_BY_PRIOR = 1_000  # events of a record whose error the priors still lead: no part of the slope
+EXPECTED_SLOPE = -0.5
+
+
+RUNS = Path(__file__).with_name("recurrence_runs.jsonl")
+Figures = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One case with one seed.
+
+    Attributes:
+        case: Of which events.
+        seed: Of the parameters, the events and the fits.
+        n_events: How many were drawn.
+        figures: By model, or of recovery by the number of events fitted to, then by name.
+        environment: What it ran on.
+    """
+
+    case: str
+    seed: int
+    n_events: int
+    figures: Figures
+    environment: dict[str, str]
+
+    def as_line(self) -> str:
+        """Return it as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of_line(cls, line: str) -> Run:
+        """Read `as_line` back."""
+        fields: dict[str, Any] = json.loads(line)
+        return cls(**fields)
+
+
+def committed() -> list[Run]:
+    """Return the runs that ship with the package."""
+    return [Run.of_line(line) for line in RUNS.read_text().splitlines()]
+
+
+def kept_or(folder: Path, case: str, seed: int, run: Callable[[], tuple[int, Figures]]) -> tuple[Run, bool]:
+    """Return the run that a folder keeps, or run it and keep it; and whether it ran.
+
+    Raises:
+        ConfigError: a run that was kept is damaged.
+    """
+    from sandtable.runs.measure import environment
+
+    path = folder / f"{case.replace(' ', '_')}-{seed}.json"
+    if path.is_file():
+        return Run.of_line(checksums.checked_json(path.read_bytes(), str(path), required=True).decode()), False
+    n_events, figures = run()
+    done = Run(case=case, seed=seed, n_events=n_events, figures=figures, environment=environment())
+    atomic_files.write_atomically(path, checksums.sealed_json(done.as_line()))
+    return done, True
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The mean over seeds of a difference on the same events, and its 90 % interval by Student's t."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Gain:
+        """Return that of one value a seed."""
+        mean, half = interval(values)
+        return cls(len(values), mean, mean - half, mean + half)
+
+    @property
+    def above(self) -> bool:
+        """Whether the interval lies above zero."""
+        return self.low > 0
+
+    def shown(self, form: str) -> str:
+        """Return it in a form such as ``+.3f``; one run has no interval."""
+        within = f" ({self.low:{form}} to {self.high:{form}})" if math.isfinite(self.low) else ""
+        return f"{self.mean:{form}}{within}"
+
+
+# --- what is compared ----------------------------------------------------------------------------------------------
+
+
+class Contrast(NamedTuple):
+    """Two models on events of one case, and whether the first should rank better."""
+
+    case: str
+    model: str
+    against: str
+    gains: bool
+
+
+CONTRASTS = (
+    Contrast("events recur", "HRPF", "HPF", True),
+    Contrast("nothing recurs", "HRPF", "HPF", False),
+    Contrast("followed users excite", "SRPF", "HRPF", True),
+    Contrast("followed users excite", "SRPF", SHUFFLED, True),
+    Contrast("they excite nobody", "SRPF", "HRPF", False),
+    Contrast("preferences by the clock", "DRPF", "HRPF", True),
+    Contrast("the same at all hours", "DRPF", "HRPF", False),
+)
+CASES = (*dict.fromkeys(contrast.case for contrast in CONTRASTS), RECOVERY)
+
+
+class Row(NamedTuple):
+    """A contrast over its seeds.
+
+    Attributes:
+        contrast: Which.
+        ndcg, recall: Differences of the mean gain, and of the share within ten.
+        split, next, last: Changes in percent of the mean absolute error of returning times, asked at the split, after
+            each event, and after the last event of training: less than nothing is better.
+        log_likelihood: Difference per held-out event.
+    """
+
+    contrast: Contrast
+    ndcg: Gain
+    recall: Gain
+    split: Gain
+    next: Gain
+    last: Gain
+    log_likelihood: Gain
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the model ranks better beyond the interval just where it should."""
+        return self.ndcg.above == self.contrast.gains
+
+
+def contrasts(runs: Iterable[Run]) -> list[Row]:
+    """Return a row for each contrast that has runs."""
+    by_case: dict[str, list[Run]] = {}
+    for run in runs:
+        by_case.setdefault(run.case, []).append(run)
+    return [_row(each, by_case[each.case]) for each in CONTRASTS if each.case in by_case]
+
+
+def _row(contrast: Contrast, runs: Sequence[Run]) -> Row:
+    def more(name: str) -> Gain:
+        return Gain.of([run.figures[contrast.model][name] - run.figures[contrast.against][name] for run in runs])
+
+    def percent(name: str) -> Gain:
+        ratios = (run.figures[contrast.model][name] / run.figures[contrast.against][name] for run in runs)
+        return Gain.of([100 * (ratio - 1) for ratio in ratios])
+
+    errors = (percent(f"{asked}_mean_h") for asked in ("split", "next", "last"))
+    return Row(contrast, more("ndcg"), more("recall_10"), *errors, more("log_likelihood"))
+
+
+class Recovered(NamedTuple):
+    """Relative errors over seeds of parameters found in records of one length."""
+
+    n_events: int
+    base: Gain
+    tau: Gain
+    bias: Gain
+
+
+def recoveries(runs: Iterable[Run]) -> list[Recovered]:
+    """Return a row for each length."""
+    own = [run for run in runs if run.case == RECOVERY]
+    sizes = sorted({int(size) for run in own for size in run.figures})
+
+    def gain(size: int, name: str) -> Gain:
+        return Gain.of([100 * run.figures[str(size)][name] for run in own])
+
+    return [Recovered(size, *(gain(size, name) for name in ("base", "tau", "tau_bias"))) for size in sizes]
+
+
+def slopes(runs: Iterable[Run], name: str) -> Gain:
+    """Return the slope of an error's logarithm against that of the number of events, least squares for each seed."""
+    own = [run.figures for run in runs if run.case == RECOVERY]
+    return Gain.of([_slope({int(n): errors[name] for n, errors in each.items()}) for each in own])
+
+
+def _slope(errors: dict[int, float]) -> float:
+    points = [(math.log(n), math.log(error)) for n, error in errors.items() if n > LED_BY_PRIOR]
+    x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
+    return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+
+
+# --- text ----------------------------------------------------------------------------------------------------------
+
+
+def contrasts_text(rows: Iterable[Row]) -> str:
+    """Return contrasts as a table in Markdown; changes of mean absolute errors of returning times are in percent."""
+    heads = ("events", "model", "over", "seeds", "NDCG", "recall@10", *ASKED, "log-lik. an event")
+    return _table(heads, map(_cells, rows))
+
+
+ASKED = ("return error at the split", "after each event", "after training")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    (case, model, against, _), ndcg = row.contrast, row.ndcg
+    errors = (error.shown("+.1f") for error in (row.split, row.next, row.last))
+    others = (ndcg.shown("+.3f"), row.recall.shown("+.3f"), *errors, row.log_likelihood.shown("+.2f"))
+    return (case, model, against, str(ndcg.n), *others)
+
+
+def recoveries_text(rows: Iterable[Recovered]) -> str:
+    """Return recoveries as a table in Markdown, in percent."""
+    heads = ("events fitted", "seeds", "error of all base rates (%)", "error of tau (%)", "bias of tau (%)")
+    return _table(heads, map(_recovery_cells, rows))
+
+
+def _recovery_cells(row: Recovered) -> tuple[str, ...]:
+    errors = row.base.shown(".2f"), row.tau.shown(".2f"), row.bias.shown("+.2f")
+    return (f"{row.n_events:,}", str(row.base.n), *errors)
+
+
+def as_text(runs: Sequence[Run]) -> str:
+    """Return the tables that there are runs for."""
+    compared, found = contrasts(runs), recoveries(runs)
+    tables = [contrasts_text(compared)] if compared else []
+    if found:
+        falls = (slopes(runs, name).shown("+.3f") for name in ("base", "tau"))
+        tables += [recoveries_text(found), "Slopes in logarithms: base rates {}, tau {}.".format(*falls)]
+    return "\n\n".join(tables)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ("---",) * len(heads), *rows))
