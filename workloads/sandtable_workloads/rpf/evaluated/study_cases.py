@@ -86,7 +86,7 @@ def _dynamic(seed: int, *, steady: bool = False) -> KnownParameters:
     clock = FeatureClock.of()
     theta, beta = _factors(rng, shape=0.1, features=(clock.user_table.shape[1],))
     if steady:
-        theta, beta = (np.repeat(rows.mean(1, keepdims=True), rows.shape[1], 1) for rows in (theta, beta))
+        theta, beta = (np.repeat(rows[:, :1], rows.shape[1], 1) for rows in (theta, beta))
     return _parameters((theta, beta), HOURS, 2 * BASE_EVENTS, clock=clock, **_excited(rng, 0.1, 0.3))
 
 
@@ -116,13 +116,16 @@ def _with_references(*models: type[HPF]) -> Callable[[HeldOut, int], list[Evalua
     return evaluated
 
 
-def _with_shuffled_edges(held: HeldOut, seed: int) -> list[Evaluation]:
-    """Evaluate SRPF also with the followed users dealt out anew: everybody follows as many, and is by as many."""
+def shuffled(held: HeldOut, seed: int) -> HeldOut:
+    """Return the same events with followed users dealt out anew: everybody follows as many, and is by as many."""
     assert held.edges is not None
     user, follows = held.edges
-    others = HeldOut(held.split, (user, np.random.default_rng([seed, 5]).permutation(follows)))
-    (shuffled,) = evaluate([replace(_fitted(SRPF, seed), name=SHUFFLED)], others)
-    return [*_with_references(HPF, HRPF, SRPF)(held, seed), shuffled]
+    return HeldOut(held.split, (user, np.random.default_rng([seed, 5]).permutation(follows)))
+
+
+def _with_shuffled_edges(held: HeldOut, seed: int) -> list[Evaluation]:
+    others = evaluate([replace(_fitted(SRPF, seed), name=SHUFFLED)], shuffled(held, seed))
+    return [*_with_references(HPF, HRPF, SRPF)(held, seed), *others]
 
 
 def _comparing(

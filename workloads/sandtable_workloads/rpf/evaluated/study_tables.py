@@ -17,7 +17,7 @@ from sandtable_workloads.seed_intervals import interval
 
 SHUFFLED = "SRPF, edges shuffled"
 RECOVERY, SIZES = "recovery", (1_000, 10_000, 100_000, 1_000_000)
-SEEDS = 10
+SEEDS = 20
 LED_BY_PRIOR = 1_000  # events of a record whose error the priors still lead: no part of the slope
 EXPECTED_SLOPE = -0.5
 
@@ -71,7 +71,8 @@ def kept_or(folder: Path, case: str, seed: int, run: Callable[[], tuple[int, Fig
     path = folder / f"{case.replace(' ', '_')}-{seed}.json"
     if path.is_file():
         return Run.of_line(checksums.checked_json(path.read_bytes(), str(path), required=True).decode()), False
-    n_events, figures = run()
+    n_events, found = run()
+    figures = {name: {key: float(f"{value:.6g}") for key, value in each.items()} for name, each in found.items()}
     done = Run(case=case, seed=seed, n_events=n_events, figures=figures, environment=environment())
     atomic_files.write_atomically(path, checksums.sealed_json(done.as_line()))
     return done, True
@@ -172,6 +173,34 @@ def _row(contrast: Contrast, runs: Sequence[Run]) -> Row:
     return Row(contrast, more("ndcg"), more("recall_10"), *errors, more("log_likelihood"))
 
 
+class Level(NamedTuple):
+    """Means over seeds of a model on the events of a case; None where it says nothing."""
+
+    case: str
+    model: str
+    ndcg: float
+    recall: float
+    next_h: float | None
+    log_likelihood: float | None
+
+
+def levels(runs: Sequence[Run]) -> list[Level]:
+    """Return a row for each model of each case that compares models."""
+    found = []
+    for case in CASES[:-1]:
+        of_case = [run.figures for run in runs if run.case == case]
+        for model in of_case[0] if of_case else ():
+            names = ("ndcg", "recall_10", "next_mean_h", "log_likelihood")
+            means = (_mean([each[model].get(name) for each in of_case]) for name in names)
+            found.append(Level(case, model, *means))  # type: ignore[arg-type]
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 class Recovered(NamedTuple):
     """Relative errors over seeds of parameters found in records of one length."""
 
@@ -223,6 +252,19 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (case, model, against, str(ndcg.n), *others)
 
 
+def levels_text(rows: Iterable[Level]) -> str:
+    """Return the levels that contrasts are differences of as a table in Markdown."""
+    heads = ("events", "model", "NDCG", "recall@10", "error after each event (h)", "log-lik. an event")
+    cells = (
+        (
+            *row[:2],
+            *("" if value is None else f"{value:.{n}f}" for value, n in zip(row[2:], (3, 3, 2, 2), strict=True)),
+        )
+        for row in rows
+    )
+    return _table(heads, cells)
+
+
 def recoveries_text(rows: Iterable[Recovered]) -> str:
     """Return recoveries as a table in Markdown, in percent."""
     heads = ("events fitted", "seeds", "error of all base rates (%)", "error of tau (%)", "bias of tau (%)")
@@ -237,7 +279,7 @@ def _recovery_cells(row: Recovered) -> tuple[str, ...]:
 def as_text(runs: Sequence[Run]) -> str:
     """Return the tables that there are runs for."""
     compared, found = contrasts(runs), recoveries(runs)
-    tables = [contrasts_text(compared)] if compared else []
+    tables = [contrasts_text(compared), levels_text(levels(runs))] if compared else []
     if found:
         falls = (slopes(runs, name).shown("+.3f") for name in ("base", "tau"))
         tables += [recoveries_text(found), "Slopes in logarithms: base rates {}, tau {}.".format(*falls)]

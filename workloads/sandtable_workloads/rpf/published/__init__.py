@@ -1,0 +1,1 @@
+"""What is said of recurrent Poisson factorization, beside what was found here."""
