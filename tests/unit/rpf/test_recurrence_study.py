@@ -125,17 +125,20 @@ def test_runs_that_ended_are_kept_and_damage_is_a_sentence(tmp_path: Path) -> No
 
 
 def test_a_run_that_ships_comes_out_again() -> None:
-    """Another machine rounds differently, and a fit that ends an iteration sooner or later differs a little."""
+    """The same events to the last one; fits, which other rounding may lead elsewhere, within what seeds differ by."""
     pytest.importorskip("numba", reason="fits are compiled")
     from sandtable_workloads.rpf.evaluated.study_cases import runs_of_cases
 
     runs = runs_of_cases()
     assert tuple(runs) == CASES
-    (kept,) = [run for run in RUNS if (run.case, run.seed) == ("events recur", 1)]
+    kept = [run for run in RUNS if run.case == "events recur"]
     n_events, figures = runs["events recur"](1)
-    assert n_events == kept.n_events
-    for model, values in kept.figures.items():
-        assert figures[model] == pytest.approx(values, rel=2e-2, abs=2e-3), model
+    assert n_events == kept[1].n_events
+    for rule in ("popularity", "recency"):
+        assert figures[rule] == pytest.approx(kept[1].figures[rule], rel=1e-5)
+    for model in ("HPF", "HRPF"):
+        shipped = [run.figures[model]["ndcg"] for run in kept]
+        assert min(shipped) < figures[model]["ndcg"] < max(shipped)
 
 
 def test_shuffled_edges_leave_everybody_following_as_many() -> None:

@@ -30,7 +30,8 @@ def of_estimator(make: Callable[[], EventIntensity], name: str | None = None) ->
     def train(held: HeldOut) -> ScoredEstimator:
         estimator = make()
         edges = held.known_edges() if estimator.social else None
-        return ScoredEstimator(held, estimator.fit(held.split.train, edges))
+        # users and items who only come later are unseen, not idle
+        return ScoredEstimator(held, estimator.fit(held.split.train.compacted(), edges))
 
     return Contender(name or type(make()).__name__, train)
 

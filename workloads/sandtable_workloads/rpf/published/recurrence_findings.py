@@ -50,8 +50,7 @@ class RecurrenceFindings(Findings):
                 "It also does when asked, as in the authors' code, right after the last event before the split",
                 {"last": recurrence.last},
                 runs,
-                "; long silences are the likeliest to lie across the split, so that whoever expects a quick return does "
-                "worst",
+                "; long silences are the likeliest to lie across the split, against whoever expects a quick return",
             ),
             _ranks("followed_users", "The users whom one follows tell what one does next", gaining("SRPF"), runs),
             _ranks("clock", "Preferences by weekday and hour rank better where they are so", gaining("DRPF"), runs),
