@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -169,8 +170,8 @@ def _row(contrast: Contrast, runs: Sequence[Run]) -> Row:
         ratios = (run.figures[contrast.model][name] / run.figures[contrast.against][name] for run in runs)
         return Gain.of([100 * (ratio - 1) for ratio in ratios])
 
-    errors = (percent(f"{asked}_mean_h") for asked in ("split", "next", "last"))
-    return Row(contrast, more("ndcg"), more("recall_10"), *errors, more("log_likelihood"))
+    split, after_each, last = (percent(f"{asked}_mean_h") for asked in ("split", "next", "last"))
+    return Row(contrast, more("ndcg"), more("recall_10"), split, after_each, last, more("log_likelihood"))
 
 
 class Level(NamedTuple):
@@ -229,8 +230,7 @@ def slopes(runs: Iterable[Run], name: str) -> Gain:
 
 def _slope(errors: dict[int, float]) -> float:
     points = [(math.log(n), math.log(error)) for n, error in errors.items() if n > LED_BY_PRIOR]
-    x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+    return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
 # --- text ----------------------------------------------------------------------------------------------------------
