@@ -164,7 +164,7 @@ def test_ids_may_be_of_any_type() -> None:
                 user_ids=np.array([f"user {u}" for u in range(N_USERS)]),
                 item_ids=np.array([f"item {p}" for p in range(N_ITEMS)]),
             )
-            for part in ("train", "test")
+            for part in ("earlier", "test")
         },
     )
     (found,) = evaluate([of_estimator(lambda: HRPF(3, decay=DECAY, max_iter=15, dtype="float64"))], HeldOut(named))

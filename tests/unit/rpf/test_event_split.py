@@ -33,10 +33,13 @@ def test_the_parts_make_up_the_whole_and_do_not_overlap(times: list[int], share:
     assert np.count_nonzero(table.time < parts.time) < wanted
 
 
-def test_both_parts_keep_the_codes() -> None:
+def test_both_parts_keep_the_codes_and_training_knows_nobody_who_comes_later() -> None:
     parts = split_at(at(1, 2, 3, 4), 2.5)
-    assert parts.train.n_users == parts.test.n_users == 3
+    assert parts.earlier.n_users == parts.test.n_users == 3
     assert parts.test.user.tolist() == [2, 0]
+    assert parts.train.user_ids.tolist() == [0, 1]
+    assert parts.train.user.tolist() == parts.earlier.user.tolist()
+    assert (parts.train.start, parts.train.end) == (1.0, 2.5)
     assert parts.summary() == "2 events until hour 2.5 and 2 after it, with 1 new user and 0 new items"
 
 

@@ -64,7 +64,7 @@ class HeldOut:
     @cached_property
     def train(self) -> Columns:
         """The events to learn from."""
-        return Columns.of(self.split.train)
+        return Columns.of(self.split.earlier)
 
     @cached_property
     def test(self) -> Columns:
@@ -101,7 +101,6 @@ class HeldOut:
         """Return the edges whose users both have an event of training: a model knows no others."""
         if self.edges is None:
             return None
-        train = self.split.train
-        seen = train.user_ids[np.unique(train.user_code)]
+        seen = self.split.train.user_ids
         known = np.isin(self.edges[0], seen) & np.isin(self.edges[1], seen)
         return self.edges[0][known], self.edges[1][known]

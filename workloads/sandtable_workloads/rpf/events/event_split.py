@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,30 @@ from sandtable_workloads.rpf.events.event_checks import many
 from sandtable_workloads.rpf.events.event_table import EventTable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EventSplit:
-    """Two parts of one table, with its ids and codes: `train` ends at `time`, where `test` starts."""
+    """Two parts of one table, before and after `time`.
 
-    train: EventTable
+    Attributes:
+        earlier: Events until `time`, with the ids and codes of the whole.
+        test: Events after it, likewise.
+        time: The hour of the last of the earlier ones.
+    """
+
+    earlier: EventTable
     test: EventTable
     time: float
 
+    @cached_property
+    def train(self) -> EventTable:
+        """The earlier events without the users and items that only occur later: what a model may know."""
+        return self.earlier.compacted()
+
     def summary(self) -> str:
         """Say in one line how large the parts are, and how much of the later one is new."""
-        new_users = np.setdiff1d(self.test.user_code, self.train.user_code).size
-        new_items = np.setdiff1d(self.test.item_code, self.train.item_code).size
-        parts = f"{many(len(self.train), 'event')} until hour {self.time:,.1f} and {len(self.test):,} after it"
+        new_users = np.setdiff1d(self.test.user_code, self.earlier.user_code).size
+        new_items = np.setdiff1d(self.test.item_code, self.earlier.item_code).size
+        parts = f"{many(len(self.earlier), 'event')} until hour {self.time:,.1f} and {len(self.test):,} after it"
         return f"{parts}, with {many(new_users, 'new user')} and {many(new_items, 'new item')}"
 
 
