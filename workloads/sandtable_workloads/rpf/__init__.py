@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sandtable_workloads.rpf.estimators.dynamic_factorization import DRPF, DSRPF
     from sandtable_workloads.rpf.estimators.item_excitation import IIRPF, XIIRPF
     from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF, SRPF
     from sandtable_workloads.rpf.estimators.static_factorization import HPF, PF
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from sandtable_workloads.rpf.events.social_edges import SocialEdges, read_edges
 
 __all__ = [
+    "DRPF",
+    "DSRPF",
     "HPF",
     "HRPF",
     "IIRPF",
@@ -48,6 +51,7 @@ __all__ = [
 FAST_PATH = ("estimators", "evaluated", "events", "rpf_run", "rpf_use", "scaled")
 
 _LIES_IN = {
+    "estimators.dynamic_factorization": ("DRPF", "DSRPF"),
     "estimators.item_excitation": ("IIRPF", "XIIRPF"),
     "estimators.recurrent_factorization": ("HRPF", "SRPF"),
     "estimators.static_factorization": ("HPF", "PF"),
