@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.stats import gamma
 from sandtable.errors import ConfigError
 from sandtable_workloads.rpf.estimators.item_excitation import IIRPF, XIIRPF, ItemExcitation
 from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF
+from sandtable_workloads.rpf.events.simulated_events import KnownParameters, simulate
 
 Events = tuple[Any, Any, Any]
 
@@ -231,6 +233,52 @@ def test_items_that_come_later_join(model):
     found = XIIRPF(2, clusters=3, max_iter=5).fit(events(13))
     found.partial_fit(events(14, n_items=8, start=41.0), n_iter=2)
     assert found.cluster_.shape == (8,)
+
+
+def test_a_model_is_kept_with_its_clusters(model, tmp_path):
+    found = XIIRPF(2, clusters=3, max_iter=5)
+    for each in (model, found):
+        each.fit(events(13)).partial_fit(events(14, n_items=8, start=41.0), n_iter=2)
+        each.save(tmp_path / "model.npz")
+        again = type(each).load(tmp_path / "model.npz")
+        np.testing.assert_array_equal(again.intensity(2, 90.0), each.intensity(2, 90.0))
+        later = events(15, n_items=9, start=90.0)
+        assert again.score(later) == each.score(later)
+
+
+def test_followed_users_excite_too(model):
+    u, p, t = events(16, n_users=3, n=150)
+    follows = np.isin(p, (1, 4)) & (u == 0)  # what user 0 does with these, user 1 soon does
+    again = np.ones(follows.sum(), np.int64), p[follows], t[follows] + 0.05
+    u, p, t = (np.concatenate(both) for both in zip((u, p, t), again, strict=True))
+    model.decay = 5.0
+    edges = {"user": [1, 2], "follows": [0, 0]}
+    alone = model.fit((u, p, t)).elbo_[-1]
+    elbo = np.array(model.fit((u, p, t), edges).elbo_)
+    assert (np.diff(elbo) >= -1e-9 * np.abs(elbo[1:])).all()
+    assert elbo[-1] > alone + 10
+    assert model.edge_tau_[0] > 3 * model.edge_tau_[1]
+
+
+def test_parameters_that_events_were_drawn_from_are_found():
+    truth = KnownParameters.drawn(
+        60, 20, 3, n_events=9000, hours=2000, branching=0.2, item_branching=0.1, hyper_shape=5
+    )
+    reach = (truth.beta * (truth.beta.sum(0) - truth.beta)).sum(1)
+    phi = np.random.default_rng(0).uniform(0.2, 0.6, 60) / reach.max()
+    table = simulate(replace(truth, phi=phi, tau=np.full(60, 0.15)), hours=2000, seed=2)
+    users, items = (np.asarray(ids, np.int64) for ids in (table.user_ids, table.item_ids))
+    plain, model = (kind(5, dtype="float64", max_iter=150).fit(table, period=(0, 2000)) for kind in (HRPF, IIRPF))
+    pairs = model.observed_.pairs
+    # events that each event excites: of the same item, and of others
+    others = model.phi_[pairs.event_user] * model._reach(model.state_)[pairs.event_item]
+    true_others = phi[users[pairs.event_user]] * reach[items[pairs.event_item]]
+    own = model.tau_[pairs.event_user].mean()
+    assert others.mean() == pytest.approx(true_others.mean(), rel=0.15)
+    assert np.corrcoef(others, true_others)[0, 1] > 0.8
+    assert own == pytest.approx(0.15, rel=0.15)
+    # without excitation by others, some of it is taken for returns
+    assert plain.tau_[pairs.event_user].mean() > own
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ found by k-means where none are given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -217,14 +217,15 @@ class IIRPF(ItemExcitation):
 class XIIRPF(ItemExcitation):
     """Extended item-item recurrent Poisson factorization: ``alpha_qp = pi_cd distance_cd / nu``, of clusters c and d.
 
-    Item q is of cluster c, p of d. Users' own returns decay at ``decay``, excitation of other items at
-    ``decay_items``. Items that come later, by `partial_fit` and without a given cluster, join the largest one.
+    Item q is of cluster c, p of d; ``pi_`` [C, C] is from c to d, in the order of ``cluster_names_``. Users' own
+    returns decay at ``decay``, excitation of other items at ``decay_items``. Items that come later, by `partial_fit`
+    and without a given cluster, join the largest one.
 
     Args:
         decay: w of the kernel of excitation by the same item, per hour.
         decay_items: w of that by other items.
-        clusters: The cluster of every item, by id; or how many to find, by k-means of the components' shares in beta
-            of an HRPF.
+        clusters: The cluster of every item, by id or as two columns of ids and clusters; or how many to find, by
+            k-means of the components' shares in beta of an HRPF.
         distances: [C, C] between clusters, in ascending order of their names; None: all are ``nu``.
         nu: Distance at which excitation is pi itself.
         a_pi: Shape of the prior of pi; a_rho and b_rho of a cluster's rate, b_pi the rate where it is given.
@@ -232,7 +233,7 @@ class XIIRPF(ItemExcitation):
 
     decay: float = 0.1
     decay_items: float = 0.1
-    clusters: int | Mapping[Any, Any] = 10
+    clusters: int | Mapping[Any, Any] | Sequence[Any] = 10
     distances: Any = None
     nu: float = 1.0
     a_pi: float = 1.0
@@ -242,6 +243,7 @@ class XIIRPF(ItemExcitation):
 
     _hypers: ClassVar[dict[str, str]] = {"phi": "psi", "pi": "rho"}
     _shared: ClassVar[tuple[str, ...]] = ("beta", "pi")
+    also_kept: ClassVar[tuple[str, ...]] = ("cluster_", "cluster_names_")
 
     @property
     def _between(self) -> float:
@@ -253,7 +255,7 @@ class XIIRPF(ItemExcitation):
         for name in ("decay_items", "nu"):
             if not (np.isfinite(value := getattr(self, name)) and value > 0):
                 raise ConfigError(f"{name} must be a positive number, not {value}")
-        if not isinstance(self.clusters, Mapping) and not self.clusters >= 1:
+        if isinstance(self.clusters, int) and self.clusters < 1:
             raise ConfigError(
                 f"clusters must be at least 1, or the cluster of every item by id, not {self.clusters}"
             )
@@ -261,38 +263,45 @@ class XIIRPF(ItemExcitation):
     def fit(self, events: Any, edges: Any = None, **options: Any) -> Self:
         """Do as every estimator; clusters are found anew unless the start is a warm one."""
         if not self.warm_start:
-            self.__dict__.pop("cluster_", None)
+            for name in self.also_kept:
+                self.__dict__.pop(name, None)
         return super().fit(events, edges, **options)
 
     # --- clusters --------------------------------------------------------------------------------------------------
 
     def _begin_shared(self, observed: ObservedEvents, rng: np.random.Generator) -> State:
-        self.cluster_, n = self._clustered(observed)
+        if isinstance(self.clusters, int):
+            self._find_clusters(self.clusters, observed)
+        else:
+            self._take_clusters(self.clusters)
+        n = self.cluster_names_.size
         self._scale = self._distances(n) / self.nu
         sizes = np.bincount(self.cluster_, minlength=n)
         self._targets = self._scale * (sizes - np.eye(n))  # from, to: all items but the one itself
         pi = rng.uniform(0.5, 1.5, (n, n)) / observed.pairs.n_items
         return {"pi": GammaRows.start(self.prior("pi"), pi)}
 
-    def _clustered(self, observed: ObservedEvents) -> tuple[Ids, int]:
-        """Return the cluster [P] of each item, and C."""
-        if isinstance(self.clusters, Mapping):
-            return self._given_clusters(self.clusters)
-        before, n_items = getattr(self, "cluster_", np.empty(0, np.int32)), observed.pairs.n_items
-        if before.size:
-            largest = np.bincount(before).argmax()
-            later = np.full(n_items - before.size, largest, np.int32)
-            return np.concatenate((before, later)), int(before.max()) + 1
-        cluster = _found_clusters(self._factors(observed), min(self.clusters, n_items), self.random_state)
-        return cluster, int(cluster.max()) + 1
+    def _find_clusters(self, n: int, observed: ObservedEvents) -> None:
+        """Set the cluster [P] of each item, and the names [C] of clusters, unless they are known from before."""
+        n_items = observed.pairs.n_items
+        if not hasattr(self, "cluster_"):
+            self.cluster_ = _found_clusters(self._factors(observed), min(n, n_items), self.random_state)
+            self.cluster_names_ = np.arange(self.cluster_.max() + 1)
+        largest = np.bincount(self.cluster_).argmax()
+        self.cluster_ = np.append(self.cluster_, np.full(n_items - self.cluster_.size, largest, np.int32))
 
-    def _given_clusters(self, clusters: Mapping[Any, Any]) -> tuple[Ids, int]:
+    def _take_clusters(self, clusters: Mapping[Any, Any] | Sequence[Any]) -> None:
+        given = clusters if isinstance(clusters, Mapping) else dict(zip(*clusters, strict=True))
         ids = self.item_index_.ids.tolist()
-        missing = [item for item in ids if item not in clusters]
+        missing = [item for item in ids if item not in given]
         if missing:
             raise ConfigError(f"clusters has no cluster of item {missing[0]!r} ({len(missing)} items have none)")
-        place = {name: i for i, name in enumerate(sorted(set(clusters.values())))}
-        return np.array([place[clusters[item]] for item in ids], np.int32), len(place)
+        names = sorted(set(given.values()))
+        place = {name: i for i, name in enumerate(names)}
+        self.cluster_, self.cluster_names_ = (
+            np.array([place[given[item]] for item in ids], np.int32),
+            np.array(names),
+        )
 
     def _factors(self, observed: ObservedEvents) -> Array:
         """Return beta [P, K] of an HRPF of the same events."""
@@ -349,7 +358,7 @@ class XIIRPF(ItemExcitation):
         return [(max(own, 0.0), self.decay), (from_others, self.decay_items)]
 
     def _at_all(self, passes: ItemPass, items: Array, phi: Floats) -> tuple[Floats, Floats]:
-        n = self._alpha.shape[0]
+        n = self.cluster_names_.size
         alpha = np.zeros((n + 1, n + 1))  # what is unknown has a cluster of its own, which excites nothing
         alpha[:n, :n] = self._alpha
         cluster = np.append(self.cluster_, n).astype(np.int32)[items]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ def save_model(model: PoissonEstimator, path: str | Path) -> None:
     pairs, edges = model.observed_.pairs, model._edge_ids()
     arrays = {f"state.{name}": array for name, array in state_arrays(model.state_).items()}
     arrays |= {"user": pairs.event_user, "item": pairs.event_item, "time": pairs.time}
+    arrays |= {f"kept.{name}": getattr(model, name) for name in model.also_kept}
     header: dict[str, Any] = {
         "sandtable_model": SCHEMA,
         "module": type(model).__module__,
@@ -78,6 +80,8 @@ def load_model(path: str | Path) -> PoissonEstimator:
     model.origin_ = None if header["origin"] is None else np.datetime64(header["origin"])
     edges = (users[arrays["follower"]], users[arrays["followed"]]) if "follower" in arrays else None
     model._observe(arrays["user"], arrays["item"], arrays["time"], edges, tuple(header["period"]))
+    for name in model.also_kept:
+        setattr(model, name, arrays[f"kept.{name}"])
     model.state_ = model._begin(model.observed_, np.random.default_rng(model.random_state))
     restore_state(
         model.state_, {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith("state.")}
@@ -89,11 +93,13 @@ def load_model(path: str | Path) -> PoissonEstimator:
 
 
 def _as_text(name: str, value: Any) -> Any:
-    """Return a hyperparameter as JSON has it; dates as text, which is taken as well."""
+    """Return a hyperparameter as JSON has it; dates as text and mappings as two columns, which are taken as well."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.datetime64) or hasattr(value, "isoformat"):
         return str(value)
+    if isinstance(value, Mapping):
+        value = list(value), list(value.values())
     if isinstance(value, list | tuple):
         return [_as_text(name, each) for each in value]
     raise ConfigError(f"{name} is a {type(value).__name__}, which a file of a model cannot keep")

@@ -317,6 +317,8 @@ class PoissonEstimator(_Fitted):
     # --- what a variant overrides ----------------------------------------------------------------------------------
 
     social: ClassVar[bool] = False
+    # fitted arrays that `_begin` goes on from, kept with a model besides its state
+    also_kept: ClassVar[tuple[str, ...]] = ()
 
     def all_reduce(self, arrays: dict[str, Array]) -> dict[str, Array]:
         """Return the sums of arrays over all processes that share a fit: once an iteration; here there is one."""
