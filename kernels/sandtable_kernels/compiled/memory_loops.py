@@ -27,6 +27,8 @@ from numba.extending import intrinsic
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 serial = njit(cache=True, nogil=True, fastmath=FASTMATH)
 parallel = njit(cache=True, nogil=True, fastmath=FASTMATH, parallel=True)
+# division by zero is infinity, as in NumPy: a check of each would keep its loop from vectors
+dividing = njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
 
 
 _MOST_THREADS = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]

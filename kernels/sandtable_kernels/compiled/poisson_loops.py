@@ -14,17 +14,19 @@ import numpy as np
 from numba import prange
 
 from sandtable_kernels.compiled.events.row_vectors import row_add, row_dot, row_prefetch
-from sandtable_kernels.compiled.memory_loops import parallel, prefetch, serial
+from sandtable_kernels.compiled.memory_loops import dividing, parallel, prefetch, serial
 
 # pairs between asking for a row and reading it
 _AHEAD = 12
 # pairs of an item whose sum is kept in the element type before it goes to float64
 _BLOCK = 512
+# events of a pair from which on, all alike without excitation, one log is sooner there than their product
+_ALIKE = 8
 # a product of intensities whose log is taken before it leaves float64
 _MOST, _LEAST = 1e200, 1e-200
 
 
-@serial
+@dividing
 def _users(first: Any, last: Any, pairs: Any, theta: Any, beta: Any, sums: Any, own: Any, triggers: Any) -> Any:
     user_start, item, event_start = pairs
     counts, per_pair = sums
@@ -39,7 +41,12 @@ def _users(first: Any, last: Any, pairs: Any, theta: Any, beta: Any, sums: Any, 
             p = item[pair]
             base = row_dot(theta, u, beta, p)
             share = theta.dtype.type(0.0)
-            for n in range(event_start[pair], event_start[pair + 1]):
+            first_event, end = event_start[pair], event_start[pair + 1]
+            if own is None and end - first_event > _ALIKE:
+                share = theta.dtype.type(end - first_event) / base
+                logs += (end - first_event) * np.log(base)
+                first_event = end
+            for n in range(first_event, end):
                 total = base
                 if own is not None:
                     excited = own[1][u] * own[0][n]

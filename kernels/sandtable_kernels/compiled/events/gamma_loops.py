@@ -13,11 +13,9 @@ import numpy as np
 from numba import njit, prange
 
 from sandtable_kernels.compiled.events.row_vectors import float_of_bits
-from sandtable_kernels.compiled.memory_loops import FASTMATH, parallel
+from sandtable_kernels.compiled.memory_loops import dividing, parallel
 
 inlined = njit(inline="always")
-# a check of each division for zero would keep its loop from vectors
-dividing = njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
 
 _HALF_LOG_TAU = 0.5 * np.log(2 * np.pi)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693147180369123816490, 1.90821492927058770002e-10

@@ -52,7 +52,7 @@ class EventIntensity(PoissonEstimator):
         u = self.user_index_.place(user)
         if items is None:
             return self._base_items(u, t) + self._excitation_items(u, t)
-        places = self.item_index_.places(np.asarray(list(items)))
+        places = self.item_index_.places(list(items))
         base = self._base_at(np.full(places.size, u), places, np.full(places.size, float(t)))
         excited = np.concatenate((self._excitation_items(u, t), [0.0]))  # nobody met what is unknown
         return base + excited[places]
@@ -60,7 +60,7 @@ class EventIntensity(PoissonEstimator):
     def recommend(self, user: Any, t: float, n: int = 20, exclude: Iterable[Any] = ()) -> list[tuple[Any, float]]:
         """Return the ``n`` items of highest intensity at ``t``, highest first, without those to ``exclude``."""
         rate = self.intensity(user, t)
-        places = self.item_index_.places(np.asarray(list(exclude), self.item_index_.ids.dtype))
+        places = self.item_index_.places(list(exclude))
         rate[places[places >= 0]] = -1.0
         n = min(n, int((rate >= 0).sum()))
         best = np.argpartition(-rate, n - 1)[:n] if n else np.empty(0, np.int64)

@@ -91,8 +91,9 @@ class IdIndex:
         """Return the places of ids [n], -1 for unknown ones."""
         import pandas as pd
 
-        index = pd.Index(self.ids)
-        return np.asarray(index.get_indexer(pd.Index(np.asarray(values))), np.int64)
+        # a list may mix types, of which an array would make texts
+        wanted = pd.Index(values if isinstance(values, list) else np.asarray(values))
+        return np.asarray(pd.Index(self.ids).get_indexer(wanted), np.int64)
 
     def extended(self, values: Any) -> IdIndex:
         """Return these ids and after them those of ``values`` that are new, in the order in which they occur."""
