@@ -25,11 +25,13 @@ from sandtable_kernels.pytorch.core_law import CACHE, SPEEDUP, Cores, joined
 LINE_BYTES = 64.0
 # rows are padded to whole vectors of this size, the first of them beginning with a line
 VECTOR_BYTES = 32.0
+# factors are made anew in float64, so many in a vector
+LANES = VECTOR_BYTES / 8
 # multiplications and additions of a pair for each component: the product of two rows, and adding one to a sum
 PAIR_FLOPS = 4.0
 # passes with constants of their own: over users, without excitation, with their own, with others'; over items
-KINDS = ("users", "excited", "social", "items", "dynamic", "between_items")
-USERS, EXCITED, SOCIAL, ITEMS, DYNAMIC, BETWEEN_ITEMS = range(len(KINDS))
+KINDS = ("users", "excited", "social", "items")
+USERS, EXCITED, SOCIAL, ITEMS = range(len(KINDS))
 
 
 class PoissonPassShape(NamedTuple):
@@ -53,10 +55,11 @@ class PoissonPassShape(NamedTuple):
 class PoissonPass(Operator[Roofline]):
     """``t = launch + rows + events + triggers + (arithmetic^p + gathering^p)^(1/p)`` of a core's part.
 
-    ``row_s``, ``pair_s``, ``event_s`` and ``trigger_s`` are what one of each takes; ``rate_frac`` the share of the peak
-    at which pairs are multiplied. ``line_s`` is what a core takes for a line from the last-level cache, several of them
-    on their way, ``far_times`` how many times that from memory; ``bandwidth_frac`` bounds what all cores get from there
-    together. A core's own cache holds ``cache_bytes``.
+    ``row_s``, ``pair_s``, ``event_s`` and ``trigger_s`` are what one of each takes, ``met_s`` what an event with
+    triggers takes more, which nobody foresees; ``rate_frac`` the share of the peak at which pairs are multiplied.
+    ``line_s`` is what a core takes for a line from the last-level cache, several of them on their way, ``far_times``
+    how many times that from memory; ``bandwidth_frac`` bounds what all cores get from there together. A core's own
+    cache holds ``cache_bytes``.
     """
 
     name: ClassVar[str] = "poisson_pass"
@@ -67,7 +70,8 @@ class PoissonPass(Operator[Roofline]):
         Constant(name="row_s", typical=2e-8, low=1e-10, high=1e-6),
         Constant(name="pair_s", typical=1e-8, low=1e-10, high=1e-6),
         Constant(name="event_s", typical=4e-9, low=1e-11, high=1e-6),
-        Constant(name="trigger_s", typical=4e-9, low=1e-11, high=1e-6),
+        Constant(name="trigger_s", typical=1e-9, low=1e-11, high=1e-6),
+        Constant(name="met_s", typical=1.4e-8, low=1e-11, high=1e-6),
         Constant(name="rate_frac", typical=0.2, low=0.005, high=1.5),
         Constant(name="line_s", typical=6e-9, low=1e-10, high=1e-7),
         Constant(name="far_times", typical=2.0, low=1.0, high=20.0),
@@ -88,7 +92,10 @@ class PoissonPass(Operator[Roofline]):
             device, constants, np.full_like(row_bytes, item), c.pairs, 0.0, cores
         )
         pairs = c.pairs * joined(computing, gathering + given)
-        others = c.rows * constants["row_s"] + c.events * constants["event_s"] + c.triggers * constants["trigger_s"]
+        # triggers fall on events by chance
+        met = c.events * -np.expm1(-c.triggers / np.maximum(c.events, 1.0))
+        others = c.rows * constants["row_s"] + c.events * constants["event_s"]
+        others = others + c.triggers * constants["trigger_s"] + met * constants["met_s"]
         streamed = (item * c.events + (item + 16) * c.pairs + (item + 4) * c.triggers) / (
             constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
         )
@@ -128,10 +135,11 @@ class GammaRowsShape(NamedTuple):
 
 
 class GammaRowsOperator(Operator[Roofline]):
-    """``t = launch (1 + sums) + rows (row + K factor) + moving`` of a core's part.
+    """``t = launch (1 + sums) + (arithmetic^p + moving^p)^(1/p)`` of a core's part.
 
-    ``row_s`` is what a row takes besides, such as its rate's own; ``factor_s`` a factor's digamma and exponential;
-    ``sum_s`` adding one to a sum. Shapes, means and geometric means are written and counts read.
+    ``row_s`` is what a row takes besides, such as its rate's own; ``factor_s`` a factor's digamma and exponential in a
+    vector of them, ``lone_s`` that of one which is left over; ``sum_s`` adding one to a sum. Shapes,
+    means and geometric means are written and counts read.
     """
 
     name: ClassVar[str] = "gamma_rows"
@@ -140,7 +148,8 @@ class GammaRowsOperator(Operator[Roofline]):
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="launch_s", typical=5e-5, low=1e-6, high=1e-2),
         Constant(name="row_s", typical=3e-8, low=1e-10, high=1e-6),
-        Constant(name="factor_s", typical=4e-9, low=1e-11, high=1e-6),
+        Constant(name="factor_s", typical=4.5e-9, low=1e-11, high=1e-6),
+        Constant(name="lone_s", typical=2e-8, low=1e-11, high=1e-6),
         Constant(name="sum_s", typical=5e-10, low=1e-12, high=1e-7),
         Constant(name="bandwidth_frac", typical=0.6, low=0.05, high=3.0),
         SPEEDUP,
@@ -152,7 +161,9 @@ class GammaRowsOperator(Operator[Roofline]):
         c, item = columns, DTYPE_BYTES[dtype]
         cores = Cores.of(device, constants, _cores(device, c.n_cores))
         factors = c.rows * c.components
-        row = constants["row_s"] + c.components * (constants["factor_s"] + c.sums * constants["sum_s"])
+        lone = c.components % LANES
+        row = constants["row_s"] + (c.components - lone) * constants["factor_s"] + lone * constants["lone_s"]
+        row = row + c.components * c.sums * constants["sum_s"]
         working = item * factors * 4
         moving = cores.moving_s(item * factors * (4 + c.sums), working)
         return np.asarray(constants["launch_s"] * (1 + c.sums) + joined(c.rows * row / cores.n_cores, moving))

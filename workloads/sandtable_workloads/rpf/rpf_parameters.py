@@ -10,10 +10,8 @@ from pydantic import Field, model_validator
 from sandtable.hardware import DTYPE_BYTES, Frozen
 from sandtable_kernels.poisson import poisson_law
 
-Variant = Literal["pf", "hpf", "hrpf", "srpf", "drpf", "dsrpf", "iirpf", "xiirpf"]
+Variant = Literal["pf", "hpf", "hrpf", "srpf"]
 Precision = Literal["float32", "float64"]
-# variants in which users excite their followers, preferences follow the clock, and items excite others
-SOCIAL, DYNAMIC, BETWEEN_ITEMS = ("srpf", "dsrpf"), ("drpf", "dsrpf"), ("iirpf", "xiirpf")
 # variants that ranks can share
 SHARDED = ("pf", "hpf", "hrpf")
 # variants without excitation
@@ -26,12 +24,11 @@ class Rpf(Frozen):
     """Parameters of a fit, and the data that stands for a user's own: drawn at random, with exactly these counts.
 
     Attributes:
-        variant: Static (``pf``, ``hpf``), self-exciting (``hrpf``), social (``srpf``), with preferences that follow
-            weekday and hour (``drpf``, ``dsrpf``), or with items that excite others (``iirpf``, ``xiirpf``).
+        variant: Static (``pf``, ``hpf``), self-exciting (``hrpf``) or social (``srpf``).
         users, items, events: Of the data.
         pairs: Different pairs of a user and an item among the events; 0.4 times the events if not given.
         components: Factors of a user and an item, K.
-        followees: Of social variants: whom a user follows, on average.
+        followees: Of ``srpf``: whom a user follows, on average.
         item_exponent: Of the power law of the items' popularity; 0 for equal ones.
         precision: Element type of factors.
         threads: CPU threads, of all ranks together; one per core of the machine if not given.
@@ -124,10 +121,6 @@ class Rpf(Frozen):
     @property
     def kind(self) -> int:
         """Which pass over users the variant takes: see `sandtable_kernels.poisson.poisson_law.KINDS`."""
-        if self.variant in DYNAMIC:
-            return poisson_law.DYNAMIC
-        if self.variant in BETWEEN_ITEMS:
-            return poisson_law.BETWEEN_ITEMS
         if self.social:
             return poisson_law.SOCIAL
         return poisson_law.EXCITED if self.excites else poisson_law.USERS
@@ -135,4 +128,4 @@ class Rpf(Frozen):
     @property
     def social(self) -> bool:
         """Whether users excite those who follow them."""
-        return self.variant in SOCIAL
+        return self.variant == "srpf"

@@ -176,7 +176,7 @@ def check_memory(model: Any, events: EventTable, graph: SocialEdges | None) -> N
         DoesNotFit: with how much it needs, and what fits.
     """
     counts = Rpf(
-        variant=type(model).__name__.lower(),
+        variant="srpf" if graph is not None else "hrpf",  # the least of those variants that have more
         users=events.n_users,
         items=events.n_items,
         events=len(events),

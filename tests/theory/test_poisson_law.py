@@ -1,0 +1,93 @@
+"""Laws of Poisson factorization: what takes longer, what is shared among cores, and what caches find again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sandtable.hardware import Roofline
+from sandtable_kernels.poisson import poisson_law as law
+from sandtable_kernels.poisson.poisson_law import (
+    GammaRowsOperator,
+    GammaRowsShape,
+    PoissonPass,
+    PoissonPassShape,
+    lines_of,
+    padded_bytes,
+    popular_share,
+)
+
+CPU = Roofline(
+    name="cpu",
+    n_units=8,
+    peak_flops_per_s={"float32": 8e11},
+    bandwidth_bytes_per_s=100e9,
+    cache_bytes=32 << 20,
+    family="cpu",
+)
+PASS, ROWS = PoissonPass(), GammaRowsOperator()
+SHAPE = PoissonPassShape(
+    rows=50_000, components=20, pairs=4e6, events=1e7, triggers=0, sources=1e6, exponent=0.8, kind=law.EXCITED
+)
+
+
+def seconds(shape: Any = SHAPE, device: Roofline = CPU, dtype: str = "float32", **changes: float) -> float:
+    operator: Any = PASS if isinstance(shape, PoissonPassShape) else ROWS
+    found = operator.seconds(device, operator.typical() | changes, operator.columns(shape), dtype=dtype)
+    return float(found[0])
+
+
+@pytest.mark.parametrize("more", ["rows", "components", "pairs", "events", "triggers", "sources"])
+def test_more_of_anything_takes_longer(more: str) -> None:
+    assert seconds(SHAPE._replace(**{more: 2 * getattr(SHAPE, more) + 1e6})) > seconds()
+
+
+def test_time_is_linear_in_the_data_but_for_the_launch() -> None:
+    launch = PASS.typical()["launch_s"]
+    tenth = SHAPE._replace(rows=5_000, pairs=4e5, events=1e6)
+    assert seconds() - launch == pytest.approx(10 * (seconds(tenth) - launch))
+
+
+def test_cores_share_the_work_until_memory_is_the_bound() -> None:
+    launch = PASS.typical()["launch_s"]
+    one, four = (seconds(SHAPE._replace(n_cores=n)) - launch for n in (1, 4))
+    assert one == pytest.approx(4 * four, rel=0.1)
+    assert seconds(SHAPE._replace(n_cores=99)) == seconds()
+
+
+def test_popular_rows_stay_in_cache() -> None:
+    assert popular_share(100, 1000, 0.0) == pytest.approx(0.1, rel=1e-3)
+    assert popular_share(100, 1000, 1.0) == pytest.approx(np.log(101) / np.log(1001), rel=1e-3)
+    assert popular_share(5000, 1000, 0.5) == 1.0
+    assert seconds(SHAPE._replace(exponent=1.5)) < seconds(SHAPE._replace(exponent=0.0))
+    # what the core's own cache holds costs no line at all
+    few = SHAPE._replace(sources=100)
+    assert seconds(few) == seconds(few, line_s=1e-7)
+
+
+def test_rows_are_padded_to_whole_vectors() -> None:
+    assert [float(padded_bytes(k, "float32")) for k in (1, 8, 9, 20)] == [32, 32, 64, 96]
+    assert float(padded_bytes(20, "float64")) == 160
+    assert [float(lines_of(n)) for n in (32.0, 96.0, 160.0)] == [1, 2, 3]
+    assert seconds(SHAPE._replace(components=17)) == seconds(SHAPE._replace(components=24))
+
+
+def test_triggers_cost_most_where_they_come_by_surprise() -> None:
+    def each(n: float) -> float:
+        return (seconds(SHAPE._replace(triggers=n)) - seconds()) / n
+
+    assert each(0.1 * SHAPE.events) > 3 * each(10 * SHAPE.events)
+
+
+def test_passes_over_users_items_and_friends_have_constants_of_their_own() -> None:
+    kinds = [PASS.variant(SHAPE._replace(kind=kind)) for kind in range(len(law.KINDS))]
+    assert kinds == ["", "excited", "social", "items"]
+
+
+def test_factors_left_over_from_vectors_take_longer() -> None:
+    shape = GammaRowsShape(rows=100_000, components=20, sums=1)
+    assert seconds(shape._replace(components=22)) > seconds(shape._replace(components=24))
+    assert seconds(shape._replace(sums=3)) > seconds(shape)
+    assert seconds(shape, dtype="float64") >= seconds(shape)
