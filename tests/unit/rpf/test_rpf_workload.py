@@ -105,5 +105,5 @@ def test_an_instance_is_chosen_for_a_billion_events() -> None:
 def test_the_iterations_that_are_kept_are_those_of_a_fit(variant: Any) -> None:
     pytest.importorskip("numba", reason="fits are compiled by numba")
     known = rpf_iterations.kept()
-    took = rpf_iterations.taken(variant, *known["data"][0], known["tolerance"], seed=0)
+    took = rpf_iterations.taken(variant, known["data"][0], known["tolerance"], seed=0)
     assert took == pytest.approx(known["iterations"][variant][0], abs=2)

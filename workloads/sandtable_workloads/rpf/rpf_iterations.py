@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -32,11 +33,12 @@ def iterations_of(p: Rpf) -> tuple[float, float, float]:
     return float(min(took)), float(np.median(took)), float(max(took))
 
 
-def taken(variant: Variant, users: int, items: int, events: int, components: int, tol: float, seed: int) -> int:
-    """Return the iterations of one fit of generated events."""
+def taken(variant: Variant, data: Sequence[int], tol: float, seed: int) -> int:
+    """Return the iterations of one fit of generated events: users, items, events, components."""
     from sandtable_workloads.rpf.rpf_run import generated
     from sandtable_workloads.rpf.rpf_variants import estimator_of
 
+    users, items, events, components = data
     p = Rpf(variant=variant, users=users, items=items, events=events, components=components)
     made = generated(p, seed)
     model: Any = estimator_of(p, n_threads=2, seed=seed).set_params(tol=tol)
@@ -49,7 +51,7 @@ def main() -> None:
     put(f"tolerance: {found['tolerance']:f}\ndata:\n")
     put("".join(f"  - {row}\n" for row in found["data"]) + "iterations:\n")
     for variant in get_args(Variant):
-        took = [taken(variant, *row, found["tolerance"], seed) for seed, row in enumerate(found["data"])]
+        took = [taken(variant, row, found["tolerance"], seed) for seed, row in enumerate(found["data"])]
         put(f"  {variant}: {took}\n")
 
 
