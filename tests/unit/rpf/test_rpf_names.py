@@ -40,9 +40,10 @@ print(*sorted({HEAVY!r} & {{name.split('.')[0] for name in sys.modules}}))
     assert done.stdout.split() == []
 
 
-def test_what_the_readme_shows_is_what_comes_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chapter", ["rpf: events", "rpf: items that excite others"])
+def test_what_the_readme_shows_is_what_comes_out(chapter: str, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    text = (Path(__file__).parents[3] / "workloads" / "README.md").read_text().partition("\n## rpf: events\n")[2]
+    text = (Path(__file__).parents[3] / "workloads" / "README.md").read_text().partition(f"\n## {chapter}\n")[2]
     code, shown = re.findall(r"```(?:python|text)\n(.*?)```", text, re.DOTALL)[:2]
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
