@@ -251,6 +251,15 @@ class PoissonEstimator(_Fitted):
         first, last = period if period is not None else (float(time.min()), float(time.max()))
         if not np.all((time >= first) & (time <= last)):
             raise ConfigError(f"an event lies outside the period from {first:g} to {last:g} hours")
+        if not last > first:
+            raise ConfigError(
+                f"all events are at hour {first:g}: rates need a time to have been seen in, as period=(start, end)"
+            )
+        if self.n_components > time.size:
+            raise ConfigError(
+                f"{self.n_components} components are more than {time.size} events can tell apart: set n_components to "
+                f"{max(1, time.size // 10)} or less"
+            )
         pairs = EventPairs.of(user, item, time, len(self.user_index_), len(self.item_index_))
         start = pairs.first_seen(first) if self.observed == "user" else np.full(pairs.n_users, first)
         self.period_ = (first, last)
