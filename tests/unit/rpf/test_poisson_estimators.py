@@ -361,7 +361,9 @@ def test_events_and_edges_that_cannot_be() -> None:
         HRPF().fit(events(0), period=(0, 10))
     with pytest.raises(ConfigError, match="all events are at hour 5: rates need a time"):
         HRPF(1).fit(([1, 2], [1, 2], [5.0, 5.0]))
-    with pytest.raises(ConfigError, match="20 components are more than 12 events can tell apart: set n_components to 1"):
+    with pytest.raises(
+        ConfigError, match="20 components are more than 12 events can tell apart: set n_components to 1"
+    ):
         HRPF().fit(events(0, 12))
     with pytest.raises(ConfigError, match="HRPF knows no edges"):
         HRPF().fit(events(0), EDGES)

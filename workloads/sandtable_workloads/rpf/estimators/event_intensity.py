@@ -65,7 +65,7 @@ class EventIntensity(PoissonEstimator):
         n = min(n, int((rate >= 0).sum()))
         best = np.argpartition(-rate, n - 1)[:n] if n else np.empty(0, np.int64)
         best = best[np.lexsort((best, -rate[best]))]
-        return [(self.item_index_.ids[p], float(rate[p])) for p in best]
+        return list(zip(self.item_index_.ids[best].tolist(), rate[best].tolist(), strict=True))
 
     def returning_time(self, user: Any, t: float, n_samples: int = 100) -> float:
         """Return the hours from ``t`` to the next event of ``user`` with any item: the median of samples."""
