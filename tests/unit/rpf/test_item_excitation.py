@@ -286,6 +286,7 @@ def test_parameters_that_events_were_drawn_from_are_found():
     [
         ({"clusters": {0: "a"}}, r"no cluster of item \d \(5 items have none\)"),
         ({"clusters": 0}, "clusters must be at least 1"),
+        ({"clusters": "ab"}, "clusters must be at least 1, or the cluster of every item by id, not 'ab'"),
         ({"clusters": dict.fromkeys(range(6), 0), "distances": [[1.0, 2.0]]}, "distances must be 1 x 1"),
         ({"decay_items": -1.0}, "decay_items must be a positive number, not -1.0"),
         ({"a_pi": 0.0}, "a_pi must be a positive number"),

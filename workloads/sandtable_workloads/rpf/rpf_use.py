@@ -156,12 +156,12 @@ def graph_of(model: Any, path: Path | None, events: EventTable, say: Say) -> Soc
         ConfigError: edges are missing, or mean nothing to this variant.
     """
     name = type(model).__name__.lower()
-    if path is None and model.social:
+    if path is None and model.needs_edges:
         raise ConfigError(f"{name} needs to know who follows whom: --edges FILE")
     if path is None:
         return None
     if not model.social:
-        raise ConfigError(f"{name} has no use for --edges: srpf and dsrpf have")
+        raise ConfigError(f"{name} has no use for --edges: srpf, dsrpf, iirpf and xiirpf have")
     seen = np.flatnonzero(events.events_per_user)
     found = read_edges(path).between(events.user_ids[seen], unknown="drop")
     for note in found.notes:
@@ -317,7 +317,7 @@ def compare(
     chosen = [contenders.popularity(), contenders.own_counts(), contenders.recency()]
     for variant in variants:
         model = estimator_named(variant, options)
-        if model.social and graph is None:
+        if model.needs_edges and graph is None:
             raise ConfigError(f"{variant} needs to know who follows whom: --edges FILE")
         chosen.append(of_estimator(partial(estimator_named, variant, options)))
     chosen += _rivals(options) if rivals else []

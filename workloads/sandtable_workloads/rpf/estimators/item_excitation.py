@@ -47,6 +47,7 @@ class ItemExcitation(SRPF):
     b_psi: float = 0.1
     b_phi: float = 0.1
 
+    needs_edges: ClassVar[bool] = False
     _hypers: ClassVar[dict[str, str]] = {"phi": "psi"}
     _shared: ClassVar[tuple[str, ...]] = ("beta",)  # rows that no user owns
 
@@ -249,15 +250,21 @@ class XIIRPF(ItemExcitation):
     def _between(self) -> float:
         return self.decay_items
 
+    @property
+    def _n_clusters(self) -> int:
+        """How many clusters to find; 0 where they are given."""
+        return int(self.clusters) if isinstance(self.clusters, int | np.integer) else 0
+
     def check_params(self) -> None:
         """Raise ConfigError on a hyperparameter that cannot be used."""
         super().check_params()
         for name in ("decay_items", "nu"):
             if not (np.isfinite(value := getattr(self, name)) and value > 0):
                 raise ConfigError(f"{name} must be a positive number, not {value}")
-        if isinstance(self.clusters, int) and self.clusters < 1:
+        pair = isinstance(self.clusters, list | tuple) and len(self.clusters) == 2
+        if not (pair or isinstance(self.clusters, Mapping)) and not self._n_clusters >= 1:
             raise ConfigError(
-                f"clusters must be at least 1, or the cluster of every item by id, not {self.clusters}"
+                f"clusters must be at least 1, or the cluster of every item by id, not {self.clusters!r}"
             )
 
     def fit(self, events: Any, edges: Any = None, **options: Any) -> Self:
@@ -270,9 +277,9 @@ class XIIRPF(ItemExcitation):
     # --- clusters --------------------------------------------------------------------------------------------------
 
     def _begin_shared(self, observed: ObservedEvents, rng: np.random.Generator) -> State:
-        if isinstance(self.clusters, int):
-            self._find_clusters(self.clusters, observed)
-        else:
+        if self._n_clusters:
+            self._find_clusters(self._n_clusters, observed)
+        elif isinstance(self.clusters, Mapping | Sequence):
             self._take_clusters(self.clusters)
         n = self.cluster_names_.size
         self._scale = self._distances(n) / self.nu

@@ -325,7 +325,9 @@ class PoissonEstimator(_Fitted):
 
     # --- what a variant overrides ----------------------------------------------------------------------------------
 
+    # whether a fit can take edges between users, and whether it must
     social: ClassVar[bool] = False
+    needs_edges: ClassVar[bool] = False
     # fitted arrays that `_begin` goes on from, kept with a model besides its state
     also_kept: ClassVar[tuple[str, ...]] = ()
 

@@ -65,6 +65,7 @@ class SRPF(HRPF):
     """
 
     social: ClassVar[bool] = True
+    needs_edges: ClassVar[bool] = True
 
     def _prepare(self, observed: ObservedEvents) -> None:
         edges, pairs = self._followed(observed), observed.pairs
