@@ -268,7 +268,8 @@ def test_parameters_that_events_were_drawn_from_are_found():
     phi = np.random.default_rng(0).uniform(0.2, 0.6, 60) / reach.max()
     table = simulate(replace(truth, phi=phi, tau=np.full(60, 0.15)), hours=2000, seed=2)
     users, items = (np.asarray(ids, np.int64) for ids in (table.user_ids, table.item_ids))
-    plain, model = (kind(5, dtype="float64", max_iter=150).fit(table, period=(0, 2000)) for kind in (HRPF, IIRPF))
+    plain = HRPF(5, dtype="float64", max_iter=150).fit(table, period=(0, 2000))
+    model = IIRPF(5, dtype="float64", max_iter=150).fit(table, period=(0, 2000))
     pairs = model.observed_.pairs
     # events that each event excites: of the same item, and of others
     others = model.phi_[pairs.event_user] * model._reach(model.state_)[pairs.event_item]
