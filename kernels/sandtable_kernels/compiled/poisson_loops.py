@@ -30,7 +30,7 @@ _MOST, _LEAST = 1e200, 1e-200
 def _users(first: Any, last: Any, pairs: Any, theta: Any, beta: Any, sums: Any, own: Any, triggers: Any) -> Any:
     user_start, item, event_start = pairs
     counts, per_pair = sums
-    one = theta.dtype.type(1.0)
+    one, zero = theta.dtype.type(1.0), theta.dtype.type(0.0)
     logs, product = 0.0, 1.0
     n_pairs = item.shape[0]
     for u in range(first, last):
@@ -40,20 +40,20 @@ def _users(first: Any, last: Any, pairs: Any, theta: Any, beta: Any, sums: Any, 
             row_prefetch(beta, item[min(pair + _AHEAD, n_pairs - 1)])
             p = item[pair]
             base = row_dot(theta, u, beta, p)
-            share = theta.dtype.type(0.0)
+            share = zero
             first_event, end = event_start[pair], event_start[pair + 1]
             if own is None and end - first_event > _ALIKE:
                 share = theta.dtype.type(end - first_event) / base
                 logs += (end - first_event) * np.log(base)
                 first_event = end
             for n in range(first_event, end):
-                total = base
+                total, excited = base, zero
                 if own is not None:
                     excited = own[1][u] * own[0][n]
                     total += excited
                 if triggers is not None:
                     for j in range(triggers[0][n], triggers[0][n + 1]):
-                        total += own[1][triggers[1][j]] * triggers[2][j]
+                        total += triggers[3][triggers[1][j]] * triggers[2][j]
                 inverse = one / total
                 share += inverse
                 if own is not None:
@@ -61,7 +61,7 @@ def _users(first: Any, last: Any, pairs: Any, theta: Any, beta: Any, sums: Any, 
                 if triggers is not None:
                     for j in range(triggers[0][n], triggers[0][n + 1]):
                         edge = triggers[1][j]
-                        own[2][edge] += own[1][edge] * triggers[2][j] * inverse
+                        triggers[4][edge] += triggers[3][edge] * triggers[2][j] * inverse
                 product *= total
                 if product > _MOST or product < _LEAST:
                     logs += np.log(product)
@@ -90,7 +90,8 @@ def user_pass(
             over the intensity.
         own: None without excitation; or values [N] by a user's own earlier events, geometric means [U + E] of users'
             own and then edges' excitation, and float64 [U + E], zeros before, which receives the events excited.
-        triggers: None without edges; or ``start``, ``edge`` (numbered from U) and ``value`` of `EventTriggers`.
+        triggers: None without edges; or ``start``, ``edge`` (numbered from U) and ``value`` of `EventTriggers`, and the
+            last two arrays of ``own``.
     """
     n = chunks.shape[0] - 1
     logs = np.empty(n)

@@ -76,8 +76,8 @@ class EventPass:
         pairs, own, triggers = self.pairs, None, None
         if self.own is not None and tau is not None:
             own = self.own, np.ascontiguousarray(tau.geometric[:, 0]), np.zeros(tau.shape.shape[0])
-        if self.triggers is not None:
-            triggers = self.triggers.start, self.triggers.edge, self.triggers.value
+        if self.triggers is not None and own is not None:
+            triggers = self.triggers.start, self.triggers.edge, self.triggers.value, own[1], own[2]
         by_user = pairs.user_start, pairs.item, pairs.event_start
         sums = theta.counts, self._per_pair
         logs = poisson_loops.user_pass(pairs.user_chunks, by_user, theta.padded, beta.padded, sums, own, triggers)

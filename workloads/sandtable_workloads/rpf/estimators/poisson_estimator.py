@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -296,14 +297,7 @@ class PoissonEstimator(_Fitted):
 
             rank_fit.improve(self, most, checkpoint, progress)
             return
-        held_out = None
-        if validation is not None:
-            score = self._held_out(validation)
-
-            def held_out() -> float:
-                self._publish(self.state_)
-                return score()
-
+        held_out = None if validation is None else partial(self._score_now, self._held_out(validation))
         loop = FitLoop(
             lambda: self._iterate(self.observed_, self.state_),
             most=most,
@@ -316,6 +310,10 @@ class PoissonEstimator(_Fitted):
         self.elbo_, self.n_iter_ = loop.elbo, len(loop.elbo)
         self.held_out_ = loop.held_out_scores
         self._publish(self.state_)
+
+    def _score_now(self, score: Callable[[], float]) -> float:
+        self._publish(self.state_)
+        return score()
 
     def identity(self) -> FitIdentity:
         """Return what a checkpoint must have in common with this fit."""
