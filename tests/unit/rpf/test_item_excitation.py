@@ -246,6 +246,16 @@ def test_a_model_is_kept_with_its_clusters(model, tmp_path):
         assert again.score(later) == each.score(later)
 
 
+@pytest.mark.parametrize("options", [{}, {"clusters": 3}])
+def test_a_fit_goes_on_from_its_checkpoint(options, tmp_path):
+    kind = XIIRPF if options else IIRPF
+    whole = kind(2, max_iter=9, **options).fit(events(0))
+    kind(2, max_iter=4, **options).fit(events(0), checkpoint=tmp_path / "kept.npz")
+    again = kind(2, max_iter=9, **options).fit(events(0), checkpoint=tmp_path / "kept.npz")
+    np.testing.assert_array_equal(again.beta_, whole.beta_)
+    np.testing.assert_array_equal(again.phi_, whole.phi_)
+
+
 def test_followed_users_excite_too(model):
     u, p, t = events(16, n_users=3, n=150)
     follows = np.isin(p, (1, 4)) & (u == 0)  # what user 0 does with these, user 1 soon does

@@ -316,7 +316,7 @@ class XIIRPF(ItemExcitation):
         plain = HRPF(**options)
         plain._prepare(observed)
         state = plain._begin(observed, np.random.default_rng(self.random_state))
-        for _ in range(min(self.max_iter, _CLUSTERING_ITERATIONS)):
+        for _ in range(_CLUSTERING_ITERATIONS):  # whatever max_iter: a fit that goes on finds the same clusters
             plain._iterate(observed, state)
         return state["beta"].mean.astype(np.float64)
 
