@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from sandtable_workloads.rpf.evaluated.returning_times import ASKED, NEVER, Retu
 from sandtable_workloads.rpf.evaluated.scored_estimators import ScoredEstimator, of_estimator
 from sandtable_workloads.rpf.events.event_table import EventTable
 
+ROOT = Path(__file__).resolve().parents[3]
 N_USERS, N_ITEMS, HOURS, DECAY = 12, 15, 60.0, 0.7
 
 
@@ -292,3 +294,15 @@ def test_counts_are_given_to_them_as_a_matrix() -> None:
     assert matrix[users, items].tolist() == counts.tolist()
     for user, item in ((0, 0), (3, 5)):
         assert matrix[user, item] == ((held().train.user == user) & (held().train.item == item)).sum()
+
+
+def test_the_readme_compares_recommenders_as_it_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rivals, "installed", lambda n_components: [])
+    chapter = (
+        (ROOT / "workloads" / "README.md").read_text().split("\n## rpf: how good its recommendations are\n")[1]
+    )
+    exec(chapter.split("```python\n")[1].split("```")[0], {})
+    shown = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["model", "---", "popularity", "own counts", "recency", "HRPF"]

@@ -22,6 +22,7 @@ class Trained(Protocol):
 
     def scores(self, part: slice) -> Rows:
         """Return rows [n, P]: for each of some held-out events, how near each item is, given all before the event."""
+        raise NotImplementedError
 
     def waits(self, returns: Returns) -> Floats | None:
         """Return [n], the hours from when it is asked until users come back; None where it has no time."""

@@ -84,7 +84,12 @@ class HeldOut:
     @cached_property
     def all_events(self) -> Columns:
         """Both parts."""
-        return Columns(*(np.concatenate(parts) for parts in zip(self.train, self.test, strict=True)))
+        first, then = self.train, self.test
+        return Columns(
+            np.concatenate((first.user, then.user)),
+            np.concatenate((first.item, then.item)),
+            np.concatenate((first.time, then.time)),
+        )
 
     @cached_property
     def pairs(self) -> EventPairs:

@@ -64,7 +64,8 @@ ASKED = {"next": "after each event", "split": "at the split", "last": "after the
 
 def _ranks(name: str, claim: str, rows: Sequence[Row], runs: Sequence[Run]) -> Finding:
     said = [f"{row.contrast.model} over {row.contrast.against} {row.ndcg.shown('+.3f')}" for row in rows]
-    lines = dict.fromkeys((row.contrast.case, model) for row in rows for model in row.contrast[2:0:-1])
+    contrasts = [row.contrast for row in rows]
+    lines = dict.fromkeys((each.case, model) for each in contrasts for model in (each.against, each.model))
     recalled: list[list[Any]] = [
         [case, model, k, fmean(run.figures[model][f"recall_{k}"] for run in runs if run.case == case)]
         for case, model in lines
