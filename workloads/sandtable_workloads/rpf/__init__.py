@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from sandtable_workloads.rpf.estimators.item_excitation import IIRPF, XIIRPF
     from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF, SRPF
     from sandtable_workloads.rpf.estimators.static_factorization import HPF, PF
+    from sandtable_workloads.rpf.evaluated.evaluation_harness import evaluate
+    from sandtable_workloads.rpf.evaluated.held_out_events import HeldOut
+    from sandtable_workloads.rpf.evaluated.scored_estimators import of_estimator
     from sandtable_workloads.rpf.events.event_files import FileOptions, read_events
     from sandtable_workloads.rpf.events.event_split import EventSplit, chronological_split, split_at
     from sandtable_workloads.rpf.events.event_store import EventStore
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from sandtable_workloads.rpf.events.grouped_files import group_events
     from sandtable_workloads.rpf.events.simulated_events import KnownParameters, simulate, thinned
     from sandtable_workloads.rpf.events.social_edges import SocialEdges, read_edges
+    from sandtable_workloads.rpf.scaled.stochastic_fit import StochasticOptions, fit_stochastic
 
 __all__ = [
     "DRPF",
@@ -36,10 +40,15 @@ __all__ = [
     "EventTable",
     "FileOptions",
     "GeneratedEvents",
+    "HeldOut",
     "KnownParameters",
     "SocialEdges",
+    "StochasticOptions",
     "chronological_split",
+    "evaluate",
+    "fit_stochastic",
     "group_events",
+    "of_estimator",
     "read_edges",
     "read_events",
     "simulate",
@@ -55,6 +64,9 @@ _LIES_IN = {
     "estimators.item_excitation": ("IIRPF", "XIIRPF"),
     "estimators.recurrent_factorization": ("HRPF", "SRPF"),
     "estimators.static_factorization": ("HPF", "PF"),
+    "evaluated.evaluation_harness": ("evaluate",),
+    "evaluated.held_out_events": ("HeldOut",),
+    "evaluated.scored_estimators": ("of_estimator",),
     "events.event_files": ("FileOptions", "read_events"),
     "events.event_split": ("EventSplit", "chronological_split", "split_at"),
     "events.event_store": ("EventStore",),
@@ -63,6 +75,7 @@ _LIES_IN = {
     "events.grouped_files": ("group_events",),
     "events.simulated_events": ("KnownParameters", "simulate", "thinned"),
     "events.social_edges": ("SocialEdges", "read_edges"),
+    "scaled.stochastic_fit": ("StochasticOptions", "fit_stochastic"),
 }
 _MODULE_OF = {name: module for module, names in _LIES_IN.items() for name in names}
 

@@ -33,6 +33,11 @@ User = Annotated[str | None, typer.Option("--user", help="Column of users.")]
 Item = Annotated[str | None, typer.Option("--item", help="Column of items; several joined by '+'.")]
 Time = Annotated[str | None, typer.Option("--time", help="Column of times.")]
 Unit = Annotated[str | None, typer.Option("--time-unit", help="Of times that are numbers: h, s or ms.")]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option("--kind", help="A kind of events that count, as buy; several times. All without."),
+]
+Rating = Annotated[float | None, typer.Option("--min-rating", help="Least rating that counts.")]
 Edges = Annotated[Path | None, typer.Option("--edges", help="File of who follows whom, for social variants.")]
 Components = Annotated[int, typer.Option("-k", "--components", help="Factors of a user and an item.")]
 Decay = Annotated[float, typer.Option("--decay", help="How fast excitation fades, per hour.")]
@@ -67,13 +72,23 @@ def fit(
     item: Item = None,
     time: Time = None,
     time_unit: Unit = None,
+    kinds: Kinds = None,
+    min_rating: Rating = None,
     format_: FormatOption = Format.table,
 ) -> None:
     """Fit a recommender to a file of events, and write it to a file."""
     from sandtable_workloads.rpf import rpf_use
 
     table = rpf_use.read(
-        events, user=user, item=item, time=time, time_unit=time_unit, drop_duplicates=drop_duplicates, say=say
+        events,
+        user=user,
+        item=item,
+        time=time,
+        time_unit=time_unit,
+        kinds=kinds,
+        min_rating=min_rating,
+        drop_duplicates=drop_duplicates,
+        say=say,
     )
     options: dict[str, Any] = {"n_components": components, "decay": decay, "max_iter": max_iter, "tol": tol}
     options["dtype"] = dtype
@@ -131,6 +146,8 @@ def evaluate(
     item: Item = None,
     time: Time = None,
     time_unit: Unit = None,
+    kinds: Kinds = None,
+    min_rating: Rating = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Write a plot of returning times: .svg or .png.")
     ] = None,
@@ -144,7 +161,15 @@ def evaluate(
     if plot is not None and plot.suffix not in (".svg", ".png"):
         raise ConfigError(f"--plot {plot}: write a name that ends with .svg or .png")
     table = rpf_use.read(
-        events, user=user, item=item, time=time, time_unit=time_unit, drop_duplicates=False, say=say
+        events,
+        user=user,
+        item=item,
+        time=time,
+        time_unit=time_unit,
+        kinds=kinds,
+        min_rating=min_rating,
+        drop_duplicates=False,
+        say=say,
     )
     options: dict[str, Any] = {"n_components": components, "decay": decay, "max_iter": max_iter, "tol": tol}
     options |= {"n_threads": threads, "random_state": seed}

@@ -45,6 +45,8 @@ def read(
     item: str | None,
     time: str | None,
     time_unit: str | None,
+    kinds: Iterable[str] | None = None,
+    min_rating: float | None = None,
     drop_duplicates: bool,
     say: Say,
 ) -> EventTable:
@@ -55,7 +57,14 @@ def read(
     """
     if time_unit not in (None, *get_args(TimeUnit)):
         raise ConfigError(f"--time-unit is h, s or ms, not {time_unit!r}")
-    options = FileOptions(user=user, item=item, time=time, time_unit=cast("TimeUnit | None", time_unit))
+    options = FileOptions(
+        user=user,
+        item=item,
+        time=time,
+        time_unit=cast("TimeUnit | None", time_unit),
+        kinds=tuple(kinds) if kinds else None,
+        min_rating=min_rating,
+    )
     table = read_events(path, options, duplicates="drop" if drop_duplicates else "keep")
     for note in table.notes:
         say(f"  ! {note}")
@@ -222,8 +231,11 @@ def recommended(path: Path, user: str, *, at: str | None, n: int, exclude: Itera
     if n < 1:
         raise ConfigError(f"--number must be at least 1, not {n}")
     who = _id_like(user, model.user_ids_)
-    if model.user_index_.place(who) < 0:
+    place = model.user_index_.place(who)
+    if place < 0:
         say(f"  ! {user} was never seen: items are those that anyone would get")
+    elif np.diff(model.observed_.pairs.user_events)[place] < 2:
+        say(f"  ! {user} has one event only: when a next one follows is hardly known")
     hour = model.period_[1] if at is None else hour_of(at, model.origin_)
     left_out = [_id_like(each, model.item_ids_) for each in exclude]
     rows = [
