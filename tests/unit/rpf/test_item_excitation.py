@@ -45,7 +45,7 @@ def model(request) -> ItemExcitation:
 # --- the bound ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     n=st.integers(3, 80),
