@@ -43,7 +43,8 @@ class HRPF(HPF):
         return state | {"tau": GammaRows.start(self.prior("tau"), tau, dtype=self.dtype)}
 
     def _compensator(self, observed: ObservedEvents, state: State) -> float:
-        return float(self._released @ state["tau"].mean[:, 0])
+        # not by BLAS, whose threads wait for one another
+        return float(np.sum(self._released * state["tau"].mean[:, 0]))
 
     def _maximise_others(self, observed: ObservedEvents, state: State, counts: EventCounts) -> None:
         assert counts.own is not None
