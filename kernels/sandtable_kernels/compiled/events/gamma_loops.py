@@ -63,35 +63,49 @@ def gamma_parts(x: Any) -> Any:
 
 
 @dividing
+def _some(prior_shape: Any, shapes: Any, rates: Any, means: Any, geometric: Any) -> Any:
+    """Write means of some factors from shapes and rates; return sums of means and of terms, and three products."""
+    total, terms, ys, shrinks, divisors = 0.0, 0.0, 1.0, 1.0, 1.0
+    for k in range(shapes.shape[0]):
+        shape, rate = np.float64(shapes[k]), rates[k]
+        y, rest, entropy, shrunk = gamma_parts(shape)
+        inverse = 1.0 / rate
+        mean = shape * inverse
+        means[k] = mean
+        geometric[k] = y * exponential(rest) * inverse
+        total += mean
+        terms += entropy + prior_shape * rest
+        ys *= y
+        shrinks *= shrunk
+        divisors *= rate
+    return total, terms, ys, shrinks, divisors
+
+
+@dividing
 def _rows(
     first: Any, last: Any, prior_shape: Any, prior_rate: Any, counts: Any, rates: Any, factors: Any, totals: Any
 ) -> Any:
     shapes, means, geometric = factors
     n = shapes.shape[1]
     step = _MANY if prior_shape > _LEAST else _FEW
-    terms, logs = 0.0, 0.0
+    terms, logs, rate_of = 0.0, 0.0, np.empty(n)
     y_product, shrunk_product, rate_product = 1.0, 1.0, 1.0
     for r in range(first, last):
-        row_total = 0.0
+        prior, row_total = prior_rate[r], 0.0
+        for k in range(n):
+            shapes[r, k] = prior_shape + counts[r, k]
+            if len(rates) == 2:
+                rate_of[k] = rates[0][r] * rates[1][k] + prior
+            else:
+                rate_of[k] = rates[0][r, k] + prior
         for low in range(0, n, step):
-            ys, shrinks, divisors = 1.0, 1.0, 1.0
-            for k in range(low, min(low + step, n)):
-                shape = prior_shape + counts[r, k]
-                if len(rates) == 2:  # noqa: SIM108 - numba prunes this branch, not an expression
-                    rate = rates[0][r] * rates[1][k] + prior_rate[r]
-                else:
-                    rate = rates[0][r, k] + prior_rate[r]
-                y, rest, entropy, shrunk = gamma_parts(shape)
-                inverse = 1.0 / rate
-                mean = shape * inverse
-                shapes[r, k] = shape
-                means[r, k] = mean
-                geometric[r, k] = y * exponential(rest) * inverse
-                row_total += mean
-                terms += entropy + prior_shape * rest
-                ys *= y
-                shrinks *= shrunk
-                divisors *= rate
+            at = slice(low, min(low + step, n))
+            # a loop of its own over few arrays: LLVM checks only so many for overlaps before it gives up vectors
+            total, more, ys, shrinks, divisors = _some(
+                prior_shape, shapes[r, at], rate_of[at], means[r, at], geometric[r, at]
+            )
+            row_total += total
+            terms += more
             if _far(ys) or _far(shrinks) or _far(divisors):
                 logs += _log_terms(prior_shape, ys, shrinks, divisors)
                 continue
