@@ -184,7 +184,7 @@ def check_memory(model: Any, events: EventTable, graph: SocialEdges | None) -> N
     Raises:
         DoesNotFit: with how much it needs, and what fits.
     """
-    counts = Rpf(
+    counts = Rpf.model_construct(
         variant="srpf" if graph is not None else "hrpf",  # the least of those variants that have more
         users=events.n_users,
         items=events.n_items,

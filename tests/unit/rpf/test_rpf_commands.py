@@ -1,0 +1,77 @@
+"""The commands ``sandtable rpf``: a model from a file, what it recommends, a comparison, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sandtable.contracts import run_command
+
+pytest.importorskip("numba", reason="fits are compiled by numba")
+pytest.importorskip("scipy", reason="fits need scipy")
+
+
+@pytest.fixture
+def events(in_tmp: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = zip(rng.integers(0, 30, 600), rng.integers(0, 12, 600), np.sort(rng.random(600)) * 400, strict=True)
+    path = in_tmp / "events.csv"
+    path.write_text("user,item,time\n" + "".join(f"u{u},i{i},{t:.4f}\n" for u, i, t in rows))
+    return path
+
+
+FIT = ("rpf", "fit", "events.csv", "-o", "model.npz", "-k", "4", "--max-iter", "15")
+
+
+def test_a_model_is_fitted_written_and_asked(events: Path) -> None:
+    ran = run_command(*FIT, "--format", "json")
+    assert ran.code == 0, ran.err
+    found = {row["what"]: row["value"] for row in json.loads(ran.out)["rows"]}
+    assert (found["model"], found["events"], found["written"]) == ("HRPF", "600", "model.npz")
+    ran = run_command("rpf", "recommend", "model.npz", "u3", "-n", "5", "--format", "json")
+    rows = json.loads(ran.out)["rows"]
+    assert len({row["item"] for row in rows}) == 5
+    best = rows[0]["item"]
+    ran = run_command("rpf", "recommend", "model.npz", "u3", "-n", "5", "--exclude", best, "--format", "json")
+    assert best not in {row["item"] for row in json.loads(ran.out)["rows"]}
+    ran = run_command("rpf", "recommend", "model.npz", "nobody")
+    assert ran.code == 0
+    assert "was never seen" in ran.err
+
+
+def test_recommenders_are_compared_on_later_events(events: Path) -> None:
+    options = ("-k", "3", "--max-iter", "10", "--no-rivals", "--format", "json")
+    ran = run_command("rpf", "evaluate", "events.csv", *options)
+    assert ran.code == 0, ran.err
+    rows = {row["model"]: row for row in json.loads(ran.out)["rows"]}
+    assert list(rows) == ["popularity", "own counts", "recency", "HPF", "HRPF"]
+    assert all(0 < row["ndcg"] <= 1 for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("rpf", "fit", "nowhere.csv", "-o", "m.npz"), 2, "nowhere.csv"),
+        ((*FIT, "--variant", "hrfp"), 2, "did you mean 'hrpf'"),
+        ((*FIT, "--variant", "srpf"), 2, "--edges FILE"),
+        ((*FIT, "--edges", "events.csv"), 2, "hrpf has no use for --edges"),
+        ((*FIT, "--time-unit", "days"), 2, "h, s or ms, not 'days'"),
+        ((*FIT[:4], "nowhere/m.npz"), 2, "nowhere is no folder"),
+        ((*FIT, "-k", "0"), 2, "n_components must be"),
+        ((*FIT, "-k", "100000000"), 5, "the fit needs"),
+        (("rpf", "recommend", "events.csv", "u1"), 2, "events.csv"),
+        (("rpf", "evaluate", "events.csv", "--plot", "plot.txt"), 2, ".svg or .png"),
+        (("rpf", "evaluate", "events.csv", "--train", "1.5"), 2, "between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    words: tuple[str, ...], code: int, sentence: str, events: Path
+) -> None:
+    ran = run_command(*words)
+    assert ran.code == code, ran.err
+    assert sentence in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
