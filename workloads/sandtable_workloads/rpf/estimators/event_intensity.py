@@ -69,8 +69,11 @@ class EventIntensity(PoissonEstimator):
 
     def returning_time(self, user: Any, t: float, n_samples: int = 100) -> float:
         """Return the hours from ``t`` to the next event of ``user`` with any item: the median of samples."""
-        rng = np.random.default_rng(self.random_state)
-        return float(np.median(self._waits(self.user_index_.place(user), t, n_samples, rng)))
+        rng, place = np.random.default_rng(self.random_state), self.user_index_.place(user)
+        waits = self._waits(place, t, n_samples, rng)
+        if inflow := self._inflow(place):
+            waits = np.minimum(waits, _first_brought_about(rng.exponential(1 / inflow, n_samples), self.decay))
+        return float(np.median(waits))
 
     def score(self, events: Any) -> float:
         """Return the mean log-likelihood per event of later events, each given all that came before it.
@@ -125,6 +128,10 @@ class EventIntensity(PoissonEstimator):
             items = np.repeat(pairs.item[pair], np.diff(bounds))[past]
             rate += tau * np.bincount(items, self.decay * np.exp(-self.decay * (t - time[past])), pairs.n_items)
         return rate
+
+    def _inflow(self, user: int) -> float:
+        """Return events per hour of a user that later events of others will bring about in the long run."""
+        return 0.0
 
     def _waits(self, user: int, t: float, n: int, rng: np.random.Generator) -> Floats:
         """Return [n] samples of the time to the next event: the base's or the excitation's, whichever is sooner."""
@@ -195,3 +202,16 @@ class EventIntensity(PoissonEstimator):
             return tau[users] * own, float(tau[later.everyone] @ mass)
 
         return beyond
+
+
+def _first_brought_about(due: Floats, decay: float) -> Floats:
+    """Return hours s [n] at which ``s - (1 - exp(-decay s)) / decay`` is ``due`` [n], by bisection.
+
+    That is what a steady inflow adds up to whose effects are each delayed by the kernel.
+    """
+    low, high = due, due + 1 / decay
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        enough = middle + np.expm1(-decay * middle) / decay >= due
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return np.asarray(high)

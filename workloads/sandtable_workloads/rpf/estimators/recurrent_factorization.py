@@ -111,6 +111,14 @@ class SRPF(HRPF):
         over = zip(self.edges_.source[first:last].tolist(), self.edge_tau_[first:last].tolist(), strict=True)
         return [*super()._sources(user), *over]
 
+    def _inflow(self, user: int) -> float:
+        """As if followed users went on as in the period: whatever they do next excites as well."""
+        if user < 0:
+            return 0.0
+        observed, edges = self.observed_, slice(*self.edges_.start[[user, user + 1]])
+        n_events = np.diff(observed.pairs.user_events)[self.edges_.source[edges]]
+        return float(self.edge_tau_[edges] @ n_events) / (observed.end - self.period_[0])
+
     def _excited(self, later: LaterEvents) -> Callable[[], tuple[Floats | float, float]]:
         by_own = super()._excited(later)
         edges, n_more = self._followed(self.observed_), later.pairs.n_users - self.observed_.pairs.n_users

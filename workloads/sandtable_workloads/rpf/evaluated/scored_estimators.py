@@ -87,13 +87,8 @@ class ScoredEstimator:
 
     @cached_property
     def _inflow(self) -> Floats:
-        """[U], events per hour that followed users will bring about if they go on as in training."""
-        if not self.estimator.social:
-            return np.zeros(self.held.n_users)
-        states, per_hour = self._states, np.bincount(self.held.train.user, minlength=self.held.n_users)
-        user = np.repeat(np.arange(self.held.n_users), np.diff(states.edge_start))
-        others = states.edge_weight * (states.edge_source != user) * per_hour[states.edge_source]
-        return np.bincount(user, others, self.held.n_users) / self.held.train_hours
+        """[U], events per hour that later ones of others will bring about in the long run."""
+        return np.array([self.estimator._inflow(int(place)) for place in self._user_place])
 
     def _base_expected(self, returns: Returns) -> Callable[[Floats], Floats]:
         """Return what gives the events of the base [n] that are expected within hours [n]."""
