@@ -28,7 +28,7 @@ def kept() -> dict[str, Any]:
 def iterations_of(p: Rpf) -> tuple[float, float, float]:
     """Return the low end, the median and the high end of the iterations of a fit until it converges."""
     if p.iterations_to_converge is not None:
-        return (p.iterations_to_converge,) * 3
+        return p.iterations_to_converge, p.iterations_to_converge, p.iterations_to_converge
     took = kept()["iterations"][p.variant]
     return float(min(took)), float(np.median(took)), float(max(took))
 
