@@ -157,8 +157,8 @@ class GammaRows:
         """Set q of the groups' rates to the optimum given sums of means [R], and `terms` to what holds then."""
         from scipy.special import gammaln
 
-        prior, n = self.prior, self.group_rate.size
-        total = totals if self.group is None else np.bincount(self.group, totals, minlength=n)
+        prior = self.prior
+        total = self._by_group(totals)
         if prior.rate is not None:
             self.terms = self._entropies + self.shape.size * prior.shape * float(np.log(prior.rate))
             self.terms -= prior.rate * float(total.sum())
@@ -168,6 +168,12 @@ class GammaRows:
         constant = prior.hyper_shape * np.log(prior.hyper_rate) - gammaln(prior.hyper_shape)
         per_group = constant + gammaln(self.group_shape) - self.group_shape * np.log(self.group_rate)
         self.terms = self._entropies + float(np.sum(per_group))
+
+    def _by_group(self, totals: Floats) -> Floats:
+        """Return the sums over groups [G] of sums over rows [R]."""
+        if self.group is None:
+            return totals
+        return np.asarray(np.bincount(self.group, totals, minlength=self.group_rate.size), np.float64)
 
     def weighted(self, exposure: Array | None = None) -> Floats:
         """Return [K], the sum of the means over rows, each times its ``exposure`` [R]."""

@@ -16,7 +16,7 @@ from sandtable.errors import ConfigError, MeasureError
 from sandtable.system import process_ranks
 from sandtable_kernels.poisson.event_pairs import EventPairs
 from sandtable_workloads.rpf.estimators.fit_checkpoint import FitCheckpoint, read_arrays
-from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF
+from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF, SRPF
 from sandtable_workloads.rpf.estimators.static_factorization import HPF
 from sandtable_workloads.rpf.scaled import rank_fit, rank_job
 
@@ -45,6 +45,19 @@ def test_ranks_find_what_one_finds() -> None:
     assert shared.recommend(3, 50.0, 2)[0][0] == one.recommend(3, 50.0, 2)[0][0]
 
 
+@pytest.mark.parametrize("hierarchical", [True, False])
+def test_ranks_share_a_graph_whose_edges_lead_from_any_to_any(hierarchical: bool) -> None:
+    rng = np.random.default_rng(6)
+    edges = np.arange(14)[rng.integers(0, 14, (2, 60))]
+    options = OPTIONS | {"hierarchical": hierarchical, "decay": 0.5}
+    one = SRPF(**options).fit(some_events(), tuple(edges))
+    shared = SRPF(**options, n_ranks=3).fit(some_events(), tuple(edges))
+    near(shared, one, ("theta_", "beta_", "tau_", "edge_tau_"))
+    for name, rows in one.state_.items():
+        np.testing.assert_allclose(shared.state_[name].group_rate, rows.group_rate, rtol=1e-8)
+        assert shared.state_[name].terms == pytest.approx(rows.terms, rel=1e-9)
+
+
 def test_ranks_go_on_from_a_checkpoint_of_one_and_stop_alike(tmp_path: Path) -> None:
     kept = tmp_path / "fit.npz"
     options = OPTIONS | {"tol": 1e-4, "max_iter": 200}
@@ -65,13 +78,14 @@ def test_a_rank_that_dies_is_told_and_the_checkpoint_gone_on_from(
     checkpoint = FitCheckpoint(path=tmp_path / "fit.npz", every_iterations=1)
     options = OPTIONS | {"max_iter": 300}
 
-    def ended(_: Any) -> None:
-        os.kill(started[1].process.pid, signal.SIGKILL)
+    def ended(done: Any) -> None:
+        if done.number == 3:  # told before its checkpoint is written, and after those of the two before it
+            os.kill(started[1].process.pid, signal.SIGKILL)
 
     with pytest.raises(MeasureError, match=r"rank 1 of 2 was ended by SIGKILL; the same fit goes on"):
         HRPF(**options, n_ranks=2).fit(some_events(), checkpoint=checkpoint, progress=ended)
     assert all(rank.process.poll() is not None for rank in started)
-    assert 1 <= len(read_arrays(checkpoint.path)[0]["history"]["elbo"]) < 300
+    assert 2 <= len(read_arrays(checkpoint.path)[0]["history"]["elbo"]) < 300
     near(HRPF(**options, n_ranks=2).fit(some_events(), checkpoint=checkpoint), HRPF(**options).fit(some_events()))
 
 

@@ -75,7 +75,7 @@ def write_ranks(
     if checkpoint is not None and (found := checkpoint.resume(identity)) is not None:
         elbo = found[0]["elbo"]
         restore_state(estimator.state_, found[1])
-    bounds = shards(pairs.chunks(n_ranks))
+    bounds, edges = shards(pairs.chunks(n_ranks)), estimator.observed_.edges
     n_threads = estimator.n_threads or max(1, (os.cpu_count() or 1) // n_ranks)
     job = RankJob(
         module=model.__module__,
@@ -83,6 +83,7 @@ def write_ranks(
         parameters=estimator.get_params() | {"n_ranks": 1, "n_threads": n_threads, "warm_start": False},
         n_items=pairs.n_items,
         bounds=bounds.tolist(),
+        edges=[] if edges is None else edges.start[bounds].tolist(),
         end=estimator.observed_.end,
         most=estimator.max_iter if most is None else most,
         elbo=elbo,
@@ -91,7 +92,7 @@ def write_ranks(
     )
     folder.mkdir(parents=True, exist_ok=True)
     job.save(folder)
-    write_shards(estimator, folder, bounds)
+    write_shards(estimator, job, folder)
     return job
 
 

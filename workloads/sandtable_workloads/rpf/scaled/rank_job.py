@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,19 +31,14 @@ Arrays = dict[str, NDArray[Any]]
 
 # rows of these belong to users, rows of all others to items
 OF_USERS = ("theta", "tau")
-SHARDED = ("PF", "HPF", "HRPF")
+SHARDED = ("PF", "HPF", "HRPF", "SRPF")
 JOB, RESULT, PROGRESS = "job.json", "result.npz", "progress.jsonl"
 # bytes that a rank holds, by kind
 HELD = "held{rank}.json"
 
 
-def of_users(name: str) -> bool:
-    """Whether an array of a state, such as ``theta.shape``, has a row for each user."""
-    return name.split(".", 1)[0] in OF_USERS and not is_sum(name)
-
-
 def is_sum(name: str) -> bool:
-    """Whether it is a number that adds up over the ranks."""
+    """Whether an entry of a state, such as ``theta.terms``, is a number that adds up over the ranks."""
     return name.split(".", 1)[0] in OF_USERS and name.endswith(".terms")
 
 
@@ -57,6 +52,7 @@ class RankJob:
         parameters: Hyperparameters.
         n_items: P.
         bounds: Users at which shards begin, and U: one more than there are ranks.
+        edges: Edges at which those to the users of a shard begin, likewise; none without a graph.
         end: The hour until which users were observed.
         most: Iterations at most.
         elbo: ELBOs of the iterations that were done before.
@@ -69,6 +65,7 @@ class RankJob:
     parameters: dict[str, Any]
     n_items: int
     bounds: list[int]
+    edges: list[int]
     end: float
     most: int
     elbo: list[float]
@@ -79,6 +76,33 @@ class RankJob:
     def n_ranks(self) -> int:
         """Ranks."""
         return len(self.bounds) - 1
+
+    def rows(self, name: str, rank: int) -> NDArray[np.int64] | None:
+        """Return the places of a rank's rows in an array of the whole state; None where it has all of it.
+
+        Rows of tau are users' own and then edges'; rates of its priors belong to sources, which all ranks share.
+        """
+        kind, part = name.split(".", 1)
+        if kind not in OF_USERS or part == "terms" or (kind == "tau" and part == "group_rate" and self.edges):
+            return None
+        users = np.arange(self.bounds[rank], self.bounds[rank + 1])
+        if kind != "tau" or not self.edges:
+            return users
+        return np.append(users, self.bounds[-1] + np.arange(self.edges[rank], self.edges[rank + 1]))
+
+    def whole_state(self, parts: Sequence[Arrays]) -> Arrays:
+        """Return the state of all users from those of the ranks, in order."""
+        found = dict(parts[0])
+        for name, array in parts[0].items():
+            rows = [self.rows(name, rank) for rank in range(self.n_ranks)]
+            if is_sum(name):
+                found[name] = np.sum([part[name] for part in parts], 0)
+            elif rows[0] is not None:
+                n = sum(each.size for each in rows if each is not None)
+                found[name] = np.empty((n, *array.shape[1:]), array.dtype)
+                for part, mine in zip(parts, rows, strict=True):
+                    found[name][mine] = part[name]
+        return found
 
     def save(self, folder: Path) -> Path:
         """Write it into a folder, and return the file."""
@@ -106,13 +130,15 @@ class RankJob:
         made: PoissonEstimator = getattr(importlib.import_module(self.module), self.model)(**self.parameters)
         return made
 
-    def shard(self, folder: Path, rank: int) -> tuple[ObservedEvents, Arrays]:
-        """Return the events of a rank's users, and the state of all rows that it needs."""
-        _, arrays = read_arrays(shard_path(folder, rank))
-        start = arrays.pop("events.start")
-        names = [name for name in arrays if name.startswith("events.")]
-        events = {name.removeprefix("events."): arrays.pop(name) for name in names}
-        return ObservedEvents(EventPairs(**events), start, self.end), arrays
+    def shard(self, folder: Path, rank: int) -> tuple[ObservedEvents, Arrays, Arrays]:
+        """Return the events of a rank's users, the state of all rows that it needs, and what excites over edges."""
+        arrays = read_arrays(shard_path(folder, rank))[1]
+        kinds: dict[str, Arrays] = {"events": {}, "edges": {}}
+        for kind, found in kinds.items():
+            for name in [name for name in arrays if name.startswith(f"{kind}.")]:
+                found[name.removeprefix(f"{kind}.")] = arrays.pop(name)
+        start = kinds["events"].pop("start")
+        return ObservedEvents(EventPairs(**kinds["events"]), start, self.end), arrays, kinds["edges"]
 
 
 def shard_path(folder: Path, rank: int) -> Path:
@@ -120,19 +146,38 @@ def shard_path(folder: Path, rank: int) -> Path:
     return folder / f"rank{rank}.npz"
 
 
-def write_shards(estimator: PoissonEstimator, folder: Path, bounds: NDArray[np.int64]) -> None:
+def write_shards(estimator: PoissonEstimator, job: RankJob, folder: Path) -> None:
     """Write what each rank begins with: its users' events and rows, and all rows of items."""
     state = state_arrays(estimator.state_)
     observed = estimator.observed_
-    for rank, (first, last) in enumerate(itertools.pairwise(bounds)):
-        pairs = users_between(observed.pairs, int(first), int(last))
+    for rank, (first, last) in enumerate(itertools.pairwise(job.bounds)):
+        pairs = users_between(observed.pairs, first, last)
         arrays = {f"events.{name}": getattr(pairs, name) for name in pairs.__dataclass_fields__}
         arrays["events.start"] = observed.start[first:last]
+        if job.edges:
+            arrays |= {f"edges.{name}": array for name, array in _over_edges(estimator, job, rank).items()}
         for name, array in state.items():
+            rows = job.rows(name, rank)
             # numbers that add up over ranks are the first one's
-            mine = array[first:last] if of_users(name) else array * (rank == 0) if is_sum(name) else array
-            arrays[name] = mine
+            arrays[name] = array[rows] if rows is not None else array * (rank == 0) if is_sum(name) else array
         write_arrays(shard_path(folder, rank), {}, arrays)
+
+
+def _over_edges(estimator: Any, job: RankJob, rank: int) -> Arrays:
+    """Return what excites a rank's events over edges to its users, as `PoissonEstimator.begin` found it."""
+    pairs, triggers, rows = estimator.observed_.pairs, estimator._pass.triggers, job.rows("tau.mean", rank)
+    begin, end = (int(pairs.event_start[pairs.user_start[u]]) for u in job.bounds[rank : rank + 2])
+    first, last = (int(triggers.start[n]) for n in (begin, end))
+    n_mine = job.bounds[rank + 1] - job.bounds[rank]
+    moved = job.bounds[-1] + job.edges[rank] - n_mine  # of the places of edges in tau, there and here
+    return {
+        "start": triggers.start[begin : end + 1] - first,
+        "edge": (triggers.edge[first:last] - moved).astype(np.int32),
+        "value": triggers.value[first:last],
+        "released": estimator._released[rows],
+        "group": estimator.state_["tau"].group[rows],
+        "group_shape": estimator.state_["tau"].group_shape,
+    }
 
 
 def users_between(pairs: EventPairs, first: int, last: int) -> EventPairs:
@@ -153,15 +198,3 @@ def users_between(pairs: EventPairs, first: int, last: int) -> EventPairs:
         item_start=starts.astype(np.int64),
         by_item=event_loops.stable_order(item, pairs.n_items, np.arange(item.size)),
     )
-
-
-def whole_state(parts: Mapping[int, Arrays]) -> Arrays:
-    """Return the state of all users from those of the ranks, by rank."""
-    first, in_order = parts[0], [parts[rank] for rank in sorted(parts)]
-    found = {}
-    for name, array in first.items():
-        if of_users(name):
-            found[name] = np.concatenate([part[name] for part in in_order])
-        else:
-            found[name] = np.sum([part[name] for part in in_order], 0) if is_sum(name) else array
-    return found

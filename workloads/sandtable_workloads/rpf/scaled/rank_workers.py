@@ -21,8 +21,13 @@ from numpy.typing import NDArray
 
 from sandtable.errors import DoesNotFit, SandtableError
 from sandtable.system import limits
+from sandtable_kernels.poisson.event_pairs import Floats
+from sandtable_kernels.poisson.event_pass import EventPass
+from sandtable_kernels.poisson.event_triggers import EventTriggers
+from sandtable_kernels.poisson.gamma_rows import GammaRows
 from sandtable_workloads.rpf.estimators.fit_checkpoint import write_arrays
 from sandtable_workloads.rpf.estimators.fit_loop import FitLoop, Iteration, State, restore_state, state_arrays
+from sandtable_workloads.rpf.estimators.observed_events import ObservedEvents
 from sandtable_workloads.rpf.rpf_run import held_by
 from sandtable_workloads.rpf.scaled.rank_job import (
     HELD,
@@ -31,8 +36,6 @@ from sandtable_workloads.rpf.scaled.rank_job import (
     Arrays,
     RankJob,
     is_sum,
-    of_users,
-    whole_state,
 )
 
 RENDEZVOUS = "rendezvous"
@@ -75,57 +78,92 @@ class RankSum:
             self._keeper.keep(job.identity, history, arrays)
 
 
-def gathered(arrays: Arrays, rank: int, bounds: list[int]) -> Arrays | None:
+class SharedRows(GammaRows):
+    """Rows whose groups have rows on other ranks too: sums over groups are over all ranks, in one more all-reduce."""
+
+    def _by_group(self, totals: Floats) -> Floats:
+        found = super()._by_group(totals)
+        if self.prior.rate is None:
+            dist.all_reduce(torch.from_numpy(found))
+        return found
+
+    def _follow(self, totals: Floats) -> None:
+        super()._follow(totals)
+        if self.prior.rate is None and dist.get_rank():  # what belongs to groups counts once
+            self.terms = self._entropies
+
+
+def begun(estimator: Any, observed: ObservedEvents, arrays: Arrays, over_edges: Arrays) -> State:
+    """Set what an estimator's iterations need, and return the state at which they begin."""
+    state: State = {}
+    for name in sorted({name.split(".", 1)[0] for name in arrays}, key=["theta", "beta", "tau"].index):
+        shared: dict[str, Any] = {}
+        if name == "tau" and over_edges:
+            shared = {"group": over_edges["group"], "n_groups": over_edges["group_shape"].size}
+        kind = SharedRows if shared else GammaRows
+        state[name] = kind.start(estimator.prior(name), arrays[f"{name}.mean"], dtype=estimator.dtype, **shared)
+        if shared:
+            state[name].group_shape = over_edges["group_shape"]
+    restore_state(state, arrays)
+    if not over_edges:
+        estimator._prepare(observed)
+        return state
+    triggers = EventTriggers(*(over_edges[name] for name in ("start", "edge", "value")))
+    own = observed.pairs.own_excitation(estimator.decay, estimator.dtype)
+    estimator._pass = EventPass(observed.pairs, estimator.dtype, own, triggers, estimator.n_threads)
+    estimator._released = over_edges["released"]
+    return state
+
+
+def gathered(state: State, job: RankJob, rank: int) -> Arrays | None:
     """Return the state of all users on the first rank, None on the others."""
-    mine = [name for name in sorted(arrays) if of_users(name) or is_sum(name)]
+    arrays = state_arrays(state)
+    mine = [name for name in sorted(arrays) if job.rows(name, rank) is not None or is_sum(name)]
     if rank:
         for name in mine:
             dist.send(torch.from_numpy(np.ascontiguousarray(np.atleast_1d(arrays[name]))), 0)
         return None
-    parts = {0: arrays}
-    for other in range(1, len(bounds) - 1):
-        n_users = bounds[other + 1] - bounds[other]
-        parts[other] = {}
+    parts = [arrays]
+    for other in range(1, job.n_ranks):
+        part = {}
         for name in mine:
-            shape = arrays[name].shape
-            part = np.empty((n_users, *shape[1:]) if of_users(name) else (1,), arrays[name].dtype)
-            dist.recv(torch.from_numpy(part), other)
-            parts[other][name] = part.reshape(shape) if is_sum(name) else part
-    return whole_state(parts)
+            rows, shape = job.rows(name, other), arrays[name].shape
+            part[name] = np.empty((1,) if rows is None else (rows.size, *shape[1:]), arrays[name].dtype)
+            dist.recv(torch.from_numpy(part[name]), other)
+            if rows is None:
+                part[name] = part[name].reshape(shape)
+        parts.append(part)
+    return job.whole_state(parts)
 
 
 def fit(folder: Path, rank: int) -> None:
     """Run one rank to the end; the first one writes the result."""
     job = RankJob.load(folder)
     estimator = job.estimator()
-    observed, arrays = job.shard(folder, rank)
-    estimator.observed_ = observed
-    estimator._prepare(observed)
-    state: State = estimator._begin(observed, np.random.default_rng(0))
-    restore_state(state, arrays)
-    del arrays
+    observed, arrays, over_edges = job.shard(folder, rank)
+    state = begun(estimator, observed, arrays, over_edges)
+    del arrays, over_edges
     loop = FitLoop(
         lambda: estimator._iterate(observed, state), most=job.most, tol=estimator.tol, elbo=list(job.elbo)
     )
     reduce = RankSum(job, rank, loop)
     setattr(estimator, "all_reduce", reduce)  # noqa: B010 - a method of this one object
-    loop.after = lambda _: _keep(job, reduce, state, rank) if reduce.due else None
+    loop.after = lambda _: keep(reduce, gathered(state, job, rank)) if reduce.due else None
     if rank == 0:
         loop.progress = lambda done: _tell(folder, done._replace(waited_s=reduce.waited_s()))
+
+    def keep(reduce: RankSum, whole: Arrays | None) -> None:
+        if whole is not None:
+            reduce.keep(job, whole)
+
     converged = loop.run()
-    estimator.state_ = state
+    estimator.state_, estimator.observed_ = state, observed
     (folder / HELD.format(rank=rank)).write_text(json.dumps(held_by(estimator)))
-    whole = gathered(state_arrays(state), rank, job.bounds)
+    whole = gathered(state, job, rank)
+    keep(reduce, whole)
     if whole is not None:
-        reduce.keep(job, whole)
         write_arrays(folder / RESULT, {"elbo": loop.elbo, "converged": converged}, whole)
     dist.barrier()
-
-
-def _keep(job: RankJob, reduce: RankSum, state: State, rank: int) -> None:
-    whole = gathered(state_arrays(state), rank, job.bounds)
-    if whole is not None:
-        reduce.keep(job, whole)
 
 
 def _tell(folder: Path, done: Iteration) -> None:
