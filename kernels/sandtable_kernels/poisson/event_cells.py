@@ -52,7 +52,7 @@ class EventCells:
         bins = np.ascontiguousarray(bins, np.int16)
         event_user, event_item = pairs.event_user, pairs.event_item
         order = stable_order(event_user, pairs.n_users, stable_order(bins, n_bins, np.arange(pairs.n_events)))
-        keys = [values[order] for values in (event_user, event_item, bins)]
+        keys: list[NDArray[Any]] = [values[order] for values in (event_user, event_item, bins)]
         new = np.ones(pairs.n_events + 1, np.bool_)
         new[1:-1] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
         event_start = np.flatnonzero(new)

@@ -176,8 +176,9 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[0]).absolute()
     try:
         if len(arguments) > 1:
-            rank, meet = int(arguments[1]), {"init_method": (folder / RENDEZVOUS).as_uri()}
-            dist.init_process_group("gloo", rank=rank, world_size=int(arguments[2]), **meet)
+            rank, n_ranks = int(arguments[1]), int(arguments[2])
+            meet = (folder / RENDEZVOUS).as_uri()
+            dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=n_ranks)
         else:
             rank = int(os.environ["RANK"])
             dist.init_process_group("gloo")

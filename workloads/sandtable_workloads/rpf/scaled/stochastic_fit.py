@@ -220,8 +220,10 @@ class StochasticFit:
             name: rows if rows is beta else rows_between(rows, users) for name, rows in estimator.state_.items()
         }
         theta, weights, elbo = state["theta"], beta.weighted(), 0.0
-        for _ in range(self.options.n_rounds):
-            counts = estimator._expected(observed, state)
+        counts = estimator._expected(observed, state)
+        for done in range(self.options.n_rounds):
+            if done:
+                counts = estimator._expected(observed, state)
             elbo = counts.log_total - float(theta.weighted(observed.exposure) @ weights)
             elbo += sum(rows.terms for rows in state.values() if rows is not beta)
             elbo -= estimator._compensator(observed, state)
