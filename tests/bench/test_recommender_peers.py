@@ -1,7 +1,8 @@
 """Our HPF beside other packages on the same held-out events, and how long it takes to rank a hundred thousand events.
 
 Run with ``SANDTABLE_BENCH=1 pytest -s tests/bench/test_recommender_peers.py``; peers come with the extra ``bench``.
-hpfrec is compared with its own priors and as many iterations, so that both go up the same objective.
+hpfrec is compared with its own priors and as many iterations, so that both go up the same objective. Seconds of
+training hold the compiling of whichever is first; speed itself is compared in `test_poisson_speed`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ def test_ours_is_as_good_as_hpfrec_on_the_same_events() -> None:
         # equal, but for the optima that different starts lead to
         assert figures[name]["ndcg"] > theirs["ndcg"] - 0.002
         assert figures[name]["log_likelihood"] > theirs["log_likelihood"] - 0.02
-        assert figures[name]["train_s"] < theirs["train_s"] / 5
     assert figures["HRPF"]["ndcg"] > 1.5 * theirs["ndcg"]
 
 
