@@ -192,21 +192,35 @@ def item_pass(chunks: Any, cells: Any, of_users: Any, of_items: Any, theta: Any,
 
 
 @parallel
-def rates_of_users(bounds: Any, accrued: Any, until: Any, start: Any, rates: Any) -> None:
-    """Set ``rates`` [U, I, K] to what accrues between the users' starts and ``until`` [I, K] = accrued by the end.
+def rates_of_users(chunks: Any, accrued: Any, until: Any, start: Any, theta: Any, rates: Any) -> Any:
+    """Set ``rates`` [U, I, K] to what accrues between users' starts and the end; return the sum of ``theta`` times it.
 
-    ``accrued`` [B + 1, I, K] is what accrues from a period's begin to that of each bin; ``start`` are the users'
-    whole periods, bins and shares.
+    Args:
+        chunks: int64 [C + 1], boundaries of users.
+        accrued: float64 [B + 1, I, K], what accrues from a period's begin to that of each bin.
+        until: float64 [I, K], what accrues from time 0 to the end.
+        start: `Phase` of the users' starts.
+        theta: Means [U, I, K].
+        rates: float64 [U, I, K].
     """
-    n_bins = accrued.shape[0] - 1
-    for chunk in prange(bounds.shape[0] - 1):
-        for u in range(bounds[chunk], bounds[chunk + 1]):
-            whole, low, high = accrued[n_bins], accrued[start.bin[u]], accrued[start.bin[u] + 1]
+    n, whole = chunks.shape[0] - 1, accrued[accrued.shape[0] - 1]
+    sums = np.zeros(n)
+    for c in prange(n):
+        total = 0.0
+        for u in range(chunks[c], chunks[c + 1]):
+            low, high = accrued[start.bin[u]], accrued[start.bin[u] + 1]
             periods, share = start.periods[u], start.share[u]
             for i in range(rates.shape[1]):
                 for k in range(rates.shape[2]):
                     past = periods * whole[i, k] + low[i, k] + share * (high[i, k] - low[i, k])
-                    rates[u, i, k] = max(until[i, k] - past, 0.0)
+                    rate = max(until[i, k] - past, 0.0)
+                    rates[u, i, k] = rate
+                    total += theta[u, i, k] * rate
+        sums[c] = total
+    expected = 0.0
+    for c in range(n):
+        expected += sums[c]
+    return expected
 
 
 @parallel

@@ -71,6 +71,8 @@ class DynamicPass:
         self._triggers = None if triggers is None else _reordered(triggers, cells.order)
         self._user_chunks, self._item_chunks = cells.chunks(N_CHUNKS), cells.chunks(N_CHUNKS, of_items=True)
         self._of_users, self._of_items = (_as(each, dtype) for each in (clock.of_users, clock.of_items))
+        # kept from call to call: memory that is new costs more than what is written to it
+        self._rates = np.empty((0, 0))
         self._start, self._end = clock.place(start), clock.place(np.array([end]))
         self._by_start = np.argsort(self._start.bin, kind="stable")
         self._pieces, self._piece_bin = _pieces(self._start.bin[self._by_start])
@@ -96,16 +98,24 @@ class DynamicPass:
         excited = (None, None) if own is None else (own[2][: self._n_users], own[2][self._n_users :])
         return EventCounts(float(logs), theta.counts, beta.counts, *excited)
 
-    def rates_of_users(self, item_totals: Array) -> Floats:
-        """Return [U I, K], what exposure adds to the rates of users; ``item_totals`` [J, K] sum items' means."""
+    def rates_of_users(self, item_totals: Array, theta: Array) -> tuple[Floats, float]:
+        """Return [U I, K], what exposure adds to the rates of users, and the events that are expected of ``theta``.
+
+        ``item_totals`` [J, K] sum items' means, ``theta`` are means of rows of users. The next call
+        writes over the rates.
+        """
         from sandtable_kernels.compiled import dynamic_loops
         from sandtable_kernels.compiled.memory_loops import use_threads
 
-        accrued = self.clock.accrued(item_totals)
-        rates = np.empty((self._n_users, *accrued.shape[1:]))
         use_threads(self.n_threads)
-        dynamic_loops.rates_of_users(self._user_chunks, accrued, _at(accrued, self._end)[0], self._start, rates)
-        return rates.reshape(-1, accrued.shape[2])
+        accrued = self.clock.accrued(item_totals)
+        until = _at(accrued, self._end)[0]
+        means = theta.reshape(self._n_users, -1, theta.shape[1])
+        if self._rates.shape != theta.shape:
+            self._rates = np.empty(theta.shape)
+        rates = self._rates.reshape(means.shape)
+        expected = dynamic_loops.rates_of_users(self._user_chunks, accrued, until, self._start, means, rates)
+        return self._rates, float(expected)
 
     def rates_of_items(self, theta: Array) -> Floats:
         """Return [J, K], what exposure adds to the rates of any item; ``theta`` are means of rows of users."""

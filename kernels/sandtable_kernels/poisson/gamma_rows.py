@@ -128,7 +128,7 @@ class GammaRows:
         self._follow(self._take(counts, (exposure, weights), self.prior_rate))
 
     def maximise_rates(self, counts: Array, rates: Array) -> None:
-        """Do as `maximise`, given the rates [R, K] beyond the prior's themselves."""
+        """Do as `maximise`, given the rates beyond the prior's themselves: [R, K], or [M, K] for rows in turn."""
         self._follow(self._take(counts, (np.ascontiguousarray(rates, np.float64),), self.prior_rate))
 
     def refresh(self) -> None:

@@ -106,7 +106,9 @@ def test_rates_are_those_of_exposure_bin_by_bin(week):
     f = np.einsum("ub,bi,bj->uij", exposure, p.clock.user_table, p.clock.item_table)
     dynamic = passes(p)
     of_users = np.einsum("uij,jk->uik", f, beta.sum(0))
-    np.testing.assert_allclose(dynamic.rates_of_users(beta.sum(0)), of_users.reshape(-1, K), rtol=1e-10)
+    rates, expected = dynamic.rates_of_users(beta.sum(0), p.theta)
+    np.testing.assert_allclose(rates, of_users.reshape(-1, K), rtol=1e-10)
+    assert expected == pytest.approx(np.vdot(of_users, theta))
     of_items = np.einsum("uij,uik->jk", f, theta)
     np.testing.assert_allclose(dynamic.rates_of_items(p.theta), of_items, rtol=1e-10)
 

@@ -91,13 +91,13 @@ def _rows(
     terms, logs, rate_of = 0.0, 0.0, np.empty(n)
     y_product, shrunk_product, rate_product = 1.0, 1.0, 1.0
     for r in range(first, last):
-        prior, row_total = prior_rate[r], 0.0
+        prior, row_total, in_turn = prior_rate[r], 0.0, r % rates[0].shape[0]
         for k in range(n):
             shapes[r, k] = prior_shape + counts[r, k]
             if len(rates) == 2:
                 rate_of[k] = rates[0][r] * rates[1][k] + prior
             else:
-                rate_of[k] = rates[0][r, k] + prior
+                rate_of[k] = rates[0][in_turn, k] + prior
         for low in range(0, n, step):
             at = slice(low, min(low + step, n))
             # a loop of its own over few arrays: LLVM checks only so many for overlaps before it gives up vectors
@@ -142,7 +142,8 @@ def maximise(
         prior_shape: Shape of the prior.
         prior_rate: float64 [R], a row's expected rate of the prior.
         counts: [R, K], expected counts.
-        rates: What rates have beyond the prior's: two arrays [R] and [K], to be multiplied, or one [R, K].
+        rates: What rates have beyond the prior's: two arrays [R] and [K], to be multiplied, or one [M, K], whose rows
+            are taken in turn, again and again.
         factors: ``shape``, ``mean`` and ``geometric`` mean, each [R, K], which are written.
         totals: float64 [R], receives the sum of a row's means.
     """

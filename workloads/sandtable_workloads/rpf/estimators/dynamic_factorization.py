@@ -98,16 +98,15 @@ class DRPF(HRPF):
     def _iterate(self, observed: ObservedEvents, state: State) -> float:
         theta, beta = state["theta"], state["beta"]
         counts = self._expected(observed, state)
-        totals = _sum_of_items(beta.mean, beta.group_rate.size)
+        rates, expected = self._by_clock.rates_of_users(_sum_of_items(beta.mean, beta.group_rate.size), theta.mean)
         of_users = sum(rows.terms for name, rows in state.items() if name != "beta")
-        of_users += counts.log_total - float(np.vdot(self._by_clock.rates_of_items(theta.mean), totals))
-        of_users -= self._compensator(observed, state)
-        theta.maximise_rates(counts.users, self._by_clock.rates_of_users(totals))
+        of_users += counts.log_total - expected - self._compensator(observed, state)
+        theta.maximise_rates(counts.users, rates)
         exposed = self._by_clock.rates_of_items(theta.mean)
         self._maximise_others(observed, state, counts)
         shared = self.all_reduce({"elbo": np.array(of_users), "items": counts.items, "weights": exposed})
         elbo = float(shared["elbo"]) + beta.terms
-        beta.maximise_rates(shared["items"], np.tile(shared["weights"], (beta.group_rate.size, 1)))
+        beta.maximise_rates(shared["items"], shared["weights"])
         return elbo
 
     def _means(self, rows: GammaRows) -> Array:
