@@ -5,6 +5,9 @@ features, and what a cell of a user, a bin and an item is responsible for is cou
 its features. Users, and items, are passed in chunks that do not depend on the threads.
 """
 
+# numba compiles a pass for the types it is given: what is None there takes no branch that reads it
+# pyright: reportOptionalSubscript=false, reportPossiblyUnbound=false
+
 from __future__ import annotations
 
 from typing import Any
