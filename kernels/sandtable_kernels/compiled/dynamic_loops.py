@@ -5,9 +5,6 @@ features, and what a cell of a user, a bin and an item is responsible for is cou
 its features. Users, and items, are passed in chunks that do not depend on the threads.
 """
 
-# numba compiles a pass for the types it is given: what is None there takes no branch that reads it
-# pyright: reportOptionalSubscript=false, reportPossiblyUnbound=false
-
 from __future__ import annotations
 
 from typing import Any
@@ -90,21 +87,21 @@ def _users(
                 base += of_items.value[a] * row_dot(mine, 0, beta, row + of_items.feature[a])
             share = nothing
             for n in range(cells.event_start[c], cells.event_start[c + 1]):
-                total = base
+                total, excited = base, nothing
                 if own is not None:
                     excited = own[1][u] * own[0][n]
                     total += excited
-                if triggers is not None:
-                    for j in range(triggers[0][n], triggers[0][n + 1]):
-                        total += own[1][triggers[1][j]] * triggers[2][j]
+                    if triggers is not None:
+                        for j in range(triggers[0][n], triggers[0][n + 1]):
+                            total += own[1][triggers[1][j]] * triggers[2][j]
                 inverse = one / total
                 share += inverse
                 if own is not None:
                     excited_u += excited * inverse
-                if triggers is not None:
-                    for j in range(triggers[0][n], triggers[0][n + 1]):
-                        edge = triggers[1][j]
-                        own[2][edge] += own[1][edge] * triggers[2][j] * inverse
+                    if triggers is not None:
+                        for j in range(triggers[0][n], triggers[0][n + 1]):
+                            edge = triggers[1][j]
+                            own[2][edge] += own[1][edge] * triggers[2][j] * inverse
                 product *= total
                 if product > _MOST or product < _LEAST:
                     logs += np.log(product)
