@@ -98,7 +98,7 @@ def draw(sizes: Any, seconds: Any, peaks: Any) -> None:
 
 @pytest.mark.skipif(N_CORES < 2, reason="two ranks need two cores")
 def test_two_ranks_against_one() -> None:
-    one, two = measured(AT_ONCE, 2_000_000, 1, 1), measured(AT_ONCE, 2_000_000, 2)
+    one, two = measured(AT_ONCE, 10_000_000, 1, 1), measured(AT_ONCE, 10_000_000, 2)
     assert two["elbo"] == pytest.approx(one["elbo"], rel=1e-6)  # sums in float32 are of other blocks
     assert one["seconds"] / two["seconds"] >= 1.7
 
