@@ -29,6 +29,9 @@ VECTOR_BYTES = 32.0
 LANES = VECTOR_BYTES / 8
 # multiplications and additions of a pair for each component: the product of two rows, and adding one to a sum
 PAIR_FLOPS = 4.0
+# pairs that take as long as beginning and ending a row; how many times a line of the last-level cache one of memory
+# takes, several of either on their way; and a branch that a core did not foresee
+ROW_PAIRS, FAR_TIMES, UNFORESEEN_S = 2.0, 2.0, 1.4e-8
 # passes with constants of their own: over users, without excitation, with their own, with others'; over items
 KINDS = ("users", "excited", "social", "items")
 USERS, EXCITED, SOCIAL, ITEMS = range(len(KINDS))
@@ -55,11 +58,10 @@ class PoissonPassShape(NamedTuple):
 class PoissonPass(Operator[Roofline]):
     """``t = launch + rows + events + triggers + (arithmetic^p + gathering^p)^(1/p)`` of a core's part.
 
-    ``row_s``, ``pair_s``, ``event_s`` and ``trigger_s`` are what one of each takes, ``met_s`` what an event with
-    triggers takes more, which nobody foresees; ``rate_frac`` the share of the peak at which pairs are multiplied.
-    ``line_s`` is what a core takes for a line from the last-level cache, several of them on their way, ``far_times``
-    how many times that from memory; ``bandwidth_frac`` bounds what all cores get from there together. A core's own
-    cache holds ``cache_bytes``.
+    ``pair_s``, ``event_s`` and ``trigger_s`` are what one of each takes, a row `ROW_PAIRS` pairs, and an event with
+    triggers `UNFORESEEN_S` more; ``rate_frac`` is the share of the peak at which pairs are multiplied. ``line_s`` is
+    what a core takes for a line from the last-level cache, several of them on their way, `FAR_TIMES` that from memory;
+    ``bandwidth_frac`` bounds what all cores get from there together. A core's own cache holds ``cache_bytes``.
     """
 
     name: ClassVar[str] = "poisson_pass"
@@ -67,14 +69,11 @@ class PoissonPass(Operator[Roofline]):
     Shape: ClassVar[type[PoissonPassShape]] = PoissonPassShape
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="launch_s", typical=5e-5, low=1e-6, high=1e-2),
-        Constant(name="row_s", typical=2e-8, low=1e-10, high=1e-6),
         Constant(name="pair_s", typical=1e-8, low=1e-10, high=1e-6),
         Constant(name="event_s", typical=4e-9, low=1e-11, high=1e-6),
         Constant(name="trigger_s", typical=1e-9, low=1e-11, high=1e-6),
-        Constant(name="met_s", typical=1.4e-8, low=1e-11, high=1e-6),
         Constant(name="rate_frac", typical=0.2, low=0.005, high=1.5),
         Constant(name="line_s", typical=6e-9, low=1e-10, high=1e-7),
-        Constant(name="far_times", typical=2.0, low=1.0, high=20.0),
         Constant(name="bandwidth_frac", typical=0.6, low=0.05, high=3.0),
         CACHE,
     )
@@ -94,8 +93,8 @@ class PoissonPass(Operator[Roofline]):
         pairs = c.pairs * joined(computing, gathering + given)
         # triggers fall on events by chance
         met = c.events * -np.expm1(-c.triggers / np.maximum(c.events, 1.0))
-        others = c.rows * constants["row_s"] + c.events * constants["event_s"]
-        others = others + c.triggers * constants["trigger_s"] + met * constants["met_s"]
+        others = c.rows * ROW_PAIRS * constants["pair_s"] + c.events * constants["event_s"]
+        others = others + c.triggers * constants["trigger_s"] + met * UNFORESEEN_S
         streamed = (item * c.events + (item + 16) * c.pairs + (item + 4) * c.triggers) / (
             constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
         )
@@ -110,7 +109,7 @@ class PoissonPass(Operator[Roofline]):
         last = max(device.cache_bytes, constants["cache_bytes"])
         held = np.maximum(near, popular_share(last / row_bytes, n, exponent))
         far_s = np.maximum(
-            constants["line_s"] * constants["far_times"],
+            constants["line_s"] * FAR_TIMES,
             LINE_BYTES * cores / (constants["bandwidth_frac"] * device.bandwidth_bytes_per_s),
         )
         return np.asarray((held - near) * constants["line_s"] + (1 - held) * far_s)
