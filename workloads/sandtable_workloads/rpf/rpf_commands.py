@@ -91,8 +91,8 @@ def fit(
         say=say,
     )
     options: dict[str, Any] = {"n_components": components, "decay": decay, "max_iter": max_iter, "tol": tol}
-    options["dtype"] = dtype
-    options |= {"n_threads": threads, "random_state": seed} | ({"n_ranks": ranks} if ranks > 1 else {})
+    options |= {"dtype": dtype, "n_threads": threads, "random_state": seed}
+    options |= {"n_ranks": ranks} if ranks > 1 else {}
     model = rpf_use.estimator_named(variant, options)
     with progress() as shown:
         told = rpf_use.Told(lambda text, done, most: shown(Step(text, done, most)))

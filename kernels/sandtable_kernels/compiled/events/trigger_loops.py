@@ -41,7 +41,8 @@ def _excited(
 
 
 @serial
-def _lower_bound(values: Any, low: Any, high: Any, wanted: Any) -> Any:
+def lower_bound(values: Any, low: Any, high: Any, wanted: Any) -> Any:
+    """Return the first place in [low, high) of ascending ``values`` that is not below ``wanted``, or ``high``."""
     while low < high:
         middle = (low + high) // 2
         if values[middle] < wanted:
@@ -62,9 +63,9 @@ def _user(u: Any, pairs: Any, time: Any, edge_start: Any, edge_source: Any, law:
         a, b, b_last = first, user_start[v], user_start[v + 1]
         while a < last and b < b_last:
             if item[a] < item[b]:
-                a = _lower_bound(item, a, last, item[b]) if last - a > _MUCH_LONGER * (b_last - b) else a + 1
+                a = lower_bound(item, a, last, item[b]) if last - a > _MUCH_LONGER * (b_last - b) else a + 1
             elif item[b] < item[a]:
-                b = _lower_bound(item, b, b_last, item[a]) if b_last - b > _MUCH_LONGER * (last - a) else b + 1
+                b = lower_bound(item, b, b_last, item[a]) if b_last - b > _MUCH_LONGER * (last - a) else b + 1
             else:
                 fill = (edge, cursor, edges, values)
                 _excited(

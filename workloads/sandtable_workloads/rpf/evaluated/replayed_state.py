@@ -16,6 +16,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from sandtable_kernels.compiled.events.trigger_loops import lower_bound
 from sandtable_kernels.poisson.event_pairs import EventPairs
 
 # what a pair counts for: exponential excitation, events so far, or one over the hours since the last
@@ -34,18 +35,6 @@ def behind_events(event_start: Any, time: Any, decay: float) -> NDArray[np.float
             last = time[n]
             out[n] = level
     return out
-
-
-@nb.njit(cache=True)
-def _before(time: Any, first: int, end: int, moment: float) -> int:
-    """Return the place behind the last event in [first, end) that is strictly before a moment."""
-    while first < end:
-        middle = (first + end) // 2
-        if time[middle] < moment:
-            first = middle + 1
-        else:
-            end = middle
-    return first
 
 
 @nb.njit(cache=True)
@@ -83,7 +72,7 @@ def add_state(
             source = edge_source[edge]
             for pair in range(user_start[source], user_start[source + 1]):
                 first = event_start[pair]
-                end = _before(time, first, event_start[pair + 1], moments[n])
+                end = lower_bound(time, first, event_start[pair + 1], moments[n])
                 if end > first:
                     left = _left(kind, end - first, behind[end - 1], moments[n] - time[end - 1], decay)
                     rows[n, pair_item[pair]] += edge_weight[edge] * left
