@@ -36,7 +36,14 @@ def prepare(p: Rpf, context: ExecutionContext) -> None:
         raise ConfigError(
             f"parameters.threads: {p.threads} and this process may use {context.n_threads}: write that or less"
         )
-    few = {"users": 8, "items": 6, "events": 60, "pairs": None, "followees": min(p.followees, 2.0), "ranks": 1}
+    few = {
+        "users": 8,
+        "items": 6,
+        "events": max(60, p.components),
+        "pairs": None,
+        "followees": min(p.followees, 2.0),
+        "ranks": 1,
+    }
     iterate = observing(Rpf.model_validate(p.model_dump() | few), 0, context.n_threads)[1]
     iterate()
 
