@@ -158,17 +158,24 @@ class EventPairs:
         event_loops.released(self.user_events, self.time, decay, end, out)
         return out
 
-    def first_seen(self, otherwise: float) -> Floats:
-        """Return [U], the hour from which a user counts as observed: its first event less the gap to its second.
-
-        Users with fewer than two events, and whoever would begin before that, begin at ``otherwise``.
-        """
+    def first_seen(self, start: float, end: float) -> Floats:
+        """Return `first_seen` of all users [U]."""
         from sandtable_kernels.compiled.events import event_loops
 
-        first, second = event_loops.first_two(self.event_user, self.time, self.n_users).T
-        with np.errstate(invalid="ignore"):
-            start = np.where(np.isfinite(second), 2 * first - second, otherwise)
-        return np.maximum(start, otherwise)
+        return first_seen(event_loops.first_two(self.event_user, self.time, self.n_users), start, end)
+
+
+def first_seen(first_two: Floats, start: float, end: float) -> Floats:
+    """Return [U], the hour from which a user counts as observed, of the first two times of each [U, 2].
+
+    That is the first event less the gap to the second; `start` for users with fewer than two events. Nobody is observed
+    before `start`, or for less than a thousandth of the time until `end`: of two events within a moment of the end no
+    rate can be known.
+    """
+    first, second = first_two.T
+    with np.errstate(invalid="ignore"):
+        since = np.where(np.isfinite(second), 2 * first - second, start)
+    return np.clip(since, start, end - (end - start) / 1000)
 
 
 def _indices(name: str, values: NDArray[Any], n: int) -> Ids:

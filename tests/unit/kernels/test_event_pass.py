@@ -79,7 +79,13 @@ def test_a_user_is_observed_from_one_gap_before_the_first_event_on() -> None:
     user, time = np.array([0, 0, 0, 1, 2, 2]), np.array([9.0, 5.0, 7.0, 4.0, 1.0, 8.0])
     pairs = EventPairs.of(user, np.arange(6) % 3, time, 4, 3)
     # the second lacks a gap, the third would begin before the period, the fourth has no event
-    assert pairs.first_seen(0.5).tolist() == [3.0, 0.5, 0.5, 0.5]
+    assert pairs.first_seen(0.5, 9.0).tolist() == [3.0, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("times", [(10.0, 10.0), (10.0 - 1e-9, 10.0)])
+def test_nobody_is_observed_for_no_time_at_all(times: tuple[float, float]) -> None:
+    pairs = EventPairs.of(np.array([0, 0, 1]), np.zeros(3, int), np.array([*times, 0.0]), 2, 1)
+    assert pairs.first_seen(0.0, 10.0).tolist() == [9.99, 0.0]
 
 
 def edges(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

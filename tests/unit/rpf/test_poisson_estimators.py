@@ -310,7 +310,12 @@ def test_models_are_saved_with_what_they_predict_from(kind: type[EventIntensity]
             other.load(tmp_path / "model.npz")
 
 
-@pytest.mark.parametrize("make", [str, uuid.UUID, int])
+def either(n: int) -> Any:
+    """Return a text, a whole number or another: ids of a list that somebody put together."""
+    return (f"user {n}", n, n + 0.5)[n % 3]
+
+
+@pytest.mark.parametrize("make", [str, uuid.UUID, int, either])
 def test_ids_keep_their_type_in_a_file(make: Any, tmp_path) -> None:
     user, item, time = events(14)
     ids = [make(int=n) if make is uuid.UUID else make(n) for n in range(5)]

@@ -13,6 +13,7 @@ from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats
 from sandtable_workloads.rpf.estimators.observed_events import event_columns
 from sandtable_workloads.rpf.estimators.poisson_estimator import PoissonEstimator
+from sandtable_workloads.rpf.events.event_checks import hour_of
 
 Array = NDArray[Any]
 
@@ -44,21 +45,35 @@ class EventIntensity(PoissonEstimator):
     """Prediction with ``theta_``, ``beta_`` and ``tau_``, for models with a constant base rate.
 
     Users and items that were not fitted have the place -1: such a user is like the mean of all, such an item like one
-    that nobody met.
+    that nobody met. Times ``t`` are hours, or dates where events had dates.
+
+    After a fit by batches of users, which keeps only events that still excite at its end, excitation is known from
+    that end on; to ask what it was before is refused.
     """
 
-    def intensity(self, user: Any, t: float, items: Iterable[Any] | None = None) -> Floats:
-        """Return events per hour of ``user`` with each item [P], or with those given, at ``t`` given all before it."""
-        u = self.user_index_.place(user)
+    def intensity(self, user: Any, t: Any, items: Iterable[Any] | None = None) -> Floats:
+        """Return events per hour of ``user`` with each item [P], or with those given, at ``t`` given all before it.
+
+        Raises:
+            NotFitted: before `fit`.
+            ConfigError: ``t`` is no time, or one before the end of a fit by batches.
+        """
+        u, t = self.user_index_.place(user), self._hour(t)
         if items is None:
             return self._base_items(u, t) + self._excitation_items(u, t)
         places = self.item_index_.places(list(items))
-        base = self._base_at(np.full(places.size, u), places, np.full(places.size, float(t)))
+        base = self._base_at(np.full(places.size, u), places, np.full(places.size, t))
         excited = np.concatenate((self._excitation_items(u, t), [0.0]))  # nobody met what is unknown
         return base + excited[places]
 
-    def recommend(self, user: Any, t: float, n: int = 20, exclude: Iterable[Any] = ()) -> list[tuple[Any, float]]:
-        """Return the ``n`` items of highest intensity at ``t``, highest first, without those to ``exclude``."""
+    def recommend(self, user: Any, t: Any, n: int = 20, exclude: Iterable[Any] = ()) -> list[tuple[Any, float]]:
+        """Return the ``n`` items of highest intensity at ``t``, highest first, without those to ``exclude``.
+
+        Raises:
+            ConfigError: see `intensity`; ``n`` is no whole number of at least 1.
+        """
+        if not (isinstance(n, int | np.integer) and n >= 1):
+            raise ConfigError(f"n must be a whole number of at least 1, not {n}")
         rate = self.intensity(user, t)
         places = self.item_index_.places(list(exclude))
         rate[places[places >= 0]] = -1.0
@@ -67,20 +82,39 @@ class EventIntensity(PoissonEstimator):
         best = best[np.lexsort((best, -rate[best]))]
         return list(zip(self.item_index_.ids[best].tolist(), rate[best].tolist(), strict=True))
 
-    def returning_time(self, user: Any, t: float, n_samples: int = 100) -> float:
-        """Return the hours from ``t`` to the next event of ``user`` with any item: the median of samples."""
+    def returning_time(self, user: Any, t: Any, n_samples: int = 100) -> float:
+        """Return the hours from ``t`` to the next event of ``user`` with any item: the median of samples.
+
+        Raises:
+            ConfigError: see `intensity`.
+        """
+        t = self._hour(t)
         rng, place = np.random.default_rng(self.random_state), self.user_index_.place(user)
         waits = self._waits(place, t, n_samples, rng)
         if inflow := self._inflow(place):
             waits = np.minimum(waits, _first_brought_about(rng.exponential(1 / inflow, n_samples), self.decay))
         return float(np.median(waits))
 
-    def score(self, events: Any) -> float:
+    def score(self, events: Any, y: None = None) -> float:
         """Return the mean log-likelihood per event of later events, each given all that came before it.
 
-        The likelihood is that of the time from the end of the fitted period to the last of these events.
+        The likelihood is that of the time from the end of the fitted period to the last of these events; ``y`` is there
+        for scikit-learn.
+
+        Raises:
+            ConfigError: events that cannot be used, or one before the end of the fit.
         """
         return self._held_out(events)()
+
+    def _hour(self, t: Any) -> float:
+        """Return the hour of a time that is asked for."""
+        hour = hour_of(t, self.origin_)
+        if hour < self.period_[1] and self._forgot and "tau" in self.state_:
+            raise ConfigError(
+                f"a fit by batches keeps only what still excites at its end: ask for that, hour {self.period_[1]:g}, "
+                f"or later, not for {hour:g}"
+            )
+        return hour
 
     # --- rates -----------------------------------------------------------------------------------------------------
 

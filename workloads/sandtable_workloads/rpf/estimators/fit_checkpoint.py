@@ -12,6 +12,8 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -192,9 +194,49 @@ class FitCheckpoint:
         write_arrays(self.path, header, arrays)
         self._written_s = time.monotonic()
 
+    @contextlib.contextmanager
+    def ending(self, keep: Callable[[], None]) -> Iterator[Callable[[int], None]]:
+        """Give what is to be called after each iteration with how many are done: it calls ``keep`` where that is due.
+
+        Inside, whoever interrupts or ends the process waits for the iteration under way, whose half is of no use, and
+        the fit is kept before it ends. A second time nothing is waited for.
+        """
+        asked: list[int] = []
+
+        def note(number: int, frame: Any) -> None:
+            if asked:
+                raise KeyboardInterrupt
+            asked.append(number)
+
+        def after(n_done: int) -> None:
+            if asked or self.due(n_done):
+                keep()
+            if asked:
+                ended = KeyboardInterrupt()
+                ended.add_note(f"the fit is kept in {self.path}, and the same command goes on there")
+                raise ended
+
+        with _signals_to(note):
+            yield after
+
     def settings(self) -> dict[str, Any]:
         """Return what makes another one like it, as JSON."""
         return {"path": str(self.path), "every_iterations": self.every_iterations, "every_s": self.every_s}
+
+
+@contextlib.contextmanager
+def _signals_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let ``handler`` take what interrupts the process while inside; only the main thread may, and is waited for."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    # whoever is killed at once anyway, or ignores it, stays so
+    mine = [number for number in numbers if signal.getsignal(number) is signal.default_int_handler]
+    try:
+        for number in mine:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.default_int_handler)
 
 
 @contextlib.contextmanager
@@ -228,6 +270,7 @@ def kept(
         if found is not None:
             loop.elbo, loop.held_out_scores = found[0]["elbo"], found[0]["held_out"]
             restore_state(state, found[1])
-        loop.after = lambda elbo: keep() if keeper.due(len(elbo)) else None
-        yield
+        with keeper.ending(keep) as after:
+            loop.after = lambda elbo: after(len(elbo))
+            yield
         keep()

@@ -6,8 +6,9 @@ A model is kept with the events that it was fitted to: what it predicts depends 
 from __future__ import annotations
 
 import importlib
+import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sandtable.errors import ConfigError
+from sandtable_kernels.poisson.event_pairs import EventPairs
 from sandtable_workloads.rpf.estimators.fit_checkpoint import read_arrays, write_arrays
 from sandtable_workloads.rpf.estimators.fit_loop import restore_state, state_arrays
-from sandtable_workloads.rpf.estimators.observed_events import IdIndex
+from sandtable_workloads.rpf.estimators.observed_events import IdIndex, ObservedEvents
 
 if TYPE_CHECKING:
     from sandtable_workloads.rpf.estimators.poisson_estimator import PoissonEstimator
 
 SCHEMA = 1
+# how ids are read that are no plain array
+_READ: dict[str, Callable[[str], Any]] = {"text": str, "uuid": uuid.UUID, "json": json.loads}
 _MODELS = __name__.rpartition(".")[0]
 Array = NDArray[Any]
 
@@ -31,19 +35,20 @@ def save_model(model: PoissonEstimator, path: str | Path) -> None:
     """Write a fitted model.
 
     Raises:
-        ConfigError: it was not fitted, or ids are of a type that a file cannot keep.
+        NotFitted: there is nothing to save.
+        ConfigError: ids are of a type that a file cannot keep.
     """
-    if not hasattr(model, "state_"):
-        raise ConfigError(f"{type(model).__name__} was not fitted: there is nothing to save")
     pairs, edges = model.observed_.pairs, model._edge_ids()
     arrays = {f"state.{name}": array for name, array in state_arrays(model.state_).items()}
     arrays |= {"user": pairs.event_user, "item": pairs.event_item, "time": pairs.time}
+    arrays["start"] = model.observed_.start
     arrays |= {f"kept.{name}": getattr(model, name) for name in model.also_kept}
     header: dict[str, Any] = {
         "sandtable_model": SCHEMA,
         "module": type(model).__module__,
         "model": type(model).__name__,
         "period": model.period_,
+        "kept_from": model.kept_from_,
         "origin": None if model.origin_ is None else str(model.origin_),
         "elbo": model.elbo_,
         "held_out": model.held_out_,
@@ -56,7 +61,7 @@ def save_model(model: PoissonEstimator, path: str | Path) -> None:
         else:
             header["parameters"][name] = value.item() if isinstance(value, np.generic) else _as_text(name, value)
     for name, ids in (("user_ids", model.user_ids_), ("item_ids", model.item_ids_)):
-        arrays[name], header[name] = _plain_ids(ids)
+        arrays[name], header[name] = plain_ids(ids)
     if edges is not None:
         # by place, as events are
         arrays |= {"follower": model.user_index_.places(edges[0]), "followed": model.user_index_.places(edges[1])}
@@ -79,7 +84,11 @@ def load_model(path: str | Path) -> PoissonEstimator:
     model.user_index_, model.item_index_ = IdIndex(users), IdIndex(items)
     model.origin_ = None if header["origin"] is None else np.datetime64(header["origin"])
     edges = (users[arrays["follower"]], users[arrays["followed"]]) if "follower" in arrays else None
-    model._observe(arrays["user"], arrays["item"], arrays["time"], edges, tuple(header["period"]))
+    model.period_ = tuple(header["period"])
+    model.kept_from_ = header["kept_from"]
+    pairs = EventPairs.of(arrays["user"], arrays["item"], arrays["time"], users.size, items.size)
+    model.observed_ = ObservedEvents(pairs, arrays["start"], model.period_[1], model._edges(edges))
+    model._prepare(model.observed_)
     for name in model.also_kept:
         setattr(model, name, arrays[f"kept.{name}"])
     model.state_ = model._begin(model.observed_, np.random.default_rng(model.random_state))
@@ -105,19 +114,23 @@ def _as_text(name: str, value: Any) -> Any:
     raise ConfigError(f"{name} is a {type(value).__name__}, which a file of a model cannot keep")
 
 
-def _plain_ids(ids: Array) -> tuple[Array, str]:
-    """Return ids as an array without objects, and what they were."""
+def plain_ids(ids: Array) -> tuple[Array, str]:
+    """Return ids as an array without objects, and what they were.
+
+    Raises:
+        ConfigError: ids of a type that a file cannot keep.
+    """
     if ids.dtype != object:
         return ids, "plain"
     kinds = {type(value) for value in ids.tolist()}
     if kinds <= {str}:
         return ids.astype(np.str_), "text"
-    if kinds <= {int}:
-        return ids.astype(np.int64), "plain"
+    if kinds <= {str, int, float, bool}:
+        return np.array([json.dumps(value) for value in ids.tolist()]), "json"
     if kinds == {uuid.UUID}:
         return np.array([str(value) for value in ids.tolist()]), "uuid"
     names = ", ".join(sorted(kind.__name__ for kind in kinds))
-    raise ConfigError(f"a file keeps ids that are all numbers, all texts or all UUIDs, not {names}")
+    raise ConfigError(f"a file keeps ids that are numbers and texts, or all UUIDs, not {names}")
 
 
 def _ids(stored: Array, kind: str) -> Array:
@@ -125,5 +138,5 @@ def _ids(stored: Array, kind: str) -> Array:
         return stored
     values = stored.tolist()
     made = np.empty(len(values), object)
-    made[:] = [uuid.UUID(value) for value in values] if kind == "uuid" else values
+    made[:] = list(map(_READ.get(kind, str), values))
     return made

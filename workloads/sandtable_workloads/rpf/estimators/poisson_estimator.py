@@ -36,14 +36,22 @@ Array = NDArray[Any]
 _SMALLEST_SHAPE = 0.05
 
 
+class NotFitted(ConfigError, AttributeError):
+    """What a fit leaves behind was asked for before one; an AttributeError too, as scikit-learn's is."""
+
+
 class _Fitted:
-    """What a fit leaves behind; theta_, beta_ and tau_ are posterior means in the order of ids."""
+    """What a fit leaves behind; theta_, beta_ and tau_ are posterior means in the order of ids.
+
+    ``kept_from_`` is the hour from which `observed_` has all events: a fit by batches of users keeps the latest ones.
+    """
 
     user_index_: IdIndex
     item_index_: IdIndex
     period_: tuple[float, float]
     origin_: np.datetime64 | None
     observed_: ObservedEvents
+    kept_from_: float
     state_: State
     theta_: Array
     beta_: Array
@@ -52,6 +60,16 @@ class _Fitted:
     held_out_: list[float]
     n_iter_: int
     converged_: bool
+
+    def __getattr__(self, name: str) -> Any:
+        if name.endswith("_") and not name.startswith("_"):
+            raise NotFitted(f"{type(self).__name__} is not fitted, and has no {name}: call fit first")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def _forgot(self) -> bool:
+        """Whether earlier events than those of `observed_` were fitted as well."""
+        return self.kept_from_ > self.period_[0]
 
 
 @dataclass(eq=False)
@@ -117,6 +135,13 @@ class PoissonEstimator(_Fitted):
                 raise ConfigError(f"{type(self).__name__} has no parameter {name!r}: there are {', '.join(known)}")
             setattr(self, name, value)
         return self
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn asks of an estimator in a pipeline or a search: this one needs no target."""
+        import importlib
+
+        utils = importlib.import_module("sklearn.utils")
+        return utils.Tags(estimator_type=None, target_tags=utils.TargetTags(required=False))
 
     def check_params(self) -> None:
         """Raise ConfigError on a hyperparameter that cannot be used."""
@@ -204,6 +229,9 @@ class PoissonEstimator(_Fitted):
         """Add later events to those that were fitted, and improve the fit by ``n_iter`` iterations.
 
         Users and items that are new begin at the prior. The first call is a `fit` of as many iterations.
+
+        Raises:
+            ConfigError: see `fit`; a model that was fitted by batches, and has not kept its events.
         """
         if not hasattr(self, "state_"):
             most, self.max_iter = self.max_iter, n_iter
@@ -211,6 +239,11 @@ class PoissonEstimator(_Fitted):
                 return self.fit(events, edges)
             finally:
                 self.max_iter = most
+        if self._forgot:
+            raise ConfigError(
+                f"a fit by batches keeps no event before hour {self.kept_from_:g}, and so cannot go on with more: "
+                "fit all of them, by batches again or at once"
+            )
         user, item, time = event_columns(events, self.origin_)
         old, before = self.observed_, self.state_
         self.user_index_, self.item_index_ = self.user_index_.extended(user), self.item_index_.extended(item)
@@ -262,8 +295,8 @@ class PoissonEstimator(_Fitted):
                 f"{max(1, time.size // 10)} or less"
             )
         pairs = EventPairs.of(user, item, time, len(self.user_index_), len(self.item_index_))
-        start = pairs.first_seen(first) if self.observed == "user" else np.full(pairs.n_users, first)
-        self.period_ = (first, last)
+        start = pairs.first_seen(first, last) if self.observed == "user" else np.full(pairs.n_users, first)
+        self.period_, self.kept_from_ = (first, last), first
         self.observed_ = ObservedEvents(pairs, start, last, self._edges(edges))
         self._prepare(self.observed_)
 
@@ -348,6 +381,8 @@ class PoissonEstimator(_Fitted):
         """Overwrite rows of `state_` by those of an earlier fit to ``old``."""
         for name, rows in self.state_.items():
             was, now = self._rows_before(name, before[name].shape.shape[0], old)
+            if before[name].shape[was].shape != rows.shape[now].shape:
+                raise ConfigError("a warm start needs as many components and features as the fit before had")
             for part in ("shape", "mean"):
                 getattr(rows, part)[now] = getattr(before[name], part)[was]
             rows.refresh()

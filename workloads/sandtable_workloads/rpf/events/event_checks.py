@@ -141,6 +141,33 @@ def hours(time: Any, unit: TimeUnit | None, origin: np.datetime64 | None, where:
     return _of_dates(_parsed(column, where), origin, where)
 
 
+def hour_of(time: Any, origin: np.datetime64 | None) -> float:
+    """Return the hour of one time: a number, or a date (also as text) where hour 0 is the date ``origin``.
+
+    Raises:
+        ConfigError: it is neither, or a date where events had hours.
+    """
+    import pandas as pd
+
+    try:
+        dated = isinstance(time, np.datetime64) or hasattr(time, "isoformat")
+        hour = float("nan") if dated else float(time)
+    except (TypeError, ValueError):
+        dated, hour = True, float("nan")
+    try:
+        moment = pd.Timestamp(time) if dated else pd.NaT
+    except (TypeError, ValueError):
+        moment = pd.NaT
+    if not (np.isfinite(hour) or isinstance(moment, pd.Timestamp)):
+        raise ConfigError(f"a time is an hour or a date such as 2024-05-01T18:00, not {str(time)[:60]!r}")
+    if not dated:
+        return hour
+    if origin is None:
+        raise ConfigError(f"{moment} is a date, and the events had hours: give an hour")
+    utc = moment.tz_convert(None) if moment.tz is not None else moment
+    return float((utc - pd.Timestamp(origin)).total_seconds()) / 3600
+
+
 def _parsed(column: Any, where: Where) -> Any:
     import pandas as pd
 

@@ -7,14 +7,14 @@ own. Batches come in another random order in each epoch. With one batch, one rou
 iteration of `PoissonEstimator.fit`.
 
 Held in memory are the rows of all users and items, and the events that still excite at the end: those of the last
-40 time constants of the decay.
+40 time constants of the decay. What is asked of the model for later times is exact; `partial_fit` cannot go on with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,9 +102,7 @@ def fit_stochastic(
     if validation is not None:
         score = estimator._held_out(validation)
         fit.held_out = lambda: (estimator._publish(estimator.state_), score())[1]
-    keeper = FitCheckpoint.of(checkpoint)
-    with contextlib.nullcontext() if keeper is None else keeper.held():
-        fit.keep_with(keeper)
+    with fit.kept(FitCheckpoint.of(checkpoint)):
         estimator.converged_ = fit.run(progress)
     estimator.elbo_, estimator.held_out_, estimator.n_iter_ = fit.elbo, fit.scores, fit.n_steps
     estimator._publish(estimator.state_)
@@ -116,7 +114,7 @@ def _begun(estimator: HPF, batches: Batches, options: StochasticOptions) -> Stoc
     found = scan(batches, estimator.decay, estimator.observed)
     estimator.user_index_, estimator.item_index_ = IdIndex(batches.user_ids), IdIndex(batches.item_ids)
     estimator.period_, estimator.origin_ = (batches.start, batches.end), batches.origin
-    estimator.observed_ = found.recent
+    estimator.observed_, estimator.kept_from_ = found.recent, found.kept_from
     sizes = SimpleNamespace(n_users=batches.n_users, n_items=batches.n_items, n_events=batches.n_events)
     # what it reads of events are their numbers, and for how long there could be some
     of_all = cast(ObservedEvents, SimpleNamespace(pairs=sizes, exposure=found.exposure))
@@ -145,13 +143,22 @@ class StochasticFit:
     part: float = 0.0
     scores: list[float] = field(default_factory=list)
     held_out: Callable[[], float] | None = None
-    _keep: Callable[[], None] = lambda: None
-    _due: Callable[[int], bool] = lambda _: False
+    _after: Callable[[int], None] = lambda _: None
 
-    def keep_with(self, keeper: FitCheckpoint | None) -> None:
-        """Go on from a checkpoint, if there is one, and keep this fit there."""
+    @contextlib.contextmanager
+    def kept(self, keeper: FitCheckpoint | None) -> Iterator[None]:
+        """Go on from a checkpoint, if there is one, and keep this fit there while inside and at its end."""
         if keeper is None:
+            yield
             return
+        with keeper.held():
+            keep = self._resumed(keeper)
+            with keeper.ending(keep) as self._after:
+                yield
+            keep()
+
+    def _resumed(self, keeper: FitCheckpoint) -> Callable[[], None]:
+        """Take up what a checkpoint has; return what writes it anew."""
         estimator, state = self.estimator, self.estimator.state_
         steps = {name: getattr(self.options, name) for name in ("delay", "kappa", "n_rounds", "batch_events")}
         identity = FitIdentity(
@@ -169,7 +176,7 @@ class StochasticFit:
             history = {"n_steps": self.n_steps, "part": self.part, "elbo": self.elbo, "held_out": self.scores}
             keeper.keep(identity.as_json(), history, state_arrays(state))
 
-        self._keep, self._due = keep, keeper.due
+        return keep
 
     def run(self, progress: Callable[[Iteration], None] | None = None) -> bool:
         """Step until done; return whether it converged."""
@@ -187,9 +194,7 @@ class StochasticFit:
             if progress is not None:
                 estimate = self.part * n / (place + 1) + self.estimator.state_["beta"].terms
                 progress(Iteration(self.n_steps, most, estimate, score, time.monotonic() - begin))
-            if self._due(self.n_steps):
-                self._keep()
-        self._keep()
+            self._after(self.n_steps)
         return self._settled()
 
     def _order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:

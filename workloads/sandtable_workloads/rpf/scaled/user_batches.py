@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sandtable_kernels.poisson.event_pairs import EventPairs, Floats
+from sandtable_kernels.poisson.event_pairs import EventPairs, Floats, first_seen
 from sandtable_workloads.rpf.estimators.fit_checkpoint import digest
 from sandtable_workloads.rpf.estimators.observed_events import ObservedEvents
 from sandtable_workloads.rpf.events.event_store import EventStore, UserBatch
@@ -78,11 +78,13 @@ class Scan:
     Attributes:
         start: [U], the hour from which each user is observed.
         recent: The events that still excite at the end, with all users and items; the only ones kept in memory.
+        kept_from: The hour from which those are.
         fingerprint: `digest` of all events.
     """
 
     start: Floats
     recent: ObservedEvents
+    kept_from: float
     fingerprint: str
 
     @property
@@ -95,24 +97,18 @@ def scan(batches: Batches, decay: float, observed: str) -> Scan:
     """Read all batches once; ``observed`` as in `PoissonEstimator`."""
     from sandtable_kernels.compiled.events import event_loops
 
+    kept_from = max(batches.start, batches.end - _FORGOTTEN / decay)
     start, kept, digests = np.full(batches.n_users, batches.start), [], []
     for batch in batches.batches():
         users = slice(batch.first_user, batch.last_user)
         if observed == "user":
             first = event_loops.first_two(batch.user - batch.first_user, batch.time, batch.n_users)
-            start[users] = first_seen(first, batches.start)
-        recent = batch.time >= batches.end - _FORGOTTEN / decay
+            start[users] = first_seen(first, batches.start, batches.end)
+        recent = batch.time >= kept_from
         kept.append((batch.user[recent], batch.item[recent], batch.time[recent]))
         digests.append(digest(batch.user, batch.item, batch.time))
     user, item, time = (np.concatenate(column) for column in zip(*kept, strict=True))
     pairs = EventPairs.of(user, item, time, batches.n_users, batches.n_items)
     sizes = np.array([batches.n_users, batches.n_items, batches.start, batches.end])
     fingerprint = digest(sizes, np.frombuffer("".join(digests).encode(), np.uint8))
-    return Scan(start, ObservedEvents(pairs, start, batches.end), fingerprint)
-
-
-def first_seen(first_two: Floats, otherwise: float) -> Floats:
-    """Return `EventPairs.first_seen` of the first two times [U, 2] of users."""
-    with np.errstate(invalid="ignore"):
-        start = np.where(np.isfinite(first_two[:, 1]), 2 * first_two[:, 0] - first_two[:, 1], otherwise)
-    return np.asarray(np.maximum(start, otherwise), np.float64)
+    return Scan(start, ObservedEvents(pairs, start, batches.end), kept_from, fingerprint)
