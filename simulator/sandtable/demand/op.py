@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sandtable.demand.operator import Resource, operator_named
-from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape
+from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape, SequentialWriteShape
 
 Where = Literal["host", "accelerator"]
 
@@ -108,3 +108,9 @@ def sequential_read(name: str, *, n_bytes: float, chunk_bytes: float, concurrenc
     """Demand of reading ``n_bytes`` in order, in pieces of ``chunk_bytes``; the last one may be shorter."""
     shape = SequentialReadShape(n_bytes, chunk_bytes, concurrency)
     return Op(name=name, operator="sequential_read", account=account, bytes_read=n_bytes, shape=shape)
+
+
+def sequential_write(name: str, *, n_bytes: float, chunk_bytes: float, concurrency: int, account: str = "io") -> Op:
+    """Demand of writing ``n_bytes`` in order, in pieces of ``chunk_bytes``; the last one may be shorter."""
+    shape = SequentialWriteShape(n_bytes, chunk_bytes, concurrency)
+    return Op(name=name, operator="sequential_write", account=account, bytes_written=n_bytes, shape=shape)

@@ -110,3 +110,11 @@ class SequentialReadShape(NamedTuple):
     n_bytes: float
     chunk_bytes: float
     concurrency: int
+
+
+class SequentialWriteShape(NamedTuple):
+    """``n_bytes`` written in order, in pieces of ``chunk_bytes``, the last of which may be shorter."""
+
+    n_bytes: float
+    chunk_bytes: float
+    concurrency: int

@@ -18,7 +18,7 @@ from typing import Any
 import simpy
 
 from sandtable.demand.op import Op
-from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape
+from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape, SequentialWriteShape
 from sandtable.engine.clock import TICKS_PER_S, ticks
 from sandtable.model.cost_model import CostModel
 from sandtable.model.laws import storage_law
@@ -76,14 +76,26 @@ def _interval_s(law: StorageLaw, chunk_bytes: float, in_flight: int) -> float:
 @lru_cache(maxsize=4096)
 def reads_in_order(law: StorageLaw, n_bytes: float, n_requests: int, concurrency: int) -> Load:
     """Return the load of a sequential read; its units are requests."""
-    request_s = n_bytes / max(1, n_requests) / law.sequential_bytes_per_s
+    alone = storage_law.sequential_s(law, n_bytes)
+    return _in_order(law, n_bytes / law.sequential_bytes_per_s, alone, n_requests, concurrency)
+
+
+@lru_cache(maxsize=4096)
+def writes_in_order(law: StorageLaw, n_bytes: float, n_requests: int, concurrency: int) -> Load:
+    """Return the load of a sequential write; its units are requests."""
+    alone = storage_law.sequential_write_s(law, n_bytes)
+    return _in_order(law, n_bytes / law.sequential_write_bytes_per_s, alone, n_requests, concurrency)
+
+
+def _in_order(law: StorageLaw, moving_s: float, alone_s: float, n_requests: int, concurrency: int) -> Load:
+    request_s = moving_s / max(1, n_requests)
     return Load(
         lanes=max(1, min(concurrency, n_requests)),
         unit_s=lambda _: request_s,
         fill=ticks(law.first_byte_s),
         after_fill=n_requests,
         n_units=n_requests,
-        alone=ticks(storage_law.sequential_s(law, n_bytes)),
+        alone=ticks(alone_s),
     )
 
 
@@ -107,6 +119,8 @@ def load_of(op: Op, costs: CostModel) -> Load:
         return random_reads(law, *op.shape)
     if isinstance(op.shape, SequentialReadShape):
         return reads_in_order(law, op.bytes_read, op.n_requests, op.shape.concurrency)
+    if isinstance(op.shape, SequentialWriteShape):
+        return writes_in_order(law, op.bytes_written, op.n_requests, op.shape.concurrency)
     # what shares with others without saying how: its bytes, after what it takes with none of them
     alone, empty = (costs.time(replace(op, repeat=1, bytes_read=size)).seconds for size in (op.bytes_read, 0.0))
     return transfer(op.bytes_read or 1.0, alone, empty if empty < alone else 0.0)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.demand.operator import Columns, Constants, Operator, Resource
-from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape
+from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape, SequentialWriteShape
 from sandtable.errors import PlanError
 from sandtable.hardware import Evidence, Storage, StorageDatasheet, StorageFit
 
@@ -55,6 +55,12 @@ class StorageLaw:
     sequential_low_frac: float
     sequential_high_frac: float
     drift_frac: float = 0.0
+    write_bytes_per_s: float | None = None
+
+    @property
+    def sequential_write_bytes_per_s(self) -> float:
+        """Rate of large writes: the data sheet's, for none is fitted; where it states none, that of reading."""
+        return self.write_bytes_per_s or self.sequential_bytes_per_s
 
 
 def law_of(storage: Storage) -> StorageLaw:
@@ -93,6 +99,7 @@ def scaled_law(shape: StorageLaw, reference_bytes_per_s: float, sheet: StorageDa
         requests_per_s=requests,
         bandwidth_bytes_per_s=bandwidth,
         sequential_bytes_per_s=bandwidth,
+        write_bytes_per_s=sheet.sequential_write_bytes_per_s,
     )
 
 
@@ -131,6 +138,7 @@ def _fitted_law(storage: Storage) -> StorageLaw:
         sequential_low_frac=sequential.residual_low_frac,
         sequential_high_frac=sequential.residual_high_frac,
         drift_frac=fit.random_evidence.drift_frac or 0.0,
+        write_bytes_per_s=storage.datasheet.sequential_write_bytes_per_s,
     )
 
 
@@ -196,6 +204,11 @@ def sequential_s(law: StorageLaw, n_bytes: float) -> float:
     return law.first_byte_s + n_bytes / law.sequential_bytes_per_s if n_bytes > 0 else 0.0
 
 
+def sequential_write_s(law: StorageLaw, n_bytes: float) -> float:
+    """Return the time of writing ``n_bytes`` in order with enough requests in flight, in seconds."""
+    return law.first_byte_s + n_bytes / law.sequential_write_bytes_per_s if n_bytes > 0 else 0.0
+
+
 def sequential_bytes_per_s(law: StorageLaw, chunk_bytes: float, concurrency: float) -> float:
     """Return the sustained rate of reading in order in pieces of ``chunk_bytes``, in bytes per second.
 
@@ -244,7 +257,7 @@ class SequentialRead(StorageOperator):
     """A read in order, with enough requests in flight."""
 
     name: ClassVar[str] = "sequential_read"
-    Shape: ClassVar[type[SequentialReadShape]] = SequentialReadShape
+    Shape: ClassVar[Any] = SequentialReadShape
 
     def seconds(self, device: StorageLaw, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `sequential_s`."""
@@ -261,3 +274,14 @@ class SequentialRead(StorageOperator):
     def requests(self, shape: SequentialReadShape) -> int:
         """One for each piece."""
         return math.ceil(shape.n_bytes / shape.chunk_bytes)
+
+
+class SequentialWrite(SequentialRead):
+    """A write in order, with enough requests in flight; as uncertain as a read is."""
+
+    name: ClassVar[str] = "sequential_write"
+    Shape: ClassVar[Any] = SequentialWriteShape
+
+    def seconds(self, device: StorageLaw, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
+        """See `sequential_write_s`."""
+        return np.asarray(sequential_write_s(device, columns.n_bytes))

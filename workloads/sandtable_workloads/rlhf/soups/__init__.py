@@ -1,0 +1,1 @@
+"""Soups: checkpoints averaged in weight space, read and written as a stream."""
