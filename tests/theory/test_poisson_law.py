@@ -44,10 +44,20 @@ def test_more_of_anything_takes_longer(more: str) -> None:
     assert seconds(SHAPE._replace(**{more: 2 * getattr(SHAPE, more) + 1e6})) > seconds()
 
 
-def test_time_is_linear_in_the_data_but_for_the_launch() -> None:
-    launch = PASS.typical()["launch_s"]
-    tenth = SHAPE._replace(rows=5_000, pairs=4e5, events=1e6)
-    assert seconds() - launch == pytest.approx(10 * (seconds(tenth) - launch))
+def test_time_is_linear_in_the_data() -> None:
+    def beyond_rows(n: float) -> float:
+        return seconds(SHAPE._replace(pairs=4e5 * n, events=1e6 * n)) - seconds(SHAPE._replace(pairs=0, events=0))
+
+    assert beyond_rows(10) == pytest.approx(10 * beyond_rows(1))
+
+
+def test_rows_of_its_own_side_cost_lines_where_no_cache_holds_them() -> None:
+    def each(rows: float) -> float:
+        few = SHAPE._replace(pairs=0, events=0, rows=rows)
+        return (seconds(few) - PASS.typical()["launch_s"]) / rows
+
+    assert each(1e6) > 1.5 * each(1e3)
+    assert each(1e3) == pytest.approx(each(2e3))
 
 
 def test_cores_share_the_work_until_memory_is_the_bound() -> None:
@@ -63,7 +73,7 @@ def test_popular_rows_stay_in_cache() -> None:
     assert popular_share(5000, 1000, 0.5) == 1.0
     assert seconds(SHAPE._replace(exponent=1.5)) < seconds(SHAPE._replace(exponent=0.0))
     # what the core's own cache holds costs no line at all
-    few = SHAPE._replace(sources=100)
+    few = SHAPE._replace(sources=100, rows=1000)
     assert seconds(few) == seconds(few, line_s=1e-7)
 
 

@@ -82,6 +82,16 @@ class DynamicPass:
 
         Counts of users and items are written to `GammaRows.counts`: the next pass writes over them.
         """
+        logs, by_source = self.over_users(theta, beta, tau)
+        self.over_items(theta, beta)
+        n = self._n_users
+        excited = (None, None) if by_source is None else (by_source[:n], by_source[n:])
+        return EventCounts(logs, theta.counts, beta.counts, *excited)
+
+    def over_users(
+        self, theta: GammaRows, beta: GammaRows, tau: GammaRows | None = None
+    ) -> tuple[float, Floats | None]:
+        """Write the counts of users; return the sum of log intensities and the events excited [U + E]."""
         from sandtable_kernels.compiled import dynamic_loops
         from sandtable_kernels.compiled.memory_loops import use_threads
 
@@ -89,14 +99,18 @@ class DynamicPass:
         own = None
         if self._own is not None and tau is not None:
             own = self._own, np.ascontiguousarray(tau.geometric[:, 0]), np.zeros(tau.shape.shape[0])
-        cells, of_users, of_items = self._cells, self._of_users, self._of_items
-        g_theta, g_beta = theta.padded, beta.padded
-        logs = dynamic_loops.user_pass(
-            self._user_chunks, cells, of_users, of_items, g_theta, g_beta, theta.counts, own, self._triggers
-        )
-        dynamic_loops.item_pass(self._item_chunks, cells, of_users, of_items, g_theta, g_beta, beta.counts)
-        excited = (None, None) if own is None else (own[2][: self._n_users], own[2][self._n_users :])
-        return EventCounts(float(logs), theta.counts, beta.counts, *excited)
+        rest = theta.padded, beta.padded, theta.counts, own, self._triggers
+        logs = dynamic_loops.user_pass(self._user_chunks, self._cells, self._of_users, self._of_items, *rest)
+        return float(logs), None if own is None else own[2]
+
+    def over_items(self, theta: GammaRows, beta: GammaRows) -> None:
+        """Write the counts of items, after those of users."""
+        from sandtable_kernels.compiled import dynamic_loops
+        from sandtable_kernels.compiled.memory_loops import use_threads
+
+        use_threads(self.n_threads)
+        rest = theta.padded, beta.padded, beta.counts
+        dynamic_loops.item_pass(self._item_chunks, self._cells, self._of_users, self._of_items, *rest)
 
     def rates_of_users(self, item_totals: Array, theta: Array) -> tuple[Floats, float]:
         """Return [U I, K], what exposure adds to the rates of users, and the events that are expected of ``theta``.
@@ -136,6 +150,11 @@ class DynamicPass:
         exposed = sums[:, 2].sum(0) + until[:, None, None] * later[0] - (later - starting) - partly
         per_bin = self.clock.bin_hours * np.einsum("bi,bik->bk", self.clock.user_table, exposed)
         return np.asarray(self.clock.item_table.T @ per_bin)
+
+
+def sum_of_items(means: Array, n_items: int) -> Floats:
+    """Return [J, K], the sums over items of ``means`` [P J, K]."""
+    return np.asarray(means.reshape(n_items, -1, means.shape[1]).sum(0, dtype=np.float64))
 
 
 def _at(accrued: Floats, place: Phase) -> Floats:

@@ -144,6 +144,25 @@ def weekdays_and_hours() -> Floats:
     return table
 
 
+def hours_of_day() -> Floats:
+    """Return [24, 24]: each hour of the day is a feature of its own, and nothing else."""
+    return np.eye(HOURS_A_DAY)
+
+
+class NamedFeatures(NamedTuple):
+    """Features that have a name: their table [B, I] for users and items alike, and the period in hours."""
+
+    table: Floats
+    period: float
+
+
+def named_features(name: str) -> NamedFeatures:
+    """Return "weekdays_and_hours" of a week, or "hours" of a day."""
+    if name == "hours":
+        return NamedFeatures(hours_of_day(), float(HOURS_A_DAY))
+    return NamedFeatures(weekdays_and_hours(), float(HOURS_A_WEEK))
+
+
 def phase_of(origin: Any) -> float:
     """Return the hours from Monday 00:00 to ``origin``.
 

@@ -4,6 +4,7 @@ A pass goes over the rows of one side, users or items, each core over its part. 
 other side, whose place nobody can foresee: a row that the core's own cache does not hold comes from the last-level
 cache, one that this does not hold from memory. Which are held follows from the popularity of rows (`popular_share`): a
 few of them are met again and again. A pass over items also gathers what each pair was given by the pass over users.
+The rows of its own side are gone through in order, and their counts written.
 Gathering goes on beside arithmetic, whose rows are padded to whole vectors. Each event is a division.
 
 Factors that are made anew take a digamma function and an exponential each, in the lanes of vectors, and stream
@@ -32,6 +33,12 @@ PAIR_FLOPS = 4.0
 # pairs that take as long as beginning and ending a row; how many times a line of the last-level cache one of memory
 # takes, several of either on their way; and a branch that a core did not foresee
 ROW_PAIRS, FAR_TIMES, UNFORESEEN_S = 2.0, 2.0, 1.4e-8
+# of a power law of the popularity of users, whose activity is about lognormal, with a standard deviation of 1
+ACTIVITY = 0.6
+# how often a line of a row of this side's own crosses between caches: read, its counts read and written
+OWN_TIMES = 3.0
+# bytes of a rate that a factor has of its own; of what a row takes, the part that one core adds to its group's
+RATE_BYTES, GROUPED_ROWS = 8.0, 0.15
 # passes with constants of their own: over users, without excitation, with their own, with others'; over items
 KINDS = ("users", "excited", "social", "items")
 USERS, EXCITED, SOCIAL, ITEMS = range(len(KINDS))
@@ -81,38 +88,25 @@ class PoissonPass(Operator[Roofline]):
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
         c, item = columns, DTYPE_BYTES[dtype]
-        cores = _cores(device, c.n_cores)
+        cores = cores_of(device, c.n_cores)
         row_bytes = padded_bytes(c.components, dtype)
         rate = constants["rate_frac"] * device.peak("float32") / device.n_units
         computing = np.asarray(constants["pair_s"] + PAIR_FLOPS * row_bytes / DTYPE_BYTES["float32"] / rate)
-        gathering = lines_of(row_bytes) * self._line_s(device, constants, row_bytes, c.sources, c.exponent, cores)
+        gathering = lines_of(row_bytes) * line_seconds(device, constants, row_bytes, c.sources, c.exponent, cores)
         # over items, what each pair was given lies wherever the pass over users left it
-        given = (c.kind == ITEMS) * self._line_s(
+        given = (c.kind == ITEMS) * line_seconds(
             device, constants, np.full_like(row_bytes, item), c.pairs, 0.0, cores
         )
         pairs = c.pairs * joined(computing, gathering + given)
-        # triggers fall on events by chance
-        met = c.events * -np.expm1(-c.triggers / np.maximum(c.events, 1.0))
-        others = c.rows * ROW_PAIRS * constants["pair_s"] + c.events * constants["event_s"]
-        others = others + c.triggers * constants["trigger_s"] + met * UNFORESEEN_S
+        others = c.rows * ROW_PAIRS * constants["pair_s"] + triggered_seconds(constants, c.events, c.triggers)
+        # rows of this side are gone through in order: read, and counts written, which reads them first
+        others = others + c.rows * OWN_TIMES * row_bytes / LINE_BYTES * line_seconds(
+            device, constants, OWN_TIMES * row_bytes, c.rows, 0.0, cores
+        )
         streamed = (item * c.events + (item + 16) * c.pairs + (item + 4) * c.triggers) / (
             constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
         )
         return np.asarray(constants["launch_s"] + np.maximum((pairs + others) / cores, streamed))
-
-    @staticmethod
-    def _line_s(
-        device: Roofline, constants: Constants, row_bytes: Number, n: Number, exponent: Number, cores: FloatArray
-    ) -> FloatArray:
-        """Return what one core takes for a line of one of ``n`` rows, wherever it comes from."""
-        near = popular_share(constants["cache_bytes"] / row_bytes, n, exponent)
-        last = max(device.cache_bytes, constants["cache_bytes"])
-        held = np.maximum(near, popular_share(last / row_bytes, n, exponent))
-        far_s = np.maximum(
-            constants["line_s"] * FAR_TIMES,
-            LINE_BYTES * cores / (constants["bandwidth_frac"] * device.bandwidth_bytes_per_s),
-        )
-        return np.asarray((held - near) * constants["line_s"] + (1 - held) * far_s)
 
     def variant(self, shape: PoissonPassShape) -> str:
         """The kind of pass."""
@@ -125,12 +119,18 @@ class PoissonPass(Operator[Roofline]):
 
 
 class GammaRowsShape(NamedTuple):
-    """``rows`` of ``components`` factors made anew, and ``sums`` of means over rows; by ``n_cores``, 0 for all."""
+    """``rows`` of ``components`` factors made anew, and ``sums`` of means over rows; by ``n_cores``, 0 for all.
+
+    ``rated``: 1 where each factor has a rate of its own that is read. ``grouped``: 1 where rows share the rates of
+    their groups, which one core adds up.
+    """
 
     rows: Number
     components: Number
     sums: Number = 0.0
     n_cores: Number = 0.0
+    rated: Number = 0.0
+    grouped: Number = 0.0
 
 
 class GammaRowsOperator(Operator[Roofline]):
@@ -158,17 +158,40 @@ class GammaRowsOperator(Operator[Roofline]):
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
         c, item = columns, DTYPE_BYTES[dtype]
-        cores = Cores.of(device, constants, _cores(device, c.n_cores))
+        cores = Cores.of(device, constants, cores_of(device, c.n_cores))
         factors = c.rows * c.components
         lone = c.components % LANES
         row = constants["row_s"] + (c.components - lone) * constants["factor_s"] + lone * constants["lone_s"]
         row = row + c.components * c.sums * constants["sum_s"]
         working = item * factors * 4
-        moving = cores.moving_s(item * factors * (4 + c.sums), working)
-        return np.asarray(constants["launch_s"] * (1 + c.sums) + joined(c.rows * row / cores.n_cores, moving))
+        moving = cores.moving_s(item * factors * (4 + c.sums) + RATE_BYTES * c.rated * factors, working)
+        alone = c.grouped * c.rows * GROUPED_ROWS * constants["row_s"]
+        return np.asarray(
+            constants["launch_s"] * (1 + c.sums) + alone + joined(c.rows * row / cores.n_cores, moving)
+        )
 
 
-def _cores(device: Roofline, n_cores: Any) -> FloatArray:
+def line_seconds(
+    device: Roofline, constants: Constants, row_bytes: Number, n: Number, exponent: Number, cores: FloatArray
+) -> FloatArray:
+    """Return what one core takes for a line of one of ``n`` rows, wherever it comes from."""
+    near = popular_share(constants["cache_bytes"] / row_bytes, n, exponent)
+    last = max(device.cache_bytes, constants["cache_bytes"])
+    held = np.maximum(near, popular_share(last / row_bytes, n, exponent))
+    far_s = np.maximum(
+        constants["line_s"] * FAR_TIMES,
+        LINE_BYTES * cores / (constants["bandwidth_frac"] * device.bandwidth_bytes_per_s),
+    )
+    return np.asarray((held - near) * constants["line_s"] + (1 - held) * far_s)
+
+
+def triggered_seconds(constants: Constants, events: Number, triggers: Number) -> FloatArray:
+    """Return what events and their triggers take, which fall on events by chance."""
+    met = events * -np.expm1(-triggers / np.maximum(events, 1.0))
+    return np.asarray(events * constants["event_s"] + triggers * constants["trigger_s"] + met * UNFORESEEN_S)
+
+
+def cores_of(device: Roofline, n_cores: Any) -> FloatArray:
     """Return the cores that take part: all where that is zero or more than there are."""
     return np.asarray(np.where(n_cores > 0, np.minimum(n_cores, device.n_units), device.n_units), float)
 
@@ -222,7 +245,7 @@ def rows_op(name: str, shape: GammaRowsShape, dtype: str, sharing: int = 1) -> O
         operator=GammaRowsOperator.name,
         account="compute",
         dtype=dtype,
-        bytes_read=float((1 + shape.sums) * factors),
+        bytes_read=float((1 + shape.sums) * factors + RATE_BYTES * shape.rated * shape.rows * shape.components),
         bytes_written=float(3 * factors),
         n_special=float(2 * shape.rows * shape.components),
         n_items=int(shape.rows),

@@ -12,6 +12,7 @@ from sandtable.demand.operator_shapes import CollectiveShape
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.hardware import Machine
 from sandtable_kernels.poisson.poisson_law import (
+    ACTIVITY,
     ITEMS,
     GammaRowsShape,
     PoissonPassShape,
@@ -42,7 +43,9 @@ def plan_of(p: Rpf, machine: Machine) -> Plan:
 def iteration_ops(p: Rpf) -> tuple[Op, ...]:
     """Return the ops of one iteration of one rank: each has an equal part of the users and all items."""
     users = user_shape(p)
-    items = users._replace(rows=p.items, events=0.0, triggers=0.0, sources=users.rows, exponent=0.0, kind=ITEMS)
+    items = users._replace(
+        rows=p.items, events=0.0, triggers=0.0, sources=users.rows, exponent=ACTIVITY, kind=ITEMS
+    )
     found = [
         pass_op("responsibilities", users, p.precision, p.ranks),
         pass_op("item counts", items, p.precision, p.ranks),

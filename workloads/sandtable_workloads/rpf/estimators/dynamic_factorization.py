@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sandtable.errors import ConfigError
-from sandtable_kernels.poisson.dynamic_pass import DynamicPass
+from sandtable_kernels.poisson.dynamic_pass import DynamicPass, sum_of_items
 from sandtable_kernels.poisson.event_pairs import Floats
 from sandtable_kernels.poisson.event_pass import EventCounts
 from sandtable_kernels.poisson.feature_clock import ActiveFeatures, FeatureClock
@@ -98,7 +98,7 @@ class DRPF(HRPF):
     def _iterate(self, observed: ObservedEvents, state: State) -> float:
         theta, beta = state["theta"], state["beta"]
         counts = self._expected(observed, state)
-        rates, expected = self._by_clock.rates_of_users(_sum_of_items(beta.mean, beta.group_rate.size), theta.mean)
+        rates, expected = self._by_clock.rates_of_users(sum_of_items(beta.mean, beta.group_rate.size), theta.mean)
         of_users = sum(rows.terms for name, rows in state.items() if name != "beta")
         of_users += counts.log_total - expected - self._compensator(observed, state)
         theta.maximise_rates(counts.users, rates)
@@ -150,7 +150,7 @@ class DRPF(HRPF):
 
     def _base_between(self, user: Array, start: float, end: float) -> Floats:
         exposure = self.clock_.exposure(start, end)[0]
-        per_hour = self.clock_.item_table @ _sum_of_items(self.state_["beta"].mean, self.beta_.shape[0])
+        per_hour = self.clock_.item_table @ sum_of_items(self.state_["beta"].mean, self.beta_.shape[0])
         weights = (self.clock_.user_table * exposure[:, None]).T @ per_hour
         of_user = np.append(np.einsum("uik,ik->u", self.theta_, weights), np.vdot(self.theta_.mean(0), weights))
         return np.asarray(of_user[user], np.float64)
@@ -161,7 +161,7 @@ class DRPF(HRPF):
         due = rng.exponential(1.0, n)
         share = rng.exponential(1.0, n) / max(excited, 1e-300)
         sooner = np.where(share < 1, -np.log1p(-np.minimum(share, 1 - 1e-16)) / self.decay, np.inf)
-        totals = _sum_of_items(self.state_["beta"].mean, self.beta_.shape[0])
+        totals = sum_of_items(self.state_["beta"].mean, self.beta_.shape[0])
         per_bin = np.einsum(
             "bi,ik,bk->b", self.clock_.user_table, self._theta_of(user), self.clock_.item_table @ totals
         )
@@ -179,11 +179,6 @@ class DRPF(HRPF):
 @dataclass(eq=False)
 class DSRPF(DRPF, SRPF):
     """Dynamic social recurrent Poisson factorization: as `DRPF`, with the edges of `SRPF`."""
-
-
-def _sum_of_items(means: Array, n_items: int) -> Floats:
-    """Return [J, K]."""
-    return np.asarray(means.reshape(n_items, -1, means.shape[1]).sum(0, dtype=np.float64))
 
 
 def _parts(n: int) -> Iterator[slice]:
