@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,21 @@ from sandtable.hardware import (
     StorageFit,
     library,
 )
+from sandtable_kernels import support
 
 ROOT = Path(__file__).resolve().parents[1]
 # a busy machine must not fail a test that is right
 settings.register_profile("sandtable", deadline=None)
 settings.load_profile("sandtable")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _small_buffers() -> Iterator[None]:
+    """Kernels cycle through a few megabytes in place of four last-level caches: only benchmarks look at figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "SANDTABLE_BENCH" not in os.environ:
+            patch.setattr(support, "last_level_cache_bytes", lambda: 1 << 20)
+        yield
 
 
 def exactly(value: float) -> Estimate[float]:

@@ -13,13 +13,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sandtable.errors import missing_extra
+from sandtable.system import limits
 from sandtable_kernels.files.blocks import BLOCKS, random_blocks
 from sandtable_kernels.files.buffers import aligned_empty
 from sandtable_kernels.files.dtypes import encode, row_bytes, storage_dtype
@@ -51,18 +51,7 @@ def compiled(module: str) -> Any:
 @lru_cache(maxsize=1)
 def last_level_cache_bytes() -> int:
     """Return the size of the largest cache of the first core, in bytes; 32 MiB where it is not told."""
-    sizes = [
-        _cache_bytes(path) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-    ]  # one file per level, such as "32768K"
-    return max(sizes, default=0) or DEFAULT_CACHE_BYTES
-
-
-def _cache_bytes(path: Path) -> int:
-    try:
-        text = path.read_text(encoding="ascii").strip()
-        return int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
-    except (OSError, ValueError):
-        return 0
+    return limits.last_level_cache_bytes() or DEFAULT_CACHE_BYTES
 
 
 def cold_copies(n_bytes: float, *, limit_bytes: float = POOL_LIMIT_BYTES) -> int:

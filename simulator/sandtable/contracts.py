@@ -24,16 +24,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from unittest import mock
 
 import numpy as np
 
 from sandtable import hardware, units
-from sandtable.calibration.timing import has_own_law
+from sandtable.calibration.timing import unfit
 from sandtable.demand.kernel import Kernel, KernelContext
 from sandtable.demand.op import Op
-from sandtable.demand.operator import Resource, operator_named, operators
+from sandtable.demand.operator import operator_named, operators
 from sandtable.demand.operator_shapes import RandomReadShape
 from sandtable.demand.plan import Plan
 from sandtable.engine.process import Process
@@ -44,16 +44,6 @@ from sandtable.hardware import Component, Frozen, Machine, library
 from sandtable.runs import predict, reduction
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
-# parts that calibration measures, and the resources whose laws the timings of each fit; all others are groups of a
-# software's operators
-RESOURCES_OF_PART: dict[str | None, tuple[str, ...]] = {
-    None: get_args(Resource),
-    "storage": ("storage",),
-    "memory": ("memory",),
-    "compute": ("compute",),
-    "gpu": ("compute", "memory", "link", "network"),
-}
-RESOURCES_OF_OPERATORS = ("compute", "network")
 # counters that a plan and an execution must agree on, step by step
 EXACT_COUNTERS = ("bytes_read", "n_requests")
 # float32 sums in another order, relative to the largest element
@@ -165,12 +155,8 @@ def check_kernel_cost(kernel: Kernel, context: KernelContext) -> None:
             # the last chunk may be shorter
             least = (op.n_requests - 1) * op.shape.chunk_bytes
             _require(op.bytes_moved > least, f"{where} has more chunks than bytes")
-        resources = RESOURCES_OF_PART.get(kernel.calibrates, RESOURCES_OF_OPERATORS)
-        _require(op.resource in resources, f"{where} calibrates {kernel.calibrates}, but costs {op.resource}")
-        fitted = kernel.calibrates in RESOURCES_OF_PART or has_own_law(op)
-        _require(
-            fitted, f"{where} calibrates {kernel.calibrates}, but its demand has no shape that a fitted law reads"
-        )
+        complaint = unfit(kernel, op)
+        _require(not complaint, f"{where} {complaint}")
         there = op.on == "accelerator" or op.operator == "host"
         _require(kernel.calibrates != "gpu" or there, f"{where} calibrates a GPU, but runs on the {op.on}")
         _require(dims.get("dtype", op.dtype) == op.dtype, f"{where} costs {op.dtype}")

@@ -40,12 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def calibrated(folder: Path, machine: Machine) -> Path:
-    """A folder with a machine file whose compute part was calibrated, the package's kernel among it."""
+    """A folder with a machine file that was calibrated for the package's own part."""
     pytest.importorskip("numba", reason="calibrating needs numba")
     path = folder / "this_machine.yaml"
     if not path.is_file():
         library.save_component(machine.model_copy(update={"name": "this_machine"}), path)
-        sandtable(folder, "calibrate", "--quick", "--only", "compute")
+        sandtable(folder, "calibrate", "--quick", "--only", "acme")
     return folder
 
 

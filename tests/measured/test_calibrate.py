@@ -9,6 +9,8 @@ import pytest
 pytest.importorskip("numba", reason="real kernels need the `run` extra")
 pytest.importorskip("scipy", reason="fitting needs the `run` extra")
 
+from short_calibration import shorten
+
 from sandtable.calibration import this_host
 from sandtable.calibration.host_timing import Settings
 from sandtable.hardware import library
@@ -16,7 +18,8 @@ from sandtable.hardware import library
 pytestmark = [pytest.mark.measured, pytest.mark.slow]
 
 
-def test_a_short_calibration_of_this_machine(tmp_path: Path) -> None:
+def test_a_short_calibration_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
     settings = Settings(folder=tmp_path, quick=True, file_bytes=256 << 20, passes=1, budget_s=2.0)
     result = this_host.calibrate(settings)
     storage = result.machine.storage.fitted

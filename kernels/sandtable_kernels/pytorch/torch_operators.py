@@ -46,6 +46,7 @@ class TorchKernel(Kernel):
 
     calibrates: ClassVar[str | None] = "training"
     software: ClassVar[str | None] = "pytorch_cpu"
+    needs: ClassVar[tuple[str, ...]] = ("torch",)
     case: ClassVar[str]
 
     def timings(self, dims: Dims, context: KernelContext, *, repeats: int, budget_s: float) -> list[float]:

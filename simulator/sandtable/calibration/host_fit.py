@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -114,7 +113,7 @@ def _processor(timings: Sequence[Timing], method: str) -> Processor:
             family="cpu",
             cores=measure.threads(),
             peak_flops_per_s={"float32": best},
-            last_level_cache_bytes=last_level_cache_bytes(),
+            last_level_cache_bytes=limits.last_level_cache_bytes(),
         ),
         fitted=ProcessorFit(
             ops=fits,
@@ -251,13 +250,3 @@ def _cold_factor(timings: Sequence[Timing]) -> Estimate[float] | None:
 
 def _pair(timing: Timing) -> tuple[Any, ...]:
     return tuple(sorted((key, value) for key, value in timing.dims.items() if key != "touch"))
-
-
-def last_level_cache_bytes() -> float | None:
-    """Return the size of the largest cache of the first CPU, in bytes, where the operating system tells."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        match = re.fullmatch(r"(\d+)([KM]?)", path.read_text().strip())
-        if match is not None:
-            sizes.append(float(match[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[match[2]])
-    return max(sizes, default=None)

@@ -7,7 +7,7 @@ and how far the passes lie apart becomes part of every interval.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,15 +17,17 @@ from sandtable import units
 from sandtable.calibration.calibrated import describe
 from sandtable.calibration.gpu import recordings
 from sandtable.calibration.point_log import PointLog
-from sandtable.calibration.timing import Timing
+from sandtable.calibration.timing import Timing, unfit
 from sandtable.demand.kernel import Dims, Kernel, KernelContext, kernels
-from sandtable.errors import DoesNotFit, UnknownName
+from sandtable.errors import ConfigError, DoesNotFit, UnknownName
 from sandtable.runs import measure
 from sandtable.workload.progress import Step
 
 PARTS = ("storage", "memory", "compute")
 # points of operators repeat well, since each call is the mean over many
 OPERATOR_PASSES, OPERATOR_REPEATS = 2, 12
+# those that are timed call by call: no more than tell how they scatter
+OPERATOR_CALLS = 40
 # first touches: a file of its own for every point, and few enough calls that each still finds untouched regions
 FRESH_FILE_BYTES = 512 << 20
 FRESH_REPEATS = 8
@@ -51,22 +53,33 @@ class Settings:
     log: PointLog | None = None
 
 
-def operator_parts() -> tuple[str, ...]:
-    """Return the parts beyond the machine's own and its GPUs: groups of a software's operators that kernels declare."""
-    declared = {kernel.calibrates for kernel in kernels().values() if kernel.calibrates is not None}
-    return tuple(sorted(declared - {*PARTS, recordings.PART}))
+def operator_parts() -> dict[str, set[str]]:
+    """Return the parts beyond the machine's own and its GPUs, groups of operators that kernels declare, in order.
+
+    With the packages that timing each of them needs.
+    """
+    found: dict[str, set[str]] = {}
+    for kernel in kernels().values():
+        if kernel.calibrates not in (None, *PARTS, recordings.PART):
+            found.setdefault(str(kernel.calibrates), set()).update(kernel.needs)
+    return dict(sorted(found.items()))
 
 
-def check_parts(parts: Iterable[str]) -> None:
-    """Refuse names of parts that nothing measures.
+def check_parts(parts: Collection[str]) -> None:
+    """Refuse names of parts that nothing measures, and kernels whose timings nothing would be fitted to.
 
     Raises:
+        ConfigError: such a kernel.
         UnknownName: with the nearest names.
     """
     known = (*PARTS, *operator_parts(), recordings.PART)
     for part in parts:
         if part not in known:
             raise UnknownName("part to calibrate", part, known)
+    for kernel in kernels().values():
+        complaint = unfit(kernel, kernel.cost(kernel.example())) if kernel.calibrates in parts else ""
+        if complaint:
+            raise ConfigError(f"kernel {kernel.name!r} {complaint}")
 
 
 def needs_base(parts: Iterable[str]) -> str:
@@ -122,7 +135,8 @@ def _samples(
     kernel: Kernel, dims: Dims, context: KernelContext, share_s: float, before: Callable[[], object]
 ) -> list[float]:
     """Time one point for about ``share_s``, or once where no time is left."""
-    repeats = 1000 if share_s > 0 else 1
+    most = 1000 if kernel.calibrates in PARTS else OPERATOR_CALLS
+    repeats = most if share_s > 0 else 1
     own = kernel.timings(dims, context, repeats=min(repeats, OPERATOR_REPEATS), budget_s=share_s)
     if own is not None:
         return own

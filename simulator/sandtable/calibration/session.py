@@ -30,8 +30,6 @@ QUICK_BUDGET_S = 32.0
 FULL_BUDGET_S = 290.0
 QUICK_OPERATOR_BUDGET_S = 45.0
 FULL_OPERATOR_BUDGET_S = 130.0
-# what operators are timed with
-FRAMEWORK = "torch"
 # requests at which another program's storage curve is taken
 CROSS_CHECKED_BYTES = (4096, 16384, 65536, 262144)
 DEFAULT_OUTPUT = Path("this_machine.yaml")
@@ -245,11 +243,22 @@ def parts_of(only: str | None, quick: bool, progress: Callable[[str], None]) -> 
         return tuple(part.strip() for part in only.split(",") if part.strip())
     if quick:
         return host_timing.PARTS
-    if importlib.util.find_spec(FRAMEWORK) is None:
-        progress(f"{FRAMEWORK} is not installed: {', '.join(host_timing.operator_parts())} are left out")
-        return host_timing.PARTS
     there = (recordings.PART,) if recordings.may_have_gpu() else ()
-    return (*host_timing.PARTS, *host_timing.operator_parts(), *there)
+    return (*host_timing.PARTS, *_operator_parts(progress), *there)
+
+
+def _operator_parts(progress: Callable[[str], None]) -> list[str]:
+    """Return the groups of operators that can be timed with what is installed, and say of the others why not."""
+    found, without = [], dict[str, list[str]]()
+    for part, needs in host_timing.operator_parts().items():
+        missing = [package for package in sorted(needs) if importlib.util.find_spec(package) is None]
+        if missing:
+            without.setdefault(" and ".join(missing), []).append(part)
+        else:
+            found.append(part)
+    for packages, parts in without.items():
+        progress(f"without {packages}, {', '.join(parts)} cannot be timed: left out")
+    return found
 
 
 def _file_bytes(text: str | None, quick: bool) -> int:

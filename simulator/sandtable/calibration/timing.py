@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from sandtable.demand.kernel import Dims, Kernel
 from sandtable.demand.op import Op
-from sandtable.demand.operator import Operator, operator_named
+from sandtable.demand.operator import Operator, Resource, operator_named
 from sandtable.model.fitted_constants import OWN, kept_under
 
 # the device of what ran on the processor and memory of the machine that timed it
 HOST = "host"
+# parts that calibration measures, and the resources whose laws the timings of each fit; all others are groups of
+# operators
+RESOURCES_OF_PART: dict[str | None, tuple[str, ...]] = {
+    None: get_args(Resource),
+    "storage": ("storage",),
+    "memory": ("memory",),
+    "compute": ("compute",),
+    "gpu": ("compute", "memory", "link", "network"),
+}
+RESOURCES_OF_OPERATORS = ("compute", "network")
 
 
 class Group(NamedTuple):
@@ -113,6 +123,18 @@ def stated(
 def has_own_law(op: Op) -> bool:
     """Whether constants of a law that reads columns are fitted to it, by software; storage has a law of its device."""
     return op.shape is not None and bool(operator_named(op.operator).constants)
+
+
+def unfit(kernel: Kernel, op: Op) -> str:
+    """Return why no law would be fitted to timings of a demand of ``kernel``'s; empty where one is."""
+    part, own = kernel.calibrates, has_own_law(op)
+    if op.resource not in RESOURCES_OF_PART.get(part, RESOURCES_OF_OPERATORS):
+        return f"calibrates {part}, but costs {op.resource}"
+    if part not in RESOURCES_OF_PART and not own:
+        return f"calibrates {part}, but its demand has no shape that a fitted law reads"
+    if part in ("storage", "memory") and own:
+        return f"calibrates {part}, of which no law is fitted but the core's own: {op.operator!r} has another"
+    return ""
 
 
 def grouped(timings: Iterable[Timing]) -> dict[Group, list[Timing]]:

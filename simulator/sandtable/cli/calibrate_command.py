@@ -22,9 +22,9 @@ def calibrate(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Parts to measure: storage,memory,compute,gpu, and operators by group, as training,link,vision (see "
-            "'sandtable list kernels'). gpu: this machine's NVIDIA GPUs, timed through PyTorch; copies, power, and "
-            "collectives where there are several."
+            help="Parts to measure: storage,memory,compute,gpu, and groups of operators, which 'sandtable list "
+            "kernels' names. gpu: this machine's NVIDIA GPUs, timed through PyTorch; copies, power, and collectives "
+            "where there are several."
         ),
     ] = None,
     storage_path: Annotated[Path, typer.Option("--storage-path", help="Folder on the disk to measure.")] = STORES,

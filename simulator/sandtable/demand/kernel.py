@@ -36,13 +36,14 @@ class Kernel(ABC):
     a shape that a fitted law reads. None keeps it out of calibration. ``software`` is whose operator it times,
     where its demand has a shape that an operator's law reads; None for one that belongs to no software: its
     constants go under ``own``. ``once`` is for kernels that need a fresh file for every point: they are measured
-    in the first pass only.
+    in the first pass only. ``needs`` are packages without which nothing of it can be timed.
     """
 
     name: ClassVar[str]
     calibrates: ClassVar[str | None] = None
     once: ClassVar[bool] = False
     software: ClassVar[str | None] = None
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def grid(self, *, quick: bool) -> Sequence[Dims]:

@@ -11,14 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from sandtable import plugins
 from sandtable.demand.operator_shapes import Number
-from sandtable.errors import PlanError, did_you_mean
+from sandtable.errors import ConfigError, PlanError, did_you_mean
 
 if TYPE_CHECKING:
     from sandtable.hardware import Roofline
@@ -78,6 +78,13 @@ class Operator(ABC, Generic[D]):
         super().__init_subclass__(**kwargs)
         if "name" in vars(cls) and not hasattr(cls, "fitted_as"):
             cls.fitted_as = cls.name
+        resource = getattr(cls, "resource", None)
+        if resource is not None and resource not in get_args(Resource):
+            raise ConfigError(
+                f"operator {cls.__name__} of {cls.__module__} is served by {resource!r}: write one of "
+                f"{', '.join(get_args(Resource))}; what works beside the processor is a 'compute' with a stream of "
+                "its own"
+            )
 
     @abstractmethod
     def seconds(self, device: D, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:

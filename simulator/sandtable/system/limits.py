@@ -1,4 +1,4 @@
-"""How much memory this process may take: what the machine has, or the least limit that stands above it."""
+"""How much memory this process may take, what the machine has or the least limit above it; how large its caches are."""
 
 from __future__ import annotations
 
@@ -74,6 +74,14 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def last_level_cache_bytes(root: Path = Path("/")) -> int | None:
+    """Return the size of the largest cache of the first core, in bytes, where the operating system tells."""
+    sizes = (_text(path) for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    found = (re.fullmatch(r"(\d+)([KMG]?)", size.strip()) for size in sizes)  # such as 32768K
+    shifts = {"": 0, "K": 10, "M": 20, "G": 30}
+    return max((int(size[1]) << shifts[size[2]] for size in found if size is not None), default=None)
 
 
 def n_oom_kills(root: Path = Path("/")) -> int:

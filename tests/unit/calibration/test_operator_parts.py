@@ -119,8 +119,10 @@ def test_a_full_calibration_includes_training_where_pytorch_is_installed(monkeyp
 def test_without_pytorch_training_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session.importlib.util, "find_spec", lambda name: None)
     found, said = parts(None, quick=False)
-    assert found == ("storage", "memory", "compute")
-    assert said == [f"torch is not installed: {', '.join(host_timing.operator_parts())} are left out"]
+    others = [part for part, needs in host_timing.operator_parts().items() if not needs]
+    assert others
+    assert found == ("storage", "memory", "compute", *others)
+    assert said == ["without torch, link, training, vision cannot be timed: left out"]
 
 
 def test_parts_can_be_named() -> None:
@@ -177,3 +179,28 @@ def test_a_kernel_that_times_itself_ends_in_the_machine_file(
     # files keep six digits
     rate = found.machine.process_link.datasheet.bandwidth_bytes_per_s
     assert read.datasheet.bandwidth_bytes_per_s == pytest.approx(rate, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("part", "op", "sentence"),
+    [
+        (
+            "luck",
+            Op(name="s", operator="copy", account="memory", bytes_read=1.0),
+            "calibrates luck, but costs memory",
+        ),
+        ("luck", Op(name="s", operator="gemv", account="compute"), "no shape that a fitted law reads"),
+        (
+            "memory",
+            Op(name="s", operator="gemm", account="compute", shape=GemmShape(1.0, 1.0, 1.0)),
+            "calibrates memory, but costs compute",
+        ),
+    ],
+)
+def test_a_kernel_whose_timings_nothing_is_fitted_to_is_refused_before_it_is_timed(
+    part: str, op: Op, sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kernel = type("Lucky", (TorchStream,), {"calibrates": part, "cost": lambda self, dims: op})()
+    monkeypatch.setattr(host_timing, "kernels", lambda: {"lucky": kernel})
+    with pytest.raises(ConfigError, match=f"kernel '{kernel.name}' .*{sentence}"):
+        this_host.calibrate(Settings(folder=tmp_path, only=(part,)))

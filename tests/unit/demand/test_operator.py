@@ -17,7 +17,7 @@ from sandtable.calibration.fit.operator_fit import fit_operator
 from sandtable.calibration.timing import Timing
 from sandtable.demand import operator as operator_module
 from sandtable.demand.op import Op
-from sandtable.demand.operator import operator_named, operators
+from sandtable.demand.operator import PlainOperator, operator_named, operators
 from sandtable.demand.operator_shapes import GemmShape
 from sandtable.errors import ConfigError, PlanError
 from sandtable.hardware import Machine, OperatorFit, Roofline, Stack, StackDatasheet, library
@@ -233,3 +233,10 @@ def test_constants_of_a_kernel_of_no_software_are_found_whatever_the_stack(machi
     twice = [Timing.once(timing.op, 2 * timing.seconds, software="s") for timing in points]
     both = machine_fit.fitted(calibrated, twice, "made up").model_copy(update={"stack": framework({})})
     assert CostModel(both).time(op).seconds == pytest.approx(2 * seconds, rel=0.05)
+
+
+def test_who_serves_an_operator_is_one_of_the_core_s_resources() -> None:
+    with pytest.raises(
+        ConfigError, match="is served by 'acme': write one of storage, memory, compute, link, network"
+    ):
+        type("Odd", (PlainOperator,), {"name": "odd", "resource": "acme"})

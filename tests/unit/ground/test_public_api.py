@@ -18,10 +18,10 @@ from sandtable.errors import ConfigError, UnknownName
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 MEASURING = "calibrate_and_check"
-# on buffers of a few megabytes in place of four last-level caches: the example's way, not its figures, is the test
-SHORT = """import runpy, sys
-from sandtable_kernels import support
-support.last_level_cache_bytes = lambda: 1 << 20
+SHORT = f"""import runpy, sys
+sys.path.insert(0, {str(ROOT / "tests" / "shared")!r})
+import pytest, short_calibration
+short_calibration.shorten(pytest.MonkeyPatch())
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
 SMALL = {"parameters.model": "llama_2_7b_relu_1l", "parameters.tokens": 3}

@@ -189,6 +189,14 @@ class TestMemoryLimits:
         assert limits.memory_bytes(tmp_path) == 1 << 30
         assert limits.out_of_memory("12 bytes").startswith("out of memory (12 bytes): this process may use ")
 
+    def test_the_last_cache_is_the_largest(self, tmp_path: Path) -> None:
+        for index, size in enumerate(("48K", "2M", "odd")):
+            folder = tmp_path / f"sys/devices/system/cpu/cpu0/cache/index{index}"
+            folder.mkdir(parents=True)
+            (folder / "size").write_text(f"{size}\n")
+        assert limits.last_level_cache_bytes(tmp_path) == 2 << 20
+        assert limits.last_level_cache_bytes(tmp_path / "elsewhere") is None
+
 
 def test_random_damage_of_sealed_yaml_is_never_read(tmp_path: Path) -> None:
     rng = random.Random(1)
