@@ -13,7 +13,18 @@ from sandtable.engine.process import Process
 from sandtable.engine.simulation import Run, run
 from sandtable.engine.world import Options
 from sandtable.errors import PlanError
-from sandtable.hardware import Component, Frozen, Link, Machine, Memory, Processor, Storage, library, number_paths
+from sandtable.hardware import (
+    Accelerator,
+    Component,
+    Frozen,
+    Link,
+    Machine,
+    Memory,
+    Processor,
+    Storage,
+    library,
+    number_paths,
+)
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric, Prediction, TraceRow
 from sandtable.runs import bill, reduction
@@ -201,14 +212,26 @@ def guesses_of(ops: Sequence[Op], parts: Sequence[Component], machine: Machine) 
 
 def _given(ops: Sequence[Op], parts: Sequence[Component]) -> Iterator[tuple[str, str]]:
     """Yield family and path of every guess that the laws of these ops take as given on these parts."""
-    read = {operator_named(op.operator).fitted_as for op in ops if op.shape is not None}
     devices = [part for part in parts if isinstance(part, Processor | Link)]
     for name in dict.fromkeys(device.family for device in devices):
+        members = [device for device in devices if device.family == name]
+        read = {
+            operator_named(op.operator).fitted_as
+            for op in ops
+            if op.shape is not None and any(_serves(device, op) for device in members)
+        }
         # what every device of the family states itself is read nowhere else
-        own = set.intersection(*({*number_paths(device)} for device in devices if device.family == name))
+        own = set.intersection(*({*number_paths(device)} for device in members))
         for path in library.family(name).guesses():
             if path.split(".")[1] in read and path not in own:
                 yield name, path
+
+
+def _serves(device: Processor | Link, op: Op) -> bool:
+    """Whether ops like this one run on a device of this kind."""
+    if op.resource == "network" or isinstance(device, Link):
+        return op.resource == "network" and isinstance(device, Link)
+    return (op.on == "accelerator") == isinstance(device, Accelerator)
 
 
 def warnings_of(parts: Sequence[Component], guesses: Sequence[str], machine: Machine) -> tuple[str, ...]:

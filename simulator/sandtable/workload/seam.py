@@ -154,6 +154,10 @@ class Workload(ABC, Generic[P]):
         """Return what an answer depends on and its reader may not know, in sentences, the most important first."""
         return ()
 
+    def bound(self, parameters: P, known: Mapping[str, Metric]) -> str:
+        """Return what bounds the work in a sentence, where phases of it say more than resources; empty otherwise."""
+        return ""
+
     def models(self) -> Iterable[str]:
         """Return the models that parameters can name; none where a workload has no model."""
         return ()

@@ -165,7 +165,7 @@ def _groups(parameters: Sequence[SlmTraining], machine: Machine) -> Iterator[tup
     groups: dict[Any, list[int]] = {}
     configurations = [configuration(p, machine) for p in parameters]
     for index, (p, c) in enumerate(zip(parameters, configurations, strict=True)):
-        groups.setdefault((p.precision, p.optimizer_dtype, structure(c)), []).append(index)
+        groups.setdefault((p.precision, p.optimizer_dtype, p.gradient_dtype, structure(c)), []).append(index)
     for members in groups.values():
         yield members, stacked([configurations[index] for index in members])
 

@@ -194,7 +194,7 @@ def states(p: SlmTraining, c: Configuration, n: Held) -> dict[str, Number]:
     """Return weights, master weights, optimiser states and gradients of the parameters of one device."""
     mixed = p.precision.startswith("mixed")
     # with sharded weights the float32 ones are the only ones that stay; narrow ones exist while they are gathered
-    narrow = np.where(np.asarray(c.sharding) >= SHARDING["fsdp_grad_op"], 0.0, 1.0) if mixed else 1.0
+    narrow = np.where(np.asarray(c.sharding) >= SHARDING["fsdp_grad_op"], 0.0, 1.0) if _gathers_anew(p) else 1.0
     return {
         "weights": n.split(c, SHARDING["fsdp_full"]) * p.weight_bytes * narrow,
         "master weights": n.split(c, SHARDING["zero_1"]) * (4.0 if mixed else 0.0),
@@ -218,10 +218,16 @@ def _unsharded(p: SlmTraining, c: Configuration, n: Held, place: Place) -> tuple
     sharded = several & (level >= SHARDING["fsdp_grad_op"])
     whole = np.minimum(WHOLE_GRADIENTS * layer + outer, n.all) * p.reduce_bytes
     # weights that are sharded in the type that they are computed in are gathered beside the shard; whole ones are not
-    held = np.where(
-        (level == SHARDING["fsdp_grad_op"]) & (not p.precision.startswith("mixed")), 0.0, gathered * p.weight_bytes
-    )
-    return np.where(several, held, gathered * p.weight_bytes * p.precision.startswith("mixed")), whole * sharded
+    held = np.where((level == SHARDING["fsdp_grad_op"]) & (not _gathers_anew(p)), 0.0, gathered * p.weight_bytes)
+    return np.where(several, held, gathered * p.weight_bytes * _gathers_anew(p)), whole * sharded
+
+
+def _gathers_anew(p: SlmTraining) -> bool:
+    """Whether narrow weights exist only while they are gathered: float32 ones are all that stays where they are shards.
+
+    With gradients in bfloat16, as DeepSpeed keeps them, the narrow weights stay too.
+    """
+    return p.precision.startswith("mixed") and p.gradient_dtype != "bfloat16"
 
 
 # --- activations -------------------------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ class SlmTraining(Frozen):
             ``lion`` or ``sgd`` with one moment; ``muon`` for the matrices of layers and AdamW for the rest.
         optimizer_dtype: Type of the optimiser's moments; float32 with mixed precision, and the weights' type otherwise,
             if not given.
+        gradient_dtype: Type in which gradients are kept with mixed precision: float32 if not given. In bfloat16 it is
+            DeepSpeed's way, which also keeps the narrow weights beside shards of float32 ones.
         offload_optimizer: Where the optimiser's states, float32 weights among them, and gradients lie if not on the
             device: in the host's memory, which also updates them, or the states on its drive (``nvme``).
         offload_parameters: Where weights lie until their layer's turn comes; gathered layer by layer from there.
@@ -127,6 +129,7 @@ class SlmTraining(Frozen):
     reduce_dtype: Literal["float32", "bfloat16"] | None = None
     optimizer: Optimizer = "adamw"
     optimizer_dtype: Literal["float32", "bfloat16"] | None = None
+    gradient_dtype: Literal["float32", "bfloat16"] | None = None
     offload_optimizer: Place = "none"
     offload_parameters: Place = "none"
     overlap_gradients: bool = True
@@ -161,6 +164,8 @@ class SlmTraining(Frozen):
 
     @model_validator(mode="after")
     def _states_have_one_type(self) -> SlmTraining:
+        if self.gradient_dtype is not None and not self.precision.startswith("mixed"):
+            raise ValueError(f"gradients have the type of {self.precision} weights: leave gradient_dtype out")
         if self.optimizer_dtype is not None and self.optimizer in ("adamw_8bit", "adafactor"):
             raise ValueError(f"{self.optimizer} says itself how wide its states are: leave optimizer_dtype out")
         return self
@@ -193,7 +198,8 @@ class SlmTraining(Frozen):
     @property
     def gradient_bytes(self) -> float:
         """Bytes of a gradient as it is accumulated, and as the optimiser reads it."""
-        return 2.0 if self.precision == "bfloat16" else 4.0
+        narrow = self.precision == "bfloat16" or self.gradient_dtype == "bfloat16"
+        return 2.0 if narrow else 4.0
 
     @property
     def moment_bytes(self) -> float:

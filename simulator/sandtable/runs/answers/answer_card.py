@@ -40,7 +40,7 @@ def answered(result: AnyResult, case: Case, seconds: Seconds | None = None) -> A
         subject=subject_of(case),
         verdict=_verdict(case.scenario, result),
         headlines=_headlines(result, case),
-        bound=bound_text(result, seconds or {}),
+        bound=case.workload.bound(case.parameters, result.metrics) or bound_text(result, seconds or {}),
         caveat=caveat_of(result, case, seconds or {}),
     )
     return result.model_copy(update={"answer": answer})

@@ -104,7 +104,8 @@ def _reads(name: str, source: Source, machine: Machine) -> bool:
     if machine.stack is not None and part == machine.stack.name:
         return source.law == "data sheet" and words[-1] == _efficiency_of(operator, source.kind, machine)
     if words[0] == "laws":
-        return source.law.rpartition(" ")[2] == words[1] == operator_named(operator).fitted_as
+        known = source.law.rpartition(" ")[2] == words[1] == operator_named(operator).fitted_as
+        return known and part in _families_of(source, machine)
     if part == machine.storage.name:
         return source.resource == "storage"
     # of a processor's data sheet, that law reads the arithmetic rate alone
@@ -123,6 +124,15 @@ def _names_of(on: str, machine: Machine) -> set[str]:
     if on == "host" or machine.accelerator is None:
         return {machine.processor.name}
     return {machine.accelerator.processor.name, machine.accelerator.device.name}
+
+
+def _families_of(source: Source, machine: Machine) -> set[str]:
+    """Return the families whose files say what the law of a source takes as given."""
+    if source.resource == "network":
+        return {link.family for link in (machine.group_link, machine.network) if link is not None}
+    if source.on == "host" or machine.accelerator is None:
+        return {machine.processor.family}
+    return {machine.accelerator.processor.family}
 
 
 def _in_words(guess: Guess, n: int, case: Case, result: Result) -> str:

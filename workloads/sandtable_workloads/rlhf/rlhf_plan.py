@@ -1,0 +1,274 @@
+"""The plan of a campaign for the engine: steps of fine-tuning and of the reward model, the soup, and PPO's iterations.
+
+One device of each pool stands for its equals, and pools are devices that work beside each other. In an iteration the
+rollouts are generated; reference, reward model, critic and policy score them; policy and critic are trained on them,
+beside each other where they have devices of their own; the engine gets the new weights. What generates apart may do so
+for the next iteration while this one's rollouts are trained on. Compute, collectives and the host that issues go on
+beside each other within a pass, and it ends when all have. Equal passes in a row are one op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from sandtable.demand.op import Op, Where
+from sandtable.demand.plan import Phase, Plan, Step
+from sandtable.hardware import Machine
+from sandtable.model.cost_model import CostModel
+from sandtable_workloads.rlhf.answer_lengths import Drawn, decode_steps, drawn, slowest_engine
+from sandtable_workloads.rlhf.rlhf_demand import (
+    PREFILL_TOKENS,
+    Engine,
+    Passes,
+    scoring_passes,
+    training_passes,
+    weight_sync,
+)
+from sandtable_workloads.rlhf.rlhf_parameters import Rlhf, Role
+from sandtable_workloads.rlhf.soups.soup_demand import soup_ops
+from sandtable_workloads.training.closed_form import Timer
+from sandtable_workloads.training.step_demand import Demand
+from sandtable_workloads.training.training_plan import Builder, op_of
+
+SFT, REWARD, SOUP, ITERATION = "sft_step", "reward_step", "soup", "iteration"
+ROLLOUT, SCORING, UPDATE, SYNC = "rollout", "scoring", "update", "weight_sync"
+SECTIONS = (ROLLOUT, SCORING, UPDATE, SYNC)
+# bytes of a parameter in a checkpoint
+STORED_BYTES = {"float32": 4.0}
+After = Sequence[int | None]
+
+
+def plan_of(p: Rlhf, machine: Machine, memory: dict[str, float], seed: int) -> Plan:
+    """Return the plan of a whole campaign; all iterations have the lengths that are drawn for one."""
+    lengths = drawn(p, seed)
+    phases = [
+        *_before(p, machine, lengths),
+        _phase(ITERATION, _Iteration(p, machine, lengths).ops(), p.n_iterations),
+    ]
+    return Plan(
+        workload="rlhf",
+        phases=tuple(phases),
+        main_phase=ITERATION,
+        memory_bytes=memory,
+        work_unit="iteration",
+        unit_metric="iteration_s",
+    )
+
+
+def _phase(name: str, ops: Sequence[Op], times: int) -> Phase:
+    return Phase(name=name, steps=(Step(name=name, ops=tuple(ops), repeat=times),))
+
+
+def _before(p: Rlhf, machine: Machine, lengths: Drawn) -> list[Phase]:
+    """Return what comes before PPO: on all devices together, one after the other."""
+    found = []
+    if p.sft_steps:
+        tokens = p.sft_tokens or p.sequence_tokens
+        passes = training_passes(p, machine, "policy", batch=p.sft_batch, tokens=tokens, devices=p.devices)
+        found.append(_phase(SFT, _alone(machine, passes, SFT), p.n_finetunings * p.sft_steps))
+    if p.reward_steps:
+        passes = reward_passes(p, machine, lengths)
+        found.append(_phase(REWARD, _alone(machine, passes, REWARD), p.reward_steps))
+    if p.reference == "soup" and p.method == "ppo":
+        stored = STORED_BYTES.get(p.precision, 2.0)
+        ops = soup_ops(float(p.shape.n_params), p.n_finetunings, in_bytes=stored, out_bytes=stored)
+        found.append(_phase(SOUP, ops, 1))
+    return found
+
+
+def reward_passes(p: Rlhf, machine: Machine, lengths: Drawn) -> Passes:
+    """Return the passes of a step of the reward model: both answers of each pair."""
+    tokens = padded(p, lengths, p.micro_batch)
+    return training_passes(p, machine, "reward", batch=2 * p.reward_batch, tokens=tokens, devices=p.devices)
+
+
+def padded(p: Rlhf, lengths: Drawn, batch: int) -> int:
+    """Return the tokens that a sequence takes in a pass over ``batch`` of them, padding included."""
+    return round(lengths.mean if p.packing else lengths.padded(min(batch, p.rollout_batch)))
+
+
+def _alone(machine: Machine, passes: Passes, section: str) -> list[Op]:
+    track = Track(machine, section=section)
+    track.train(passes, 1, [])
+    return track.builder.ops
+
+
+# --- passes as ops -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Track:
+    """Adds passes as ops of one device and section; methods return what must be done before anything else."""
+
+    machine: Machine
+    section: str
+    device: int = 0
+    builder: Builder = field(default_factory=Builder)
+
+    def train(self, passes: Passes, n_steps: int, after: After) -> list[int]:
+        """Add ``n_steps`` optimiser steps, equal passes of them together."""
+        n = n_steps * passes.n_micro
+        moved = passes.moved
+        away = (0.0, 0.0) if moved is None else (float(moved.forward_s), float(moved.backward_s))
+        done = self._pass("forward", passes, passes.forward, passes.sent_forward, n, away[0], after)
+        done = self._pass("backward", passes, passes.backward, passes.sent_backward, n, away[1], done)
+        if passes.between and passes.n_micro > 1:
+            done = self._chain("gradient sum", passes.between, n - n_steps, passes.sharing, done)
+        # gradients of the last micro-batch alone are reduced behind its backward pass
+        done = self._sends(passes.sent_step, n_steps, done)
+        if moved is not None and moved.optimizer_s:
+            return [
+                self.builder.add(
+                    self._waiting("update elsewhere", float(moved.optimizer_s) * n_steps, "offload"), done
+                )
+            ]
+        return self._chain("optimizer", passes.optimizer, n_steps, passes.sharing, done)
+
+    def score(self, passes: Passes, name: str, after: After) -> list[int]:
+        """Add forward passes alone."""
+        away = 0.0 if passes.moved is None else float(passes.moved.forward_s)
+        done = self._pass(name, passes, passes.forward, passes.sent_forward, passes.n_micro, 0.0, after)
+        return [
+            *done,
+            *([self.builder.add(self._waiting(f"{name} weights", away, "offload"), after)] if away else []),
+        ]
+
+    def _pass(
+        self,
+        name: str,
+        passes: Passes,
+        demands: Sequence[Demand],
+        sent: Sequence[Demand],
+        n: int,
+        away_s: float,
+        after: After,
+    ) -> list[int]:
+        """Add ``n`` equal passes: computing, with what is sent, moved and issued beside it."""
+        done = self._chain(name, demands, n, passes.sharing, after)
+        if not passes.overlaps:
+            return self._sends(sent, n, done)
+        done += self._sends(sent, n, after) if sent else []
+        if away_s:
+            done.append(self.builder.add(self._waiting("moved beside", away_s * n, "offload"), after))
+        issue_s = float(Timer(CostModel(self.machine), 1).issue(demands).sum()) if demands else 0.0
+        if issue_s:
+            done.append(self.builder.add(self._waiting("issue", issue_s * n, "issue"), after))
+        return done
+
+    def _chain(self, name: str, demands: Sequence[Demand], times: int, sharing: int, after: After) -> list[int]:
+        parts = self._some(demands, sharing)
+        if not parts or times < 1:
+            return [index for index in after if index is not None]
+        op = Op(name=name, operator="sequence", account="compute", parts=parts, on=self.on, section=self.section)
+        return [self.builder.add(replace(op, repeat=times, device=self.device), after)]
+
+    def _sends(self, sent: Sequence[Demand], times: int, after: After) -> list[int]:
+        done = [index for index in after if index is not None]
+        for op in self._some(sent, 1):
+            done = [
+                self.builder.add(replace(op, repeat=op.repeat * times, device=self.device, stream="data"), done)
+            ]
+        return done
+
+    def _some(self, demands: Sequence[Demand], sharing: int) -> tuple[Op, ...]:
+        found = (op_of(demand, self.on, self.section, sharing) for demand in demands)
+        return tuple(op for op in found if op is not None)
+
+    def _waiting(self, name: str, seconds: float, stream: str) -> Op:
+        return Op(
+            name=name,
+            operator="startup",
+            account="communication" if stream == "offload" else "compute",
+            seconds=seconds,
+            on=self.on,
+            device=self.device,
+            stream=stream,
+            section=self.section,
+        )
+
+    @property
+    def on(self) -> Where:
+        """Which processor computes."""
+        return "host" if self.machine.accelerator is None else "accelerator"
+
+    # --- generation ---
+
+    def generate(self, p: Rlhf, lengths: Drawn, after: After) -> list[int]:
+        """Add the rollouts of the engine that ends last: passes over prompts, then steps of ever fewer rows."""
+        engine, rounds = Engine(p, self.machine), slowest_engine(p, lengths)
+        n_prompts = sum(len(places) for places in rounds)
+        tokens = float(sum(int(lengths.prompts[places].sum()) for places in rounds)) / n_prompts
+        batch = max(1, min(round(PREFILL_TOKENS / tokens), *(len(places) for places in rounds), p.generation_batch))
+        done = self._engine_steps(
+            engine, "prompts", engine.prompts(batch, tokens), -(-n_prompts // batch), batch, after
+        )
+        for steps in decode_steps(lengths, rounds, p.generation_batch):
+            demands = engine.decode(steps.rows, steps.context)
+            done = self._engine_steps(engine, "decode", demands, steps.n_steps, steps.rows, done)
+        return done
+
+    def _engine_steps(
+        self, engine: Engine, name: str, demands: Sequence[Demand], n: int, rows: float, after: After
+    ) -> list[int]:
+        done = self._chain(name, demands, n, 1, after)
+        if issue_s := engine.issue_s(demands):
+            done.append(self.builder.add(self._waiting("issue", issue_s * n, "issue"), after))
+        if between_s := engine.between_s(rows):
+            done = [self.builder.add(self._waiting("between steps", between_s * n, "issue"), done)]
+        return done
+
+
+class _Iteration:
+    """One iteration of PPO, or one step of DPO."""
+
+    # pools as devices of the plan
+    PLACES: ClassVar[dict[Role, int]] = {"policy": 0, "generation": 1, "critic": 2, "reference": 3, "reward": 4}
+
+    def __init__(self, p: Rlhf, machine: Machine, lengths: Drawn) -> None:
+        self.p, self.machine, self.lengths = p, machine, lengths
+        self.builder = Builder()
+
+    def ops(self) -> list[Op]:
+        """Return the ops of the iteration."""
+        p = self.p
+        if p.method == "dpo":
+            done = self._score("reference", 2 * p.train_batch, [])
+            self._update("policy", 2 * p.train_batch, done)
+            return self.builder.ops
+        rollouts = self._on("generation", ROLLOUT).generate(p, self.lengths, [])
+        # the rollouts that are trained on meanwhile were made in the iteration before
+        ready = [] if p.placement == "async" else rollouts
+        scored = [index for role in p.roles for index in self._score(role, p.rollout_batch, ready)]
+        updated = [
+            index
+            for role in p.roles
+            if role in ("policy", "critic")
+            for index in self._update(role, p.train_batch, scored)
+        ]
+        self._sync([*updated, *rollouts])
+        return self.builder.ops
+
+    def _on(self, role: Role, section: str) -> Track:
+        place = self.PLACES[role] if self.p.is_apart(role) else 0
+        return Track(self.machine, section, place, self.builder)
+
+    def _score(self, role: Role, sequences: int, after: After) -> list[int]:
+        p = self.p
+        micro = p.rollout_micro_batch or p.scoring_micro_batch or p.micro_batch
+        tokens = padded(p, self.lengths, micro)
+        passes = scoring_passes(p, self.machine, role, sequences=sequences, micro=micro, tokens=tokens)
+        return self._on(role, SCORING).score(passes, role, after)
+
+    def _update(self, role: Role, batch: int, after: After) -> list[int]:
+        p = self.p
+        passes = training_passes(p, self.machine, role, batch=batch, tokens=padded(p, self.lengths, p.micro_batch))
+        return self._on(role, UPDATE).train(passes, p.updates, after)
+
+    def _sync(self, after: After) -> None:
+        demands, software_s = weight_sync(self.p, self.machine)
+        track = self._on("policy", SYNC)
+        done = track._sends(demands, 1, after)
+        if software_s:
+            self.builder.add(track._waiting("tensor by tensor", software_s, "data"), done)
