@@ -66,7 +66,10 @@ def _pools(p: Rlhf) -> Iterator[tuple[Role, ...]]:
     """Yield the roles that share devices."""
     held: tuple[Role, ...] = ("generation", *p.roles)
     yield tuple(role for role in held if not p.is_apart(role))
-    yield from ((role,) for role in OWN_DEVICES if role in held and p.is_apart(role))
+    for role in OWN_DEVICES:
+        if role in held and p.is_apart(role):
+            alone: tuple[Role, ...] = (role,)
+            yield alone
 
 
 def _pool_memory(p: Rlhf, machine: Machine, pool: tuple[Role, ...], seed: int) -> dict[str, float]:
@@ -170,8 +173,8 @@ def verdict_of(p: Rlhf, machine: Machine) -> Verdict:
 
 def fault_of(p: Rlhf, machine: Machine) -> str:
     """Return why a campaign cannot be laid out; empty if it can."""
-    apart = [role for role in OWN_DEVICES if p.is_apart(role)]
-    for role in (*TRAINED[:1], *apart):
+    roles: list[Role] = ["policy", *(role for role in OWN_DEVICES if p.is_apart(role))]
+    for role in roles:
         run = p.training(role, batch=p.train_batch, tokens=p.sequence_tokens)
         if role == "generation":
             own = {"sharding": "ddp", "offload_optimizer": "none", "tensor_parallel": p.generation_tensor_parallel}
