@@ -59,6 +59,41 @@ class EventTriggers:
         return cls(start, found[0] + np.int32(pairs.n_users), found[1])
 
 
+@dataclass(frozen=True)
+class OverEdges:
+    """What events of followed users excite.
+
+    Attributes:
+        triggers: Of all events.
+        released: [E], the events that are expected over each edge for tau 1: see `released_over_edges`.
+    """
+
+    triggers: EventTriggers
+    released: Floats
+
+    @classmethod
+    def of(
+        cls,
+        pairs: EventPairs,
+        edge_start: Ints,
+        edge_source: Ids,
+        decay: float,
+        start: Floats,
+        end: float,
+        dtype: Any,
+    ) -> OverEdges:
+        """Find it; events are excited from ``start`` [U] of their users to ``end``."""
+        triggers = EventTriggers.of(pairs, edge_start, edge_source, decay, dtype)
+        return cls(triggers, released_over_edges(pairs, edge_start, edge_source, decay, start, end))
+
+    def between(self, events: slice, edges: slice, moved: int) -> OverEdges:
+        """Return it for some of the events and edges; places of edges in tau are ``moved`` less there."""
+        start = self.triggers.start[events.start : events.stop + 1]
+        found = slice(start[0], start[-1])
+        edge = (self.triggers.edge[found] - moved).astype(np.int32)
+        return OverEdges(EventTriggers(start - start[0], edge, self.triggers.value[found]), self.released[edges])
+
+
 def released_over_edges(
     pairs: EventPairs, edge_start: Ints, edge_source: Ids, decay: float, start: Floats, end: float
 ) -> Floats:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import pytest
 from sandtable.errors import ConfigError, MeasureError
 from sandtable.system import process_ranks
 from sandtable_kernels.poisson.event_pairs import EventPairs
+from sandtable_workloads.rpf.estimators.dynamic_factorization import DRPF, DSRPF
 from sandtable_workloads.rpf.estimators.fit_checkpoint import FitCheckpoint, read_arrays
+from sandtable_workloads.rpf.estimators.item_excitation import IIRPF, XIIRPF
 from sandtable_workloads.rpf.estimators.recurrent_factorization import HRPF, SRPF
 from sandtable_workloads.rpf.estimators.static_factorization import HPF
-from sandtable_workloads.rpf.scaled import rank_fit, rank_job
+from sandtable_workloads.rpf.scaled import event_shards, rank_fit
 
 pytest.importorskip("torch")
 OPTIONS: dict[str, Any] = {"n_components": 3, "max_iter": 15, "tol": 1e-30, "dtype": "float64", "n_threads": 1}
@@ -45,17 +48,103 @@ def test_ranks_find_what_one_finds() -> None:
     assert shared.recommend(3, 50.0, 2)[0][0] == one.recommend(3, 50.0, 2)[0][0]
 
 
-@pytest.mark.parametrize("hierarchical", [True, False])
-def test_ranks_share_a_graph_whose_edges_lead_from_any_to_any(hierarchical: bool) -> None:
-    rng = np.random.default_rng(6)
-    edges = np.arange(14)[rng.integers(0, 14, (2, 60))]
-    options = OPTIONS | {"hierarchical": hierarchical, "decay": 0.5}
-    one = SRPF(**options).fit(some_events(), tuple(edges))
-    shared = SRPF(**options, n_ranks=3).fit(some_events(), tuple(edges))
-    near(shared, one, ("theta_", "beta_", "tau_", "edge_tau_"))
-    for name, rows in one.state_.items():
-        np.testing.assert_allclose(shared.state_[name].group_rate, rows.group_rate, rtol=1e-8)
-        assert shared.state_[name].terms == pytest.approx(rows.terms, rel=1e-9)
+# --- every model, by three ranks that fit one after the other --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to fit, with edges or not; ``goes_on``: after five iterations that were done and kept before."""
+
+    model: type[HPF]
+    options: Any = ()
+    social: bool = False
+    goes_on: bool = False
+
+    def estimator(self, **more: Any) -> HPF:
+        return self.model(**OPTIONS | {"decay": 0.5} | dict(self.options) | more)
+
+    def begun(self, **more: Any) -> HPF:
+        return self.estimator(**more).begin(some_dates(0, 500, 50), self.edges())
+
+    def fitted(self, **more: Any) -> HPF:
+        return self.estimator().fit(some_dates(0, 500, 50), self.edges(), **more)
+
+    def edges(self) -> Any:
+        return tuple(np.random.default_rng(6).integers(0, 14, (2, 60))) if self.social else None
+
+
+SHIFTS = np.random.default_rng(2).uniform(0.1, 1, (4, 3))
+SHELF = {"clusters": dict(zip(np.arange(8), np.arange(8) // 3, strict=True))}
+CASES = {
+    "hpf": Case(HPF),
+    "srpf": Case(SRPF, social=True),
+    "srpf with rates given": Case(SRPF, {"hierarchical": False}, social=True),
+    "drpf": Case(DRPF, {"feature_period": 24.0, "user_features": SHIFTS, "item_features": SHIFTS[:, :2]}),
+    "dsrpf": Case(DSRPF, social=True, goes_on=True),
+    "iirpf": Case(IIRPF, goes_on=True),
+    "iirpf with edges": Case(IIRPF, social=True),
+    "xiirpf": Case(XIIRPF, SHELF),
+    "xiirpf with edges": Case(
+        XIIRPF, {"clusters": 3, "distances": np.ones((3, 3)) + SHIFTS[1:]}, True, goes_on=True
+    ),
+}
+ALL_JOBS = """
+import sys
+from pathlib import Path
+from sandtable_workloads.rpf.scaled.rank_workers import RankFit, dist
+rank, folders = int(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
+dist.init_process_group("gloo", init_method=folders[0].joinpath("meet").as_uri(), rank=rank, world_size=3)
+for folder in folders:
+    RankFit(folder, rank).run()
+"""
+
+
+def some_dates(seed: int, n: int, hour: float) -> dict[str, Any]:
+    """Events of the 50 hours from ``hour`` on; those after the fit's are also of new users and items."""
+    rng, later = np.random.default_rng(seed), 3 if seed else 0
+    hours = np.datetime64("2024-03-05T17:20:00", "ms") + (3.6e6 * np.sort(rng.uniform(hour, hour + 50, n))).astype(
+        "timedelta64[ms]"
+    )
+    return {"user": rng.integers(0, 14 + later, n), "item": rng.integers(0, 8 + later, n), "time": hours}
+
+
+def validation() -> dict[str, Any]:
+    return some_dates(1, 60, 100)
+
+
+@pytest.fixture(scope="module")
+def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HPF]:
+    folder, found = tmp_path_factory.mktemp("ranks"), {}
+    for name, case in CASES.items():
+        kept = FitCheckpoint(path=folder / name / "kept.npz", every_iterations=2) if case.goes_on else None
+        if kept is not None:
+            case.estimator(max_iter=5).fit(
+                some_dates(0, 500, 50), case.edges(), validation=validation(), checkpoint=kept
+            )
+        found[name] = case.begun(n_ranks=3)
+        rank_fit.write_ranks(found[name], folder / name, validation=validation(), checkpoint=kept)
+    command = [sys.executable, "-c", ALL_JOBS]
+    ranks = [subprocess.Popen([*command, str(rank), *(str(folder / name) for name in CASES)]) for rank in range(3)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0, 0]
+    for name, model in found.items():
+        rank_fit.take_ranks(model, folder / name)
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_find_what_one_finds_and_stop_by_the_same_likelihood(name: str, by_ranks: dict[str, HPF]) -> None:
+    shared, one = by_ranks[name], CASES[name].fitted(validation=validation())
+    published = [name for name in ("theta_", "beta_", "tau_", "edge_tau_", "phi_", "pi_") if hasattr(one, name)]
+    near(shared, one, tuple(published))
+    assert len(one.held_out_) >= 2
+    np.testing.assert_allclose(shared.held_out_, one.held_out_, rtol=1e-9)
+    assert shared.score(validation()) == pytest.approx(one.held_out_[-1], rel=1e-9)
+    for rows, others in zip(one.state_.values(), shared.state_.values(), strict=True):
+        np.testing.assert_allclose(others.group_rate, rows.group_rate, rtol=1e-8)
+        assert others.terms == pytest.approx(rows.terms, rel=1e-9)
+
+
+# --- how ranks are run -----------------------------------------------------------------------------------------------
 
 
 def test_ranks_go_on_from_a_checkpoint_of_one_and_stop_alike(tmp_path: Path) -> None:
@@ -119,7 +208,7 @@ def test_shards_hold_all_events_and_nearly_the_same_work() -> None:
     user, item, time = some_events(3000, 100)
     pairs = EventPairs.of(user, item, time, 100, 8)
     bounds = rank_fit.shards(pairs.chunks(3))
-    parts = [rank_job.users_between(pairs, *map(int, bounds[i : i + 2])) for i in range(3)]
+    parts = [event_shards.users_between(pairs, *map(int, bounds[i : i + 2])) for i in range(3)]
     assert sum(part.n_events for part in parts) == 3000
     assert max(part.n_events for part in parts) < 1.1 * 1000
     whole = EventPairs.of(
@@ -148,7 +237,7 @@ def test_what_ranks_cannot_do_is_said() -> None:
     events = some_events()
     with pytest.raises(ConfigError, match="15 ranks share out 14 users"):
         HRPF(**OPTIONS, n_ranks=15).fit(events)
-    with pytest.raises(ConfigError, match="leave out `validation`"):
+    with pytest.raises(ConfigError, match="before the fit's end"):
         HRPF(**OPTIONS, n_ranks=2).fit(events, validation=events)
     with pytest.raises(ConfigError, match="n_ranks must be a whole number of at least 1"):
         HRPF(**OPTIONS, n_ranks=0).fit(events)

@@ -107,6 +107,7 @@ def observing(p: Rpf, seed: int, n_threads: int) -> tuple[PoissonEstimator, Call
     table = made.table()
     model = estimator_of(p, n_threads=p.threads or n_threads, seed=seed)
     model.user_index_, model.item_index_ = IdIndex(np.arange(p.users)), IdIndex(np.arange(p.items))
+    model.origin_ = table.origin
     edges = made.edges() if p.social else None
     model._observe(table.user_code, table.item_code, table.time, edges, (table.start, table.end))
     state = model.state_ = model._begin(model.observed_, np.random.default_rng(seed))

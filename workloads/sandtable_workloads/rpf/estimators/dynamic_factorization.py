@@ -113,18 +113,15 @@ class DRPF(HRPF):
         """Return means [n, features, K]."""
         return rows.mean.reshape(rows.group_rate.size, -1, rows.n_components)
 
-    # --- rates -----------------------------------------------------------------------------------------------------
+    def _exposed(self, theta: GammaRows) -> Floats:
+        return self._by_clock.rates_of_items(theta.mean)
 
-    def _unseen_item(self) -> Array:
-        """Return [J, K], the mean under q of an item that was there and had no event."""
-        theta = self.state_["theta"].mean
-        rate = self._by_clock.rates_of_items(theta) + self.state_["beta"].group_mean.mean()
-        return np.asarray(self.prior("beta").shape / rate)
+    # --- rates -----------------------------------------------------------------------------------------------------
 
     def _theta_of(self, user: Any) -> Array:
         """Return features of users [..., I, K]."""
         unseen = np.less(user, 0)[..., None, None]
-        return np.asarray(np.where(unseen, self.theta_.mean(0), self.theta_[user]))
+        return np.asarray(np.where(unseen, self._mean_user("theta"), self.theta_[user]))
 
     def _beta_of(self, item: Array) -> Array:
         """Return features of items [..., J, K]."""
@@ -139,7 +136,7 @@ class DRPF(HRPF):
 
     def _base_at(self, user: Array, item: Array, time: Array) -> Floats:
         bins = self.clock_.bins(time)
-        theta = np.concatenate((self.theta_, self.theta_.mean(0, keepdims=True)))  # whoever is -1 comes last
+        theta = np.concatenate((self.theta_, self._mean_user("theta")[None]))  # whoever is -1 comes last
         beta = np.concatenate((self.beta_, self._unseen_item()[None]), dtype=self.beta_.dtype)
         rate = np.empty(bins.size)
         for part in _parts(bins.size):
@@ -152,7 +149,9 @@ class DRPF(HRPF):
         exposure = self.clock_.exposure(start, end)[0]
         per_hour = self.clock_.item_table @ sum_of_items(self.state_["beta"].mean, self.beta_.shape[0])
         weights = (self.clock_.user_table * exposure[:, None]).T @ per_hour
-        of_user = np.append(np.einsum("uik,ik->u", self.theta_, weights), np.vdot(self.theta_.mean(0), weights))
+        of_user = np.append(
+            np.einsum("uik,ik->u", self.theta_, weights), np.vdot(self._mean_user("theta"), weights)
+        )
         return np.asarray(of_user[user], np.float64)
 
     def _waits(self, user: int, t: float, n: int, rng: np.random.Generator) -> Floats:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats
+from sandtable_kernels.poisson.event_triggers import OverEdges
 from sandtable_workloads.rpf.estimators.observed_events import event_columns
 from sandtable_workloads.rpf.estimators.poisson_estimator import PoissonEstimator
 from sandtable_workloads.rpf.events.event_checks import hour_of
@@ -29,6 +30,7 @@ class LaterEvents(NamedTuple):
         everyone: [U], all users, -1 those who were not fitted.
         start: From when on events are later, in hours.
         end: The time of the last.
+        over_edges: What events excite over edges; None without.
     """
 
     pairs: EventPairs
@@ -38,6 +40,7 @@ class LaterEvents(NamedTuple):
     everyone: Array
     start: float
     end: float
+    over_edges: OverEdges | None = None
 
 
 @dataclass(eq=False)
@@ -121,7 +124,7 @@ class EventIntensity(PoissonEstimator):
     def _theta_of(self, user: Any) -> Array:
         """Return rows of users [..., K]."""
         unseen = np.less(user, 0)[..., None]
-        return np.asarray(np.where(unseen, self.theta_.mean(0), self.theta_[user]))
+        return np.asarray(np.where(unseen, self._mean_user("theta"), self.theta_[user]))
 
     def _beta_of(self, item: Array) -> Array:
         """Return rows of items [..., K]."""
@@ -129,9 +132,12 @@ class EventIntensity(PoissonEstimator):
 
     def _unseen_item(self) -> Array:
         """Return [K], the mean under q of an item that was there and had no event."""
-        prior = self.prior("beta")
-        rate = self.observed_.exposure @ self.theta_ + self.state_["beta"].group_mean.mean()
-        return np.asarray(prior.shape / rate)
+        rate = self._over_users["exposed"] + self.state_["beta"].group_mean.mean()
+        return np.asarray(self.prior("beta").shape / rate)
+
+    def _mean_user(self, name: str) -> Array:
+        """Return what stands for a user that was not fitted, of ``theta`` and what else `_user_sums` has."""
+        return np.asarray(self._over_users[name] / self._over_users["users"], self.theta_.dtype)
 
     def _base_items(self, user: int, t: float) -> Floats:
         """Return [P], the base rate of a user with each item."""
@@ -183,9 +189,7 @@ class EventIntensity(PoissonEstimator):
 
     # --- later events ----------------------------------------------------------------------------------------------
 
-    def _held_out(self, events: Any) -> Callable[[], float]:
-        """Return what gives the log-likelihood per event of later events under the parameters as they then are."""
-        later = self._later(*event_columns(events, self.origin_))
+    def _likelihood(self, later: LaterEvents) -> Callable[[], float]:
         pairs = later.pairs
         users, items, times = later.known_user[later.new], later.known_item[later.new], pairs.time[later.new]
         excited = self._excited(later)
@@ -194,12 +198,14 @@ class EventIntensity(PoissonEstimator):
             more, more_expected = excited()
             rate = self._base_at(users, items, times) + more
             expected = self._base_between(later.everyone, later.start, later.end).sum() + more_expected
-            return float((np.log(rate).sum() - expected) / times.size)
+            mine = {"of_users": np.array(np.log(rate).sum() - expected), "events": np.array(float(times.size))}
+            shared = self.all_reduce(mine)
+            return float(shared["of_users"] / shared["events"])
 
         return mean
 
-    def _later(self, user: Array, item: Array, time: Floats) -> LaterEvents:
-        """Put later events in order together with those that were fitted."""
+    def _later(self, events: Any) -> LaterEvents:
+        user, item, time = event_columns(events, self.origin_)
         start = self.observed_.end
         if time.min() < start:
             raise ConfigError(f"an event to score is at {time.min():g} hours, before the fit's end at {start:g}")
@@ -232,7 +238,7 @@ class EventIntensity(PoissonEstimator):
         mass[: old.n_users] -= old.released(self.decay, later.start)
 
         def beyond() -> tuple[Floats, float]:
-            tau = np.concatenate((self.tau_, [self.tau_.mean()])).astype(np.float64)
+            tau = np.append(self.tau_, self._mean_user("tau")).astype(np.float64)
             return tau[users] * own, float(tau[later.everyone] @ mass)
 
         return beyond

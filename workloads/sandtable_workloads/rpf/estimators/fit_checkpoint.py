@@ -100,7 +100,12 @@ class FitIdentity:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as a header keeps it, without what may change between the two."""
-        kept = {name: value for name, value in sorted(self.parameters.items()) if name not in OF_THE_RUN}
+        # a mapping as its two columns: names in JSON are texts only
+        kept = {
+            name: [list(value), list(value.values())] if isinstance(value, Mapping) else value
+            for name, value in sorted(self.parameters.items())
+            if name not in OF_THE_RUN
+        }
         all_of_it = {"model": self.model, "data": self.data, "parameters": kept}
         made: dict[str, Any] = json.loads(json.dumps(all_of_it, default=_plain))
         return made

@@ -128,6 +128,9 @@ class ItemExcitation(SRPF):
 
     # --- prediction ------------------------------------------------------------------------------------------------
 
+    def _user_sums(self, state: State) -> dict[str, Array]:
+        return super()._user_sums(state) | {"phi": state["phi"].mean.sum(dtype=np.float64)}
+
     def _publish(self, state: State) -> None:
         super()._publish(state)
         self.phi_ = state["phi"].mean[:, 0]
@@ -162,7 +165,7 @@ class ItemExcitation(SRPF):
 
         def beyond() -> tuple[Floats, float]:
             rate, expected = own()
-            phi = np.concatenate((self.phi_, [self.phi_.mean()])).astype(np.float64)[later.everyone]
+            phi = np.append(self.phi_, self._mean_user("phi")).astype(np.float64)[later.everyone]
             reach, rates = self._at_all(passes, items, phi)
             given = float(passes.given_off(mass, reach) @ phi)
             return rate + rates[later.new], expected + given
@@ -282,9 +285,6 @@ class XIIRPF(ItemExcitation):
         elif isinstance(self.clusters, Mapping | Sequence):
             self._take_clusters(self.clusters)
         n = self.cluster_names_.size
-        self._scale = self._distances(n) / self.nu
-        sizes = np.bincount(self.cluster_, minlength=n)
-        self._targets = self._scale * (sizes - np.eye(n))  # from, to: all items but the one itself
         pi = rng.uniform(0.5, 1.5, (n, n)) / observed.pairs.n_items
         return {"pi": GammaRows.start(self.prior("pi"), pi)}
 
@@ -320,13 +320,22 @@ class XIIRPF(ItemExcitation):
             plain._iterate(observed, state)
         return state["beta"].mean.astype(np.float64)
 
-    def _distances(self, n: int) -> Floats:
+    @property
+    def _scale(self) -> Floats:
+        """[C, C] (from, to), what pi is multiplied by."""
+        n = self.cluster_names_.size
         if self.distances is None:
-            return np.full((n, n), self.nu)
+            return np.ones((n, n))
         distances = np.asarray(self.distances, np.float64)
         if distances.shape != (n, n) or not (np.isfinite(distances) & (distances >= 0)).all():
             raise ConfigError(f"distances must be {n} x {n} numbers of at least 0, one row for each cluster")
-        return distances
+        return distances / self.nu
+
+    @property
+    def _targets(self) -> Floats:
+        """[C, C] (from, to), the same summed over all items of a cluster but the one itself."""
+        n = self.cluster_names_.size
+        return np.asarray(self._scale * (np.bincount(self.cluster_, minlength=n) - np.eye(n)))
 
     # --- inference -------------------------------------------------------------------------------------------------
 
@@ -338,7 +347,7 @@ class XIIRPF(ItemExcitation):
 
     def _maximise_shared(self, state: State, sums: Mapping[str, Array]) -> None:
         state["beta"].maximise(sums["items"], np.ones(self.cluster_.size), sums["weights"])
-        received = np.bincount(self.cluster_, sums["received"], self._targets.shape[0])
+        received = np.bincount(self.cluster_, sums["received"], self.cluster_names_.size)
         state["pi"].maximise_rates(sums["clusters"], received[:, None] * self._targets)
 
     # --- prediction ------------------------------------------------------------------------------------------------

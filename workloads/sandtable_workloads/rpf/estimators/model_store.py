@@ -53,13 +53,9 @@ def save_model(model: PoissonEstimator, path: str | Path) -> None:
         "elbo": model.elbo_,
         "held_out": model.held_out_,
         "converged": model.converged_,
-        "parameters": {},
     }
-    for name, value in model.get_params().items():
-        if isinstance(value, np.ndarray):
-            arrays[f"parameter.{name}"] = value
-        else:
-            header["parameters"][name] = value.item() if isinstance(value, np.generic) else _as_text(name, value)
+    header["parameters"], given = parameters_of(model)
+    arrays |= {f"parameter.{name}": value for name, value in given.items()}
     for name, ids in (("user_ids", model.user_ids_), ("item_ids", model.item_ids_)):
         arrays[name], header[name] = plain_ids(ids)
     if edges is not None:
@@ -101,8 +97,21 @@ def load_model(path: str | Path) -> PoissonEstimator:
     return model
 
 
+def parameters_of(model: PoissonEstimator) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return hyperparameters as JSON has them, and those that are arrays.
+
+    Raises:
+        ConfigError: one that is neither.
+    """
+    given = model.get_params()
+    arrays = {name: value for name, value in given.items() if isinstance(value, np.ndarray)}
+    return {name: _as_text(name, value) for name, value in given.items() if name not in arrays}, arrays
+
+
 def _as_text(name: str, value: Any) -> Any:
     """Return a hyperparameter as JSON has it; dates as text and mappings as two columns, which are taken as well."""
+    if isinstance(value, np.generic) and not isinstance(value, np.datetime64):
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.datetime64) or hasattr(value, "isoformat"):

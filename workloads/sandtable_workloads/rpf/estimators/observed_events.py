@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats, Ids
+from sandtable_kernels.poisson.event_triggers import OverEdges
 from sandtable_workloads.rpf.events.event_table import EventTable
 
 
@@ -45,12 +46,14 @@ class ObservedEvents:
         start: [U], the hour from which a user is observed.
         end: The hour until which all are.
         edges: Who follows whom; None in models without.
+        over_edges: What events excite over edges, where these are a shard's: they lead there from other shards.
     """
 
     pairs: EventPairs
     start: Floats
     end: float
     edges: FollowedEdges | None = None
+    over_edges: OverEdges | None = None
 
     @cached_property
     def exposure(self) -> Floats:

@@ -56,6 +56,7 @@ class _Fitted:
     theta_: Array
     beta_: Array
     tau_: Array
+    _over_users: dict[str, Array]
     elbo_: list[float]
     held_out_: list[float]
     n_iter_: int
@@ -324,11 +325,9 @@ class PoissonEstimator(_Fitted):
     ) -> None:
         """Iterate from `state_` on, and publish what came out."""
         if self.n_ranks > 1:
-            if validation is not None:
-                raise ConfigError("several ranks stop by their ELBO: leave out `validation`, or take one rank")
             from sandtable_workloads.rpf.scaled import rank_fit
 
-            rank_fit.improve(self, most, checkpoint, progress)
+            rank_fit.improve(self, most, validation, checkpoint, progress)
             return
         held_out = None if validation is None else partial(self._score_now, self._held_out(validation))
         loop = FitLoop(
@@ -343,6 +342,10 @@ class PoissonEstimator(_Fitted):
         self.elbo_, self.n_iter_ = loop.elbo, len(loop.elbo)
         self.held_out_ = loop.held_out_scores
         self._publish(self.state_)
+
+    def _held_out(self, events: Any) -> Callable[[], float]:
+        """Return what gives the log-likelihood per event of later events under the parameters as they then are."""
+        return self._likelihood(self._later(events))
 
     def _score_now(self, score: Callable[[], float]) -> float:
         self._publish(self.state_)
@@ -369,8 +372,15 @@ class PoissonEstimator(_Fitted):
     def _prepare(self, observed: ObservedEvents) -> None:
         """Compute what iterations need of the events besides their order."""
 
-    def _held_out(self, events: Any) -> Callable[[], float]:
-        """Return what gives the log-likelihood per event of later events under the parameters as they then are."""
+    def _later(self, events: Any) -> Any:
+        """Return later events in order together with those that were fitted."""
+        raise NotImplementedError
+
+    def _likelihood(self, later: Any) -> Callable[[], float]:
+        """Return what gives the log-likelihood per event of what `_later` gave, under the parameters as they then are.
+
+        Each of the processes that share a fit gives the later events of its own users.
+        """
         raise NotImplementedError
 
     def _rows_before(self, name: str, n: int, old: ObservedEvents) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import Floats
 from sandtable_kernels.poisson.event_pass import EventCounts, EventPass
-from sandtable_kernels.poisson.event_triggers import EventTriggers, released_over_edges
+from sandtable_kernels.poisson.event_triggers import OverEdges
 from sandtable_kernels.poisson.gamma_rows import GammaRows
 from sandtable_workloads.rpf.estimators.event_intensity import LaterEvents
 from sandtable_workloads.rpf.estimators.fit_loop import State
@@ -51,6 +51,10 @@ class HRPF(HPF):
         excited = counts.own if counts.edges is None else np.concatenate((counts.own, counts.edges))
         state["tau"].maximise(excited[:, None], self._released, np.ones(1))
 
+    def _user_sums(self, state: State) -> dict[str, NDArray[Any]]:
+        own = state["tau"].mean[: self.observed_.pairs.n_users, 0]
+        return super()._user_sums(state) | {"tau": own.sum(dtype=np.float64)}
+
     def _publish(self, state: State) -> None:
         super()._publish(state)
         self.tau_ = state["tau"].mean[: self.theta_.shape[0], 0]
@@ -69,12 +73,14 @@ class SRPF(HRPF):
     needs_edges: ClassVar[bool] = True
 
     def _prepare(self, observed: ObservedEvents) -> None:
-        edges, pairs = self._followed(observed), observed.pairs
+        pairs, over = observed.pairs, observed.over_edges
+        if over is None:
+            edges = self._followed(observed)
+            between = observed.start, observed.end, self.dtype
+            over = OverEdges.of(pairs, edges.start, edges.source, self.decay, *between)
         own = pairs.own_excitation(self.decay, self.dtype)
-        triggers = EventTriggers.of(pairs, edges.start, edges.source, self.decay, self.dtype)
-        self._pass = EventPass(pairs, self.dtype, own, triggers, self.n_threads)
-        over_edges = released_over_edges(pairs, edges.start, edges.source, self.decay, observed.start, observed.end)
-        self._released = np.concatenate((pairs.released(self.decay, observed.end), over_edges))
+        self._pass = EventPass(pairs, self.dtype, own, over.triggers, self.n_threads)
+        self._released = np.concatenate((pairs.released(self.decay, observed.end), over.released))
 
     def _followed(self, observed: ObservedEvents) -> FollowedEdges:
         if observed.edges is None:
@@ -99,39 +105,48 @@ class SRPF(HRPF):
 
     def _publish(self, state: State) -> None:
         super()._publish(state)
-        self.edges_ = self._followed(self.observed_)
         self.edge_tau_ = state["tau"].mean[self.theta_.shape[0] :, 0]
+        if self.observed_.over_edges is None:  # those of a shard lead to it from others
+            self.edges_ = self._followed(self.observed_)
 
     # --- rates ---
 
     def _sources(self, user: int) -> list[tuple[int, float]]:
         if user < 0:
             return []
-        first, last = self.edges_.start[user], self.edges_.start[user + 1]
-        over = zip(self.edges_.source[first:last].tolist(), self.edge_tau_[first:last].tolist(), strict=True)
+        edges = self.edges_
+        mine = slice(*edges.start[[user, user + 1]])
+        over = zip(edges.source[mine].tolist(), self.edge_tau_[mine].tolist(), strict=True)
         return [*super()._sources(user), *over]
 
     def _inflow(self, user: int) -> float:
         """As if followed users went on as in the period: whatever they do next excites as well."""
         if user < 0:
             return 0.0
-        observed, edges = self.observed_, slice(*self.edges_.start[[user, user + 1]])
-        n_events = np.diff(observed.pairs.user_events)[self.edges_.source[edges]]
-        return float(self.edge_tau_[edges] @ n_events) / (observed.end - self.period_[0])
+        observed, edges = self.observed_, self.edges_
+        mine = slice(*edges.start[[user, user + 1]])
+        n_events = np.diff(observed.pairs.user_events)[edges.source[mine]]
+        return float(self.edge_tau_[mine] @ n_events) / (observed.end - self.period_[0])
+
+    def _later(self, events: Any) -> LaterEvents:
+        later, edges = super()._later(events), self.observed_.edges
+        if edges is None:
+            return later
+        start = np.append(edges.start, np.full(later.everyone.size - edges.n_users, edges.start[-1]))
+        since = np.full(later.everyone.size, later.start)
+        over = OverEdges.of(later.pairs, start, edges.source, self.decay, since, later.end, np.float64)
+        return later._replace(over_edges=over)
 
     def _excited(self, later: LaterEvents) -> Callable[[], tuple[Floats | float, float]]:
-        by_own = super()._excited(later)
-        edges, n_more = self._followed(self.observed_), later.pairs.n_users - self.observed_.pairs.n_users
-        start = np.append(edges.start, np.full(n_more, edges.start[-1]))
-        triggers = EventTriggers.of(later.pairs, start, edges.source, self.decay, np.float64)
-        event = np.repeat(np.arange(later.pairs.n_events), np.diff(triggers.start))
-        edge = triggers.edge - later.pairs.n_users
-        since = np.full(later.pairs.n_users, later.start)
-        mass = released_over_edges(later.pairs, start, edges.source, self.decay, since, later.end)
+        by_own, over = super()._excited(later), later.over_edges
+        if over is None:
+            return by_own
+        event = np.repeat(np.arange(later.pairs.n_events), np.diff(over.triggers.start))
+        edge = over.triggers.edge - later.pairs.n_users
 
         def beyond() -> tuple[Floats, float]:
             own, expected = by_own()
-            rate = np.bincount(event, self.edge_tau_[edge] * triggers.value, later.pairs.n_events)
-            return np.asarray(own + rate[later.new], np.float64), expected + float(self.edge_tau_ @ mass)
+            rate = np.bincount(event, self.edge_tau_[edge] * over.triggers.value, later.pairs.n_events)
+            return np.asarray(own + rate[later.new], np.float64), expected + float(self.edge_tau_ @ over.released)
 
         return beyond

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sandtable_kernels.poisson.event_pairs import Floats
 from sandtable_kernels.poisson.event_pass import EventCounts, EventPass
 from sandtable_kernels.poisson.gamma_rows import GammaRows
 from sandtable_workloads.rpf.estimators.event_intensity import EventIntensity
@@ -62,8 +63,19 @@ class HPF(EventIntensity):
         beta.maximise(shared["items"], np.ones(beta.mean.shape[0]), shared["weights"])
         return elbo
 
+    def _user_sums(self, state: State) -> dict[str, NDArray[Any]]:
+        """Return sums over users: what there is of each, and as ``exposed`` what they add to the rate of any item."""
+        theta, exposure = state["theta"], self.observed_.exposure
+        of_users = {"users": np.array(float(exposure.size)), "exposed": self._exposed(theta)}
+        return of_users | {"theta": self._means(theta).sum(0, dtype=np.float64)}
+
+    def _exposed(self, theta: GammaRows) -> Floats:
+        """Return what users' exposure adds to the rate of any item."""
+        return theta.weighted(self.observed_.exposure)
+
     def _publish(self, state: State) -> None:
         self.theta_, self.beta_ = (self._means(state[name]) for name in ("theta", "beta"))
+        self._over_users = self.all_reduce(self._user_sums(state))
 
     def _means(self, rows: GammaRows) -> NDArray[Any]:
         """Return means of factors in the shape in which they are published."""

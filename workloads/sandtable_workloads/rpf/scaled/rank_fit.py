@@ -28,7 +28,8 @@ from sandtable.errors import ConfigError, missing_extra
 from sandtable.system import atomic_files, children, limits, process_ranks
 from sandtable_workloads.rpf.estimators.fit_checkpoint import FitCheckpoint, read_arrays
 from sandtable_workloads.rpf.estimators.fit_loop import Iteration, restore_state
-from sandtable_workloads.rpf.scaled.rank_job import PROGRESS, RESULT, SHARDED, RankJob, write_shards
+from sandtable_workloads.rpf.estimators.model_store import parameters_of
+from sandtable_workloads.rpf.scaled.rank_job import PROGRESS, RESULT, RankJob, write_shards
 
 if TYPE_CHECKING:
     from sandtable_workloads.rpf.estimators.poisson_estimator import PoissonEstimator
@@ -40,59 +41,67 @@ DEATH_PATIENCE_S = 2.0
 def improve(
     estimator: PoissonEstimator,
     most: int,
+    validation: Any = None,
     checkpoint: FitCheckpoint | str | Path | None = None,
     progress: Callable[[Iteration], None] | None = None,
 ) -> None:
     """Do `PoissonEstimator._improve` with ``n_ranks`` processes of this machine.
 
     Raises:
-        ConfigError: a model whose users cannot be shared out, or a checkpoint of another fit.
+        ConfigError: fewer users than ranks, validation that cannot be used, or a checkpoint of another fit.
         MeasureError: a rank died: which, how, and its last words.
         DoesNotFit: memory ran out.
     """
     keeper = FitCheckpoint.of(checkpoint)
     held = contextlib.nullcontext() if keeper is None else keeper.held()
     with held, atomic_files.temporary_folder(Path(tempfile.gettempdir()), "workers") as folder:
-        job = write_ranks(estimator, folder, most=most, checkpoint=keeper)
+        job = write_ranks(estimator, folder, most=most, validation=validation, checkpoint=keeper)
         run_ranks(job, folder, progress)
         take_ranks(estimator, folder)
 
 
 def write_ranks(
-    estimator: PoissonEstimator, folder: Path, *, most: int | None = None, checkpoint: FitCheckpoint | None = None
+    estimator: PoissonEstimator,
+    folder: Path,
+    *,
+    most: int | None = None,
+    validation: Any = None,
+    checkpoint: FitCheckpoint | None = None,
 ) -> RankJob:
     """Write the job of an estimator after `PoissonEstimator.begin`, for ``n_ranks`` ranks and ``most`` iterations.
 
     Raises:
-        ConfigError: a model whose users cannot be shared out, fewer users than ranks, a checkpoint of another fit.
+        ConfigError: fewer users than ranks, validation that cannot be used, or a checkpoint of another fit.
     """
-    model, pairs, n_ranks = type(estimator), estimator.observed_.pairs, estimator.n_ranks
-    if model.__name__ not in SHARDED:
-        raise ConfigError(f"{model.__name__} is fitted by one process: several can fit {', '.join(SHARDED)}")
+    pairs, n_ranks = estimator.observed_.pairs, estimator.n_ranks
     if n_ranks > pairs.n_users:
         raise ConfigError(f"{n_ranks} ranks share out {pairs.n_users} users: take no more ranks than users")
-    identity, elbo = estimator.identity(), []
+    later = None if validation is None else estimator._later(validation)
+    identity = estimator.identity()
+    history: dict[str, list[float]] = {"elbo": [], "held_out": []}
     if checkpoint is not None and (found := checkpoint.resume(identity)) is not None:
-        elbo = found[0]["elbo"]
+        history = found[0]
         restore_state(estimator.state_, found[1])
     bounds, edges = shards(pairs.chunks(n_ranks)), estimator.observed_.edges
     n_threads = estimator.n_threads or max(1, (os.cpu_count() or 1) // n_ranks)
     job = RankJob(
-        module=model.__module__,
-        model=model.__name__,
-        parameters=estimator.get_params() | {"n_ranks": 1, "n_threads": n_threads, "warm_start": False},
-        n_items=pairs.n_items,
+        module=type(estimator).__module__,
+        model=type(estimator).__name__,
+        parameters=parameters_of(estimator)[0] | {"n_ranks": 1, "n_threads": n_threads, "warm_start": False},
+        origin=None if estimator.origin_ is None else str(estimator.origin_),
         bounds=bounds.tolist(),
         edges=[] if edges is None else edges.start[bounds].tolist(),
+        user_rows=estimator.state_["theta"].shape.shape[0] // pairs.n_users,
         end=estimator.observed_.end,
         most=estimator.max_iter if most is None else most,
-        elbo=elbo,
+        elbo=history["elbo"],
+        held_out=history["held_out"],
         checkpoint=None if checkpoint is None else checkpoint.settings(),
         identity=identity.as_json(),
     )
     folder.mkdir(parents=True, exist_ok=True)
     job.save(folder)
-    write_shards(estimator, job, folder)
+    write_shards(estimator, job, folder, later)
     return job
 
 
@@ -137,8 +146,10 @@ def take_ranks(estimator: PoissonEstimator, folder: Path) -> None:
     """
     header, arrays = read_arrays(folder / RESULT)
     restore_state(estimator.state_, arrays)
-    estimator.elbo_, estimator.converged_ = header["elbo"], header["converged"]
-    estimator.n_iter_, estimator.held_out_ = len(estimator.elbo_), []
+    estimator.elbo_, estimator.held_out_, estimator.converged_ = (
+        header[name] for name in ("elbo", "held_out", "converged")
+    )
+    estimator.n_iter_ = len(estimator.elbo_)
     estimator._publish(estimator.state_)
 
 

@@ -2,7 +2,8 @@
 ``torchrun`` on every machine, each with a copy of the folder; `sandtable_workloads.rpf.scaled.rank_fit` writes it.
 
 Ranks do the same iterations on their own users and add up items' counts once in each, over gloo, in float64. All hold
-the same items then, and the same ELBO, so that all stop after the same one. Imported only where a fit executes.
+the same items then, and the same ELBO and held-out likelihood, so that all stop after the same one. Imported only
+where a fit executes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +26,26 @@ from numpy.typing import NDArray
 from sandtable.errors import DoesNotFit, SandtableError
 from sandtable.system import limits
 from sandtable_kernels.poisson.event_pairs import Floats
-from sandtable_kernels.poisson.event_pass import EventPass
-from sandtable_kernels.poisson.event_triggers import EventTriggers
-from sandtable_kernels.poisson.gamma_rows import GammaRows
+from sandtable_kernels.poisson.gamma_rows import GammaPrior, GammaRows
 from sandtable_workloads.rpf.estimators.fit_checkpoint import write_arrays
 from sandtable_workloads.rpf.estimators.fit_loop import FitLoop, Iteration, State, restore_state, state_arrays
-from sandtable_workloads.rpf.estimators.observed_events import ObservedEvents
 from sandtable_workloads.rpf.rpf_run import held_by
-from sandtable_workloads.rpf.scaled.rank_job import (
-    HELD,
-    PROGRESS,
-    RESULT,
-    Arrays,
-    RankJob,
-    is_sum,
-)
+from sandtable_workloads.rpf.scaled.event_shards import Arrays
+from sandtable_workloads.rpf.scaled.rank_job import HELD, PROGRESS, RESULT, RankJob, Shard, is_sum
 
 RENDEZVOUS = "rendezvous"
 
 
 class RankSum:
-    """Adds up arrays over all ranks, as one vector of float64 in one all-reduce.
+    """Adds up arrays over all ranks, as one vector of float64 in one all-reduce."""
 
-    A flag goes along: whether the first rank, whose clock counts, wants a checkpoint after this iteration.
-    """
-
-    def __init__(self, job: RankJob, rank: int, loop: FitLoop) -> None:
-        self._keeper, self._loop, self._first = job.keeper(), loop, rank == 0
-        self.due, self._waited_s = False, 0.0
-
-    def waited_s(self) -> float:
-        """Return the seconds in all-reduces since the last time that this was asked."""
-        waited, self._waited_s = self._waited_s, 0.0
-        return waited
+    def __init__(self) -> None:
+        self._waited_s = 0.0
 
     def __call__(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the sums, of the same shapes, in float64."""
-        due = self._first and self._keeper is not None and self._keeper.due(len(self._loop.elbo) + 1)
-        vector = np.concatenate([*(np.ravel(array).astype(np.float64) for array in arrays.values()), [float(due)]])
-        begin = time.perf_counter()
-        dist.all_reduce(torch.from_numpy(vector))
-        self._waited_s += time.perf_counter() - begin
-        self.due = bool(vector[-1])
+        vector = np.concatenate([np.ravel(array).astype(np.float64) for array in arrays.values()])
+        self.add_up(vector)
         found, place = {}, 0
         for name, array in arrays.items():
             size = np.size(array)
@@ -71,47 +53,60 @@ class RankSum:
             place += size
         return found
 
-    def keep(self, job: RankJob, arrays: Arrays) -> None:
-        """Write a checkpoint, on the first rank."""
-        if self._keeper is not None:
-            history = {"elbo": self._loop.elbo, "held_out": []}
-            self._keeper.keep(job.identity, history, arrays)
+    def add_up(self, vector: Floats) -> None:
+        """Add up one array in place."""
+        begin = time.perf_counter()
+        dist.all_reduce(torch.from_numpy(vector))
+        self._waited_s += time.perf_counter() - begin
+
+    def waited_s(self) -> float:
+        """Return the seconds in all-reduces since the last time that this was asked."""
+        waited, self._waited_s = self._waited_s, 0.0
+        return waited
 
 
+def _alone(vector: Floats) -> None:
+    """Leave sums as they are."""
+
+
+@dataclass
 class SharedRows(GammaRows):
-    """Rows whose groups have rows on other ranks too: sums over groups are over all ranks, in one more all-reduce."""
+    """Rows whose groups have rows on other ranks too: sums over groups are over all ranks, in one more all-reduce.
+
+    Attributes:
+        add_up: Adds up an array over the ranks, in place.
+        counts_groups: Whether the bound of groups is in this rank's `terms`: it is in one rank's.
+    """
+
+    add_up: Callable[[Floats], None] = _alone
+    counts_groups: bool = True
 
     def _by_group(self, totals: Floats) -> Floats:
         found = super()._by_group(totals)
         if self.prior.rate is None:
-            dist.all_reduce(torch.from_numpy(found))
+            self.add_up(found)
         return found
 
     def _follow(self, totals: Floats) -> None:
         super()._follow(totals)
-        if self.prior.rate is None and dist.get_rank():  # what belongs to groups counts once
+        if self.prior.rate is None and not self.counts_groups:
             self.terms = self._entropies
 
 
-def begun(estimator: Any, observed: ObservedEvents, arrays: Arrays, over_edges: Arrays) -> State:
-    """Set what an estimator's iterations need, and return the state at which they begin."""
+def begun(shard: Shard, sums: RankSum, rank: int) -> State:
+    """Return the state at which a rank's iterations begin."""
     state: State = {}
-    for name in sorted({name.split(".", 1)[0] for name in arrays}, key=["theta", "beta", "tau"].index):
-        shared: dict[str, Any] = {}
-        if name == "tau" and over_edges:
-            shared = {"group": over_edges["group"], "n_groups": over_edges["group_shape"].size}
-        kind = SharedRows if shared else GammaRows
-        state[name] = kind.start(estimator.prior(name), arrays[f"{name}.mean"], dtype=estimator.dtype, **shared)
-        if shared:
-            state[name].group_shape = over_edges["group_shape"]
-    restore_state(state, arrays)
-    if not over_edges:
-        estimator._prepare(observed)
-        return state
-    triggers = EventTriggers(*(over_edges[name] for name in ("start", "edge", "value")))
-    own = observed.pairs.own_excitation(estimator.decay, estimator.dtype)
-    estimator._pass = EventPass(observed.pairs, estimator.dtype, own, triggers, estimator.n_threads)
-    estimator._released = over_edges["released"]
+    prior: Callable[[Any], GammaPrior] = shard.estimator.prior
+    for name in dict.fromkeys(entry.split(".", 1)[0] for entry in shard.state):
+        mean, n_groups = shard.state[f"{name}.mean"], shard.state[f"{name}.group_rate"].size
+        kind = SharedRows if name in shard.group_shapes else GammaRows
+        of_groups: dict[str, Any] = {"group": shard.groups.get(name), "n_groups": n_groups}
+        rows = kind.start(prior(name), mean, dtype=mean.dtype, **of_groups)
+        if isinstance(rows, SharedRows):
+            rows.group_shape = shard.group_shapes[name]
+            rows.add_up, rows.counts_groups = sums.add_up, rank == 0
+        state[name] = rows
+    restore_state(state, shard.state)
     return state
 
 
@@ -136,39 +131,61 @@ def gathered(state: State, job: RankJob, rank: int) -> Arrays | None:
     return job.whole_state(parts)
 
 
-def fit(folder: Path, rank: int) -> None:
-    """Run one rank to the end; the first one writes the result."""
-    job = RankJob.load(folder)
-    estimator = job.estimator()
-    observed, arrays, over_edges = job.shard(folder, rank)
-    state = begun(estimator, observed, arrays, over_edges)
-    del arrays, over_edges
-    loop = FitLoop(
-        lambda: estimator._iterate(observed, state), most=job.most, tol=estimator.tol, elbo=list(job.elbo)
-    )
-    reduce = RankSum(job, rank, loop)
-    setattr(estimator, "all_reduce", reduce)  # noqa: B010 - a method of this one object
-    loop.after = lambda _: keep(reduce, gathered(state, job, rank)) if reduce.due else None
-    if rank == 0:
-        loop.progress = lambda done: _tell(folder, done._replace(waited_s=reduce.waited_s()))
+class RankFit:
+    """The fit of one rank of a job: what it begins with, iterates and leaves."""
 
-    def keep(reduce: RankSum, whole: Arrays | None) -> None:
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.job, self._folder, self._rank = RankJob.load(folder), folder, rank
+        self._sums, self._keeper = RankSum(), self.job.keeper()
+        shard = self.job.shard(folder, rank)
+        self._estimator = estimator = shard.estimator
+        setattr(estimator, "all_reduce", self._sums)  # noqa: B010 - a method of this one object
+        estimator.observed_, estimator.state_ = shard.observed, begun(shard, self._sums, rank)
+        estimator._prepare(shard.observed)
+        held_out = None
+        if shard.later is not None:
+            held_out = partial(estimator._score_now, estimator._likelihood(shard.later))
+        self.loop = FitLoop(
+            lambda: estimator._iterate(estimator.observed_, estimator.state_),
+            most=self.job.most,
+            tol=estimator.tol,
+            held_out=held_out,
+            progress=self._tell if rank == 0 else None,
+            after=self._keep_if_due if self._keeper is not None else None,
+            elbo=list(self.job.elbo),
+            held_out_scores=list(self.job.held_out),
+        )
+
+    def run(self) -> None:
+        """Iterate to the end; the first rank writes the result."""
+        converged = self.loop.run()
+        held = self._folder / HELD.format(rank=self._rank)
+        held.write_text(json.dumps(held_by(self._estimator)))
+        whole = gathered(self._estimator.state_, self.job, self._rank)
+        self._keep(whole)
         if whole is not None:
-            reduce.keep(job, whole)
+            write_arrays(self._folder / RESULT, self._history() | {"converged": converged}, whole)
+        dist.barrier()
 
-    converged = loop.run()
-    estimator.state_, estimator.observed_ = state, observed
-    (folder / HELD.format(rank=rank)).write_text(json.dumps(held_by(estimator)))
-    whole = gathered(state, job, rank)
-    keep(reduce, whole)
-    if whole is not None:
-        write_arrays(folder / RESULT, {"elbo": loop.elbo, "converged": converged}, whole)
-    dist.barrier()
+    def _history(self) -> dict[str, Any]:
+        return {"elbo": self.loop.elbo, "held_out": self.loop.held_out_scores}
 
+    def _keep_if_due(self, elbo: list[float]) -> None:
+        """Write a checkpoint if the first rank, whose clock counts, says so to all."""
+        assert self._keeper is not None
+        due = torch.tensor([float(self._keeper.due(len(elbo)))])
+        dist.broadcast(due, 0)
+        if due.item():
+            self._keep(gathered(self._estimator.state_, self.job, self._rank))
 
-def _tell(folder: Path, done: Iteration) -> None:
-    with (folder / PROGRESS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(done) + "\n")
+    def _keep(self, whole: Arrays | None) -> None:
+        """Write a checkpoint, on the first rank."""
+        if self._keeper is not None and whole is not None:
+            self._keeper.keep(self.job.identity, self._history(), whole)
+
+    def _tell(self, done: Iteration) -> None:
+        with (self._folder / PROGRESS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(done._replace(waited_s=self._sums.waited_s())) + "\n")
 
 
 def main(arguments: list[str]) -> int:
@@ -183,7 +200,7 @@ def main(arguments: list[str]) -> int:
             rank = int(os.environ["RANK"])
             dist.init_process_group("gloo")
         try:
-            fit(folder, rank)
+            RankFit(folder, rank).run()
         finally:
             dist.destroy_process_group()
     except SandtableError as error:
