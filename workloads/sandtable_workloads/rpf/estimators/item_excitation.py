@@ -51,7 +51,7 @@ class ItemExcitation(SRPF):
     _hypers: ClassVar[dict[str, str]] = {"phi": "psi"}
     _shared: ClassVar[tuple[str, ...]] = ("beta",)  # rows that no user owns
 
-    def prior(self, name: Any) -> GammaPrior:
+    def prior(self, name: str) -> GammaPrior:
         """Return the prior of factors by name; phi too."""
         if name not in self._hypers:
             return super().prior(name)

@@ -160,8 +160,8 @@ class PoissonEstimator(_Fitted):
         if self.dtype == "float32" and smallest < _SMALLEST_SHAPE:
             raise ConfigError(f"a shape of {smallest} needs dtype float64: float32 holds no such small factors")
 
-    def prior(self, name: Literal["theta", "beta", "tau"]) -> GammaPrior:
-        """Return the prior of users' factors, items' factors or excitation."""
+    def prior(self, name: str) -> GammaPrior:
+        """Return the prior of users' factors, items' factors or excitation: theta, beta or tau."""
         hyper = {"theta": "eta", "beta": "xi", "tau": "mu"}[name]
         return GammaPrior(
             shape=getattr(self, f"a_{name}"),

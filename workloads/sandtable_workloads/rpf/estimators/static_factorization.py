@@ -33,7 +33,7 @@ class HPF(EventIntensity):
         scale = np.sqrt(pairs.n_events / (k * max(float(observed.exposure.sum()), 1e-9) * pairs.n_items))
         sizes = {"theta": (pairs.n_users, k), "beta": (pairs.n_items, k)}
         return {
-            name: GammaRows.start(self.prior(name), scale * rng.uniform(0.5, 1.5, size), dtype=self.dtype)  # type: ignore[arg-type]
+            name: GammaRows.start(self.prior(name), scale * rng.uniform(0.5, 1.5, size), dtype=self.dtype)
             for name, size in sizes.items()
         }
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sandtable.errors import DoesNotFit, SandtableError
 from sandtable.system import limits
 from sandtable_kernels.poisson.event_pairs import Floats
-from sandtable_kernels.poisson.gamma_rows import GammaPrior, GammaRows
+from sandtable_kernels.poisson.gamma_rows import GammaRows
 from sandtable_workloads.rpf.estimators.fit_checkpoint import write_arrays
 from sandtable_workloads.rpf.estimators.fit_loop import FitLoop, Iteration, State, restore_state, state_arrays
 from sandtable_workloads.rpf.rpf_run import held_by
@@ -96,12 +96,11 @@ class SharedRows(GammaRows):
 def begun(shard: Shard, sums: RankSum, rank: int) -> State:
     """Return the state at which a rank's iterations begin."""
     state: State = {}
-    prior: Callable[[Any], GammaPrior] = shard.estimator.prior
     for name in dict.fromkeys(entry.split(".", 1)[0] for entry in shard.state):
         mean, n_groups = shard.state[f"{name}.mean"], shard.state[f"{name}.group_rate"].size
         kind = SharedRows if name in shard.group_shapes else GammaRows
         of_groups: dict[str, Any] = {"group": shard.groups.get(name), "n_groups": n_groups}
-        rows = kind.start(prior(name), mean, dtype=mean.dtype, **of_groups)
+        rows = kind.start(shard.estimator.prior(name), mean, dtype=mean.dtype, **of_groups)
         if isinstance(rows, SharedRows):
             rows.group_shape = shard.group_shapes[name]
             rows.add_up, rows.counts_groups = sums.add_up, rank == 0
