@@ -32,6 +32,10 @@ def some_events(n: int = 500, n_users: int = 14) -> list[Any]:
     return [rng.integers(0, n_users, n), rng.integers(0, 8, n), np.sort(rng.uniform(0, 50, n))]
 
 
+def usual(**more: Any) -> dict[str, Any]:
+    return OPTIONS | more
+
+
 def near(one: HPF, other: HPF, names: tuple[str, ...] = ("theta_", "beta_", "tau_")) -> None:
     for name in names:
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-8, atol=1e-12)
@@ -61,7 +65,7 @@ class Case:
     goes_on: bool = False
 
     def estimator(self, **more: Any) -> HPF:
-        return self.model(**OPTIONS | {"decay": 0.5} | dict(self.options) | more)
+        return self.model(**usual(decay=0.5) | dict(self.options) | more)
 
     def begun(self, **more: Any) -> HPF:
         return self.estimator(**more).begin(some_dates(0, 500, 50), self.edges())
@@ -149,8 +153,8 @@ def test_ranks_find_what_one_finds_and_stop_by_the_same_likelihood(name: str, by
 
 def test_ranks_go_on_from_a_checkpoint_of_one_and_stop_alike(tmp_path: Path) -> None:
     kept = tmp_path / "fit.npz"
-    options = OPTIONS | {"tol": 1e-4, "max_iter": 200}
-    HPF(**options | {"max_iter": 5}).fit(some_events(), checkpoint=kept)
+    options = usual(tol=1e-4, max_iter=200)
+    HPF(**usual(tol=1e-4, max_iter=5)).fit(some_events(), checkpoint=kept)
     shared = HPF(**options, n_ranks=2).fit(some_events(), checkpoint=kept)
     one = HPF(**options).fit(some_events())
     near(shared, one, ("theta_", "beta_"))
@@ -165,7 +169,7 @@ def test_a_rank_that_dies_is_told_and_the_checkpoint_gone_on_from(
     start = rank_fit._start
     monkeypatch.setattr(rank_fit, "_start", lambda *given: started.append(start(*given)) or started[-1])
     checkpoint = FitCheckpoint(path=tmp_path / "fit.npz", every_iterations=1)
-    options = OPTIONS | {"max_iter": 300}
+    options = usual(max_iter=300)
 
     def ended(done: Any) -> None:
         if done.number == 3:  # told before its checkpoint is written, and after those of the two before it
@@ -211,9 +215,8 @@ def test_shards_hold_all_events_and_nearly_the_same_work() -> None:
     parts = [event_shards.users_between(pairs, *map(int, bounds[i : i + 2])) for i in range(3)]
     assert sum(part.n_events for part in parts) == 3000
     assert max(part.n_events for part in parts) < 1.1 * 1000
-    whole = EventPairs.of(
-        *(np.concatenate(each) for each in zip(*map(columns, parts, bounds), strict=True)), 100, 8
-    )
+    users, items, times = map(np.concatenate, zip(*map(columns, parts, bounds), strict=True))
+    whole = EventPairs.of(users, items, times, 100, 8)
     np.testing.assert_array_equal(whole.item, pairs.item)
     np.testing.assert_array_equal(whole.time, pairs.time)
     mask = (user >= bounds[1]) & (user < bounds[2])
