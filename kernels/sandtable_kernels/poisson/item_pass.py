@@ -202,6 +202,11 @@ class ItemPass:
         return out
 
 
+def with_others(beta: Floats) -> Floats:
+    """Return [P], the sum of beta_p . beta_q over all q but p."""
+    return np.asarray((beta * (beta.sum(0) - beta)).sum(1))
+
+
 def _squares(beta: Array) -> Array:
     return np.asarray(np.einsum("pk,pk->p", beta, beta))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -12,8 +13,9 @@ from sandtable.errors import ConfigError, DoesNotFit
 from sandtable.hardware import library
 from sandtable.studies import cheapest
 from sandtable_workloads.rpf import rpf_iterations, rpf_memory
+from sandtable_workloads.rpf.rpf_cells import expected_cells
 from sandtable_workloads.rpf.rpf_iterations import iterations_of
-from sandtable_workloads.rpf.rpf_parameters import Rpf
+from sandtable_workloads.rpf.rpf_parameters import Rpf, Variant
 from sandtable_workloads.rpf.rpf_plan import iteration_ops, plan_of
 
 BILLION = {"users": 10_000_000, "items": 1_000_000, "events": 10**9}
@@ -32,6 +34,80 @@ def test_an_iteration_is_two_passes_and_three_updates() -> None:
         "item factors and rates",
     ]
     assert "excitation" not in [op.name for op in iteration_ops(rpf(variant="hpf"))]
+
+
+@pytest.mark.parametrize("variant", ["drpf", "dsrpf"])
+def test_by_the_clock_rates_are_made_for_each_feature(variant: str) -> None:
+    ops = {op.name: op for op in iteration_ops(rpf(variant=variant))}
+    assert list(ops) == [
+        "responsibilities",
+        "item counts",
+        "rates of users",
+        "user factors and rates",
+        "rates of items",
+        "excitation",
+        "item factors and rates",
+    ]
+    assert ops["user factors and rates"].shape.rows == 31 * 20_000
+    assert ops["item counts"].shape.cells == ops["responsibilities"].shape.cells < 1_000_000
+    assert (ops["responsibilities"].shape.triggers > 0) is (variant == "dsrpf")
+    daily = {op.name: op for op in iteration_ops(rpf(variant=variant, features="hours"))}
+    assert daily["item factors and rates"].shape.rows == 24 * 5_000
+    assert daily["responsibilities"].shape.active == 1 < ops["responsibilities"].shape.active == 2
+
+
+@pytest.mark.parametrize("variant", ["iirpf", "xiirpf"])
+def test_between_items_one_pass_in_order_of_time_counts_for_all(variant: str) -> None:
+    ops = {op.name: op for op in iteration_ops(rpf(variant=variant, clusters=12))}
+    clusters = ["excitation of clusters"] * (variant == "xiirpf")
+    assert list(ops) == [
+        "responsibilities",
+        "excitation given off",
+        "user factors and rates",
+        "excitation",
+        "excitation of others",
+        *clusters,
+        "item factors and rates",
+    ]
+    assert ops["responsibilities"].shape.width == (12 if clusters else 20)
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_parameters_are_as_many_as_an_estimator_has(variant: Variant) -> None:
+    pytest.importorskip("numba", reason="fits are compiled by numba")
+    from sandtable_workloads.rpf import rpf_run
+
+    p = rpf(variant=variant, users=30, items=12, events=400, components=3, followees=2, clusters=4)
+    state = rpf_run.observing(p, 0, 1)[0].state_
+    n = sum(rows.mean.size for rows in state.values())
+    found = state["pi"].mean.size if variant == "xiirpf" else 0
+    # fewer clusters may be found than were asked for
+    assert n - found == p.n_params - p.n_clusters**2
+    assert found <= p.n_clusters**2
+
+
+@pytest.mark.parametrize("features", ["weekdays_and_hours", "hours"])
+@pytest.mark.parametrize("data", [(400, 9_000, None), (5_000, 200_000, None), (50, 200_000, 4_000)])
+def test_cells_are_known_before_there_is_data(features: Any, data: tuple[int, int, int | None]) -> None:
+    pytest.importorskip("numba", reason="events are put in order by numba")
+    from sandtable_kernels.poisson.event_cells import EventCells
+    from sandtable_kernels.poisson.event_pairs import EventPairs
+    from sandtable_kernels.poisson.feature_clock import FeatureClock, named_features
+    from sandtable_workloads.rpf import rpf_run
+
+    users, events, pairs = data
+    p = rpf(variant="drpf", users=users, items=400, events=events, pairs=pairs, features=features)
+    table = rpf_run.generated(p, 3).table()
+    ordered = EventPairs.of(table.user_code, table.item_code, table.time, users, 400)
+    clock = FeatureClock(*[named_features(features).table] * 2, named_features(features).period)
+    cells = EventCells.of(ordered, clock.bins(ordered.time), clock.n_bins)
+    expected = expected_cells(p)
+    assert expected.cells == pytest.approx(cells.n_cells, rel=0.02)
+    user = np.repeat(np.arange(users), np.diff(cells.user_start))
+    assert expected.user_bins == pytest.approx(np.unique(user * clock.n_bins + cells.bin).size, rel=0.1)
+    item_bins = np.unique(cells.item.astype(np.int64) * clock.n_bins + cells.bin).size
+    # users who have met what is popular go on to what is less so, which popularity alone does not know
+    assert item_bins * (0.65 if pairs else 0.85) < expected.item_bins <= item_bins
 
 
 def test_ranks_share_users_and_add_up_the_counts_of_items() -> None:
@@ -101,7 +177,7 @@ def test_an_instance_is_chosen_for_a_billion_events() -> None:
         cheapest.search("rpf_billion", until=["tokens=5"])
 
 
-@pytest.mark.parametrize("variant", ["hpf", "hrpf"])
+@pytest.mark.parametrize("variant", ["hpf", "hrpf", "drpf", "xiirpf"])
 def test_the_iterations_that_are_kept_are_those_of_a_fit(variant: Any) -> None:
     pytest.importorskip("numba", reason="fits are compiled by numba")
     known = rpf_iterations.kept()

@@ -12,11 +12,12 @@ from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine
 from sandtable.workload.seam import Verdict
 from sandtable_kernels.poisson.poisson_law import padded_bytes, popular_share
+from sandtable_workloads.rpf.rpf_cells import clock_of, expected_cells
 from sandtable_workloads.rpf.rpf_parameters import Rpf
 
-WIDE, INDEX = 8.0, 4.0
+WIDE, INDEX, SHORT = 8.0, 4.0, 2.0
 # what does not grow with the data: ends of arrays, and where parts of rows begin
-EVENTS_BYTES, ROWS_BYTES = 1064.0, 656.0
+EVENTS_BYTES, ROWS_BYTES, CHUNKS_BYTES = 1064.0, 656.0, 520.0
 # of the generated events: their length, the share of visits that come on their own, and for how long an event excites
 HOURS, FRESH_FRAC, REACH_HOURS = 2160.0, 0.4, 27.6
 # of the machine's memory, what the operating system and Python need beside
@@ -51,13 +52,14 @@ def memory_of(p: Rpf, machine: Machine) -> dict[str, float]:
 def held(p: Rpf) -> dict[str, float]:
     """Return the bytes by kind: events in both orders, factors, excitation, who follows whom, and what passes need."""
     n, pairs, users, items = p.events, p.n_pairs, p.users, p.items * p.ranks
+    features = clock_of(p).features
     found = {
         "events": 2 * WIDE * n
         + (3 * INDEX + 2 * WIDE) * pairs
         + 3 * WIDE * users
         + WIDE * items
         + EVENTS_BYTES * p.ranks,
-        "factors": _rows_bytes(p, users + items, p.components, counted=True)
+        "factors": _rows_bytes(p, (users + items) * features, p.components, counted=True)
         + WIDE * (users + items)
         + 2 * ROWS_BYTES * p.ranks,
         "passes": p.item_bytes * pairs,
@@ -66,11 +68,47 @@ def held(p: Rpf) -> dict[str, float]:
         sources = users + p.n_edges
         found["excitation"] = _rows_bytes(p, sources, 1) + WIDE * users + ROWS_BYTES * p.ranks
         found["passes"] += p.item_bytes * n + WIDE * sources
-    if p.social:
+    if p.social or p.between:
+        # groups, and the size of each; where triggers of events begin
         found["excitation"] += WIDE * (users + p.n_edges) + WIDE * users
+        found["passes"] += WIDE * (n + 1)
+    if p.social:
         found["edges"] = 2 * INDEX * p.n_edges + WIDE * (users + 1)
-        found["passes"] += WIDE * (n + 1) + (INDEX + p.item_bytes) * expected_triggers(p)
+        found["passes"] += (INDEX + p.item_bytes) * expected_triggers(p)
+    if p.dynamic:
+        # pairs are never passed: nobody asks for the user of each by item, nor for parts of items, and of users neither
+        found["events"] -= INDEX * pairs + CHUNKS_BYTES * (1 if p.social else 2)
+        found["factors"] += WIDE * (users + items) * (features + 1)
+        found["passes"] += _clock_bytes(p)
+    if p.between:
+        found["excitation"] += _rows_bytes(p, users, 1) + WIDE * users + ROWS_BYTES
+        found["passes"] += _between_bytes(p)
+    if p.n_clusters:
+        # geometric means of clusters are padded in float64
+        wide = float(padded_bytes(p.n_clusters, "float64"))
+        found["excitation"] += p.n_clusters * (2 * WIDE * p.n_clusters + wide + WIDE) + ROWS_BYTES
     return found
+
+
+def _clock_bytes(p: Rpf) -> float:
+    """Return the bytes of cells in both orders, of rates, of features by bin, and of when users start."""
+    clock, cells, item = clock_of(p), expected_cells(p).cells, p.item_bytes
+    by_cell = 2 * (SHORT + INDEX + WIDE) + item
+    tables = WIDE * clock.bins * clock.features + 2 * clock.bins * (WIDE + clock.active * (INDEX + WIDE + item))
+    starts = 4 * WIDE * p.users + 2 * WIDE * min(clock.bins, p.users)
+    found = by_cell * cells + WIDE * (p.users + p.items) + item * p.events + tables + starts + 2 * CHUNKS_BYTES
+    if p.social:
+        found += WIDE * (p.events + 1) + (INDEX + item) * expected_triggers(p)
+    return found + WIDE * p.users * clock.features * p.components
+
+
+def _between_bytes(p: Rpf) -> float:
+    """Return the bytes of events in order of time, of what each excites, and of what pairs give off and are given."""
+    by_event = INDEX + WIDE + 4 * p.item_bytes
+    found = by_event * p.events + WIDE * (p.n_pairs + p.users)
+    if p.n_clusters:
+        return found + INDEX * p.items + 2 * WIDE * p.n_clusters**2
+    return found + p.n_pairs * float(padded_bytes(p.components, p.precision))
 
 
 def _rows_bytes(p: Rpf, rows: float, components: int, *, counted: bool = False) -> float:

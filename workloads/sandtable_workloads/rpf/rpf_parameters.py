@@ -10,12 +10,16 @@ from pydantic import Field, model_validator
 from sandtable.hardware import DTYPE_BYTES, Frozen
 from sandtable_kernels.poisson import poisson_law
 
-Variant = Literal["pf", "hpf", "hrpf", "srpf"]
+Variant = Literal["pf", "hpf", "hrpf", "srpf", "drpf", "dsrpf", "iirpf", "xiirpf"]
+Features = Literal["weekdays_and_hours", "hours"]
 Precision = Literal["float32", "float64"]
 # variants that ranks can share
 SHARDED = ("pf", "hpf", "hrpf")
-# variants without excitation
+# variants without excitation, by followed users, by the clock, and between items
 STATIC = ("pf", "hpf")
+SOCIAL = ("srpf", "dsrpf")
+DYNAMIC = ("drpf", "dsrpf")
+BETWEEN = ("iirpf", "xiirpf")
 # pairs of a user and an item for each event, where nobody says how many there are
 USUAL_PAIRS_FRAC = 0.4
 
@@ -24,11 +28,16 @@ class Rpf(Frozen):
     """Parameters of a fit, and the data that stands for a user's own: drawn at random, with exactly these counts.
 
     Attributes:
-        variant: Static (``pf``, ``hpf``), self-exciting (``hrpf``) or social (``srpf``).
+        variant: Static (``pf``, ``hpf``), self-exciting (``hrpf``), social (``srpf``), with factors that follow the
+            clock (``drpf``, ``dsrpf``), or with items that excite others by factors (``iirpf``) or clusters
+            (``xiirpf``).
         users, items, events: Of the data.
         pairs: Different pairs of a user and an item among the events; 0.4 times the events if not given.
         components: Factors of a user and an item, K.
-        followees: Of ``srpf``: whom a user follows, on average.
+        followees: Of ``srpf`` and ``dsrpf``: whom a user follows, on average.
+        features: Of ``drpf`` and ``dsrpf``: what factors follow, ``weekdays_and_hours`` (31 features of a week, two at
+            once) or ``hours`` (24 of a day).
+        clusters: Of ``xiirpf``: clusters of items.
         item_exponent: Of the power law of the items' popularity; 0 for equal ones.
         precision: Element type of factors.
         threads: CPU threads, of all ranks together; one per core of the machine if not given.
@@ -58,6 +67,8 @@ class Rpf(Frozen):
         "iterations": "steps",
         "max_iter": "iterations_to_converge",
         "degree": "followees",
+        "clock": "features",
+        "n_clusters": "clusters",
         "zipf": "item_exponent",
     }
 
@@ -68,6 +79,8 @@ class Rpf(Frozen):
     pairs: int | None = Field(default=None, ge=1, le=1 << 40)
     components: int = Field(default=20, ge=1, le=4096)
     followees: float = Field(default=8.0, ge=0, le=100_000)
+    features: Features = "weekdays_and_hours"
+    clusters: int = Field(default=10, ge=1, le=4096)
     item_exponent: float = Field(default=1.0, ge=0, le=4)
     precision: Precision = "float32"
     threads: int | None = Field(default=None, ge=1, le=4096)
@@ -99,9 +112,12 @@ class Rpf(Frozen):
 
     @property
     def n_params(self) -> int:
-        """Factors, and what excites, one a user and one an edge."""
+        """Factors, of each feature of the clock, and what excites: one a user and an edge, and between items."""
+        from sandtable_workloads.rpf.rpf_cells import clock_of
+
         excited = self.users + self.n_edges if self.excites else 0
-        return (self.users + self.items) * self.components + excited
+        between = self.users + self.n_clusters**2 if self.between else 0
+        return (self.users + self.items) * self.components * clock_of(self).features + excited + between
 
     @property
     def n_edges(self) -> int:
@@ -128,4 +144,19 @@ class Rpf(Frozen):
     @property
     def social(self) -> bool:
         """Whether users excite those who follow them."""
-        return self.variant == "srpf"
+        return self.variant in SOCIAL
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether factors follow the clock."""
+        return self.variant in DYNAMIC
+
+    @property
+    def between(self) -> bool:
+        """Whether events of an item excite those of others."""
+        return self.variant in BETWEEN
+
+    @property
+    def n_clusters(self) -> int:
+        """Clusters of items; 0 where these are not what excites."""
+        return min(self.clusters, self.items) if self.variant == "xiirpf" else 0

@@ -106,6 +106,7 @@ def observing(p: Rpf, seed: int, n_threads: int) -> tuple[PoissonEstimator, Call
     made = generated(p, seed)
     table = made.table()
     model = estimator_of(p, n_threads=p.threads or n_threads, seed=seed)
+    model.origin_ = None
     model.user_index_, model.item_index_ = IdIndex(np.arange(p.users)), IdIndex(np.arange(p.items))
     model.origin_ = table.origin
     edges = made.edges() if p.social else None

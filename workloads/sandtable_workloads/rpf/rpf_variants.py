@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from sandtable_kernels.poisson.feature_clock import named_features
 from sandtable_workloads.rpf.estimators.poisson_estimator import PoissonEstimator
 from sandtable_workloads.rpf.rpf_parameters import Rpf
 
@@ -18,5 +21,11 @@ def estimators() -> dict[str, type[PoissonEstimator]]:
 
 def estimator_of(p: Rpf, *, n_threads: int, seed: int) -> PoissonEstimator:
     """Return the estimator of a workload's parameters."""
+    options: dict[str, Any] = {}
+    if p.dynamic:
+        table, period = named_features(p.features)
+        options = {"user_features": table, "feature_period": period}
+    if p.n_clusters:
+        options = {"clusters": p.n_clusters}
     kind = estimators()[p.variant]
-    return kind(n_components=p.components, dtype=p.precision, n_threads=n_threads, random_state=seed)
+    return kind(n_components=p.components, dtype=p.precision, n_threads=n_threads, random_state=seed, **options)

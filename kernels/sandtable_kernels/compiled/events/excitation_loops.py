@@ -359,6 +359,15 @@ class Clusters(NamedTuple):
 
 
 @serial
+def _fade(state: Any, fade: Any) -> None:
+    """Multiply ``state`` [1, W] by ``fade``; a cluster that is met no more would go on through the slowest numbers."""
+    nothing, least = state.dtype.type(0), state.dtype.type(_FORGOTTEN)
+    for c in range(state.shape[1]):
+        left = state[0, c] * fade
+        state[0, c] = left if left > least else nothing
+
+
+@serial
 def _cluster_user(
     user: Any, line: Timeline, links: Any, guess: Guess, clusters: Clusters, pairs: Any, state: Any, from_to: Any,
     counts: Counts,
@@ -375,7 +384,7 @@ def _cluster_user(
         if fade >= 0:
             for m in range(waiting, n):
                 state[0, clusters.of_item[line.item[line.pair[m]]]] += one
-            row_blend(state, 0, fade, zero, state, 0)
+            _fade(state, fade)
             waiting = n
         to = clusters.of_item[line.item[pair]]
         mine = state[0, to]

@@ -36,6 +36,8 @@ ROW_FLOPS = 2.0
 USERS, ITEMS = range(2)
 # what passes of each kind are called apart from one another, and of each cell how often a gathered row is used
 KINDS, USES = ("", "items"), (2.0, 1.0)
+# components that take as long as going on to the next feature
+FEATURE_ELEMENTS = 8.0
 # cells of an item whose sum is spread over its features at once
 BLOCK = 512.0
 # bytes of a cell in both orders: bins, items or users, where events begin, and its place in the other order
@@ -67,7 +69,7 @@ class CellPassShape(NamedTuple):
 class CellPass(Operator[Roofline]):
     """``t = launch + events + triggers + mixing + own rows + cells (arithmetic^p + gathering^p)^(1/p)`` of a core.
 
-    Constants are those of `PoissonPass`, of a cell what is of a pair there.
+    Constants are those of `PoissonPass`; ``cell_s`` is what a cell takes and each of the rows that it gathers.
     """
 
     name: ClassVar[str] = "cell_pass"
@@ -90,7 +92,7 @@ class CellPass(Operator[Roofline]):
         cores, row_bytes = cores_of(device, c.n_cores), padded_bytes(c.components, dtype)
         rate = constants["rate_frac"] * device.peak("float32") / device.n_units
         row_s = ROW_FLOPS * row_bytes / DTYPE_BYTES["float32"] / rate
-        computing = constants["cell_s"] + np.asarray(USES)[c.kind.astype(int)] * c.active * row_s
+        computing = (1 + c.active) * constants["cell_s"] + np.asarray(USES)[c.kind.astype(int)] * c.active * row_s
         line_s = line_seconds(device, constants, row_bytes * c.features, c.sources, c.exponent, cores)
         gathering = c.active * lines_of(row_bytes) * line_s
         # over items, what each cell was given lies wherever the pass over users left it
@@ -151,7 +153,8 @@ class ClockRates(Operator[Roofline]):
         cores = Cores.of(device, constants, cores_of(device, c.n_cores))
         elements = c.rows * c.features * c.components
         n_bytes = elements * (DTYPE_BYTES[dtype] + (c.kind == USERS) * RATE_BYTES)
-        shared = joined(elements * constants["element_s"] / cores.n_cores, cores.moving_s(n_bytes, n_bytes))
+        computing = (elements + FEATURE_ELEMENTS * c.rows * c.features) * constants["element_s"]
+        shared = joined(computing / cores.n_cores, cores.moving_s(n_bytes, n_bytes))
         table = c.bins * c.features * c.components * constants["table_s"]
         alone = table + c.summed * c.components * constants["sum_s"]
         return np.asarray(constants["launch_s"] + alone + shared)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import Floats, Ids
 from sandtable_kernels.poisson.gamma_rows import GammaPrior, GammaRows
-from sandtable_kernels.poisson.item_pass import ItemCounts, ItemPass, Rows
+from sandtable_kernels.poisson.item_pass import ItemCounts, ItemPass, Rows, with_others
 from sandtable_workloads.rpf.estimators.event_intensity import LaterEvents
 from sandtable_workloads.rpf.estimators.fit_loop import State
 from sandtable_workloads.rpf.estimators.observed_events import FollowedEdges, ObservedEvents
@@ -96,7 +96,8 @@ class ItemExcitation(SRPF):
         given = self._items.given_off(self._given, self._reach(state))
         elbo = sum(rows.terms for name, rows in state.items() if name not in self._shared)
         elbo += counts.log_total - float(theta.weighted(observed.exposure) @ weights)
-        elbo -= float(given @ phi.mean[:, 0]) + self._compensator(observed, state)
+        # not by BLAS, whose threads wait for one another
+        elbo -= float(np.sum(given * phi.mean[:, 0])) + self._compensator(observed, state)
         theta.maximise(counts.users, observed.exposure, weights)
         phi.maximise(others[:, None], given, np.ones(1))
         self._maximise_others(observed, state, counts)
@@ -192,7 +193,7 @@ class IIRPF(ItemExcitation):
         return self._items.factors(self._rows(state))
 
     def _reach(self, state: State) -> Floats:
-        return _with_others(state["beta"].mean.astype(np.float64))
+        return with_others(state["beta"].mean.astype(np.float64))
 
     def _maximise_shared(self, state: State, sums: Mapping[str, Array]) -> None:
         from sandtable_kernels.compiled.events.excitation_loops import item_rates
@@ -380,11 +381,6 @@ class XIIRPF(ItemExcitation):
         cluster = np.append(self.cluster_, n).astype(np.int32)[items]
         reach = np.append((self.pi_ * self._targets).sum(1), 0.0)[cluster]
         return reach, passes.cluster_rates(cluster, alpha, phi)
-
-
-def _with_others(beta: Floats) -> Floats:
-    """Return [P], the sum of beta_p . beta_q over all q but p."""
-    return np.asarray((beta * (beta.sum(0) - beta)).sum(1))
 
 
 def _found_clusters(factors: Array, n: int, seed: int) -> Ids:
