@@ -64,9 +64,9 @@ LAWS: dict[type, Operator[Any]] = {
 }
 
 
-def seconds(shape: Any, dtype: str = "float32", **changes: float) -> float:
+def seconds(shape: Any, **changes: float) -> float:
     law = LAWS[type(shape)]
-    return float(law.seconds(CPU, law.typical() | changes, law.columns(shape), dtype=dtype)[0])
+    return float(law.seconds(CPU, law.typical() | changes, law.columns(shape), dtype="float32")[0])
 
 
 @pytest.mark.parametrize(

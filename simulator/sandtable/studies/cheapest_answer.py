@@ -134,6 +134,8 @@ def _caveat(found: Found, place: int) -> str:
 def summary(found: Found) -> Table:
     """Return what people choose among: the front, and the cheapest of other machines, in 80 columns."""
     columns = found.outcome.columns
+    # how much of a machine is taken, by whatever name the search has for it
+    taken = "devices" if "devices" in found.settings else (*found.settings, "devices")[0]
     rows: list[list[Any]] = []
     for place in _shown(found):
         machine = found.outcome.machines[place]
@@ -141,9 +143,9 @@ def summary(found: Found) -> Table:
         hours = float(columns[TIME][place]) / HOUR_S
         usd_per_h = None if machine.price is None else f"{machine.price.usd_per_h:.3g}"
         mark = CHOSEN if place == found.best else ""
-        n = _setting(found, place, "devices")
+        n = _setting(found, place, taken)
         rows.append([mark, machine.name, n, f"{hours:.3g}", *map(_three, values), usd_per_h])
-    headings = ("", "machine", "devices", "time", "cost", "low", "high", "price")
+    headings = ("", "machine", taken, "time", "cost", "low", "high", "price")
     unit = ("", "", "", "h", "USD", "USD", "USD", "USD/h")
     return Table(columns=headings, units=unit, rows=rows, notes=notes(found))
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sandtable import api, units
 from sandtable.errors import ConfigError, DoesNotFit
 from sandtable.hardware import library
-from sandtable.studies import cheapest
+from sandtable.studies import cheapest, cheapest_answer
 from sandtable_workloads.rpf import rpf_iterations, rpf_memory
 from sandtable_workloads.rpf.rpf_cells import expected_cells
 from sandtable_workloads.rpf.rpf_iterations import iterations_of
@@ -99,7 +99,8 @@ def test_cells_are_known_before_there_is_data(features: Any, data: tuple[int, in
     p = rpf(variant="drpf", users=users, items=400, events=events, pairs=pairs, features=features)
     table = rpf_run.generated(p, 3).table()
     ordered = EventPairs.of(table.user_code, table.item_code, table.time, users, 400)
-    clock = FeatureClock(*[named_features(features).table] * 2, named_features(features).period)
+    named = named_features(features)
+    clock = FeatureClock(named.table, named.table, named.period)
     cells = EventCells.of(ordered, clock.bins(ordered.time), clock.n_bins)
     expected = expected_cells(p)
     assert expected.cells == pytest.approx(cells.n_cells, rel=0.02)
@@ -173,6 +174,9 @@ def test_an_instance_is_chosen_for_a_billion_events() -> None:
     assert found.best is not None
     assert all(machine.accelerator is None for machine in found.outcome.machines)
     assert "does not fit" in " ".join(found.outcome.dropped())
+    table = cheapest_answer.summary(found)
+    assert table.columns[2] == "threads"
+    assert all(int(row[2]) > 0 for row in table.rows)
     with pytest.raises(ConfigError, match="until iterations, not tokens"):
         cheapest.search("rpf_billion", until=["tokens=5"])
 
