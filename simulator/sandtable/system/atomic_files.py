@@ -20,7 +20,7 @@ from sandtable.system import locks
 PARTIAL = ".partial"
 PREFIX = "sandtable-"
 _PART = re.compile(r".+\.[0-9a-f]{8}\.partial")
-_FOLDER = re.compile(rf"{PREFIX}(?:cold|workers)-\w+")
+_FOLDER = re.compile(rf"{PREFIX}(?:cold|output|workers)-\w+")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -76,7 +76,7 @@ def temporary_folder(parent: Path, kind: str) -> Iterator[Path]:
 
     Args:
         parent: Where; what dead processes left there goes first.
-        kind: ``cold`` or ``workers``, a part of its name.
+        kind: ``cold``, ``output`` or ``workers``, a part of its name.
     """
     sweep(parent)
     path, handle = _create_folder(parent, kind)

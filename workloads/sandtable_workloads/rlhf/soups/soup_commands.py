@@ -1,0 +1,196 @@
+"""The command ``sandtable soup``: average checkpoints in weight space.
+
+Found by the name of this file; see `sandtable.plugins.command_modules`. What it does lies in `soup_making` and is
+imported when it runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from sandtable import units
+from sandtable.cli.options import FormatOption, FullOption
+from sandtable.cli.terminal import Format, emit, progress, say
+from sandtable.errors import ConfigError
+from sandtable.results import Answer
+from sandtable.table import Quantity, Table
+from sandtable.workload.progress import Step
+
+if TYPE_CHECKING:
+    from sandtable_workloads.rlhf.soups.soup_making import Soup
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+_WEIGHTS = "--weights"
+
+
+class _ManyWeights(TyperCommand):
+    """A command whose ``--weights`` takes all the numbers that follow it, negative ones too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Join the numbers after ``--weights`` by commas, which is how one value holds several."""
+        found: list[str] = []
+        for word in args:
+            if len(found) > 1 and found[-2] == _WEIGHTS and _is_number(word):
+                found[-1] += f",{word}"
+            else:
+                found.append(word)
+        return super().parse_args(ctx, found)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+@app.command(cls=_ManyWeights)
+def soup(
+    models: Annotated[
+        list[Path], typer.Argument(help="Folders as Hugging Face writes them, or safetensors files.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the soup goes: a folder, or a file.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(_WEIGHTS, help="One for each, with a sum of one: 0.3 0.7, or 0.3,0.7. Equal without."),
+    ] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Divide weights by their sum.")] = False,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Keep only models with which the score does not fall.")
+    ] = False,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            "--score", help="Command that prints a score, higher is better; {} stands for the checkpoint."
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, float16 or bfloat16; that of the models without.")
+    ] = None,
+    memory: Annotated[str, typer.Option("--memory", help="What the process may take.")] = "2 GB",
+    ignore_tokenizer: Annotated[
+        bool, typer.Option("--ignore-tokenizer", help="Average models whose tokenizers differ.")
+    ] = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Average infinities and NaNs too, with a warning.")
+    ] = False,
+    full: FullOption = False,
+    format_: FormatOption = Format.table,
+) -> None:
+    """Average checkpoints in weight space: uniform, weighted, or greedy by a score."""
+    from sandtable.system import limits
+    from sandtable_workloads.rlhf.soups import soup_making
+
+    if greedy != (score is not None):
+        raise ConfigError("--greedy needs --score, and --score --greedy: what tells which models stay")
+    if greedy and (weights or normalize):
+        raise ConfigError("a greedy soup is uniform: leave out --weights and --normalize")
+    if len(models) < 2:
+        raise ConfigError("name at least two checkpoints to average")
+    resident = limits.status_bytes("VmRSS") or 0
+    with progress() as shown:
+        options = soup_making.SoupOptions(
+            dtype=dtype,
+            memory_bytes=min(_bytes(memory) - resident, soup_making.MEMORY_BYTES),
+            ignore_tokenizer=ignore_tokenizer,
+            allow_nonfinite=allow_nonfinite,
+            say=say,
+            progress=lambda done, total: shown(_step(done, total)),
+        )
+        if score is not None:
+            command = score
+            found = soup_making.greedy_soup(models, output, lambda path: scored_by(command, path), options=options)
+        else:
+            found = soup_making.soup(models, output, _numbers(weights), normalize=normalize, options=options)
+    emit(_table(found), format_, answer=_answer(found), full=full)
+
+
+def _step(done: int, total: int) -> Step:
+    return Step(f"{units.format_bytes(done)} written", 100 * done // max(total, 1), 100)
+
+
+def _bytes(memory: str) -> float:
+    try:
+        return units.parse(memory, "bytes")
+    except ValueError as error:
+        raise ConfigError(f"--memory: {error}") from error
+
+
+def _numbers(weights: str | None) -> list[float] | None:
+    if weights is None:
+        return None
+    try:
+        return [float(word) for word in weights.replace(",", " ").split()]
+    except ValueError as error:
+        raise ConfigError(f"--weights are numbers with commas or blanks between, not {weights!r}") from error
+
+
+def scored_by(command: str, path: Path) -> float:
+    """Run a command on a checkpoint and return the last word that it prints as a number.
+
+    ``{}`` in it stands for the path, which goes to the end where there is none.
+
+    Raises:
+        ConfigError: it cannot be run, fails, or prints no number.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"--score {command!r}: {error}") from error
+    named = [word.replace("{}", str(path)) for word in words]
+    arguments = named if named != words else [*words, str(path)]
+    try:
+        done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=False)
+    except OSError as error:
+        raise ConfigError(f"--score {command!r} cannot be run: {error.strerror}") from error
+    said = done.stdout.split()
+    if done.returncode != 0 or not said or not _is_number(said[-1]):
+        told = f"exit code {done.returncode}" if done.returncode else f"printed {units.shown(done.stdout.strip())}"
+        raise ConfigError(f"--score {command!r} gave no number for {path}: {told}")
+    return float(said[-1])
+
+
+def _answer(found: Soup) -> Answer:
+    resident = f", {units.format_bytes(found.resident_bytes)} of memory" if found.resident_bytes else ""
+    kept = "" if found.scores is None else f"{len(found.weights)} of {len(found.scores)} models stayed. "
+    return Answer(
+        question=f"What is the {'greedy soup' if found.scores else 'average'} of these checkpoints?",
+        subject=f"{_models(found)}, {units.format_count(found.n_params)} parameters in {' and '.join(found.dtypes)}",
+        verdict=f"{kept}{found.path}, {units.format_bytes(found.bytes_written)}.",
+        headlines=(
+            f"{units.format_bytes(found.bytes_read)} read in {units.format_seconds(found.seconds)}, "
+            f"{units.format_si(found.read_bytes_per_s, 'B/s')}{resident}",
+            *(() if found.score is None else (f"score {found.score:.6g}",)),
+        ),
+        caveat=found.notes[0] if found.notes else "",
+    )
+
+
+def _models(found: Soup) -> str:
+    return " + ".join(f"{weight:.4g} {path}" for path, weight in found.weights.items())
+
+
+def _table(found: Soup) -> Table:
+    rows: list[Sequence[object]] = [(f"weight of {path}", weight) for path, weight in found.weights.items()]
+    rows += [(f"score of {path}", value) for path, value in (found.scores or {}).items()]
+    rows += [] if found.score is None else [("score", found.score)]
+    rows += [
+        ("parameters", found.n_params),
+        ("type", " and ".join(found.dtypes)),
+        ("read", Quantity(found.bytes_read, "B")),
+        ("written", Quantity(found.bytes_written, "B")),
+        ("time", Quantity(found.seconds, "s")),
+        ("read rate", Quantity(found.read_bytes_per_s, "B/s")),
+        ("buffers", Quantity(found.buffer_bytes, "B")),
+        *([] if found.resident_bytes is None else [("memory of the process", Quantity(found.resident_bytes, "B"))]),
+        ("output", str(found.path)),
+    ]
+    return Table(columns=("what", "value"), rows=rows, title="Soup", notes=found.notes)
