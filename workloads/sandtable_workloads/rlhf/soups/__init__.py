@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Soup", "SoupOptions", "greedy_soup", "soup"]
 
 # none of these holds a workload
-FAST_PATH = ("soup_checks", "soup_arithmetic", "soup_layout", "soup_loops", "soup_making", "soup_pass")
+FAST_PATH = ("soup_checks", "soup_arithmetic", "soup_layout", "soup_loops", "soup_making", "soup_pass", "soup_use")
 
 
 def __getattr__(name: str) -> Any:

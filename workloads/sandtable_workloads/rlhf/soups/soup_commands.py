@@ -1,16 +1,13 @@
 """The command ``sandtable soup``: average checkpoints in weight space.
 
-Found by the name of this file; see `sandtable.plugins.command_modules`. What it does lies in `soup_making` and is
-imported when it runs.
+Found by the name of this file; see `sandtable.plugins.command_modules`. What it does lies in `soup_making` and
+`soup_use` and is imported when it runs.
 """
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -19,12 +16,7 @@ from sandtable import units
 from sandtable.cli.options import FormatOption, FullOption
 from sandtable.cli.terminal import Format, emit, progress, say
 from sandtable.errors import ConfigError
-from sandtable.results import Answer
-from sandtable.table import Quantity, Table
 from sandtable.workload.progress import Step
-
-if TYPE_CHECKING:
-    from sandtable_workloads.rlhf.soups.soup_making import Soup
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 _WEIGHTS = "--weights"
@@ -87,7 +79,7 @@ def soup(
 ) -> None:
     """Average checkpoints in weight space: uniform, weighted, or greedy by a score."""
     from sandtable.system import limits
-    from sandtable_workloads.rlhf.soups import soup_making
+    from sandtable_workloads.rlhf.soups import soup_making, soup_use
 
     if greedy != (score is not None):
         raise ConfigError("--greedy needs --score, and --score --greedy: what tells which models stay")
@@ -107,10 +99,12 @@ def soup(
         )
         if score is not None:
             command = score
-            found = soup_making.greedy_soup(models, output, lambda path: scored_by(command, path), options=options)
+            found = soup_making.greedy_soup(
+                models, output, lambda path: soup_use.scored_by(command, path), options=options
+            )
         else:
             found = soup_making.soup(models, output, _numbers(weights), normalize=normalize, options=options)
-    emit(_table(found), format_, answer=_answer(found), full=full)
+    emit(soup_use.table(found), format_, answer=soup_use.answer(found), full=full)
 
 
 def _step(done: int, total: int) -> Step:
@@ -131,66 +125,3 @@ def _numbers(weights: str | None) -> list[float] | None:
         return [float(word) for word in weights.replace(",", " ").split()]
     except ValueError as error:
         raise ConfigError(f"--weights are numbers with commas or blanks between, not {weights!r}") from error
-
-
-def scored_by(command: str, path: Path) -> float:
-    """Run a command on a checkpoint and return the last word that it prints as a number.
-
-    ``{}`` in it stands for the path, which goes to the end where there is none.
-
-    Raises:
-        ConfigError: it cannot be run, fails, or prints no number.
-    """
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise ConfigError(f"--score {command!r}: {error}") from error
-    named = [word.replace("{}", str(path)) for word in words]
-    arguments = named if named != words else [*words, str(path)]
-    try:
-        done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=False)
-    except OSError as error:
-        raise ConfigError(f"--score {command!r} cannot be run: {error.strerror}") from error
-    said = done.stdout.split()
-    if done.returncode != 0 or not said or not _is_number(said[-1]):
-        told = f"exit code {done.returncode}" if done.returncode else f"printed {units.shown(done.stdout.strip())}"
-        raise ConfigError(f"--score {command!r} gave no number for {path}: {told}")
-    return float(said[-1])
-
-
-def _answer(found: Soup) -> Answer:
-    resident = f", {units.format_bytes(found.resident_bytes)} of memory" if found.resident_bytes else ""
-    kept = "" if found.scores is None else f"{len(found.weights)} of {len(found.scores)} models stayed. "
-    return Answer(
-        question=f"What is the {'greedy soup' if found.scores else 'average'} of these checkpoints?",
-        subject=f"{_models(found)}, {units.format_count(found.n_params)} parameters in {' and '.join(found.dtypes)}",
-        verdict=f"{kept}{found.path}, {units.format_bytes(found.bytes_written)}.",
-        headlines=(
-            f"{units.format_bytes(found.bytes_read)} read in {units.format_seconds(found.seconds)}, "
-            f"{units.format_si(found.read_bytes_per_s, 'B/s')}{resident}",
-            *(() if found.score is None else (f"score {found.score:.6g}",)),
-        ),
-        caveat=found.notes[0] if found.notes else "",
-    )
-
-
-def _models(found: Soup) -> str:
-    return " + ".join(f"{weight:.4g} {path}" for path, weight in found.weights.items())
-
-
-def _table(found: Soup) -> Table:
-    rows: list[Sequence[object]] = [(f"weight of {path}", weight) for path, weight in found.weights.items()]
-    rows += [(f"score of {path}", value) for path, value in (found.scores or {}).items()]
-    rows += [] if found.score is None else [("score", found.score)]
-    rows += [
-        ("parameters", found.n_params),
-        ("type", " and ".join(found.dtypes)),
-        ("read", Quantity(found.bytes_read, "B")),
-        ("written", Quantity(found.bytes_written, "B")),
-        ("time", Quantity(found.seconds, "s")),
-        ("read rate", Quantity(found.read_bytes_per_s, "B/s")),
-        ("buffers", Quantity(found.buffer_bytes, "B")),
-        *([] if found.resident_bytes is None else [("memory of the process", Quantity(found.resident_bytes, "B"))]),
-        ("output", str(found.path)),
-    ]
-    return Table(columns=("what", "value"), rows=rows, title="Soup", notes=found.notes)
