@@ -30,8 +30,9 @@ demo: $(VENV)/.installed
 	$(BIN)/sandtable check --suite flash-quick --store $(STORE) --report runs/demo.html --trace runs/demo.pftrace || test $$? -eq 3
 	@echo "To go on in this shell: source $(BIN)/activate"
 
+# A process per core, which takes over what another has left to do; more than a few only cost memory.
 test: $(VENV)/.torch
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

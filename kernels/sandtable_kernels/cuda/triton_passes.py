@@ -43,9 +43,24 @@ def _level_matrix(
 
 
 @triton.jit
-def _identity(SIZE: tl.constexpr, TILE: tl.constexpr) -> Any:
+def _product(
+    first: tl.tensor,
+    group: tl.tensor,
+    n_levels: tl.tensor,
+    SIDE: tl.constexpr,
+    BASE: tl.constexpr,
+    SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> Any:
+    """Return the product of a group's first levels, whose weights lie one after another; the identity of none."""
     i = tl.arange(0, TILE)
-    return ((i[:, None] == i[None, :]) & (i < SIZE)[None, :]).to(tl.float32)
+    product = ((i[:, None] == i[None, :]) & (i < SIZE)[None, :]).to(tl.float32)
+    for index in range(n_levels):
+        matrix, _, _, _ = _level_matrix(first + index * SIDE * BASE, group, index, BASE, SIZE, STRIDE, TILE)
+        product = tl.dot(matrix, product, input_precision=PRECISION)
+    return product
 
 
 @triton.jit
@@ -66,11 +81,8 @@ def compose(
     pid = tl.program_id(0)
     n_groups = SIDE // SIZE
     block, group = pid // n_groups, pid % n_groups
-    product = _identity(SIZE, TILE)
-    for index in range(LEVELS):
-        here = weights + (block * n_levels + FIRST + index) * SIDE * BASE
-        matrix, _, _, _ = _level_matrix(here, group, index, BASE, SIZE, STRIDE, TILE)
-        product = tl.dot(matrix, product, input_precision=PRECISION)
+    first = weights + (block * n_levels + FIRST) * SIDE * BASE
+    product = _product(first, group, LEVELS, SIDE, BASE, SIZE, STRIDE, TILE, PRECISION)
     i = tl.arange(0, TILE)
     place = matrices + pid.to(tl.int64) * TILE * TILE + i[:, None] * TILE + i[None, :]
     tl.store(place, product.to(matrices.dtype.element_ty))
@@ -99,11 +111,8 @@ def decompose(
     grad = tl.load(grad_matrices + pid.to(tl.int64) * TILE * TILE + i[:, None] * TILE + i[None, :])
     for back in range(LEVELS):
         index = LEVELS - 1 - back
-        before = _identity(SIZE, TILE)
-        for earlier in range(index):
-            here = weights + (block * n_levels + FIRST + earlier) * SIDE * BASE
-            matrix, _, _, _ = _level_matrix(here, group, earlier, BASE, SIZE, STRIDE, TILE)
-            before = tl.dot(matrix, before, input_precision=PRECISION)
+        first = weights + (block * n_levels + FIRST) * SIDE * BASE
+        before = _product(first, group, index, SIDE, BASE, SIZE, STRIDE, TILE, PRECISION)
         by_matrix = tl.dot(grad, tl.trans(before), input_precision=PRECISION)
         at = (block * n_levels + FIRST + index) * SIDE * BASE
         matrix, start, step, position = _level_matrix(weights + at, group, index, BASE, SIZE, STRIDE, TILE)

@@ -72,6 +72,7 @@ class PoissonPass(Operator[Roofline]):
     """
 
     name: ClassVar[str] = "poisson_pass"
+    called: ClassVar[str] = "passes over events"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[PoissonPassShape]] = PoissonPassShape
     constants: ClassVar[tuple[Constant, ...]] = (
@@ -142,6 +143,7 @@ class GammaRowsOperator(Operator[Roofline]):
     """
 
     name: ClassVar[str] = "gamma_rows"
+    called: ClassVar[str] = "factors and rates"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[GammaRowsShape]] = GammaRowsShape
     constants: ClassVar[tuple[Constant, ...]] = (

@@ -101,11 +101,34 @@ def memory_bound_op(name: str, traffic: eager.Traffic, dims: Dims) -> Op:
     )
 
 
-class TorchGemm(TorchKernel):
+class LinearLayer(TorchKernel):
+    """What all products of a linear layer share: y[m, n] = x[m, k] w[n, k]'."""
+
+    case: ClassVar[str] = "gemm"
+
+    @abstractmethod
+    def sides(self, dims: Dims) -> tuple[int, int, int]:
+        """Return m, n and k."""
+
+    def inputs(self, dims: Dims, seed: int) -> list[Array]:
+        """Return x [m, k] and w [n, k]."""
+        m, n, k = self.sides(dims)
+        return [seeded((m, k), seed), seeded((n, k), seed + 1)]
+
+    def compute(self, module: Any, dims: Dims, *tensors: Any) -> Any:
+        """Return the linear layer's output."""
+        return module.nn.functional.linear(*tensors)
+
+    def reference(self, dims: Dims, context: KernelContext) -> Array:
+        """The same in float64."""
+        x, w = (part.astype(np.float64) for part in self.inputs(dims, context.seed))
+        return x @ w.T
+
+
+class TorchGemm(LinearLayer):
     """Products of a linear layer: y[m, n] = x[m, k] w[n, k]', and both of its backward pass."""
 
     name: ClassVar[str] = "torch_gemm"
-    case: ClassVar[str] = "gemm"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """Layers of models 64 to 1024 wide, a few hundred to a few thousand tokens."""
@@ -146,18 +169,9 @@ class TorchGemm(TorchKernel):
         """A small product."""
         return {"m": 5, "n": 7, "k": 11, "dtype": "float32", "pass": "forward", "processes": 1}
 
-    def inputs(self, dims: Dims, seed: int) -> list[Array]:
-        """Return x [m, k] and w [n, k]."""
-        return [seeded((dims["m"], dims["k"]), seed), seeded((dims["n"], dims["k"]), seed + 1)]
-
-    def compute(self, module: Any, dims: Dims, *tensors: Any) -> Any:
-        """Return the linear layer's output."""
-        return module.nn.functional.linear(*tensors)
-
-    def reference(self, dims: Dims, context: KernelContext) -> Array:
-        """The same in float64."""
-        x, w = (part.astype(np.float64) for part in self.inputs(dims, context.seed))
-        return x @ w.T
+    def sides(self, dims: Dims) -> tuple[int, int, int]:
+        """See `LinearLayer.sides`."""
+        return dims["m"], dims["n"], dims["k"]
 
 
 class TorchAttention(TorchKernel):

@@ -85,6 +85,7 @@ class ImageLinear(Operator[Roofline]):
     """
 
     name: ClassVar[str] = "image_linear"
+    called: ClassVar[str] = "linear layers"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[Any] = ImageLinearShape
     dense: ClassVar[bool] = True
@@ -136,6 +137,7 @@ class Convolution(Operator[Roofline]):
     """
 
     name: ClassVar[str] = "convolution"
+    called: ClassVar[str] = "convolutions"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[Any] = ConvolutionShape
     constants: ClassVar[tuple[Constant, ...]] = (LAUNCH, RATE, BANDWIDTH, EDGE, DEPTH, PACK, SPEEDUP, CACHE)
@@ -171,6 +173,7 @@ class DepthwiseConvolution(Operator[Roofline]):
     """``t = launch + (arithmetic^p + moving^p)^(1/p)``; each channel reads its own alone."""
 
     name: ClassVar[str] = "depthwise"
+    called: ClassVar[str] = "depthwise convolutions"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[Any] = ConvolutionShape
     constants: ClassVar[tuple[Constant, ...]] = (
@@ -226,6 +229,7 @@ class ImageStream(Operator[Roofline]):
     """
 
     name: ClassVar[str] = "image_stream"
+    called: ClassVar[str] = "element-wise layers"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[Any] = StreamShape
     constants: ClassVar[tuple[Constant, ...]] = (
@@ -272,6 +276,7 @@ class BatchNorm(ImageStream):
     """Normalisation by channel: factors of each channel first, then each element by its own."""
 
     name: ClassVar[str] = "batch_norm"
+    called: ClassVar[str] = "batch norms"
     fitted_as: ClassVar[str] = "batch_norm"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
 from sandtable_kernels.pytorch import vision_demand as demand
-from sandtable_kernels.pytorch.torch_operators import TorchKernel, torch
+from sandtable_kernels.pytorch.torch_operators import LinearLayer, TorchKernel, torch
 from sandtable_kernels.pytorch.torch_pool import pool
 from sandtable_kernels.pytorch.vision_demand import Maps, Setting
 from sandtable_kernels.support import Array, seeded
@@ -273,7 +273,7 @@ class TorchImageStream(VisionKernel):
         return np.asarray(x * np.clip(x + 3, 0, 6) / 6)
 
 
-class TorchImageLinear(VisionKernel):
+class TorchImageLinear(LinearLayer, VisionKernel):
     """Linear layers, the same one again and again, and between others."""
 
     name: ClassVar[str] = "torch_image_linear"
@@ -301,18 +301,9 @@ class TorchImageLinear(VisionKernel):
         row = {"rows": 3, "n_in": 5, "n_out": 7, "among": False}
         return {**row, "dtype": "float32", "pass": "inference", "n_cores": 1}
 
-    def inputs(self, dims: Dims, seed: int) -> list[Array]:
-        """Return rows [rows, n_in] and weights [n_out, n_in]."""
-        return [seeded((dims["rows"], dims["n_in"]), seed), seeded((dims["n_out"], dims["n_in"]), seed + 1)]
-
-    def compute(self, module: Any, dims: Dims, *tensors: Any) -> Any:
-        """Return the product."""
-        return module.nn.functional.linear(*tensors)
-
-    def reference(self, dims: Dims, context: KernelContext) -> Array:
-        """The same in float64."""
-        x, w = (part.astype(np.float64) for part in self.inputs(dims, context.seed))
-        return x @ w.T
+    def sides(self, dims: Dims) -> tuple[int, int, int]:
+        """See `LinearLayer.sides`."""
+        return dims["rows"], dims["n_out"], dims["n_in"]
 
 
 class TorchNarrowLinear(TorchImageLinear):

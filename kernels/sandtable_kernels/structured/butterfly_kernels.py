@@ -10,7 +10,8 @@ import numpy as np
 
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op
-from sandtable_kernels.files.dtypes import decode, encode, itemsize
+from sandtable_kernels.files.dtypes import decode, encode
+from sandtable_kernels.pytorch.vision_demand import Setting
 from sandtable_kernels.structured.butterfly import (
     butterfly,
     butterfly_backward,
@@ -18,6 +19,7 @@ from sandtable_kernels.structured.butterfly import (
     butterfly_reference,
     initial_weights,
 )
+from sandtable_kernels.structured.butterfly_law import butterfly_op
 from sandtable_kernels.structured.butterfly_layout import ButterflyLayout
 from sandtable_kernels.support import Array, cold_copies, cycling, seeded
 
@@ -47,23 +49,8 @@ class ButterflyKernel(Kernel):
         return self._point(37, 53, 97, 4, "float32")
 
     def cost(self, dims: Dims) -> Op:
-        """Rows and weights are read once, results are written once; what is between levels stays in cache."""
-        layout, rows, size = _layout(dims), dims["rows"], itemsize(dims["dtype"])
-        return self._demand(dims, 1, layout.n_in, size * rows * layout.n_out)
-
-    def _demand(self, dims: Dims, products: int, read: int, written_bytes: float) -> Op:
-        """Return the demand of ``products`` times the transform's, with ``read`` elements of each row brought in."""
-        layout, rows = _layout(dims), dims["rows"]
-        return Op(
-            name=self.name,
-            operator="gemm",
-            account="compute",
-            dtype=dims["dtype"],
-            flops=2 * products * rows * layout.multiplications,
-            bytes_read=itemsize(dims["dtype"]) * (rows * read + layout.parameters),
-            bytes_written=written_bytes,
-            n_items=rows,
-        )
+        """See `butterfly_op`."""
+        return butterfly_op(self.name, _layout(dims), dims["rows"], Setting(dtype=dims["dtype"]))
 
     def prepare(self, dims: Dims, context: KernelContext) -> AbstractContextManager[Callable[[], None]]:
         """Cycle through cold rows, as those of a layer are that were written by the one before."""
@@ -88,10 +75,9 @@ class ButterflyBackwardKernel(ButterflyKernel):
     name: ClassVar[str] = "butterfly_backward"
 
     def cost(self, dims: Dims) -> Op:
-        """Levels are computed once more, and each weight is multiplied twice: for either gradient."""
-        layout, rows, size = _layout(dims), dims["rows"], itemsize(dims["dtype"])
-        written = size * rows * layout.n_in + 4 * layout.parameters
-        return self._demand(dims, 3, layout.n_in + layout.n_out, written)
+        """See `butterfly_op`."""
+        setting = Setting(dtype=dims["dtype"], training=True, backward=True)
+        return butterfly_op(self.name, _layout(dims), dims["rows"], setting)
 
     def prepare(self, dims: Dims, context: KernelContext) -> AbstractContextManager[Callable[[], None]]:
         """Cycle through cold rows."""

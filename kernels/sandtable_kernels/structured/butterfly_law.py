@@ -74,6 +74,7 @@ class Butterfly(Operator[Roofline]):
     """
 
     name: ClassVar[str] = "butterfly"
+    called: ClassVar[str] = "butterflies"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[ButterflyShape]] = ButterflyShape
     constants: ClassVar[tuple[Constant, ...]] = (

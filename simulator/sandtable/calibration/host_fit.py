@@ -13,7 +13,6 @@ from sandtable import units
 from sandtable.calibration import machine_fit
 from sandtable.calibration.fit import least_squares, repeats
 from sandtable.calibration.timing import Timing, has_own_law
-from sandtable.demand.operator import operator_named
 from sandtable.hardware import (
     DType,
     Estimate,
@@ -102,8 +101,8 @@ def fit_ops(timings: Sequence[Timing], method: str) -> dict[str, dict[DType, OpF
 def _processor(timings: Sequence[Timing], method: str) -> Processor:
     fits = fit_ops(timings, method)
     # what a fit says of a rate that no point comes near may be anything: a peak is what was reached
-    products = [t for t in timings if operator_named(t.op.operator).dense and t.op.dtype == "float32"]
-    best = max(t.op.flops / t.seconds for t in products or timings)
+    products = machine_fit.best_rates(timings).get("float32")
+    best = products or max(t.op.flops / t.seconds for t in timings)
     overheads = [law.overhead_s for law in fits.get("gemv", {}).values()]
     return Processor(
         kind="processor",

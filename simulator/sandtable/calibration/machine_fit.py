@@ -7,11 +7,12 @@ operators) and of the link between its processes (for collectives).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from sandtable.calibration.fit.operator_fit import fit_groups, merged
 from sandtable.calibration.timing import Timing
 from sandtable.hardware import (
+    DType,
     Link,
     LinkDatasheet,
     LinkFit,
@@ -65,14 +66,21 @@ def _processor(machine: Machine, timings: Sequence[Timing], method: str) -> Proc
 
 def with_peaks(processor: Processor, timings: Sequence[Timing]) -> Processor:
     """Return the processor with a peak rate at least that of the best product timed, for each element type."""
-    peaks = dict(processor.datasheet.peak_flops_per_s)
-    for timing in timings:
-        # each of several equal processes had its part of the device
-        rate = timing.op.flops * timing.op.sharing / timing.seconds
-        if timing.law.dense and rate > peaks.get(timing.op.dtype, 0.0):  # type: ignore[call-overload]
-            peaks[timing.op.dtype] = rate  # type: ignore[index]
+    stated = processor.datasheet.peak_flops_per_s
+    peaks = {**stated, **{dtype: max(rate, stated.get(dtype, 0.0)) for dtype, rate in best_rates(timings).items()}}
     datasheet = processor.datasheet.model_copy(update={"peak_flops_per_s": peaks})
     return processor.model_copy(update={"datasheet": datasheet})
+
+
+def best_rates(timings: Sequence[Timing]) -> dict[DType, float]:
+    """Return the flop/s of the best product timed, for each element type of which one was."""
+    found: dict[DType, float] = {}
+    for timing in timings:
+        if timing.law.dense:
+            # each of several equal processes had its part of the device
+            rate, dtype = timing.op.flops * timing.op.sharing / timing.seconds, cast("DType", timing.op.dtype)
+            found[dtype] = max(rate, found.get(dtype, 0.0))
+    return found
 
 
 # --- collectives -------------------------------------------------------------------------------------------

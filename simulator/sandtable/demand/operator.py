@@ -51,6 +51,7 @@ class Operator(ABC, Generic[D]):
 
     Attributes:
         name: What `Op.operator` says.
+        called: What people call many of it, such as "matrix products"; its name in words if not given.
         resource: Who serves it. ``link`` joins host and accelerator, ``network`` the ranks of a group.
         Shape: Named columns that its law reads; None for a plain operation, which states counts alone.
         constants: What is fitted, per device and software, all element types together.
@@ -65,6 +66,7 @@ class Operator(ABC, Generic[D]):
     """
 
     name: ClassVar[str]
+    called: ClassVar[str]
     resource: ClassVar[Resource]
     Shape: ClassVar[Any] = None
     constants: ClassVar[tuple[Constant, ...]] = ()
@@ -78,6 +80,8 @@ class Operator(ABC, Generic[D]):
         super().__init_subclass__(**kwargs)
         if "name" in vars(cls) and not hasattr(cls, "fitted_as"):
             cls.fitted_as = cls.name
+        if "name" in vars(cls) and "called" not in vars(cls):
+            cls.called = cls.name.replace("_", " ")
         resource = getattr(cls, "resource", None)
         if resource is not None and resource not in get_args(Resource):
             raise ConfigError(

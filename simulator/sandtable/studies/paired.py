@@ -32,7 +32,8 @@ from sandtable.runs.predict import Foreseen
 from sandtable.runs.reduction import MAKESPAN, STATISTICS
 from sandtable.table import Quantity, Table
 
-HEADLINES = ("tokens_per_s", "requests_per_s", "steps_per_s")
+# what a change is told in, the first that there is; else in what the workload counts, and in steps last
+HEADLINES, LAST_HEADLINE = ("tokens_per_s", "requests_per_s"), "steps_per_s"
 CERTAIN = 0.99
 LEAST_SHOWN = 0.0005
 # a step of the logarithm of all times, for the slopes of what follows from them
@@ -266,8 +267,8 @@ def notes(before: Prediction, after: Prediction, changed: Mapping[str, Change]) 
 
 def sentences(before: Prediction, after: Prediction, changed: Mapping[str, Change]) -> Iterator[str]:
     """Yield what a change comes to: how many times as much work, where the time goes instead, what it saves."""
-    name = next((name for name in HEADLINES if name in changed), None)
-    name = name or next((name for name in changed if name.endswith("_per_s")), None)
+    rates = [name for name in changed if name.endswith("_per_s") and name != LAST_HEADLINE]
+    name = next((name for name in (*HEADLINES, *rates, LAST_HEADLINE) if name in changed), None)
     if name is None:
         return
     change = changed[name]

@@ -204,3 +204,8 @@ def test_a_change_of_nothing_says_so_and_one_of_the_machine_shows_both() -> None
     other = sandtable.whatif("flash_laptop", {"machine": "aws_i4i_4xlarge"}).answer
     assert "Laptop with a PCIe 4 drive and no accelerator → AWS i4i.4xlarge" in other.subject
     assert any(re.match(r"0\.046 USD/h before, [\d.]+ USD/h after", text) for text in other.headlines)
+
+
+def test_a_change_of_images_is_told_in_images() -> None:
+    answer = sandtable.whatif("butterfly_narrow_phone", {"parameters.width": 1.0}).answer
+    assert "times as many images/s" in str(answer)

@@ -61,6 +61,7 @@ def test_simulate_answers_in_eight_lines_what_was_asked_of_what(name: str, in_tm
     assert re.search(r"memory [\d.]+ ([MK]iB )?of [\d.]+ GiB", said)
     assert case.machine.price is None or " USD" in said
     assert re.search(r"Bound by [\w ]+, \d+ % of the time", said)
+    assert "Bound by compute" not in said or re.search(r"Bound by compute, \d+ % of the time, \d+ % in [a-z]", said)
     assert said.count("! ") == 1
     assert ("Yes. " in said) == case.scenario.title.startswith(("Does", "Will"))
 

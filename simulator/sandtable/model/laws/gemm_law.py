@@ -71,6 +71,7 @@ class Gemm(PlainOperator):
     """
 
     name: ClassVar[str] = "gemm"
+    called: ClassVar[str] = "matrix products"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[GemmShape]] = GemmShape
     dense: ClassVar[bool] = True

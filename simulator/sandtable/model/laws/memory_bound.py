@@ -27,6 +27,7 @@ class MemoryBound(Operator[Roofline]):
     """
 
     name: ClassVar[str] = "memory_bound"
+    called: ClassVar[str] = "memory-bound kernels"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[MemoryBoundShape]] = MemoryBoundShape
     given: ClassVar[tuple[str, ...]] = (

@@ -47,6 +47,7 @@ class Gemv(PlainOperator):
     """A matrix times a vector."""
 
     name: ClassVar[str] = "gemv"
+    called: ClassVar[str] = "matrix-vector products"
     resource: ClassVar[Resource] = "compute"
 
 
@@ -54,6 +55,7 @@ class Attend(PlainOperator):
     """Attention of one token over a cache, on a CPU."""
 
     name: ClassVar[str] = "attend"
+    called: ClassVar[str] = "attention"
     resource: ClassVar[Resource] = "compute"
 
 
@@ -79,6 +81,7 @@ class Startup(PlainOperator):
     """What takes a known time, whatever the machine: `Op.seconds`."""
 
     name: ClassVar[str] = "startup"
+    called: ClassVar[str] = "fixed costs"
     resource: ClassVar[Resource] = "compute"
     states_time: ClassVar[bool] = True
 

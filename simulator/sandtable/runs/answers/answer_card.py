@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from sandtable import units
+from sandtable.demand.operator import operator_named
 from sandtable.errors import DoesNotFit
 from sandtable.hardware import Machine
 from sandtable.results import Answer, Metric, Result
@@ -163,27 +164,39 @@ def resource_name(account: str) -> str:
 
 
 def bound_text(result: Result, seconds: Seconds) -> str:
-    """Return what the time goes to, the largest first: ``Bound by compute, 54 % of the time (storage 35 %)``.
+    """Return what the time goes to, the largest first: ``Bound by storage, 54 % of the time (compute 35 %)``.
 
-    Computing that waits for its operands more than half of the time is called by what it waits for.
+    Computing that waits for its operands more than half of the time is called by what it waits for; other computing
+    names the operators that take most of it.
     """
     total = sum(result.breakdown.values())
     parts = sorted(result.breakdown.items(), key=lambda item: -item[1])
     shares = [
-        f"{resource_name(name)} {100 * seconds / total:.0f} %"
-        for name, seconds in parts
-        if seconds > total * LEAST_FRAC
+        f"{resource_name(name)} {100 * part / total:.0f} %" for name, part in parts if part > total * LEAST_FRAC
     ]
     if not shares:
         return ""
     others = f" ({', '.join(shares[1:])})" if shares[1:] else ""
     name, share = shares[0].split(" ", 1)
-    if parts[0][0] == "compute" and _is_held_up(seconds):
-        name = "memory bandwidth"
-    return f"Bound by {name}, {share} of the time{others}."
-
-
-def _is_held_up(seconds: Seconds) -> bool:
-    """Whether memory's bandwidth, not arithmetic, holds up most of what processors do."""
     computed = {source: part for source, part in seconds.items() if source.resource == "compute"}
+    most = ""
+    if parts[0][0] == "compute" and _is_held_up(computed):
+        name = "memory bandwidth"
+    elif parts[0][0] == "compute" and computed:
+        most = _most_of(computed, parts[0][1] / total)
+    return f"Bound by {name}, {share} of the time{most}{others}."
+
+
+def _is_held_up(computed: Seconds) -> bool:
+    """Whether memory's bandwidth, not arithmetic, holds up most of what processors do."""
     return 2 * sum(part for source, part in computed.items() if source.by_bandwidth) > sum(computed.values())
+
+
+def _most_of(computed: Seconds, compute_frac: float) -> str:
+    """Return which operators take most of the computing, and their share of all time: ``, 61 % in butterflies``."""
+    taken: dict[str, float] = {}
+    for source, part in computed.items():
+        called = operator_named(source.kind.split()[0]).called
+        taken[called] = taken.get(called, 0.0) + part
+    most = max(taken, key=lambda called: taken[called])
+    return f", {100 * compute_frac * taken[most] / sum(taken.values()):.0f} % in {most}"
