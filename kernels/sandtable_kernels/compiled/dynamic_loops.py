@@ -12,47 +12,57 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from sandtable_kernels.compiled.events.row_vectors import row_add, row_dot, row_prefetch
-from sandtable_kernels.compiled.memory_loops import parallel, prefetch, serial
+from sandtable_kernels.compiled.events.intensity_loops import BLOCK, events_alike, in_order_sum, row_times
+from sandtable_kernels.compiled.events.row_vectors import row_add, row_dot, row_prefetch, row_set
+from sandtable_kernels.compiled.memory_loops import inlined, lean, parallel, prefetch
 
 # cells between asking for rows and reading them
 _AHEAD = 8
-# cells of an item whose sum is kept apart before it goes to the item's features
-_BLOCK = 512
-# a product of intensities whose log is taken before it leaves float64
-_MOST, _LEAST = 1e200, 1e-200
 
 
-@serial
+@inlined
 def _mix(features: Any, b: Any, rows: Any, first: Any, mixed: Any) -> None:
     """Set ``mixed`` [1, W] to the sum over the features of bin ``b`` of ``rows``, from row ``first`` on."""
-    mixed[:] = 0
-    for a in range(features.start[b], features.start[b + 1]):
+    begin = features.start[b]
+    row_set(mixed, 0, features.value[begin], rows, first + features.feature[begin])  # every bin has a feature
+    for a in range(begin + 1, features.start[b + 1]):
         row_add(mixed, 0, features.value[a], rows, first + features.feature[a])
 
 
-@serial
+@inlined
 def _spread(features: Any, b: Any, total: Any, rows: Any, first: Any) -> None:
-    """Add ``total`` [1, W] to the ``rows`` of the features of bin ``b``, from row ``first`` on; then empty it."""
+    """Add ``total`` [1, W] to the ``rows`` of the features of bin ``b``, from row ``first`` on."""
     for a in range(features.start[b], features.start[b + 1]):
         row_add(rows, first + features.feature[a], features.value[a], total, 0)
-    total[:] = 0
 
 
-@serial
+@inlined
 def _ask_for(features: Any, b: Any, rows: Any, first: Any) -> None:
     for a in range(features.start[b], features.start[b + 1]):
         row_prefetch(rows, first + features.feature[a])
 
 
-@serial
+@inlined
 def _features_each(cells: Any, theta: Any, beta: Any) -> Any:
     """Return I and J."""
     n_users, n_items = cells.user_start.shape[0] - 1, cells.item_start.shape[0] - 1
     return theta.shape[0] // max(n_users, 1), beta.shape[0] // max(n_items, 1)
 
 
-@serial
+@inlined
+def _add_mixed(features: Any, b: Any, share: Any, rows: Any, first: Any, fresh: Any, total: Any) -> None:
+    """Add to ``total`` [1, W] ``share`` times what `_mix` would give; it is set instead where it is ``fresh``."""
+    begin = features.start[b]
+    factor, row = share * features.value[begin], first + features.feature[begin]
+    if fresh:
+        row_set(total, 0, factor, rows, row)
+    else:
+        row_add(total, 0, factor, rows, row)
+    for a in range(begin + 1, features.start[b + 1]):
+        row_add(total, 0, share * features.value[a], rows, first + features.feature[a])
+
+
+@lean
 def _users(
     first: Any,
     last: Any,
@@ -64,58 +74,40 @@ def _users(
     counts: Any,
     own: Any,
     triggers: Any,
+    mine: Any,
+    weighted: Any,
 ) -> Any:
     n_user, n_item = _features_each(cells, theta, beta)
-    one, nothing = theta.dtype.type(1), theta.dtype.type(0)
-    mine, weighted = np.zeros((1, theta.shape[1]), theta.dtype), np.zeros((1, theta.shape[1]), theta.dtype)
     n_cells = cells.item.shape[0]
     logs, product = 0.0, 1.0
     for u in range(first, last):
-        excited_u = 0.0
-        counts[u * n_user : (u + 1) * n_user] = 0
+        excited, rows = 0.0, u * n_user
+        counts[rows : rows + n_user] = 0
         b = np.int64(-1)
         for c in range(cells.user_start[u], cells.user_start[u + 1]):
             after = min(c + _AHEAD, n_cells - 1)
             _ask_for(of_items, np.int64(cells.bin[after]), beta, cells.item[after] * n_item)
-            if cells.bin[c] != b:
+            fresh = cells.bin[c] != b
+            if fresh:
                 if b >= 0:
-                    _spread(of_users, b, weighted, counts, u * n_user)
+                    _spread(of_users, b, weighted, counts, rows)
                 b = np.int64(cells.bin[c])
-                _mix(of_users, b, theta, u * n_user, mine)
-            base, row = nothing, cells.item[c] * n_item
+                _mix(of_users, b, theta, rows, mine)
+            base, row = theta.dtype.type(0), cells.item[c] * n_item
             for a in range(of_items.start[b], of_items.start[b + 1]):
                 base += of_items.value[a] * row_dot(mine, 0, beta, row + of_items.feature[a])
-            share = nothing
-            for n in range(cells.event_start[c], cells.event_start[c + 1]):
-                total, excited = base, nothing
-                if own is not None:
-                    excited = own[1][u] * own[0][n]
-                    total += excited
-                    if triggers is not None:
-                        for j in range(triggers[0][n], triggers[0][n + 1]):
-                            total += own[1][triggers[1][j]] * triggers[2][j]
-                inverse = one / total
-                share += inverse
-                if own is not None:
-                    excited_u += excited * inverse
-                    if triggers is not None:
-                        for j in range(triggers[0][n], triggers[0][n + 1]):
-                            edge = triggers[1][j]
-                            own[2][edge] += own[1][edge] * triggers[2][j] * inverse
-                product *= total
-                if product > _MOST or product < _LEAST:
-                    logs += np.log(product)
-                    product = 1.0
+            begin, end = cells.event_start[c], cells.event_start[c + 1]
+            share, (logs, product, excited) = events_alike(
+                u, begin, end, base, own, triggers, (logs, product, excited)
+            )
             cells.share[c] = share
-            for a in range(of_items.start[b], of_items.start[b + 1]):
-                row_add(weighted, 0, share * of_items.value[a], beta, row + of_items.feature[a])
+            _add_mixed(of_items, b, share, beta, row, fresh, weighted)
         if b >= 0:
-            _spread(of_users, b, weighted, counts, u * n_user)
-        for r in range(u * n_user, (u + 1) * n_user):
-            for k in range(theta.shape[1]):
-                counts[r, k] *= theta[r, k]
-        if own is not None:
-            own[2][u] = excited_u
+            _spread(of_users, b, weighted, counts, rows)
+        for r in range(rows, rows + n_user):
+            row_times(counts, r, theta)
+        if own[0].shape[0] > 0:
+            own[2][u] = excited
     return logs + np.log(product)
 
 
@@ -128,8 +120,8 @@ def user_pass(
     theta: Any,
     beta: Any,
     counts: Any,
-    own: Any = None,
-    triggers: Any = None,
+    own: Any,
+    triggers: Any,
 ) -> Any:
     """Return the sum of log intensities; write counts of users, and each cell's share for `item_pass`.
 
@@ -142,53 +134,53 @@ def user_pass(
         theta: Geometric means, padded [U I, W].
         beta: The same of items, [P J, W].
         counts: Receives counts of users, [U I, W].
-        own: As in `poisson_loops.user_pass`, with values in the order of cells; so are the rows of ``triggers``.
-        triggers: None without edges.
+        own: As in `poisson_loops.user_pass`, with values in the order of cells.
+        triggers: As there, with rows in that order.
     """
     n = chunks.shape[0] - 1
     logs = np.empty(n)
     for c in prange(n):
-        logs[c] = _users(chunks[c], chunks[c + 1], cells, of_users, of_items, theta, beta, counts, own, triggers)
-    total = 0.0
-    for c in range(n):
-        total += logs[c]
-    return total
+        mixed, total = np.empty((1, theta.shape[1]), theta.dtype), np.empty((1, theta.shape[1]), theta.dtype)
+        logs[c] = _users(
+            chunks[c], chunks[c + 1], cells, of_users, of_items, theta, beta, counts, own, triggers, mixed, total
+        )
+    return in_order_sum(logs)
 
 
-@serial
+@lean
 def _items(
-    first: Any, last: Any, cells: Any, of_users: Any, of_items: Any, theta: Any, beta: Any, counts: Any
+    first: Any, last: Any, cells: Any, of_users: Any, of_items: Any, theta: Any, beta: Any, counts: Any, part: Any
 ) -> None:
     n_user, n_item = _features_each(cells, theta, beta)
-    part = np.zeros((1, theta.shape[1]), theta.dtype)
     n_cells = cells.item_user.shape[0]
     for p in range(first, last):
-        counts[p * n_item : (p + 1) * n_item] = 0
+        rows = p * n_item
+        counts[rows : rows + n_item] = 0
         b, waiting = np.int64(-1), 0
         for c in range(cells.item_start[p], cells.item_start[p + 1]):
             after, later = min(c + _AHEAD, n_cells - 1), min(c + 2 * _AHEAD, n_cells - 1)
             _ask_for(of_users, np.int64(cells.item_bin[after]), theta, cells.item_user[after] * n_user)
             prefetch(cells.share, cells.by_item[later])
-            if cells.item_bin[c] != b or waiting == _BLOCK:
+            fresh = cells.item_bin[c] != b or waiting == BLOCK
+            if fresh:
                 if b >= 0:
-                    _spread(of_items, b, part, counts, p * n_item)
+                    _spread(of_items, b, part, counts, rows)
                 b, waiting = np.int64(cells.item_bin[c]), 0
-            share, row = cells.share[cells.by_item[c]], cells.item_user[c] * n_user
-            for a in range(of_users.start[b], of_users.start[b + 1]):
-                row_add(part, 0, share * of_users.value[a], theta, row + of_users.feature[a])
+            share = cells.share[cells.by_item[c]]
+            _add_mixed(of_users, b, share, theta, cells.item_user[c] * n_user, fresh, part)
             waiting += 1
         if b >= 0:
-            _spread(of_items, b, part, counts, p * n_item)
-        for r in range(p * n_item, (p + 1) * n_item):
-            for k in range(beta.shape[1]):
-                counts[r, k] *= beta[r, k]
+            _spread(of_items, b, part, counts, rows)
+        for r in range(rows, rows + n_item):
+            row_times(counts, r, beta)
 
 
 @parallel
 def item_pass(chunks: Any, cells: Any, of_users: Any, of_items: Any, theta: Any, beta: Any, counts: Any) -> None:
     """Write items' ``counts`` [P J, W] of a pass, after `user_pass` has written cells' shares."""
     for c in prange(chunks.shape[0] - 1):
-        _items(chunks[c], chunks[c + 1], cells, of_users, of_items, theta, beta, counts)
+        part = np.empty((1, theta.shape[1]), theta.dtype)
+        _items(chunks[c], chunks[c + 1], cells, of_users, of_items, theta, beta, counts, part)
 
 
 @parallel
@@ -217,10 +209,7 @@ def rates_of_users(chunks: Any, accrued: Any, until: Any, start: Any, theta: Any
                     rates[u, i, k] = rate
                     total += theta[u, i, k] * rate
         sums[c] = total
-    expected = 0.0
-    for c in range(n):
-        expected += sums[c]
-    return expected
+    return in_order_sum(sums)
 
 
 @parallel

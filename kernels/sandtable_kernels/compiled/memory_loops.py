@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 # After a parallel loop the GNU OpenMP threads spin for milliseconds by default. A BLAS call or a reader thread that
 # comes next on a machine with few cores then waits for them: 6 ms instead of 90 us, measured on two cores. A short
@@ -27,8 +28,20 @@ from numba.extending import intrinsic
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 serial = njit(cache=True, nogil=True, fastmath=FASTMATH)
 parallel = njit(cache=True, nogil=True, fastmath=FASTMATH, parallel=True)
-# division by zero is infinity, as in NumPy: a check of each would keep its loop from vectors
-dividing = njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+# part of whoever calls it, and of that one's flags
+inlined = njit(inline="always")
+_UNCOUNTED: dict[str, Any] = {"_nrt": False}
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+
+def lean(loop: Loop) -> Loop:
+    """Compile a loop over arrays that it neither makes nor keeps: references to them are not counted.
+
+    Counting would cost atomic additions for each call of something inlined. Division by zero is infinity, as in NumPy:
+    a check of each would keep its loop from vectors.
+    """
+    compiled: Any = njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy", **_UNCOUNTED)
+    return cast("Loop", compiled(loop))
 
 
 _MOST_THREADS = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]

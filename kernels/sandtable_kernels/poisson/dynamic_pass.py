@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sandtable_kernels.poisson.event_cells import EventCells
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats, Ints
-from sandtable_kernels.poisson.event_pass import EventCounts
-from sandtable_kernels.poisson.event_triggers import EventTriggers
+from sandtable_kernels.poisson.event_pass import EventCounts, by_source, own_excitation
+from sandtable_kernels.poisson.event_triggers import EventTriggers, TriggerRows, no_triggers
 from sandtable_kernels.poisson.feature_clock import ActiveFeatures, FeatureClock, Phase
 from sandtable_kernels.poisson.gamma_rows import GammaRows
 
@@ -68,7 +68,7 @@ class DynamicPass:
         kept = {name: getattr(cells, name) for name in _Cells._fields if name != "share"}
         self._cells = _Cells(**kept, share=np.empty(cells.n_cells, dtype))
         self._own = None if own is None else own[cells.order]
-        self._triggers = None if triggers is None else _reordered(triggers, cells.order)
+        self._triggers = no_triggers(dtype) if triggers is None else _reordered(triggers, cells.order)
         self._user_chunks, self._item_chunks = cells.chunks(N_CHUNKS), cells.chunks(N_CHUNKS, of_items=True)
         self._of_users, self._of_items = (_as(each, dtype) for each in (clock.of_users, clock.of_items))
         # kept from call to call: memory that is new costs more than what is written to it
@@ -82,26 +82,20 @@ class DynamicPass:
 
         Counts of users and items are written to `GammaRows.counts`: the next pass writes over them.
         """
-        logs, by_source = self.over_users(theta, beta, tau)
+        logs, excited = self.over_users(theta, beta, tau)
         self.over_items(theta, beta)
-        n = self._n_users
-        excited = (None, None) if by_source is None else (by_source[:n], by_source[n:])
-        return EventCounts(logs, theta.counts, beta.counts, *excited)
+        return EventCounts(logs, theta.counts, beta.counts, *by_source(excited, self._n_users))
 
-    def over_users(
-        self, theta: GammaRows, beta: GammaRows, tau: GammaRows | None = None
-    ) -> tuple[float, Floats | None]:
-        """Write the counts of users; return the sum of log intensities and the events excited [U + E]."""
+    def over_users(self, theta: GammaRows, beta: GammaRows, tau: GammaRows | None = None) -> tuple[float, Floats]:
+        """Write the counts of users; return the sum of log intensities and the events excited [U + E], if any."""
         from sandtable_kernels.compiled import dynamic_loops
         from sandtable_kernels.compiled.memory_loops import use_threads
 
         use_threads(self.n_threads)
-        own = None
-        if self._own is not None and tau is not None:
-            own = self._own, np.ascontiguousarray(tau.geometric[:, 0]), np.zeros(tau.shape.shape[0])
+        own = own_excitation(self._own, tau, theta.padded.dtype)
         rest = theta.padded, beta.padded, theta.counts, own, self._triggers
         logs = dynamic_loops.user_pass(self._user_chunks, self._cells, self._of_users, self._of_items, *rest)
-        return float(logs), None if own is None else own[2]
+        return float(logs), own[2]
 
     def over_items(self, theta: GammaRows, beta: GammaRows) -> None:
         """Write the counts of items, after those of users."""
@@ -168,7 +162,7 @@ def _as(features: ActiveFeatures, dtype: Any) -> ActiveFeatures:
     return features._replace(value=features.value.astype(dtype))
 
 
-def _reordered(triggers: EventTriggers, order: Ints) -> tuple[Ints, Array, Array]:
+def _reordered(triggers: EventTriggers, order: Ints) -> TriggerRows:
     """Return ``start``, ``edge`` and ``value`` of the sparse rows of ``triggers`` in another order of events."""
     lengths = np.diff(triggers.start)[order]
     start = np.concatenate(([0], np.cumsum(lengths)))

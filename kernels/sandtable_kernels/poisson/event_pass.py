@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats
-from sandtable_kernels.poisson.event_triggers import EventTriggers
+from sandtable_kernels.poisson.event_triggers import EventTriggers, no_triggers
 from sandtable_kernels.poisson.gamma_rows import GammaRows
 
 Array = NDArray[Any]
@@ -59,29 +59,23 @@ class EventPass:
 
         Counts of users and items are written to `GammaRows.counts`: the next pass writes over them.
         """
-        logs, by_source = self.over_users(theta, beta, tau)
+        logs, excited = self.over_users(theta, beta, tau)
         self.over_items(theta, beta)
-        n_users = self.pairs.n_users
-        excited = (None, None) if by_source is None else (by_source[:n_users], by_source[n_users:])
-        return EventCounts(logs, theta.counts, beta.counts, *excited)
+        return EventCounts(logs, theta.counts, beta.counts, *by_source(excited, self.pairs.n_users))
 
-    def over_users(
-        self, theta: GammaRows, beta: GammaRows, tau: GammaRows | None = None
-    ) -> tuple[float, Floats | None]:
-        """Write the counts of users; return the sum of log intensities and the events excited [U + E]."""
+    def over_users(self, theta: GammaRows, beta: GammaRows, tau: GammaRows | None = None) -> tuple[float, Floats]:
+        """Write the counts of users; return the sum of log intensities and the events excited [U + E], if any."""
         from sandtable_kernels.compiled import poisson_loops
         from sandtable_kernels.compiled.memory_loops import use_threads
 
         use_threads(self.n_threads)
-        pairs, own, triggers = self.pairs, None, None
-        if self.own is not None and tau is not None:
-            own = self.own, np.ascontiguousarray(tau.geometric[:, 0]), np.zeros(tau.shape.shape[0])
-        if self.triggers is not None and own is not None:
-            triggers = self.triggers.start, self.triggers.edge, self.triggers.value, own[1], own[2]
+        pairs, dtype = self.pairs, theta.padded.dtype
+        own = own_excitation(self.own, tau, dtype)
+        rows = no_triggers(dtype) if self.triggers is None else self.triggers.rows
         by_user = pairs.user_start, pairs.item, pairs.event_start
         sums = theta.counts, self._per_pair
-        logs = poisson_loops.user_pass(pairs.user_chunks, by_user, theta.padded, beta.padded, sums, own, triggers)
-        return float(logs), None if own is None else own[2]
+        logs = poisson_loops.user_pass(pairs.user_chunks, by_user, theta.padded, beta.padded, sums, own, rows)
+        return float(logs), own[2]
 
     def over_items(self, theta: GammaRows, beta: GammaRows) -> None:
         """Write the counts of items, after those of users."""
@@ -92,3 +86,15 @@ class EventPass:
         pairs = self.pairs
         by_item = pairs.item_start, pairs.by_item, pairs.item_user
         poisson_loops.item_pass(pairs.item_chunks, by_item, theta.padded, beta.padded, self._per_pair, beta.counts)
+
+
+def own_excitation(values: Array | None, tau: GammaRows | None, dtype: Any) -> tuple[Array, Array, Floats]:
+    """Return what `events_alike` takes as ``own``: three arrays of length 0 where nothing is excited."""
+    if values is None or tau is None:
+        return np.zeros(0, dtype), np.zeros(0, dtype), np.zeros(0)
+    return values, np.ascontiguousarray(tau.geometric[:, 0]), np.zeros(tau.shape.shape[0])
+
+
+def by_source(excited: Floats, n_users: int) -> tuple[Floats | None, Floats | None]:
+    """Return events excited [U + E] as those by users' own [U] and those over edges [E]; None without excitation."""
+    return (excited[:n_users], excited[n_users:]) if excited.size else (None, None)

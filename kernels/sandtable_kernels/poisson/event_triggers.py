@@ -13,6 +13,9 @@ from sandtable_kernels.poisson.event_pairs import EventPairs, Floats, Ids, Ints
 # of the kernel's height: what earlier events leave below it is dropped
 LEAST_SHARE = 1e-12
 
+# ``start``, ``edge`` and ``value`` of `EventTriggers`
+TriggerRows = tuple[Ints, Ids, NDArray[Any]]
+
 
 @dataclass(frozen=True)
 class EventTriggers:
@@ -42,7 +45,6 @@ class EventTriggers:
         from sandtable_kernels.compiled.events import trigger_loops
 
         start = np.zeros(pairs.n_events + 1, np.int64)
-        none = np.empty(0, np.int32), np.empty(0, dtype)
         rest = (
             pairs.user_chunks,
             (pairs.user_start, pairs.item, pairs.event_start),
@@ -51,12 +53,22 @@ class EventTriggers:
             edge_source,
             (float(decay), LEAST_SHARE * decay),
         )
-        trigger_loops.triggers(*rest, (start[1:], *none))
+        trigger_loops.triggers(*rest, (start[1:], *no_triggers(dtype)[1:]))
         np.cumsum(start, out=start)
         found = np.empty(start[-1], np.int32), np.empty(start[-1], dtype)
         if start[-1]:
             trigger_loops.triggers(*rest, (start[:-1].copy(), *found))
         return cls(start, found[0] + np.int32(pairs.n_users), found[1])
+
+    @property
+    def rows(self) -> TriggerRows:
+        """What compiled loops take."""
+        return self.start, self.edge, self.value
+
+
+def no_triggers(dtype: Any) -> TriggerRows:
+    """Return the rows of a model in which no other user excites: a start alone."""
+    return np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, dtype)
 
 
 @dataclass(frozen=True)

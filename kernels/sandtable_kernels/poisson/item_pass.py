@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats, Ids
 from sandtable_kernels.poisson.event_pass import EventCounts
-from sandtable_kernels.poisson.event_triggers import EventTriggers
+from sandtable_kernels.poisson.event_triggers import EventTriggers, no_triggers
 from sandtable_kernels.poisson.gamma_rows import GammaRows
 
 Array = NDArray[Any]
@@ -70,9 +70,7 @@ class ItemPass:
         self._line = loops.Timeline(
             pairs.user_start, pairs.user_events, pairs.item, pair, place, fade, same, returns
         )
-        none = EventTriggers(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, dtype))
-        links = none if triggers is None or not triggers.edge.size else triggers
-        self._links = links.start, links.edge, links.value
+        self._links = no_triggers(dtype) if triggers is None else triggers.rows
         self._inverse = np.empty(n, dtype)
         self._rows: Array | None = None
 

@@ -17,19 +17,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
+from sandtable_kernels.compiled.events.intensity_loops import (
+    BLOCK,
+    credit_others,
+    excited_by_others,
+    in_order_sum,
+    log_product,
+    move_sum,
+    row_times,
+    triggers_of,
+)
 from sandtable_kernels.compiled.events.row_vectors import row_add, row_blend, row_dot, row_prefetch
-from sandtable_kernels.compiled.memory_loops import parallel, serial
+from sandtable_kernels.compiled.memory_loops import inlined, lean, parallel, serial
 
 # intensity of an event that no cause explains in the element type; its logarithm stays finite
 _LEAST = 1e-30
-# a product of intensities is replaced by its logarithm before it could leave the range of float64
-_SMALL, _LARGE = 1e-200, 1e200
 # what is left of an excitation counts as nothing below this: numbers near the end of float32's range are slow
 _FORGOTTEN = 1e-12
 # events, or pairs, between asking for a row and reading it
 _AHEAD = 12
-# rows, or events, that are summed in the element type before the sum goes to float64
-_BLOCK = 512
 
 
 class Timeline(NamedTuple):
@@ -124,16 +130,7 @@ def _most_pairs(user_start: Any, first: Any, last: Any) -> Any:
     return most
 
 
-@serial
-def _in_order_sum(parts: Any) -> Any:
-    """Return the sum of ``parts``: in a parallel function, their own ``sum`` would depend on the threads."""
-    total = 0.0
-    for part in parts:
-        total += part
-    return total
-
-
-@serial
+@lean
 def _base(user: Any, line: Timeline, guess: Guess, base: Any) -> None:
     """Set ``base`` [3, pairs] to the base intensity of each pair, and the rest to zero."""
     first, last = line.user_start[user], line.user_start[user + 1]
@@ -144,28 +141,38 @@ def _base(user: Any, line: Timeline, guess: Guess, base: Any) -> None:
         base[2, pair - first] = 0
 
 
-@serial
-def _of_links(links: Any, place: Any, tau: Any) -> Any:
-    """Return what followed users excite at an event."""
-    total = tau[0] * 0
-    if links[0].shape[0] > 1:
-        for i in range(links[0][place], links[0][place + 1]):
-            total += tau[links[1][i]] * links[2][i]
-    return total
+@inlined
+def _event(
+    n: Any, base: Any, cross: Any, of_user: Any, line: Timeline, links: Any, tau: Any, counts: Counts, sums: Any
+) -> Any:
+    """Return one over the intensity of an event, and ``sums`` with it; set `Counts.inverse`, credit followed users.
+
+    ``cross`` is what other items excite for a phi of one; ``of_user`` are its phi and tau, ``tau`` those of all.
+    ``sums`` are logs, their product, and what others and the same item excited of the user's events.
+    """
+    logs, product, crossed, returned = sums
+    back, place = of_user[1] * line.returns[n], triggers_of(links, line.place[n])
+    total = excited_by_others(links, place, tau, base + of_user[0] * cross + back)
+    total = max(total, tau.dtype.type(_LEAST))
+    inverse = tau.dtype.type(1) / total
+    counts.inverse[n] = inverse
+    credit_others(links, place, tau, inverse, counts.tau)
+    logs, product = log_product(logs, product * total)
+    return inverse, (logs, product, crossed + cross * inverse, returned + back * inverse)
 
 
-@serial
-def _credit_links(links: Any, place: Any, tau: Any, inverse: Any, counts: Any) -> None:
-    if links[0].shape[0] > 1:
-        for i in range(links[0][place], links[0][place + 1]):
-            edge = links[1][i]
-            counts[edge] += tau[edge] * links[2][i] * inverse
+@inlined
+def _settle(user: Any, phi: Any, sums: Any, counts: Counts) -> Any:
+    """Write what others and the same item excited of a user's events; return the sum of their log intensities."""
+    logs, product, crossed, returned = sums
+    counts.phi[user], counts.tau[user] = phi * crossed, returned
+    return logs + np.log(product)
 
 
 # --- factors: an event of q excites p by beta_q . beta_p ----------------------------------------------------
 
 
-@serial
+@lean
 def _factor_forward(
     user: Any, line: Timeline, links: Any, guess: Guess, pairs: Any, state: Any, rows: Any, counts: Counts
 ) -> Any:
@@ -177,7 +184,7 @@ def _factor_forward(
     first, last, low = line.user_events[user], line.user_events[user + 1], line.user_start[user]
     phi, tau, beta = guess.phi[user], guess.tau[user], guess.beta
     one, zero = beta.dtype.type(1), beta.dtype.type(0)
-    logs, product, crossed, returned = 0.0, 1.0, 0.0, 0.0
+    sums = 0.0, 1.0, 0.0, 0.0
     several = line.user_start[user + 1] - low > 1
     state[:] = 0
     waiting = first
@@ -192,27 +199,16 @@ def _factor_forward(
                 row_blend(state, 0, fade, fade, beta, line.item[line.pair[n - 1]])
                 waiting = n
             cross = max(row_dot(state, 0, beta, item) - line.own[n] * guess.squares[item], zero)
-        back = tau * line.returns[n]
-        total = pairs[0, pair - low] + phi * cross + back + _of_links(links, line.place[n], guess.tau)
-        total = max(total, beta.dtype.type(_LEAST))
-        product *= total
-        if product < _SMALL or product > _LARGE:
-            logs += np.log(product)
-            product = 1.0
-        inverse = one / total
-        counts.inverse[n] = inverse
-        _credit_links(links, line.place[n], guess.tau, inverse, counts.tau)
-        crossed += cross * inverse
-        returned += back * inverse
+        base = pairs[0, pair - low]
+        inverse, sums = _event(n, base, cross, (phi, tau), line, links, guess.tau, counts, sums)
         pairs[1, pair - low] += inverse
         if several:
             pairs[2, pair - low] += line.own[n] * inverse
             row_add(rows, pair, phi * inverse, state, 0)
-    counts.phi[user], counts.tau[user] = phi * crossed, returned
-    return logs + np.log(product)
+    return _settle(user, phi, sums, counts)
 
 
-@serial
+@lean
 def _factor_backward(user: Any, line: Timeline, guess: Guess, state: Any, rows: Any, counts: Counts) -> None:
     """Add to ``rows`` [n_pairs, W] phi times what later events of a user owe to each of its events."""
     first, last = line.user_events[user], line.user_events[user + 1]
@@ -230,7 +226,7 @@ def _factor_backward(user: Any, line: Timeline, guess: Guess, state: Any, rows: 
         row_add(rows, line.pair[n], one, state, 0)
 
 
-@serial
+@lean
 def _factor_finish(user: Any, line: Timeline, guess: Guess, pairs: Any, rows: Any, counts: Counts) -> None:
     """Set the counts of a user's factors, and take off ``rows`` what an item would give to itself."""
     low = line.user_start[user]
@@ -240,8 +236,7 @@ def _factor_finish(user: Any, line: Timeline, guess: Guess, pairs: Any, rows: An
         row_add(counts.theta, user, inverse, guess.beta, item)
         row_add(rows, low + j, inverse, guess.theta, user)
         row_add(rows, low + j, -2 * guess.phi[user] * pairs[2, j], guess.beta, item)
-    for k in range(counts.theta.shape[1]):
-        counts.theta[user, k] *= guess.theta[user, k]
+    row_times(counts.theta, user, guess.theta)
 
 
 @serial
@@ -282,27 +277,25 @@ def factor_pass(chunks: Any, line: Timeline, links: Any, guess: Guess, rows: Any
     logs = np.empty(n)
     for c in prange(n):
         logs[c] = _factor_chunk(chunks[c], chunks[c + 1], line, links, guess, rows, counts)
-    return _in_order_sum(logs)
+    return in_order_sum(logs)
 
 
-@serial
+@lean
 def _item_rows(item: Any, item_start: Any, by_item: Any, rows: Any, part: Any, whole: Any) -> None:
     one = rows.dtype.type(1)
     whole[:] = 0.0
-    for block in range(item_start[item], item_start[item + 1], _BLOCK):
-        part[:] = 0
-        for i in range(block, min(block + _BLOCK, item_start[item + 1])):
+    for block in range(item_start[item], item_start[item + 1], BLOCK):
+        for i in range(block, min(block + BLOCK, item_start[item + 1])):
             row_prefetch(rows, by_item[min(i + _AHEAD, by_item.shape[0] - 1)])
             row_add(part, 0, one, rows, by_item[i])
-        for k in range(whole.shape[0]):
-            whole[k] += part[0, k]
+        move_sum(part, whole)
 
 
 @parallel
 def sum_rows(chunks: Any, item_start: Any, by_item: Any, rows: Any, beta: Any, counts: Any) -> None:
     """Set ``counts`` [P, W] to beta times the sum of ``rows`` [n_pairs, W] over the pairs of each item."""
     for c in prange(chunks.shape[0] - 1):
-        part, whole = np.empty((1, rows.shape[1]), rows.dtype), np.empty(rows.shape[1])
+        part, whole = np.zeros((1, rows.shape[1]), rows.dtype), np.empty(rows.shape[1])
         for item in range(chunks[c], chunks[c + 1]):
             _item_rows(item, item_start, by_item, rows, part, whole)
             for k in range(whole.shape[0]):
@@ -358,7 +351,7 @@ class Clusters(NamedTuple):
     reach: Any
 
 
-@serial
+@inlined
 def _fade(state: Any, fade: Any) -> None:
     """Multiply ``state`` [1, W] by ``fade``; a cluster that is met no more would go on through the slowest numbers."""
     nothing, least = state.dtype.type(0), state.dtype.type(_FORGOTTEN)
@@ -367,7 +360,7 @@ def _fade(state: Any, fade: Any) -> None:
         state[0, c] = left if left > least else nothing
 
 
-@serial
+@lean
 def _cluster_user(
     user: Any, line: Timeline, links: Any, guess: Guess, clusters: Clusters, pairs: Any, state: Any, from_to: Any,
     counts: Counts,
@@ -376,7 +369,7 @@ def _cluster_user(
     first, last, low = line.user_events[user], line.user_events[user + 1], line.user_start[user]
     phi, tau, reach = guess.phi[user], guess.tau[user], clusters.reach
     one, zero = reach.dtype.type(1), reach.dtype.type(0)
-    logs, product, crossed, returned = 0.0, 1.0, 0.0, 0.0
+    sums = 0.0, 1.0, 0.0, 0.0
     state[:] = 0
     waiting = first
     for n in range(first, last):
@@ -390,26 +383,15 @@ def _cluster_user(
         mine = state[0, to]
         state[0, to] = max(mine - line.own[n], zero)  # without what the item would give to itself
         cross = row_dot(state, 0, reach, to)
-        back = tau * line.returns[n]
-        total = pairs[0, pair - low] + phi * cross + back + _of_links(links, line.place[n], guess.tau)
-        total = max(total, reach.dtype.type(_LEAST))
-        product *= total
-        if product < _SMALL or product > _LARGE:
-            logs += np.log(product)
-            product = 1.0
-        inverse = one / total
-        counts.inverse[n] = inverse
-        _credit_links(links, line.place[n], guess.tau, inverse, counts.tau)
-        crossed += cross * inverse
-        returned += back * inverse
+        base = pairs[0, pair - low]
+        inverse, sums = _event(n, base, cross, (phi, tau), line, links, guess.tau, counts, sums)
         pairs[1, pair - low] += inverse
         row_add(from_to, to, phi * inverse, state, 0)
         state[0, to] = mine
-    counts.phi[user], counts.tau[user] = phi * crossed, returned
-    return logs + np.log(product)
+    return _settle(user, phi, sums, counts)
 
 
-@serial
+@lean
 def _cluster_finish(user: Any, line: Timeline, guess: Guess, pairs: Any, inverses: Any, counts: Counts) -> None:
     """Set the counts of a user's factors, and keep sums of inverse intensities for the items'."""
     low = line.user_start[user]
@@ -417,8 +399,7 @@ def _cluster_finish(user: Any, line: Timeline, guess: Guess, pairs: Any, inverse
     for j in range(line.user_start[user + 1] - low):
         inverses[low + j] = pairs[1, j]
         row_add(counts.theta, user, pairs[1, j], guess.beta, line.item[low + j])
-    for k in range(counts.theta.shape[1]):
-        counts.theta[user, k] *= guess.theta[user, k]
+    row_times(counts.theta, user, guess.theta)
 
 
 @serial
@@ -436,7 +417,7 @@ def _cluster_chunk(
         logs += _cluster_user(user, line, links, guess, clusters, pairs, state, part, counts)
         _cluster_finish(user, line, guess, pairs, inverses, counts)
         summed += line.user_events[user + 1] - line.user_events[user]
-        if summed > _BLOCK or user == last - 1:
+        if summed > BLOCK or user == last - 1:
             for to in range(from_to.shape[0]):
                 for c in range(from_to.shape[1]):
                     from_to[to, c] += part[to, c]
@@ -468,7 +449,7 @@ def cluster_pass(
         logs[c] = _cluster_chunk(
             chunks[c], chunks[c + 1], line, links, guess, clusters, inverses, from_to[c], counts
         )
-    return _in_order_sum(logs)
+    return in_order_sum(logs)
 
 
 # --- what pairs give off ------------------------------------------------------------------------------------

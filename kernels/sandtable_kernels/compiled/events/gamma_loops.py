@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from sandtable_kernels.compiled.events.intensity_loops import in_order_sum
 from sandtable_kernels.compiled.events.row_vectors import float_of_bits
-from sandtable_kernels.compiled.memory_loops import dividing, parallel
-
-inlined = njit(inline="always")
+from sandtable_kernels.compiled.memory_loops import inlined, lean, parallel
 
 _HALF_LOG_TAU = 0.5 * np.log(2 * np.pi)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693147180369123816490, 1.90821492927058770002e-10
@@ -62,7 +61,7 @@ def gamma_parts(x: Any) -> Any:
     return y, -tail - steps, entropy, shrunk
 
 
-@dividing
+@lean
 def _some(prior_shape: Any, shapes: Any, rates: Any, means: Any, geometric: Any) -> Any:
     """Write means of some factors from shapes and rates; return sums of means and of terms, and three products."""
     total, terms, ys, shrinks, divisors = 0.0, 0.0, 1.0, 1.0, 1.0
@@ -81,14 +80,22 @@ def _some(prior_shape: Any, shapes: Any, rates: Any, means: Any, geometric: Any)
     return total, terms, ys, shrinks, divisors
 
 
-@dividing
+@lean
 def _rows(
-    first: Any, last: Any, prior_shape: Any, prior_rate: Any, counts: Any, rates: Any, factors: Any, totals: Any
+    first: Any,
+    last: Any,
+    prior_shape: Any,
+    prior_rate: Any,
+    counts: Any,
+    rates: Any,
+    factors: Any,
+    totals: Any,
+    rate_of: Any,
 ) -> Any:
     shapes, means, geometric = factors
     n = shapes.shape[1]
     step = _MANY if prior_shape > _LEAST else _FEW
-    terms, logs, rate_of = 0.0, 0.0, np.empty(n)
+    terms, logs = 0.0, 0.0
     y_product, shrunk_product, rate_product = 1.0, 1.0, 1.0
     for r in range(first, last):
         prior, row_total, in_turn = prior_rate[r], 0.0, r % rates[0].shape[0]
@@ -150,11 +157,9 @@ def maximise(
     n = chunks.shape[0] - 1
     terms = np.empty(n)
     for c in prange(n):
-        terms[c] = _rows(chunks[c], chunks[c + 1], prior_shape, prior_rate, counts, rates, factors, totals)
-    total = 0.0
-    for c in range(n):
-        total += terms[c]
-    return total
+        rate_of = np.empty(factors[0].shape[1])
+        terms[c] = _rows(chunks[c], chunks[c + 1], prior_shape, prior_rate, counts, rates, factors, totals, rate_of)
+    return in_order_sum(terms)
 
 
 @parallel

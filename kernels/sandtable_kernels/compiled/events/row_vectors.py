@@ -117,6 +117,17 @@ def _row_add(typing_context: Any, target: Any, i: Any, factor: Any, source: Any,
     return types.void(target, types.intp, target.dtype, source, types.intp), emit
 
 
+def _row_set(typing_context: Any, target: Any, i: Any, factor: Any, source: Any, j: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = _Rows(context, builder, (signature.args[0], signature.args[3]), (args[0], args[3]))
+        to, from_, scale = rows.start(0, args[1]), rows.start(1, args[4]), rows.splat(args[2])
+        with rows.steps() as index:
+            rows.store(builder.fmul(rows.load(from_, index), scale, flags=_FAST), to, index)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, target.dtype, source, types.intp), emit
+
+
 def _row_blend(typing_context: Any, target: Any, i: Any, factor: Any, weight: Any, source: Any, j: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows = _Rows(context, builder, (signature.args[0], signature.args[4]), (args[0], args[4]))
@@ -166,10 +177,12 @@ def _float_to_bits(typing_context: Any, value: Any) -> Any:
 # Matrices are C-contiguous and padded, of one width and element type:
 #   row_dot(a, i, b, j)              the dot product of a[i] and b[j]
 #   row_add(target, i, factor, source, j)   target[i] += factor * source[j]
+#   row_set(target, i, factor, source, j)   target[i] = factor * source[j]
 #   row_blend(target, i, factor, weight, source, j)   target[i] = factor * target[i] + weight * source[j]
 #   row_prefetch(matrix, i)          asks for matrix[i], to be read soon
 row_dot: Any = intrinsic(_row_dot)
 row_add: Any = intrinsic(_row_add)
+row_set: Any = intrinsic(_row_set)
 row_blend: Any = intrinsic(_row_blend)
 row_prefetch: Any = intrinsic(_row_prefetch)
 float_of_bits: Any = intrinsic(_bits_to_float)
