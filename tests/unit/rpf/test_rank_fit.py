@@ -200,6 +200,16 @@ def test_machines_meet_by_address_each_with_a_copy_of_the_folder(tmp_path: Path)
         rank_fit.take_ranks(shared, folders[1])
 
 
+def test_ranks_of_a_machine_share_its_cores_unless_threads_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    free = HRPF(**usual(n_threads=None, n_ranks=4)).begin(some_events())
+    assert [rank_fit.write_ranks(free, tmp_path / "free").threads(n_here) for n_here in (1, 4, 40)] == [12, 3, 1]
+    given = HRPF(**usual(n_threads=5, n_ranks=4)).begin(some_events())
+    assert rank_fit.write_ranks(given, tmp_path / "given").threads(4) == 5
+
+
 def free_port() -> int:
     import socket
 

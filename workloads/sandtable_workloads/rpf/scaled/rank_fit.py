@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -83,11 +82,10 @@ def write_ranks(
         history = found[0]
         restore_state(estimator.state_, found[1])
     bounds, edges = shards(pairs.chunks(n_ranks)), estimator.observed_.edges
-    n_threads = estimator.n_threads or max(1, (os.cpu_count() or 1) // n_ranks)
     job = RankJob(
         module=type(estimator).__module__,
         model=type(estimator).__name__,
-        parameters=parameters_of(estimator)[0] | {"n_ranks": 1, "n_threads": n_threads, "warm_start": False},
+        parameters=parameters_of(estimator)[0] | {"n_ranks": 1, "warm_start": False},
         origin=None if estimator.origin_ is None else str(estimator.origin_),
         bounds=bounds.tolist(),
         edges=[] if edges is None else edges.start[bounds].tolist(),
@@ -161,7 +159,7 @@ def _start(job: RankJob, folder: Path, rank: int, stack: ExitStack) -> process_r
         **children.started(WORKER, (folder, rank, job.n_ranks)),
         stdout=subprocess.DEVNULL,
         stderr=stack.enter_context(path.open("wb")),
-        env=environment(int(job.parameters["n_threads"])),
+        env=environment(job.threads(job.n_ranks)),
         start_new_session=True,
     )
     return process_ranks.Rank(number=rank, process=process, stderr=path, result=folder / RESULT)

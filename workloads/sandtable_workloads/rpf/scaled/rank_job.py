@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,6 +102,10 @@ class RankJob:
     def n_ranks(self) -> int:
         """Ranks."""
         return len(self.bounds) - 1
+
+    def threads(self, n_here: int) -> int:
+        """Return the threads of each of ``n_here`` ranks of a machine: its share of the cores where none are given."""
+        return int(self.parameters["n_threads"] or max(1, (os.cpu_count() or 1) // n_here))
 
     def users(self, rank: int) -> slice:
         """Return a rank's users among all."""

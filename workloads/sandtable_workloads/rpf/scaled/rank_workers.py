@@ -131,13 +131,14 @@ def gathered(state: State, job: RankJob, rank: int) -> Arrays | None:
 
 
 class RankFit:
-    """The fit of one rank of a job: what it begins with, iterates and leaves."""
+    """The fit of one rank of a job, one of ``n_here`` on its machine: what it begins with, iterates and leaves."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, n_here: int = 1) -> None:
         self.job, self._folder, self._rank = RankJob.load(folder), folder, rank
         self._sums, self._keeper = RankSum(), self.job.keeper()
         shard = self.job.shard(folder, rank)
         self._estimator = estimator = shard.estimator
+        estimator.n_threads = self.job.threads(n_here)
         setattr(estimator, "all_reduce", self._sums)  # noqa: B010 - a method of this one object
         estimator.observed_, estimator.state_ = shard.observed, begun(shard, self._sums, rank)
         estimator._prepare(shard.observed)
@@ -192,14 +193,14 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[0]).absolute()
     try:
         if len(arguments) > 1:
-            rank, n_ranks = int(arguments[1]), int(arguments[2])
+            rank, n_here = int(arguments[1]), int(arguments[2])
             meet = (folder / RENDEZVOUS).as_uri()
-            dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=n_ranks)
+            dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=n_here)
         else:
-            rank = int(os.environ["RANK"])
+            rank, n_here = int(os.environ["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             dist.init_process_group("gloo")
         try:
-            RankFit(folder, rank).run()
+            RankFit(folder, rank, n_here).run()
         finally:
             dist.destroy_process_group()
     except SandtableError as error:
