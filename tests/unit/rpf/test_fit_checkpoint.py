@@ -88,7 +88,7 @@ def test_a_changed_bit_is_refused(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "fit.npz"
     np.savez(path, a=np.arange(3))
-    with pytest.raises(ConfigError, match="no file of this package"):
+    with pytest.raises(ConfigError, match="was not written by a fit"):
         FitCheckpoint(path=path).resume(identity())
     write_arrays(path, {"kind": "model"}, ARRAYS)
     with pytest.raises(ConfigError, match="no checkpoint of a fit"):
@@ -197,12 +197,15 @@ def test_killed_and_gone_on_with_is_as_never_killed(tmp_path: Path) -> None:
 
 def test_a_fit_that_had_converged_is_not_gone_on_with(tmp_path: Path) -> None:
     events, later = some_events(), [*some_events(40)[:2], np.linspace(50, 60, 40)]
-    for name, options in (("plain", {}), ("scored", {"validation": later})):
+    for name, scored in (("plain", None), ("scored", later)):
         fit = HRPF(3, tol=1e-3)
-        first = fit.fit(events, checkpoint=tmp_path / name, **options)
+        first = fit.fit(events, checkpoint=tmp_path / name, validation=scored)
         assert first.converged_
         again = HRPF(3, tol=1e-3).fit(
-            events, checkpoint=tmp_path / name, progress=lambda _: pytest.fail("an iteration"), **options
+            events,
+            checkpoint=tmp_path / name,
+            validation=scored,
+            progress=lambda _: pytest.fail("an iteration"),
         )
         same(first, again)
     with pytest.raises(ConfigError, match="other hyperparameters"):

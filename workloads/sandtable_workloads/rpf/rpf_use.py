@@ -2,69 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time as clock
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 
 from sandtable import units
-from sandtable.errors import ConfigError, DoesNotFit, UnknownName
-from sandtable.system import limits
+from sandtable.errors import ConfigError, UnknownName, install_extra
 from sandtable.table import Quantity, Table
-from sandtable_workloads.rpf import rpf_memory
 from sandtable_workloads.rpf.estimators.fit_loop import Iteration
-from sandtable_workloads.rpf.evaluated import contenders, rivals
+from sandtable_workloads.rpf.estimators.model_store import plain_ids
+from sandtable_workloads.rpf.estimators.observed_events import IdIndex
+from sandtable_workloads.rpf.evaluated import contenders
+from sandtable_workloads.rpf.evaluated import rivals as peers
 from sandtable_workloads.rpf.evaluated.evaluation_harness import Evaluation, evaluate
 from sandtable_workloads.rpf.evaluated.held_out_events import HeldOut
 from sandtable_workloads.rpf.evaluated.scored_estimators import of_estimator
-from sandtable_workloads.rpf.events.event_checks import TimeUnit
+from sandtable_workloads.rpf.events.event_checks import hour_of
 from sandtable_workloads.rpf.events.event_files import FileOptions, read_events
 from sandtable_workloads.rpf.events.event_split import chronological_split
+from sandtable_workloads.rpf.events.event_store import EVENTS_PER_GROUP, EventStore
 from sandtable_workloads.rpf.events.event_table import EventTable
+from sandtable_workloads.rpf.events.grouped_files import group_events
 from sandtable_workloads.rpf.events.social_edges import SocialEdges, read_edges
-from sandtable_workloads.rpf.rpf_parameters import Rpf
 from sandtable_workloads.rpf.rpf_variants import estimators
+from sandtable_workloads.rpf.scaled.stochastic_fit import StochasticOptions, check_model, fit_stochastic
 
 Say = Callable[[str], None]
-# share of the memory that is free which a fit may take
-FREE_FRAC = 0.9
 # what people see of a comparison, unless they ask for all
 SHOWN = ("ndcg", "recall_10", "recall_20", "split_median_h", "next_median_h", "log_likelihood", "train_s")
 # when returning times are asked for, as the harness calls it, of the plot
 ASKED = "split"
 
 
-def read(
-    path: Path,
-    *,
-    user: str | None,
-    item: str | None,
-    time: str | None,
-    time_unit: str | None,
-    kinds: Iterable[str] | None = None,
-    min_rating: float | None = None,
-    drop_duplicates: bool,
-    say: Say,
-) -> EventTable:
+def read(path: Path, options: FileOptions, *, drop_duplicates: bool, say: Say) -> EventTable:
     """Read events from a file, and say what was guessed or odd.
 
     Raises:
         ConfigError: no such file, a column that is missing, an event that cannot be.
     """
-    if time_unit not in (None, *get_args(TimeUnit)):
-        raise ConfigError(f"--time-unit is h, s or ms, not {time_unit!r}")
-    options = FileOptions(
-        user=user,
-        item=item,
-        time=time,
-        time_unit=cast("TimeUnit | None", time_unit),
-        kinds=tuple(kinds) if kinds else None,
-        min_rating=min_rating,
-    )
     table = read_events(path, options, duplicates="drop" if drop_duplicates else "keep")
     for note in table.notes:
         say(f"  ! {note}")
@@ -88,23 +71,45 @@ def estimator_named(variant: str, options: Mapping[str, Any]) -> Any:
 
 @dataclass
 class Told:
-    """Says of a fit's iterations which it is, the ELBO, and how fast that still rises."""
+    """Says of a fit's iterations which it is, the ELBO, and how fast that still rises.
+
+    Attributes:
+        show: Told of each as a text, how many came before it, and how many there are at most.
+        before: ELBO of the last.
+        ends_s: Seconds from the start to the end of each.
+    """
 
     show: Callable[[str, int, int], None]
     before: float | None = None
-    n: int = 0
-    seconds: float = 0.0
+    ends_s: list[float] = field(default_factory=list)
+
+    @property
+    def usual_s(self) -> float:
+        """Seconds that an iteration usually takes: the median, as the first one may wait for compilers."""
+        return float(np.median(np.diff(self.ends_s, prepend=0.0))) if self.ends_s else 0.0
 
     def __call__(self, done: Iteration) -> None:
         """Be told that an iteration is done."""
-        self.n, self.seconds = done.number, done.seconds
+        self.ends_s.append(done.seconds)
         text = f"ELBO {done.elbo:,.1f}"
         if self.before is not None:
             text += f", {(done.elbo - self.before) / max(abs(self.before), 1e-300):+.1e}"
         if done.held_out is not None:
             text += f", held out {done.held_out:.4f} an event"
         self.before = done.elbo
-        self.show(text, done.number, done.most)
+        self.show(text, done.number - 1, done.most)
+
+
+def check_output(output: Path) -> None:
+    """Refuse a file of a model that cannot be written, before there is one.
+
+    Raises:
+        ConfigError: it is a folder, or its own is missing.
+    """
+    if output.is_dir():
+        raise ConfigError(f"{output} is a folder: name the file of the model, such as {output / 'model.npz'}")
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(f"{output.parent} is no folder: make it first")
 
 
 def fit(
@@ -121,41 +126,110 @@ def fit(
     """Fit a model, write it, and return what came of it.
 
     Raises:
-        ConfigError: a social variant without edges, or edges where they mean nothing; an output that is a folder.
+        ConfigError: a social variant without edges, or edges where they mean nothing; ids that no file keeps.
         DoesNotFit: the memory that is free is too small; with what fits.
     """
-    if output.is_dir():
-        raise ConfigError(f"{output} is a folder: name the file of the model, such as {output / 'model.npz'}")
-    if not output.absolute().parent.is_dir():
-        raise ConfigError(f"{output.parent} is no folder: make it first")
+    for ids in (table.user_ids, table.item_ids):
+        plain_ids(ids)
     events, later = table, None
     if validation:
         split = chronological_split(table, 1 - validation)
         events, later = split.train, split.test
     graph = graph_of(model, edges, events, say)
-    check_memory(model, events, graph)
     begin = clock.perf_counter()
     keeper = {} if checkpoint is None else {"checkpoint": checkpoint}
     model.fit(events, None if graph is None else graph.columns, validation=later, progress=told, **keeper)
     seconds = clock.perf_counter() - begin
     model.save(output)
-    pairs, k = model.observed_.pairs, model.n_components
-    each = told.seconds / max(told.n, 1)
+    return _fitted(model, len(events), told, seconds, output)
+
+
+def fit_streamed(
+    model: Any,
+    path: Path,
+    columns: FileOptions,
+    options: StochasticOptions,
+    *,
+    batch_events: int | None,
+    drop_duplicates: bool,
+    keep: Path | None,
+    checkpoint: Path | None,
+    output: Path,
+    shown: Callable[[str], None],
+    told: Told,
+    say: Say,
+) -> Table:
+    """Fit a model to events of any number, batch by batch from disk, write it, and return what came of it.
+
+    Args:
+        model: PF, HPF or HRPF.
+        path: A file of events in any order, or the folder of an `EventStore`, which is taken as it is.
+        columns: What to read of a file.
+        options: How to step.
+        batch_events: Events of a batch, about; None: as many as a store usually has.
+        drop_duplicates: Whether to keep one of equal events.
+        keep: Folder in which to keep a file's batches; None: they lie beside ``output`` until the fit ends.
+        checkpoint: File that keeps the fit.
+        output: File of the model.
+        shown: Told how many events are read.
+        told: Told of each step.
+        say: Told what was guessed or is odd.
+
+    Raises:
+        ConfigError: a variant that needs all users at once; a store that is to be cut otherwise; see `read`.
+        DoesNotFit: the memory that is free is too small for the rows of all users and items.
+    """
+    check_model(model)
+    stored = (path / "events.parquet").exists()
+    if stored and (batch_events is not None or keep is not None):
+        raise ConfigError(f"{path} is a store of events in batches already: leave out --batch-events and --store")
+    with tempfile.TemporaryDirectory(prefix=".sandtable-events-", dir=output.absolute().parent) as folder:
+        begin = clock.perf_counter()
+        store = (
+            EventStore(path)
+            if stored
+            else group_events(
+                path,
+                keep or Path(folder) / "events",
+                columns,
+                duplicates="drop" if drop_duplicates else "keep",
+                events_per_group=batch_events or EVENTS_PER_GROUP,
+                progress=shown,
+                say=lambda note: say(f"  ! {note}"),
+            )
+        )
+        fit_stochastic(model, store, options=options, checkpoint=checkpoint, progress=told)
+        seconds = clock.perf_counter() - begin
+    model.save(output)
+    return _fitted(model, store.n_events, told, seconds, output, n_batches=store.n_batches)
+
+
+def _fitted(model: Any, n_events: int, told: Told, seconds: float, output: Path, n_batches: int = 0) -> Table:
+    k, each = model.n_components, told.usual_s
+    ended = "converged" if model.converged_ else "not converged"
+    done = (
+        f"{model.n_iter_ / n_batches:g} epochs of {n_batches} batches of users" if n_batches else f"{model.n_iter_}"
+    )
+    of_each = n_events / max(n_batches, 1)
     rows = [
         ("model", type(model).__name__),
-        ("events", f"{pairs.n_events:,}"),
-        ("users", f"{pairs.n_users:,}"),
-        ("items", f"{pairs.n_items:,}"),
+        ("events", f"{n_events:,}"),
+        ("users", f"{model.user_ids_.size:,}"),
+        ("items", f"{model.item_ids_.size:,}"),
         ("components", k),
-        ("iterations", f"{model.n_iter_} ({'converged' if model.converged_ else 'not converged'})"),
+        ("iterations", f"{done} ({ended})"),
         ("ELBO", f"{model.elbo_[-1]:,.2f}"),
         *([("held-out log-likelihood an event", f"{model.held_out_[-1]:.4f}")] if model.held_out_ else []),
         ("time", Quantity(seconds, "s")),
-        ("time an iteration", Quantity(each, "s")),
-        *([("updates", Quantity(pairs.n_events * k / each, "updates/s"))] if each else []),
+        ("time a batch" if n_batches else "time an iteration", Quantity(each, "s")),
+        *([("updates", Quantity(of_each * k / each, "updates/s"))] if each else []),
         ("written", str(output)),
     ]
-    return Table(columns=("what", "value"), rows=rows, title="Fitted")
+    notes: tuple[str, ...] = ()
+    if model.kept_from_ > model.period_[0]:
+        end = moment(model.period_[1], model.origin_)
+        notes = (f"of what excites only the latest is kept: ask for recommendations from {end} on",)
+    return Table(columns=("what", "value"), rows=rows, title="Fitted", notes=notes)
 
 
 def graph_of(model: Any, path: Path | None, events: EventTable, say: Say) -> SocialEdges | None:
@@ -178,35 +252,6 @@ def graph_of(model: Any, path: Path | None, events: EventTable, say: Say) -> Soc
     return found
 
 
-def check_memory(model: Any, events: EventTable, graph: SocialEdges | None) -> None:
-    """Refuse a fit for which the memory of this machine is too small.
-
-    Raises:
-        DoesNotFit: with how much it needs, and what fits.
-    """
-    counts = Rpf.model_construct(
-        variant="srpf" if graph is not None else "hrpf",  # the least of those variants that have more
-        users=events.n_users,
-        items=events.n_items,
-        events=len(events),
-        components=model.n_components,
-        precision=model.dtype,
-        followees=0.0 if graph is None else len(graph) / events.n_users,
-    )
-    there = FREE_FRAC * limits.memory_bytes()
-    needed = sum(rpf_memory.held(counts).values())
-    if needed > there:
-        fitting = rpf_memory.fitting(counts, there)
-        raise DoesNotFit(
-            f"the fit needs {units.format_bytes(needed)} and {units.format_bytes(there)} are there: "
-            + (
-                f"take {fitting}"
-                if fitting
-                else "no smaller setting fits; stream it from Parquet by stochastic inference"
-            )
-        )
-
-
 # --- asking --------------------------------------------------------------------------------------------------------
 
 
@@ -225,57 +270,47 @@ def recommended(path: Path, user: str, *, at: str | None, n: int, exclude: Itera
     """Return the items of highest intensity for a user, with their rates, and when the user is likely to return.
 
     Raises:
-        ConfigError: no model, or a time that is none.
+        ConfigError: no model, a time that is none or that the model cannot say, or no number of items.
     """
     model = load(path)
-    if n < 1:
-        raise ConfigError(f"--number must be at least 1, not {n}")
-    who = _id_like(user, model.user_ids_)
+    who = _id_like(user, model.user_index_)
     place = model.user_index_.place(who)
     if place < 0:
         say(f"  ! {user} was never seen: items are those that anyone would get")
     elif np.diff(model.observed_.pairs.user_events)[place] < 2:
         say(f"  ! {user} has one event only: when a next one follows is hardly known")
     hour = model.period_[1] if at is None else hour_of(at, model.origin_)
-    left_out = [_id_like(each, model.item_ids_) for each in exclude]
+    if hour < model.period_[0]:
+        asked, first = (moment(each, model.origin_) for each in (hour, model.period_[0]))
+        say(f"  ! {asked} lies before all events, the first of which is at {first}")
+    left_out = [_id_like(each, model.item_index_) for each in exclude]
+    for each in left_out:
+        if model.item_index_.place(each) < 0:
+            say(f"  ! --exclude {each}: no event was with such an item")
     rows = [
         (place, str(item), Quantity(rate, "events/h"))
         for place, (item, rate) in enumerate(model.recommend(who, hour, n, left_out), 1)
     ]
     back = model.returning_time(who, hour)
-    note = f"next event of {user} after hour {hour:,.1f}: {units.format_seconds(3600 * back)} (median)"
+    since = moment(hour, model.origin_)
+    note = f"next event of {user} after {since}: {units.format_seconds(3600 * back)} (median)"
     return Table(columns=("place", "item", "rate"), rows=rows, title=f"For {user}", notes=(note,))
 
 
-def hour_of(text: str, origin: Any) -> float:
-    """Return the hour of a number, or of a date where events had dates.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    try:
-        hour = float(text)
-    except ValueError:
-        try:
-            moment = np.datetime64(text.removesuffix("Z"), "s")
-        except ValueError:
-            raise ConfigError(f"--at needs an hour or a date such as 2024-05-01T18:00, not {text!r}") from None
-        if origin is None:
-            raise ConfigError("--at is a date, and the events had hours: give an hour") from None
-        return float((moment - np.datetime64(origin, "s")) / np.timedelta64(3600, "s"))
-    if not np.isfinite(hour):
-        raise ConfigError(f"--at needs an hour that is a number, not {text!r}")
-    return hour
+def moment(hour: float, origin: np.datetime64 | None) -> str:
+    """Return an hour as people read it: as a date where hour 0 is one."""
+    if origin is None:
+        return f"hour {hour:,.1f}"
+    date = origin.astype("datetime64[s]") + np.timedelta64(round(3600 * hour), "s")
+    return str(date).replace("T", " ")
 
 
-def _id_like(text: str, ids: Any) -> Any:
-    """Return an id from the command line as the model has them: numbers where those are numbers."""
-    first = ids[0] if len(ids) else text
-    if isinstance(first, int | np.integer):
-        try:
-            return int(text)
-        except ValueError:
-            return text
+def _id_like(text: str, index: IdIndex) -> Any:
+    """Return an id from the command line as the model has it: a text, a number or a UUID, whichever it knows."""
+    for kind in (str, int, float, uuid.UUID):
+        with contextlib.suppress(ValueError):
+            if index.place(kind(text)) >= 0:
+                return kind(text)
     return text
 
 
@@ -318,6 +353,7 @@ def compare(
     edges: Path | None,
     rivals: bool,
     told: Callable[[str], None],
+    say: Say,
 ) -> Compared:
     """Train variants and simpler recommenders on the first events and judge them by the others.
 
@@ -325,6 +361,8 @@ def compare(
         ConfigError: no event is left to train on or to test, an unknown variant, a social one without edges.
     """
     graph = None if edges is None else read_edges(edges).between(table.user_ids, unknown="drop")
+    for note in () if graph is None else graph.notes:
+        say(f"  ! {note}")
     held = HeldOut.of(table, None if graph is None else (graph.user, graph.follows), train)
     chosen = [contenders.popularity(), contenders.own_counts(), contenders.recency()]
     for variant in variants:
@@ -332,12 +370,11 @@ def compare(
         if model.needs_edges and graph is None:
             raise ConfigError(f"{variant} needs to know who follows whom: --edges FILE")
         chosen.append(of_estimator(partial(estimator_named, variant, options)))
-    chosen += _rivals(options) if rivals else []
+    if rivals:
+        chosen += peers.installed(options["n_components"], options["random_state"])
+        if missing := peers.missing():
+            say(f"  ! without {', '.join(missing)}, which are not installed: {install_extra('bench')}")
     return Compared(evaluate(chosen, held, told), held.split.summary())
-
-
-def _rivals(options: Mapping[str, Any]) -> list[contenders.Contender]:
-    return rivals.installed(options["n_components"], options["random_state"])
 
 
 def _words(name: str) -> str:

@@ -66,7 +66,8 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]
             arrays = {name: stored[name] for name in stored.files}
         header = json.loads(arrays.pop(HEADER).tobytes())
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, TypeError) as error:
-        raise ConfigError(f"is damaged, or no file of this package ({error}): remove it", file=str(path)) from None
+        cause = str(error).partition(".")[0]
+        raise ConfigError(f"is damaged, or was not written by a fit ({cause})", file=str(path)) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror or error}", file=str(path)) from None
     return header, arrays

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.event_pairs import EventPairs, Floats
 from sandtable_kernels.poisson.gamma_rows import GammaPrior
+from sandtable_workloads.rpf.estimators import fit_memory
 from sandtable_workloads.rpf.estimators.fit_checkpoint import FitCheckpoint, FitIdentity, kept
 from sandtable_workloads.rpf.estimators.fit_loop import FitLoop, Iteration, State
 from sandtable_workloads.rpf.estimators.observed_events import (
@@ -160,6 +161,18 @@ class PoissonEstimator(_Fitted):
         if self.dtype == "float32" and smallest < _SMALLEST_SHAPE:
             raise ConfigError(f"a shape of {smallest} needs dtype float64: float32 holds no such small factors")
 
+    def check_data(self, n_events: int, first: float, last: float) -> None:
+        """Raise ConfigError where so many events from hour ``first`` to ``last`` cannot bear what is to be fitted."""
+        if not last > first:
+            raise ConfigError(
+                f"all events are at hour {first:g}: rates need a time to have been seen in, as period=(start, end)"
+            )
+        if self.n_components > n_events:
+            raise ConfigError(
+                f"{self.n_components} components are more than {n_events} events can tell apart: set n_components to "
+                f"{max(1, n_events // 10)} or less"
+            )
+
     def prior(self, name: str) -> GammaPrior:
         """Return the prior of users' factors, items' factors or excitation: theta, beta or tau."""
         hyper = {"theta": "eta", "beta": "xi", "tau": "mu"}[name]
@@ -204,6 +217,7 @@ class PoissonEstimator(_Fitted):
 
         Raises:
             ConfigError: hyperparameters or events that cannot be used.
+            DoesNotFit: memory is too small; with what fits.
         """
         self.begin(events, edges, period=period)
         self._improve(self.max_iter, validation, checkpoint, progress)
@@ -213,6 +227,8 @@ class PoissonEstimator(_Fitted):
         """Do all of `fit` but its iterations: events in order, and where inference starts."""
         self.check_params()
         table = EventTable.of(events)
+        n_edges = None if edges is None else len(SocialEdges.of(edges))
+        fit_memory.check(self, users=table.n_users, items=table.n_items, events=len(table), edges=n_edges)
         self.origin_ = table.origin
         before = (self.state_, self.observed_) if self.warm_start and hasattr(self, "state_") else None
         known = before is not None
@@ -286,15 +302,7 @@ class PoissonEstimator(_Fitted):
         first, last = period if period is not None else (float(time.min()), float(time.max()))
         if not np.all((time >= first) & (time <= last)):
             raise ConfigError(f"an event lies outside the period from {first:g} to {last:g} hours")
-        if not last > first:
-            raise ConfigError(
-                f"all events are at hour {first:g}: rates need a time to have been seen in, as period=(start, end)"
-            )
-        if self.n_components > time.size:
-            raise ConfigError(
-                f"{self.n_components} components are more than {time.size} events can tell apart: set n_components to "
-                f"{max(1, time.size // 10)} or less"
-            )
+        self.check_data(time.size, first, last)
         pairs = EventPairs.of(user, item, time, len(self.user_index_), len(self.item_index_))
         start = pairs.first_seen(first, last) if self.observed == "user" else np.full(pairs.n_users, first)
         self.period_, self.kept_from_ = (first, last), first

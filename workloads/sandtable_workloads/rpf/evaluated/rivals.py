@@ -25,8 +25,12 @@ Factors = tuple[NDArray[Any], NDArray[Any]]
 def installed(n_components: int = 20, seed: int = 0) -> list[Contender]:
     """Return the contenders whose packages are here."""
     every = (("hpfrec", hpfrec), ("poismf", poismf), ("implicit", implicit_als), ("implicit", implicit_bpr))
-    here = [make for package, make in every if importlib.util.find_spec(package) is not None]
-    return [make(n_components, seed) for make in here]
+    return [make(n_components, seed) for package, make in every if package not in missing()]
+
+
+def missing() -> list[str]:
+    """Return the packages that are not here."""
+    return [package for package in ("hpfrec", "poismf", "implicit") if importlib.util.find_spec(package) is None]
 
 
 def hpfrec(n_components: int, seed: int = 0, iterations: int = 150) -> Contender:

@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sandtable.errors import ConfigError, missing_extra
+from sandtable import units
+from sandtable.errors import ConfigError, DoesNotFit, missing_extra
+from sandtable.system import limits
 from sandtable_workloads.rpf.events.event_checks import TimeUnit, Where
 from sandtable_workloads.rpf.events.event_store import EventStore
 from sandtable_workloads.rpf.events.event_table import Duplicates, EventTable
@@ -24,6 +26,8 @@ from sandtable_workloads.rpf.events.file_layouts import Layout, column_of, first
 
 _PARQUET: Final = (".parquet", ".pq")
 _ROWS: Final = 1_000_000
+# what a row takes at least while it is read: at the peak 150 to 170 bytes were seen, of text, numbers and Parquet
+_BYTES_A_ROW: Final = 120
 # the year of Tmall's logs, whose times are month and day
 _YEAR_OF_DAYS: Final = 2014
 
@@ -47,6 +51,10 @@ class FileOptions:
     time_unit: TimeUnit | None = None
     kinds: tuple[str, ...] | None = None
     min_rating: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.time_unit not in (None, *get_args(TimeUnit)):
+            raise ConfigError(f"the unit of times is h, s or ms, not {self.time_unit!r}")
 
     @property
     def named(self) -> frozenset[str]:
@@ -72,16 +80,38 @@ def read_events(
 
     Raises:
         ConfigError: what is no file of events, with its line where there is one.
+        DoesNotFit: memory has no room for so many.
         NoDevice: Parquet without the package that reads it.
     """
     path = Path(path)
     if (path / "events.parquet").exists():
-        return EventStore(path).table()
+        store = EventStore(path)
+        _check_memory(store.n_events)
+        return store.table()
+    regular(path)
+    _check_memory(_about_rows(path))
     (part,) = read_parts(path, options)
     table = EventTable.of(
         part.columns, time_unit=part.time_unit, duplicates=duplicates, until=until, where=part.where
     )
     return replace(table, timed=part.timed, notes=(*part.notes, *table.notes))
+
+
+def _check_memory(rows: int) -> None:
+    needed, there = _BYTES_A_ROW * rows, limits.memory_bytes()
+    if needed > there:
+        raise DoesNotFit(
+            f"reading about {units.format_count(rows)} events takes {units.format_bytes(needed)} and "
+            f"{units.format_bytes(there)} are there: stream them from disk (group_events, --stochastic)"
+        )
+
+
+def _about_rows(path: Path) -> int:
+    """Return how many rows a file has: exactly of Parquet, of text as its first lines are long, compressed or not."""
+    if path.suffix in _PARQUET:
+        return int(_parquet_file(path).metadata.num_rows)
+    lines = first_lines(path)
+    return path.stat().st_size * len(lines) // sum(len(line.encode()) + 1 for line in lines)
 
 
 @dataclass(frozen=True)
@@ -309,13 +339,10 @@ def _parsed(
 
 
 def _parquet_parts(path: Path, options: FileOptions, rows: int | None) -> Iterator[FilePart]:
+    file = _parquet_file(path)
+    import pyarrow as pa
+
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise missing_extra("pyarrow", "parquet") from None
-    try:
-        file = pq.ParquetFile(path)
         roles = _roles(tuple(file.schema_arrow.names), options, str(path))
         read = [file.read(list(roles.all))] if rows is None else file.iter_batches(rows, columns=list(roles.all))
         done = 0
@@ -325,6 +352,18 @@ def _parquet_parts(path: Path, options: FileOptions, rows: int | None) -> Iterat
             where = Where(str(path), None, _places(done, len(frame)) if done else None)
             yield _part(frame, roles, options, where, None)
             done += len(frame)
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"cannot be read: {error}", file=str(path)) from None
+
+
+def _parquet_file(path: Path) -> Any:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise missing_extra("pyarrow", "parquet") from None
+    try:
+        return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"cannot be read: {error}", file=str(path)) from None
 

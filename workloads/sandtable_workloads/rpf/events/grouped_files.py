@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,8 @@ def group_events(
     n_parts: int = 64,
     rows: int = _ROWS,
     events_per_group: int = EVENTS_PER_GROUP,
+    progress: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> EventStore:
     """Read files, a million rows at a time, and write a store of their events.
 
@@ -48,6 +50,8 @@ def group_events(
         n_parts: Files on the way.
         rows: Rows that are read at a time.
         events_per_group: Events of a row group of the store, about.
+        progress: Told how many events are read.
+        say: Told what was guessed or is odd, once each.
 
     Raises:
         ConfigError: see `read_events`; hours and dates together.
@@ -60,7 +64,9 @@ def group_events(
         try:
             for path in paths:
                 for part in read_parts(Path(path), options, rows):
-                    deal.add(part)
+                    for note in deal.add(part):
+                        say(note)
+                    progress(f"{deal.n_events:,} events read")
         finally:
             deal.close()
         if deal.n_events == 0:
@@ -128,6 +134,7 @@ class _Deal:
     dated: bool | None = None
     n_events: int = 0
     _files: dict[int, Any] = field(default_factory=dict)
+    _said: list[str] = field(default_factory=list)
 
     @property
     def shift(self) -> float:
@@ -138,11 +145,11 @@ class _Deal:
     def origin(self) -> np.datetime64 | None:
         return _FIRST_MONDAY + np.timedelta64(int(self.shift), "h") if self.dated else None
 
-    def add(self, part: FilePart) -> None:
-        """Check rows as a table does, and append them to the files of their users."""
+    def add(self, part: FilePart) -> list[str]:
+        """Check rows as a table does, and append them to the files of their users; return what is to be said first."""
         columns, where = part.columns, part.where
         if len(columns["user"]) == 0:
-            return
+            return []
         read = hours(columns["time"], part.time_unit, _FIRST_MONDAY, where)
         if self.dated not in (None, read.dated):
             raise where.error("some of these times are dates and others hours: they cannot be put in order")
@@ -156,6 +163,9 @@ class _Deal:
         self.n_events += user.size
         self.first, self.last = min(self.first, float(read.hours.min())), max(self.last, float(read.hours.max()))
         self._append(rows)
+        new = [note for note in (*part.notes, *read.notes) if note not in self._said]
+        self._said += new
+        return new
 
     def _append(self, rows: NDArray[Any]) -> None:
         part = rows["user"] % self.n_parts

@@ -24,6 +24,7 @@ import numpy as np
 
 from sandtable.errors import ConfigError
 from sandtable_kernels.poisson.gamma_rows import GammaRows
+from sandtable_workloads.rpf.estimators import fit_memory
 from sandtable_workloads.rpf.estimators.fit_checkpoint import FitCheckpoint, FitIdentity
 from sandtable_workloads.rpf.estimators.fit_loop import Iteration, State, restore_state, state_arrays
 from sandtable_workloads.rpf.estimators.observed_events import IdIndex, ObservedEvents
@@ -90,14 +91,13 @@ def fit_stochastic(
 
     Raises:
         ConfigError: another model, or events, options or a checkpoint that cannot be used.
+        DoesNotFit: memory has no room for the rows of all users and items, and a batch.
     """
-    if type(estimator).__name__ not in MODELS:
-        raise ConfigError(f"{type(estimator).__name__} is not fitted by batches of users: {', '.join(MODELS)} are")
+    check_model(estimator)
     estimator.check_params()
     options = options or StochasticOptions()
     batches = batches_of(events, options.batch_events)
-    if batches.n_events == 0:
-        raise ConfigError("there are no events to fit to")
+    estimator.check_data(batches.n_events, batches.start, batches.end)
     fit = _begun(estimator, batches, options)
     if validation is not None:
         score = estimator._held_out(validation)
@@ -109,8 +109,23 @@ def fit_stochastic(
     return estimator
 
 
+def check_model(estimator: Any) -> None:
+    """Raise ConfigError on an estimator that needs all users at once, or that ranks are to share."""
+    if type(estimator).__name__ not in MODELS:
+        raise ConfigError(f"{type(estimator).__name__} is not fitted by batches of users: {', '.join(MODELS)} are")
+    if estimator.n_ranks > 1:
+        raise ConfigError("a fit by batches of users is one process: leave out n_ranks")
+
+
 def _begun(estimator: HPF, batches: Batches, options: StochasticOptions) -> StochasticFit:
     """Read all events once, and set what `PoissonEstimator.begin` does."""
+    fit_memory.check(
+        estimator,
+        users=batches.n_users,
+        items=batches.n_items,
+        events=batches.n_events // batches.n_batches,
+        otherwise="leave out users and items with few events",
+    )
     found = scan(batches, estimator.decay, estimator.observed)
     estimator.user_index_, estimator.item_index_ = IdIndex(batches.user_ids), IdIndex(batches.item_ids)
     estimator.period_, estimator.origin_ = (batches.start, batches.end), batches.origin
