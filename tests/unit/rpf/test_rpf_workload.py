@@ -119,11 +119,27 @@ def test_ranks_share_users_and_add_up_the_counts_of_items() -> None:
 
 
 @pytest.mark.parametrize(
+    ("variant", "numbers"),
+    [
+        ("srpf", [5_001 * 20 + 1, 20_000]),
+        ("drpf", [5_001 * 31 * 20 + 1]),
+        ("dsrpf", [5_001 * 31 * 20 + 1, 20_000]),
+        ("iirpf", [5_001 * 20 + 1 + 5_000]),
+        ("xiirpf", [5_001 * 20 + 1 + 5_000 + 100]),
+    ],
+)
+def test_ranks_add_up_what_no_user_owns(variant: str, numbers: list[int]) -> None:
+    sums = [
+        op.shape.n_bytes / 8 for op in iteration_ops(rpf(variant=variant, ranks=2)) if op.operator == "all_reduce"
+    ]
+    assert sums == numbers
+
+
+@pytest.mark.parametrize(
     ("values", "sentence"),
     [
         ({"pairs": 10, "events": 5}, "at most 5"),
         ({"users": 3, "items": 2, "events": 100, "pairs": 7}, "at most 6"),
-        ({"variant": "srpf", "ranks": 2}, "srpf is fitted by one process"),
         ({"users": 1, "ranks": 2}, "a user of its own"),
         ({"variant": "srpf", "users": 5, "followees": 5}, "nobody follows themselves"),
     ],

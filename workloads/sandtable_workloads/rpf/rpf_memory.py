@@ -73,20 +73,25 @@ def held(p: Rpf) -> dict[str, float]:
         found["excitation"] += WIDE * (users + p.n_edges) + WIDE * users
         found["passes"] += WIDE * (n + 1)
     if p.social:
-        found["edges"] = 2 * INDEX * p.n_edges + WIDE * (users + 1)
         found["passes"] += (INDEX + p.item_bytes) * expected_triggers(p)
+    if p.social and p.ranks == 1:
+        found["edges"] = 2 * INDEX * p.n_edges + WIDE * (users + 1)
+    elif p.social:
+        # ranks know what leads to their users and not from whom; each has the sums of all sources
+        found["passes"] += WIDE * p.n_edges
+        found["excitation"] += 2 * WIDE * users * (p.ranks - 1)
     if p.dynamic:
         # pairs are never passed: nobody asks for the user of each by item, nor for parts of items, and of users neither
-        found["events"] -= INDEX * pairs + CHUNKS_BYTES * (1 if p.social else 2)
+        found["events"] -= INDEX * pairs + CHUNKS_BYTES * p.ranks * (1 if p.social and p.ranks == 1 else 2)
         found["factors"] += WIDE * (users + items) * (features + 1)
         found["passes"] += _clock_bytes(p)
     if p.between:
-        found["excitation"] += _rows_bytes(p, users, 1) + WIDE * users + ROWS_BYTES
+        found["excitation"] += _rows_bytes(p, users, 1) + WIDE * users + ROWS_BYTES * p.ranks
         found["passes"] += _between_bytes(p)
     if p.n_clusters:
         # geometric means of clusters are padded in float64
         wide = float(padded_bytes(p.n_clusters, "float64"))
-        found["excitation"] += p.n_clusters * (2 * WIDE * p.n_clusters + wide + WIDE) + ROWS_BYTES
+        found["excitation"] += p.ranks * (p.n_clusters * (2 * WIDE * p.n_clusters + wide + WIDE) + ROWS_BYTES)
     return found
 
 
@@ -95,8 +100,8 @@ def _clock_bytes(p: Rpf) -> float:
     clock, cells, item = clock_of(p), expected_cells(p).cells, p.item_bytes
     by_cell = 2 * (SHORT + INDEX + WIDE) + item
     tables = WIDE * clock.bins * clock.features + 2 * clock.bins * (WIDE + clock.active * (INDEX + WIDE + item))
-    starts = 4 * WIDE * p.users + 2 * WIDE * min(clock.bins, p.users)
-    found = by_cell * cells + WIDE * (p.users + p.items) + item * p.events + tables + starts + 2 * CHUNKS_BYTES
+    by_bin = tables + 2 * WIDE * min(clock.bins, p.users) + 2 * CHUNKS_BYTES + WIDE * p.items
+    found = by_cell * cells + 5 * WIDE * p.users + item * p.events + by_bin * p.ranks
     if p.social:
         found += WIDE * (p.events + 1) + (INDEX + item) * expected_triggers(p)
     return found + WIDE * p.users * clock.features * p.components
@@ -107,7 +112,7 @@ def _between_bytes(p: Rpf) -> float:
     by_event = INDEX + WIDE + 4 * p.item_bytes
     found = by_event * p.events + WIDE * (p.n_pairs + p.users)
     if p.n_clusters:
-        return found + INDEX * p.items + 2 * WIDE * p.n_clusters**2
+        return found + p.ranks * (INDEX * p.items + 2 * WIDE * p.n_clusters**2)
     return found + p.n_pairs * float(padded_bytes(p.components, p.precision))
 
 

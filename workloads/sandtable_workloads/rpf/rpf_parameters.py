@@ -13,8 +13,6 @@ from sandtable_kernels.poisson import poisson_law
 Variant = Literal["pf", "hpf", "hrpf", "srpf", "drpf", "dsrpf", "iirpf", "xiirpf"]
 Features = Literal["weekdays_and_hours", "hours"]
 Precision = Literal["float32", "float64"]
-# variants that ranks can share
-SHARDED = ("pf", "hpf", "hrpf")
 # variants without excitation, by followed users, by the clock, and between items
 STATIC = ("pf", "hpf")
 SOCIAL = ("srpf", "dsrpf")
@@ -94,10 +92,6 @@ class Rpf(Frozen):
         most = min(self.events, self.users * self.items)
         if self.pairs is not None and self.pairs > most:
             raise ValueError(f"pairs: there are at most {most}, as many as events and as users times items")
-        if self.ranks > 1 and self.variant not in SHARDED:
-            raise ValueError(
-                f"ranks: {self.variant} is fitted by one process: write 'ranks: 1', or another variant"
-            )
         if self.ranks > self.users:
             raise ValueError(f"ranks: each needs a user of its own, and there are {self.users}")
         if self.social and self.followees > self.users - 1:

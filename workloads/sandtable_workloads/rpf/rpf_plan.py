@@ -64,9 +64,22 @@ def iteration_ops(p: Rpf) -> tuple[Op, ...]:
     if p.n_clusters:
         found.append(_rows(p, "excitation of clusters", p.n_clusters, p.n_clusters))
     if p.ranks > 1:
-        shape = CollectiveShape(SUM_BYTES * (p.items * p.components + p.components + 1), p.ranks, p.ranks)
-        found.append(Op(name="sums of ranks", operator="all_reduce", account="communication", shape=shape))
+        found.append(_sums_of_ranks(p, "sums of ranks", _summed(p)))
+    if p.ranks > 1 and p.social:
+        found.append(_sums_of_ranks(p, "sums by source", p.users))
     return (*found, _item_rows(p))
+
+
+def _summed(p: Rpf) -> float:
+    """Return how many numbers ranks add up in each iteration: counts of items, what exposure gives them, the bound."""
+    features = clock_of(p).features
+    others = p.items + p.n_clusters**2 if p.between else 0
+    return (p.items + 1) * features * p.components + 1 + others
+
+
+def _sums_of_ranks(p: Rpf, name: str, n: float) -> Op:
+    shape = CollectiveShape(SUM_BYTES * n, p.ranks, p.ranks)
+    return Op(name=name, operator="all_reduce", account="communication", shape=shape)
 
 
 def _static(p: Rpf) -> list[Op]:
