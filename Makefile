@@ -24,6 +24,12 @@ $(VENV)/.bench: $(VENV)/.torch
 	command -v fio >/dev/null || echo "fio is not installed: the comparison with it will be skipped (apt-get install fio)"
 	touch $@
 
+# A peer whose pins clash with ours has an environment of its own.
+$(VENV)-mergekit/.installed:
+	$(PYTHON) -m venv $(VENV)-mergekit
+	$(VENV)-mergekit/bin/pip install --quiet --disable-pip-version-check mergekit==0.1.5
+	touch $@
+
 # Exit code 3 says that predictions were too far off: the table shows it, and the demonstration has still run.
 demo: $(VENV)/.installed
 	$(BIN)/sandtable calibrate --quick --storage-path $(STORE)
@@ -40,7 +46,7 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-bench: $(VENV)/.bench
+bench: $(VENV)/.bench $(VENV)-mergekit/.installed
 	SANDTABLE_BENCH=1 $(BIN)/python -m pytest tests/bench -s
 
 clean:

@@ -77,7 +77,7 @@ def test_programs_get_figures_in_base_units(models: Path) -> None:
         (("--weights", "0.1", "1.0"), "weights sum to 1.1, not to one, and give no average"),
         (("--weights", "half"), "--weights are numbers with commas or blanks between, not 'half'"),
         (("--memory", "much"), "--memory: 'much' is not a size"),
-        (("--memory", "10 MB"), "buffers for 2 models need 832 KiB and may take 0 B: give more memory"),
+        (("--memory", "10 MB"), "--memory 10 MB: the program alone takes"),
         (("--dtype", "float8"), "--dtype is float32, float16, bfloat16, not 'float8'"),
         (("--greedy",), "--greedy needs --score"),
         (("--score", "true"), "--greedy needs --score"),

@@ -78,7 +78,6 @@ def soup(
     format_: FormatOption = Format.table,
 ) -> None:
     """Average checkpoints in weight space: uniform, weighted, or greedy by a score."""
-    from sandtable.system import limits
     from sandtable_workloads.rlhf.soups import soup_making, soup_use
 
     if greedy != (score is not None):
@@ -87,11 +86,10 @@ def soup(
         raise ConfigError("a greedy soup is uniform: leave out --weights and --normalize")
     if len(models) < 2:
         raise ConfigError("name at least two checkpoints to average")
-    resident = limits.status_bytes("VmRSS") or 0
     with progress() as shown:
         options = soup_making.SoupOptions(
             dtype=dtype,
-            memory_bytes=min(_bytes(memory) - resident, soup_making.MEMORY_BYTES),
+            memory_bytes=soup_use.room(memory),
             ignore_tokenizer=ignore_tokenizer,
             allow_nonfinite=allow_nonfinite,
             say=say,
@@ -109,13 +107,6 @@ def soup(
 
 def _step(done: int, total: int) -> Step:
     return Step(f"{units.format_bytes(done)} written", 100 * done // max(total, 1), 100)
-
-
-def _bytes(memory: str) -> float:
-    try:
-        return units.parse(memory, "bytes")
-    except ValueError as error:
-        raise ConfigError(f"--memory: {error}") from error
 
 
 def _numbers(weights: str | None) -> list[float] | None:

@@ -278,12 +278,13 @@ def _written(
 
     averaging = Averaging(weights=tuple(weights), allow_nonfinite=options.allow_nonfinite)
     size = soup_pass.block_bytes(files, len(models), options.memory_bytes)
+    slots = soup_pass.Slots(files, len(models), size)
     begin = time.perf_counter()
     for file in files:
         path = target / file.name if models[0].is_folder else target
-        soup_pass.write_file(path, file, averaging, size, stats, told)
+        soup_pass.write_file(path, file, averaging, slots, stats, told)
     seconds = time.perf_counter() - begin
-    notes = [f"{told} ({count:,} values)" for told, count in (stats.notes or {}).items()]
+    notes = [f"{told} ({count:,} values)" for told, count in stats.notes.items()]
     for note in notes:
         options.say(f"  ! {note}")
     used = {str(model.path): weight for model, weight in zip(models, weights, strict=True)}
@@ -301,7 +302,7 @@ def _written(
         bytes_read=stats.bytes_read,
         bytes_written=stats.bytes_written,
         seconds=seconds,
-        buffer_bytes=stats.buffer_bytes,
+        buffer_bytes=slots.n_bytes,
         notes=tuple(notes),
     )
 

@@ -11,8 +11,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,12 +50,11 @@ class Averaging:
 
 @dataclass(slots=True)
 class PassStats:
-    """What passes over files took: bytes of checkpoints and of the soup, buffers, and what was odd."""
+    """What passes over files took: bytes of checkpoints and of the soup, and what was odd."""
 
     bytes_read: int = 0
     bytes_written: int = 0
-    buffer_bytes: int = 0
-    notes: dict[str, int] | None = None
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 def block_bytes(files: Sequence[SoupFile], n_models: int, memory_bytes: float) -> int:
@@ -81,8 +80,33 @@ def block_bytes(files: Sequence[SoupFile], n_models: int, memory_bytes: float) -
     return min(found, LARGEST_BLOCK_BYTES, max(round_up(longest, ALIGNMENT), ALIGNMENT))
 
 
+class Slots:
+    """Buffers of blocks on their way: for each its bytes of every model, and those of the result."""
+
+    def __init__(self, files: Sequence[SoupFile], n_models: int, size: int) -> None:
+        self.size = size
+        blocks = [block for file in files for block in file.blocks(size)]
+        room = round_up(max((sum(map(_room, block.pieces)) for block in blocks), default=0), ALIGNMENT)
+        longest = max((block.n_bytes for block in blocks), default=0)
+        n_slots = min(WORKERS, len(blocks))
+        self.n_bytes = n_slots * (n_models * room + longest)
+        self._free: queue.SimpleQueue[tuple[Bytes, Bytes]] = queue.SimpleQueue()
+        for _ in range(n_slots):
+            inputs = buffers.aligned_empty((n_models, room), np.uint8)
+            self._free.put((inputs, buffers.aligned_empty((longest,), np.uint8)))
+
+    @contextmanager
+    def one(self) -> Iterator[tuple[Bytes, Bytes]]:
+        """Lend the buffers of one block."""
+        slot = self._free.get()
+        try:
+            yield slot
+        finally:
+            self._free.put(slot)
+
+
 def write_file(
-    path: Path, file: SoupFile, averaging: Averaging, size: int, stats: PassStats, done: Callable[[int], None]
+    path: Path, file: SoupFile, averaging: Averaging, slots: Slots, stats: PassStats, done: Callable[[int], None]
 ) -> None:
     """Average the tensors of one file and write it; it takes its name when it is whole.
 
@@ -90,7 +114,7 @@ def write_file(
         path: The new file.
         file: What it holds.
         averaging: Weights.
-        size: Bytes of a block, from `block_bytes`.
+        slots: Buffers, which several files may use one after the other.
         stats: Added to.
         done: Told how many bytes were written, after each block.
 
@@ -98,19 +122,18 @@ def write_file(
         ConfigError: values that are not finite, or whole numbers that differ.
         DoesNotFit, MeasureError: the disk is full, or failed. Nothing is left behind then.
     """
-    blocks = list(file.blocks(size))
+    blocks = list(file.blocks(slots.size))
     with ExitStack() as stack:
         readers = stack.enter_context(_Readers())
         target = stack.enter_context(container.replacing(path, file.n_bytes))
         target.write_at(0, np.frombuffer(file.header, np.uint8))
-        work = _Work(file, averaging, readers, target, blocks)
+        work = _Work(file, averaging, readers, target, slots)
         for block, notes in _mapped(work, blocks):
             stats.bytes_read += sum(len(piece.sources) * piece.in_bytes for piece in block.pieces)
             for note, count in notes.items():
-                stats.notes = (stats.notes or {}) | {note: (stats.notes or {}).get(note, 0) + count}
+                stats.notes[note] = stats.notes.get(note, 0) + count
             done(block.n_bytes)
     stats.bytes_written += file.n_bytes
-    stats.buffer_bytes = max(stats.buffer_bytes, work.buffer_bytes)
 
 
 def _mapped(work: _Work, blocks: Sequence[Block]) -> Iterator[tuple[Block, dict[str, int]]]:
@@ -192,26 +215,14 @@ class _Work:
     """Makes blocks of one file, each in buffers of its own."""
 
     def __init__(
-        self, file: SoupFile, averaging: Averaging, readers: _Readers, target: LargeFile, blocks: Sequence[Block]
+        self, file: SoupFile, averaging: Averaging, readers: _Readers, target: LargeFile, slots: Slots
     ) -> None:
-        self.file, self.averaging, self.readers, self.target = file, averaging, readers, target
-        n_models = len(averaging.weights)
-        room = max((sum(map(_room, block.pieces)) for block in blocks), default=0)
-        longest = max((block.n_bytes for block in blocks), default=0)
-        self.slots: queue.SimpleQueue[tuple[Bytes, Bytes]] = queue.SimpleQueue()
-        n_slots = min(WORKERS, len(blocks))
-        for _ in range(n_slots):
-            inputs = buffers.aligned_empty((n_models, round_up(room, ALIGNMENT)), np.uint8)
-            self.slots.put((inputs, buffers.aligned_empty((longest,), np.uint8)))
-        self.buffer_bytes = n_slots * (n_models * round_up(room, ALIGNMENT) + longest)
+        self.file, self.averaging, self.readers, self.target, self.slots = file, averaging, readers, target, slots
 
     def __call__(self, block: Block) -> dict[str, int]:
         """Read, average and write one block; return what was odd, with how many elements."""
-        slot = self.slots.get()
-        try:
-            return self._make(block, *slot)
-        finally:
-            self.slots.put(slot)
+        with self.slots.one() as (inputs, out):
+            return self._make(block, inputs, out)
 
     def _make(self, block: Block, inputs: Bytes, out: Bytes) -> dict[str, int]:
         notes: dict[str, int] = {}

@@ -10,8 +10,27 @@ from pathlib import Path
 from sandtable import units
 from sandtable.errors import ConfigError
 from sandtable.results import Answer
+from sandtable.system import limits
 from sandtable.table import Quantity, Table
-from sandtable_workloads.rlhf.soups.soup_making import Soup
+from sandtable_workloads.rlhf.soups import soup_arithmetic
+from sandtable_workloads.rlhf.soups.soup_making import MEMORY_BYTES, Soup
+
+
+def room(memory: str) -> float:
+    """Return the bytes that buffers may take if the whole process is to take ``memory``.
+
+    Raises:
+        ConfigError: no size, or less than the program itself takes.
+    """
+    try:
+        wanted = units.parse(memory, "bytes")
+    except ValueError as error:
+        raise ConfigError(f"--memory: {error}") from error
+    soup_arithmetic.warm_up()
+    own = limits.status_bytes("VmRSS") or 0
+    if wanted <= own:
+        raise ConfigError(f"--memory {memory}: the program alone takes {units.format_bytes(own)}")
+    return min(wanted - own, MEMORY_BYTES)
 
 
 def scored_by(command: str, path: Path) -> float:
