@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from sandtable.contracts import run_command
+from sandtable.table import Table
+from sandtable_workloads.rpf import rpf_use
 
 pytest.importorskip("numba", reason="fits are compiled by numba")
 pytest.importorskip("scipy", reason="fits need scipy")
@@ -51,6 +53,24 @@ def test_recommenders_are_compared_on_later_events(events: Path) -> None:
     assert all(0 < row["ndcg"] <= 1 for row in rows.values())
 
 
+def test_a_comparison_ends_with_when_users_come_back(events: Path) -> None:
+    ran = run_command("rpf", "evaluate", "events.csv", "-k", "3", "--max-iter", "5", "--no-rivals")
+    assert ran.code == 0, ran.err
+    lines = ran.out.partition("Returning times")[2].splitlines()
+    drawn = {line.split()[0]: line.split("  ")[-1] for line in lines if "█" in line}
+    assert list(drawn) == ["actual", "popularity", "HPF", "HRPF"]
+    assert "50 % back" in ran.out
+
+
+def test_users_back_are_drawn_as_they_come() -> None:
+    rows = [("actual", 0.25, 1.0), ("actual", 0.5, 2.0), ("actual", 0.75, 4.0), ("actual", 0.9, 8.0)]
+    shown = rpf_use.users_back(Table(columns=("model", "share back", "within"), rows=rows))
+    name, *within, line = shown.rows[0]
+    assert (name, [each.value for each in within]) == ("actual", [3600.0, 7200.0, 14400.0, 28800.0])
+    assert len(line) == 32
+    assert (line[0], line[-1], sorted(line) == list(line)) == ("▂", "█", True)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
@@ -62,7 +82,9 @@ def test_recommenders_are_compared_on_later_events(events: Path) -> None:
         ((*FIT[:4], "nowhere/m.npz"), 2, "nowhere is no folder"),
         ((*FIT, "-k", "0"), 2, "n_components must be"),
         ((*FIT, "-k", "100000000"), 5, "the fit needs"),
-        (("rpf", "recommend", "events.csv", "u1"), 2, "events.csv"),
+        (("rpf", "recommend", "events.csv", "u1"), 2, "damaged, or was not written by a fit"),
+        (("rpf", "recommend", "nowhere.npz", "u1"), 2, "nowhere.npz"),
+        ((*FIT, "--user", "who"), 2, "no column 'who' for user"),
         (("rpf", "evaluate", "events.csv", "--plot", "plot.txt"), 2, ".svg or .png"),
         (("rpf", "evaluate", "events.csv", "--train", "1.5"), 2, "between 0 and 1"),
     ],

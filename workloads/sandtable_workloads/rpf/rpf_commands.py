@@ -268,6 +268,8 @@ def evaluate(
         )
     shown_figures = rpf_use.SHOWN if format_ is Format.table and not full else ()
     emit(compared.table(shown_figures), format_)
+    if compared.has_returns and format_ is Format.table:
+        emit(rpf_use.users_back(compared.returns), format_)
     if plot is not None:
         from sandtable.report import figures
 

@@ -40,6 +40,8 @@ Say = Callable[[str], None]
 SHOWN = ("ndcg", "recall_10", "recall_20", "split_median_h", "next_median_h", "log_likelihood", "train_s")
 # when returning times are asked for, as the harness calls it, of the plot
 ASKED = "split"
+# shares of users back that a table has, and heights of what is drawn in it
+BACK_FRACS, BLOCKS = (0.25, 0.5, 0.75, 0.9), " ▁▂▃▄▅▆▇█"
 
 
 def read(path: Path, options: FileOptions, *, drop_duplicates: bool, say: Say) -> EventTable:
@@ -333,6 +335,11 @@ class Compared:
         return Table(columns=("model", *map(_words, names)), rows=rows, notes=(self.summary,))
 
     @property
+    def has_returns(self) -> bool:
+        """Whether any of them says when users come back."""
+        return any(ASKED in each.returning for each in self.evaluations)
+
+    @property
     def returns(self) -> Table:
         """Shares of users who are back within some hours: those who really were, and by each recommender."""
         asked = [(each.name, each.returning[ASKED]) for each in self.evaluations if ASKED in each.returning]
@@ -342,6 +349,30 @@ class Compared:
         shares = np.linspace(0.01, 0.99, 50)
         rows = [(name, float(q), float(np.quantile(hours, q))) for name, hours in series for q in shares]
         return Table(columns=("model", "share back", "within"), units=("", "", "h"), rows=rows)
+
+
+def users_back(returns: Table) -> Table:
+    """Return hours within which shares of users are back, and the share over time as a line of blocks.
+
+    Hours of the line go up by equal factors, from the least to the most of all rows.
+    """
+    of_each: dict[str, list[tuple[float, float]]] = {}
+    for name, share, hours in returns.rows:
+        of_each.setdefault(name, []).append((float(hours), float(share)))
+    every = np.array([hours for points in of_each.values() for hours, _ in points])
+    most = max(float(every.max()), 1e-3)
+    grid = np.geomspace(min(max(float(every.min()), most / 1e3), most), most, 32)
+    rows = []
+    for name, points in of_each.items():
+        hours, share = np.array(points).T
+        steps = np.searchsorted(hours, grid, side="right") * (len(BLOCKS) - 1) // hours.size
+        within = (Quantity(3600 * float(np.interp(each, share, hours)), "s") for each in BACK_FRACS)
+        rows.append((name, *within, "".join(BLOCKS[step] for step in steps)))
+    heads = [f"{round(100 * each)} % back" for each in BACK_FRACS]
+    note = (
+        f"over time: share of users back, {grid[0]:.3g} to {grid[-1]:.3g} hours after the split, by equal factors"
+    )
+    return Table(columns=("model", *heads, "over time"), rows=rows, title="Returning times", notes=(note,))
 
 
 def compare(
