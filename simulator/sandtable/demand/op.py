@@ -33,6 +33,7 @@ class Op:
         device: Which of several equal devices it runs on, such as that of a pipeline stage; ops of one queue together.
         stream: Queue within its resource; ops of different streams pass each other, as those of two communicators do.
         section: Part of the step that it belongs to, such as forward; a step reports ``<section>_s``.
+        background: It goes on beside the step's own work, for a later one, and counts only while that waits.
         parts: Of a ``sequence``: the ops that it consists of, one after another; nothing else comes between them.
         hidden_by: An op of another resource that goes on at the same time and is part of the plan anyway: only what
             this one takes longer is left of it.
@@ -58,6 +59,7 @@ class Op:
     device: int = 0
     stream: str = ""
     section: str = ""
+    background: bool = False
     parts: tuple[Op, ...] = ()
     hidden_by: Op | None = None
     on: Where = "host"

@@ -1,8 +1,9 @@
 """What each instant of a step was spent on, where several ops ran at once.
 
 An instant at which a device computes counts as that, whatever else goes on: communication that computing hides costs
-nothing. The rest is communication while the device's network is busy, and idle otherwise. A step of several devices,
-such as the stages of a pipeline, reports the mean over them; accounts and idle time add up to the step's time.
+nothing, nor does work in the background. The rest is communication while the device's network is busy, what goes on
+in the background, and idle otherwise. A step of several devices, such as the stages of a pipeline, reports the mean
+over them; accounts and idle time add up to the step's time.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ def attribute(intervals: Sequence[Interval], start: int, end: int) -> Share:
 
 
 def _device(share: Share, intervals: Iterable[Interval], start: int, end: int, weight: float) -> None:
-    ordered = sorted(intervals)
-    sending = [interval for interval in ordered if interval.op.resource == "network"]
+    ordered = sorted(intervals, key=lambda interval: (interval.start, interval.end))
+    sending = [interval for interval in ordered if _is_beside(interval.op)]
     now, index = start, 0
     for interval in ordered:
-        if interval.op.resource == "network" or interval.end <= now:
+        if _is_beside(interval.op) or interval.end <= now:
             continue
         index = _gap(share, sending, index, (now, interval.start), interval.op.section, weight)
         begun = max(now, interval.start)
@@ -67,6 +68,10 @@ def _device(share: Share, intervals: Iterable[Interval], start: int, end: int, w
         now = interval.end
     last = max(ordered, key=lambda interval: interval.end).op.section
     _gap(share, sending, index, (now, end), last, weight)
+
+
+def _is_beside(op: Op) -> bool:
+    return op.background or op.resource == "network"
 
 
 def _busy(share: Share, interval: Interval, duration_s: float) -> None:
@@ -95,7 +100,8 @@ def _gap(
             share.add("", section, seconds(transfer.start - now) * weight)
             now = transfer.start
         until = min(transfer.end, end)
-        share.add("communication", transfer.op.section or section, seconds(until - now) * weight)
+        account = "compute" if transfer.op.background else "communication"
+        share.add(account, transfer.op.section or section, seconds(until - now) * weight)
         now = until
     if now < end:
         share.add("", section, seconds(end - now) * weight)

@@ -50,6 +50,7 @@ class _Player:
         self._unwatched = self._at_once and not world.options.per_request and not world.options.trace
 
     def body(self) -> Body:
+        self.world.costs.prepare(self.plan.different_ops())
         for phase in self.plan.phases:
             for step, times in self._expanded(phase):
                 start = self.env.now
@@ -134,16 +135,17 @@ class _Player:
 def _exposed_host(ops: Sequence[Op], costs: Sequence[OpTime], busy_s: float | None) -> float:
     """Return the host's time in a step that the device's work does not hide, in seconds.
 
-    Every device has a host process of its own. Where ops overlap, it also works on while they wait for each other,
-    so that all of ``busy_s``, the time of the step, hides it.
+    Every queue of a device has a host process of its own. Where ops overlap, it also works on while they wait for each
+    other, so that all of ``busy_s``, the time of the step, hides it.
     """
-    hosts: dict[int, float] = {}
-    working: dict[int, float] = {}
+    hosts: dict[tuple[int, str], float] = {}
+    working: dict[tuple[int, str], float] = {}
     for op, cost in zip(ops, costs, strict=True):
         if cost.host_s > 0:
-            hosts[op.device] = hosts.get(op.device, 0.0) + cost.host_s
-            working[op.device] = working.get(op.device, 0.0) + cost.seconds
-    exposed = (host - (working[device] if busy_s is None else busy_s) for device, host in hosts.items())
+            queue = op.device, op.stream
+            hosts[queue] = hosts.get(queue, 0.0) + cost.host_s
+            working[queue] = working.get(queue, 0.0) + cost.seconds
+    exposed = (host - (working[queue] if busy_s is None else busy_s) for queue, host in hosts.items())
     return max(0.0, max(exposed, default=0.0))
 
 

@@ -7,6 +7,7 @@ A calibrated machine answers from its fitted laws. Otherwise the data sheet is s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Any
@@ -68,6 +69,7 @@ PLACE: dict[str, Any] = {
     "name": "",
     "account": "",
     "section": "",
+    "background": False,
     "stream": "",
     "device": 0,
     "repeat": 1,
@@ -87,6 +89,7 @@ class CostModel:
         self.machine = machine
         self.storage_law: StorageLaw = storage_model.law_of(machine.storage)
         self._known: dict[tuple[Any, ...], tuple[Op, OpTime]] = {}
+        self._seconds: dict[tuple[Any, ...], float] = {}
         # by identity: the parts are kept, so that no other tuple takes their place
         self._sequences: dict[int, tuple[tuple[Op, ...], OpTime]] = {}
 
@@ -100,6 +103,21 @@ class CostModel:
             demand = replace(op, **PLACE)
             known = self._known[key] = demand, self._exposed(demand)
         return known[1].times(op.repeat)
+
+    def prepare(self, ops: Iterable[Op]) -> None:
+        """Ask each law once for all of these ops that read columns, so that `time` need not one by one."""
+        groups: dict[tuple[Any, ...], dict[tuple[Any, ...], Op]] = {}
+        for op in ops:
+            key = _demand_of(op)
+            if op.shape is not None and key not in self._known and op.resource in ("compute", "memory"):
+                variant = operator_named(op.operator).variant(op.shape)
+                groups.setdefault((op.operator, op.dtype, op.on, op.sharing, op.sustained, variant), {})[key] = op
+        for group in groups.values():
+            first = next(iter(group.values()))
+            columns = zip(*(op.shape for op in group.values()), strict=True)
+            shape = type(first.shape)(*(np.array(column, dtype=np.float64) for column in columns))
+            times = self.seconds(first, operator_named(first.operator).columns(shape))
+            self._seconds.update(zip(group, map(float, times), strict=True))
 
     def demands(self) -> list[Op]:
         """Return the different demands that were costed so far."""
@@ -188,7 +206,8 @@ class CostModel:
 
     def _by_columns(self, op: Op, operator: Operator[Any]) -> OpTime:
         constants = self._constants(op, operator)
-        seconds = float(self.seconds(op, operator.columns(op.shape))[0])
+        prepared = self._seconds.get(_demand_of(op))
+        seconds = float(self.seconds(op, operator.columns(op.shape))[0]) if prepared is None else prepared
         time = _interval(seconds, constants.residual_low_frac, constants.residual_high_frac)
         least = float(np.asarray(self.least_s(op, op.shape)))
         time = replace(time, low=max(time.low, min(seconds, least)))

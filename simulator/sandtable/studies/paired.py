@@ -23,6 +23,7 @@ from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
+from sandtable import units
 from sandtable.engine.recorder import ACCOUNT_OF_COLUMN
 from sandtable.hardware import Component
 from sandtable.model.error_sources import Source, Weights, less, miss_of
@@ -32,6 +33,7 @@ from sandtable.runs.predict import Foreseen
 from sandtable.runs.reduction import MAKESPAN, STATISTICS
 from sandtable.table import Quantity, Table
 
+WHOLE_S, WHOLE_USD = "campaign_s", "campaign_usd"
 # what a change is told in, the first that there is; else in what the workload counts, and in steps last
 HEADLINES, LAST_HEADLINE = ("tokens_per_s", "requests_per_s"), "steps_per_s"
 CERTAIN = 0.99
@@ -267,6 +269,10 @@ def notes(before: Prediction, after: Prediction, changed: Mapping[str, Change]) 
 
 def sentences(before: Prediction, after: Prediction, changed: Mapping[str, Change]) -> Iterator[str]:
     """Yield what a change comes to: how many times as much work, where the time goes instead, what it saves."""
+    if WHOLE_S in changed:
+        # what several kinds of steps add up to says more than the rate of one of them
+        yield from _whole(before, after, changed[WHOLE_S])
+        return
     rates = [name for name in changed if name.endswith("_per_s") and name != LAST_HEADLINE]
     name = next((name for name in (*HEADLINES, *rates, LAST_HEADLINE) if name in changed), None)
     if name is None:
@@ -290,6 +296,18 @@ def sentences(before: Prediction, after: Prediction, changed: Mapping[str, Chang
         interval = "" if saved.low == saved.high else f" ({low:.3g} to {high:.3g})"
         pays = f"pays with a probability of {_percent(changed[money].probability)}"
         yield f"{what} {abs(saved.value):.3g} {saved.unit}{interval}; {pays}"
+
+
+def _whole(before: Prediction, after: Prediction, change: Change) -> Iterator[str]:
+    """Yield how much longer the whole of a campaign takes, and what becomes of its price."""
+    words = f"The whole takes {_plus_minus(change)} times as long; {_likely(change)}"
+    yield (
+        "The whole takes as long as before" if change.ratio == 1 == change.ratio_low == change.ratio_high else words
+    )
+    for name in (WHOLE_S, WHOLE_USD):
+        if name in before.metrics and name in after.metrics:
+            amounts = (prediction.metrics[name] for prediction in (before, after))
+            yield " to ".join(units.format_quantity(float(f"{m.value:.3g}"), m.unit) for m in amounts)
 
 
 def _plus_minus(change: Change) -> str:

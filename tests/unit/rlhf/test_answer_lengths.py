@@ -67,7 +67,7 @@ def one_by_one(pairs: list[tuple[int, int]], slots: int) -> dict[int, tuple[int,
 @given(pairs=LENGTHS, slots=st.integers(1, 8))
 def test_steps_that_are_put_together_are_those_of_an_engine(pairs: list[tuple[int, int]], slots: int) -> None:
     lengths = Drawn(prompts=np.array([p for p, _ in pairs]), answers=np.array([a for _, a in pairs]))
-    found: dict[int, tuple[float, float]] = {}
+    found: dict[float, tuple[float, float]] = {}
     for n, rows, context in decode_steps(lengths, [np.arange(len(pairs))], slots):
         steps, seen = found.get(rows, (0.0, 0.0))
         found[rows] = (steps + n, seen + n * rows * context)

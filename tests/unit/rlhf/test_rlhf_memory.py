@@ -28,7 +28,7 @@ def machine_of(name: str) -> Machine:
 def bytes_per_param(p: Rlhf, machine: Machine) -> float:
     """States of all models, and the gradients that each trained one has at its update, per parameter of the policy."""
     states = sum(sum(rlhf_memory.states_of(p, machine, role).values()) for role in p.roles)
-    trained = [role for role in p.roles if role in rlhf_memory.TRAINED]
+    trained = rlhf_memory.TRAINED if p.critic == "own" else rlhf_memory.TRAINED[:1]
     moments = [rlhf_memory.trained_of(p, machine, role)["gradients"] for role in trained]
     return (states + sum(moments)) / p.shape.n_params
 

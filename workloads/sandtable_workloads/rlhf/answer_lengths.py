@@ -55,7 +55,7 @@ class DecodeSteps(NamedTuple):
     """``n_steps`` steps of ``rows`` sequences each, which look back on ``context`` tokens in the mean."""
 
     n_steps: int
-    rows: int
+    rows: float
     context: float
 
 
@@ -104,22 +104,25 @@ def slowest_engine(p: Rlhf, lengths: Drawn) -> list[IntArray]:
     return max(rounds, key=effort)
 
 
-def decode_steps(lengths: Drawn, rounds: Sequence[IntArray], slots: int) -> list[DecodeSteps]:
+def decode_steps(
+    lengths: Drawn, rounds: Sequence[IntArray], slots: int, *, rows_factor: float = 1.0
+) -> list[DecodeSteps]:
     """Return the steps that decode all rounds one after another, equal ones together, the fullest batch first.
 
-    The first token of an answer comes from its prompt's pass, so that an answer of n tokens takes n - 1 steps.
+    The first token of an answer comes from its prompt's pass, so that an answer of n tokens takes n - 1 steps. With a
+    ``rows_factor`` above 1, batches within that factor are put together too, as their mean: fewer steps to time.
     """
-    totals: dict[tuple[int, int], list[float]] = {}
+    totals: dict[tuple[float, int], list[float]] = {}
     for places in rounds:
         for n_steps, rows, seen in _stretches(lengths, places, slots):
+            size = rows if rows_factor == 1 else math.floor(math.log(rows, rows_factor))
             bin_ = int(math.log(max(1.0, seen / rows), CONTEXT_FACTOR))
-            found = totals.setdefault((rows, bin_), [0.0, 0.0])
-            found[0] += n_steps
-            found[1] += n_steps * seen / rows
+            found = totals.setdefault((size, bin_), [0.0, 0.0, 0.0])
+            for place, amount in enumerate((n_steps, n_steps * rows, n_steps * seen)):
+                found[place] += amount
     return [
-        DecodeSteps(int(n), rows, tokens / n)
-        for (rows, _), (n, tokens) in sorted(totals.items(), reverse=True)
-        if n
+        DecodeSteps(int(n), rows / n, tokens / rows)
+        for _, (n, rows, tokens) in sorted(totals.items(), reverse=True)
     ]
 
 

@@ -20,6 +20,9 @@ from sandtable_workloads.rlhf.rlhf_plan import plan_of
 from sandtable_workloads.transformer import model_facts
 from sandtable_workloads.transformer.presets import describe
 
+# in a search, batches within this factor are decoded as their mean
+COARSE = 1.3
+
 
 class RlhfWorkload(Workload[Rlhf]):
     """Align a model: SFT, reward model, soup, and PPO's iterations of rollouts, scoring and updates; or DPO."""
@@ -80,16 +83,11 @@ class RlhfWorkload(Workload[Rlhf]):
 
     def estimate(self, parameters: Sequence[Rlhf], machine: Machine) -> Mapping[str, FloatArray]:
         """Return the time of a campaign, divided by its iterations, with its interval."""
-        rows = [self._timed(p, machine) for p in parameters]
+        costs = CostModel(machine)
+        rows = [_timed(p, machine, costs) for p in parameters]
         return {
             name: np.array([row[place] for row in rows]) for place, name in enumerate(("step_s", "low_s", "high_s"))
         }
-
-    def _timed(self, p: Rlhf, machine: Machine) -> tuple[float, float, float]:
-        found = run(plan_of(p, machine, {}, 0), CostModel(machine))
-        low, high = found.ends_frac
-        each = found.total_s / p.n_iterations
-        return each, each * low, each * high
 
     def faults(self, parameters: Sequence[Rlhf], machine: Machine) -> Sequence[str]:
         """Return why each campaign cannot be laid out."""
@@ -130,3 +128,11 @@ class RlhfWorkload(Workload[Rlhf]):
             small | {"method": "dpo"},
             small | {"rollout_micro_batch": 2, "generation_batch": 3, "packing": True},
         ]
+
+
+def _timed(p: Rlhf, machine: Machine, costs: CostModel) -> tuple[float, float, float]:
+    """Return the time of a campaign divided by its iterations, and the ends of its interval."""
+    found = run(plan_of(p, machine, {}, 0, rows_factor=COARSE), costs)
+    low, high = found.ends_frac
+    each = found.total_s / p.n_iterations
+    return each, each * low, each * high

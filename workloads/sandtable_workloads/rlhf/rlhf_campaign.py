@@ -22,7 +22,7 @@ CAMPAIGN_S, CAMPAIGN_USD = "campaign_s", "campaign_usd"
 # phases in words, in the order in which they are named when they take as long
 WORDS = {SFT: "SFT", REWARD: "reward model", SOUP: "soup", "weight_sync": "weight sync"}
 # a phase with less of the time is not named
-LEAST_FRAC, MOST_OTHERS = 0.005, 3
+LEAST_FRAC, MOST_OTHERS = 0.005, 2
 
 
 def mean_of(known: Mapping[str, Metric], name: str) -> Metric | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sandtable.demand.op import Op
 from sandtable.demand.operator_shapes import CollectiveShape, Number
 from sandtable.hardware import DTYPE_BYTES, Machine
 from sandtable.model.cost_model import CostModel
@@ -26,13 +27,14 @@ from sandtable_workloads.finetuning.finetuning_parameters import Finetuning
 from sandtable_workloads.rlhf.rlhf_parameters import SCALAR, Rlhf, Role
 from sandtable_workloads.training import layout, step_demand
 from sandtable_workloads.training.closed_form import Timer
-from sandtable_workloads.training.states.offloading import Moves, is_offloaded, moves
+from sandtable_workloads.training.states.offloading import Moves, is_offloaded, moves, shares
 from sandtable_workloads.training.step_demand import Demand, LayerKind, Software, held_params
 from sandtable_workloads.training.step_numbers import SHARDING, Configuration, configuration_of
 from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, StepParts, layer_kinds, parts_of
 
 ENGINE = "memory_bound.decode "
-DECODE_STEP, SYNC_TENSOR = "host.decode_step", "host.sync_tensor"
+DECODE_STEP, SYNC_TENSOR, SYNC_GATHERED = "host.decode_step", "host.sync_tensor", "host.sync_gathered_tensor"
+CPU_OPTIMIZER, CACHE_COPY = "host.optimizer", "cache copy"
 # most prompt tokens of one pass that fills the cache (guess: between vLLM's max_num_batched_tokens of 2048 and 16384)
 PREFILL_TOKENS = 8192
 # numbers of a layer's tensors that are sent one by one: seven products and two norms; three beside the layers
@@ -43,7 +45,8 @@ TENSORS_OF_LAYER, TENSORS_BESIDE = 9, 3
 class Passes:
     """What one device does with one micro-batch, and once per optimiser step, by what goes on beside each other.
 
-    ``sent_*`` are collectives of the data-parallel group; ``between`` adds a further micro-batch's gradients.
+    ``sent_*`` are collectives of the data-parallel group; ``between`` adds a further micro-batch's gradients, and takes
+    ``between_s`` where these lie in the host's memory.
     """
 
     n_micro: int
@@ -55,6 +58,7 @@ class Passes:
     sent_backward: list[Demand] = field(default_factory=list)
     sent_step: list[Demand] = field(default_factory=list)
     moved: Moves | None = None
+    between_s: float = 0.0
     overlaps: bool = True
     sharing: int = 1
 
@@ -81,10 +85,10 @@ def training_passes(
     if p.adapter == "lora":
         run = p.finetuning(role, batch=batch, tokens=tokens, devices=devices)
         return _adapted(run, p, role, c.computed(), software)
-    offloaded = moves(c, CostModel(machine), held_params(c)) if is_offloaded(c) else None
+    offloaded, between_s = _elsewhere(c, machine) if is_offloaded(c) else (None, 0.0)
     c = c.computed()
     parts = parts_of(c, software)
-    before, after, once = _sent(c, parts)
+    before, after, once = _sent(c, parts, stays=p.gradient_dtype == "bfloat16")
     return Passes(
         n_micro=n_micro,
         forward=[*_times_layers(parts, backward=False), *parts.embedding_forward, *parts.head_forward],
@@ -95,9 +99,32 @@ def training_passes(
         sent_backward=after,
         sent_step=once,
         moved=offloaded,
+        between_s=between_s,
         overlaps=bool(c.overlaps > 0),
         sharing=c.sharing,
     )
+
+
+def _elsewhere(c: Configuration, machine: Machine) -> tuple[Moves, float]:
+    """Return what is moved where the optimiser is on the host, and the time of adding a further micro-batch there.
+
+    DeepSpeed adds on the device: what the host has comes, and the sum goes back, between two kernels
+    (runtime/zero/stage_1_and_2.py, ``async_accumulate_grad_in_cpu_via_gpu``). Where a stack says what one rank's
+    optimiser moves, it has that rate instead of a share of the host's: Ray gives a worker one thread unless asked.
+    """
+    found = moves(c, CostModel(machine), held_params(c))
+    states, _ = shares(c, held_params(c))
+    own = None if machine.stack is None else machine.stack.datasheet.efficiency.get(CPU_OPTIMIZER)
+    if own is not None and own.bandwidth_bytes_per_s is not None:
+        found = replace(found, optimizer_s=states * c.state_bytes / own.bandwidth_bytes_per_s)
+    back = Op(
+        name="gradients",
+        operator="transfer",
+        account="communication",
+        bytes_read=float(states * c.item_bytes),
+        on="accelerator",
+    )
+    return found, 2 * CostModel(machine).time(back).seconds
 
 
 def _times_layers(parts: StepParts, *, backward: bool) -> list[Demand]:
@@ -108,13 +135,19 @@ def _times_layers(parts: StepParts, *, backward: bool) -> list[Demand]:
     ]
 
 
-def _sent(c: Configuration, parts: StepParts) -> tuple[list[Demand], list[Demand], list[Demand]]:
-    """Return what the data-parallel group sends in a forward pass, in a backward pass, and once per step."""
+def _sent(c: Configuration, parts: StepParts, *, stays: bool) -> tuple[list[Demand], list[Demand], list[Demand]]:
+    """Return what the data-parallel group sends in a forward pass, in a backward pass, and once per step.
+
+    Where gradients are sharded but whole weights ``stays`` on every device, these are gathered after the optimiser's
+    step alone (DeepSpeed's ZeRO-2).
+    """
     level, layers = int(c.sharding), c.n_layers
+    gathers_anew = level >= FULL or (level == GRAD_OP and not stays)
     reduced = [_often(parts.reduce, layers / parts.layers_per_reduce), parts.reduce_outer]
     gathered = [_often(parts.gather, layers), parts.gather_outer]
     if level >= GRAD_OP:
-        return gathered, [*(gathered if level >= FULL else []), *reduced], []
+        before, again = (gathered if gathers_anew else [], gathered if level >= FULL else [])
+        return before, [*again, *reduced], [] if gathers_anew else [parts.gather_all]
     return [], [], [*reduced, *([parts.gather_all] if level == ZERO_1 else [])]
 
 
@@ -215,7 +248,15 @@ class Engine:
     def decode(self, rows: float, context: float) -> list[Demand]:
         """Return a step that makes one token of each row, which look back on ``context`` tokens."""
         c = replace(self.c, batch=rows, sequence=1.0)
-        return [*self._layers(c, context), *step_demand.embedding_forward(c, self.software), *self._head(c, rows)]
+        ends = [*step_demand.embedding_forward(c, self.software), *self._head(c, rows)]
+        return [*self._layers(c, context), *self._copied(c, rows * context), *ends]
+
+    def _copied(self, c: Configuration, cached: float) -> list[Demand]:
+        """Return what copies all keys and values at every step, in software whose cache grows by a new tensor."""
+        if f"memory_bound.{CACHE_COPY}" not in self.software.table:
+            return []
+        n_bytes = cached * cache_bytes_per_token(self.p) / c.n_layers
+        return [_often(self.software.memory_bound(CACHE_COPY, n_bytes, c), c.n_layers)]
 
     def _layers(self, c: Configuration, context: float | None) -> list[Demand]:
         layers: list[tuple[list[Demand], LayerKind, Number]] = []
@@ -271,6 +312,10 @@ def weight_sync(p: Rlhf, machine: Machine) -> tuple[list[Demand], float]:
         return gather, 0.0
     near = 2.0 if p.devices <= layout.devices_per_machine(machine, p.devices) else 1.0
     sent = Demand(name="weights", operator="send_recv", shape=CollectiveShape(n_bytes, 2.0, near), dtype=c.dtype)
-    found = None if machine.stack is None else machine.stack.datasheet.efficiency.get(SYNC_TENSOR)
+    found = (
+        None
+        if machine.stack is None
+        else machine.stack.datasheet.efficiency.get(SYNC_GATHERED if sharded else SYNC_TENSOR)
+    )
     n_tensors = TENSORS_OF_LAYER * p.shape.n_layers + TENSORS_BESIDE
     return [*gather, sent], 0.0 if found is None else found.overhead_s * n_tensors

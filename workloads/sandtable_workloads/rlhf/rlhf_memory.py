@@ -53,7 +53,7 @@ SMALLER: tuple[Mapping[str, Any], ...] = (
         "scoring_micro_batch": 1,
     },
 )
-FACTORS = (2, 4, 8)
+FACTORS, MOST_CHANGES = (2, 4, 8), 2
 
 
 def memory_of(p: Rlhf, machine: Machine, seed: int = 0) -> dict[str, float]:
@@ -74,14 +74,28 @@ def _pools(p: Rlhf) -> Iterator[tuple[Role, ...]]:
 
 def _pool_memory(p: Rlhf, machine: Machine, pool: tuple[Role, ...], seed: int) -> dict[str, float]:
     held = {f"{role} {kind}": size for role in pool for kind, size in states_of(p, machine, role).items()}
-    moments = [{**held, **moment} for role in pool for moment in _moments(p, machine, role, seed)]
+    moments = [
+        held | moment | _reserved(held, moment, machine)
+        for role in pool
+        for moment in _moments(p, machine, role, seed)
+    ]
     fullest = max(moments, key=lambda kinds: sum(kinds.values()))
-    stack = machine.stack
-    if stack is not None and machine.accelerator is not None:
-        gaps = any(kind.endswith(COME_AND_GO) for kind in fullest)
-        share = stack.datasheet.fragmented_frac if gaps else 0.0
-        fullest[RESERVED] = stack.datasheet.reserved_bytes + sum(fullest.values()) * share / (1 - share)
     return {kind: size for kind, size in fullest.items() if size > 0}
+
+
+def _reserved(held: Mapping[str, float], moment: Mapping[str, float], machine: Machine) -> dict[str, float]:
+    """Return what the software takes for itself, and the gaps that its allocator leaves between what comes and goes.
+
+    While a model is trained its states are among that, as they were taken one by one between activations; weights
+    that are only read were loaded before anything else.
+    """
+    stack = machine.stack
+    if stack is None or machine.accelerator is None:
+        return {}
+    share = stack.datasheet.fragmented_frac if any(kind.endswith(COME_AND_GO) for kind in moment) else 0.0
+    trains = any(kind.endswith(("gradients", "recomputed layer")) for kind in moment)
+    spread = sum(moment.values()) + (sum(held.values()) if trains else 0.0)
+    return {RESERVED: stack.datasheet.reserved_bytes + spread * share / (1 - share)}
 
 
 def states_of(p: Rlhf, machine: Machine, role: Role) -> dict[str, float]:
@@ -196,9 +210,10 @@ def what_fits(p: Rlhf, machine: Machine) -> list[str]:
     """Return changes in a few words with which it fits: the mildest settings, then more devices."""
     found = []
     for changes in SMALLER:
-        if _fits(p, machine, changes):
+        is_new = all(getattr(p, name) != value for name, value in changes.items())
+        if is_new and _fits(p, machine, changes):
             found.append(", ".join(f"{name}={value}" for name, value in changes.items()))
-        if len(found) == 2:
+        if len(found) == MOST_CHANGES:
             break
     for factor in FACTORS:
         more = {
@@ -213,9 +228,8 @@ def what_fits(p: Rlhf, machine: Machine) -> list[str]:
 
 def _fits(p: Rlhf, machine: Machine, changes: Mapping[str, Any]) -> bool:
     smaller = p.model_copy(update=dict(changes))
-    if smaller == p or (smaller.adapter == "lora" and smaller.offload_optimizer != "none"):
-        return False
-    return not fault_of(smaller, machine) and verdict_of(smaller, machine).fits
+    adapted = smaller.adapter == "lora" and smaller.offload_optimizer != "none"
+    return not adapted and not fault_of(smaller, machine) and verdict_of(smaller, machine).fits
 
 
 def check(p: Rlhf, machine: Machine, seed: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The plan of a campaign for the engine: steps of fine-tuning and of the reward model, the soup, and PPO's iterations.
 
-One device of each pool stands for its equals, and pools are devices that work beside each other. In an iteration the
+One device of each pool stands for its equals, and pools are queues that go on beside each other. In an iteration the
 rollouts are generated; reference, reward model, critic and policy score them; policy and critic are trained on them,
 beside each other where they have devices of their own; the engine gets the new weights. What generates apart may do so
 for the next iteration while this one's rollouts are trained on. Compute, collectives and the host that issues go on
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 from sandtable.demand.op import Op, Where
 from sandtable.demand.plan import Phase, Plan, Step
@@ -40,13 +39,14 @@ STORED_BYTES = {"float32": 4.0}
 After = Sequence[int | None]
 
 
-def plan_of(p: Rlhf, machine: Machine, memory: dict[str, float], seed: int) -> Plan:
-    """Return the plan of a whole campaign; all iterations have the lengths that are drawn for one."""
+def plan_of(p: Rlhf, machine: Machine, memory: dict[str, float], seed: int, *, rows_factor: float = 1.0) -> Plan:
+    """Return the plan of a whole campaign; all iterations have the lengths that are drawn for one.
+
+    ``rows_factor`` as in `decode_steps`.
+    """
     lengths = drawn(p, seed)
-    phases = [
-        *_before(p, machine, lengths),
-        _phase(ITERATION, _Iteration(p, machine, lengths).ops(), p.n_iterations),
-    ]
+    iteration = _Iteration(p, machine, lengths, rows_factor).ops()
+    phases = [*_before(p, machine, lengths), _phase(ITERATION, iteration, p.n_iterations)]
     return Plan(
         workload="rlhf",
         phases=tuple(phases),
@@ -100,11 +100,15 @@ def _alone(machine: Machine, passes: Passes, section: str) -> list[Op]:
 
 @dataclass
 class Track:
-    """Adds passes as ops of one device and section; methods return what must be done before anything else."""
+    """Adds passes as ops of one pool and section; methods return what must be done before anything else.
+
+    ``background`` work is for a later iteration.
+    """
 
     machine: Machine
     section: str
-    device: int = 0
+    pool: str = ""
+    background: bool = False
     builder: Builder = field(default_factory=Builder)
 
     def train(self, passes: Passes, n_steps: int, after: After) -> list[int]:
@@ -116,6 +120,12 @@ class Track:
         done = self._pass("backward", passes, passes.backward, passes.sent_backward, n, away[1], done)
         if passes.between and passes.n_micro > 1:
             done = self._chain("gradient sum", passes.between, n - n_steps, passes.sharing, done)
+        if passes.between_s and passes.n_micro > 1:
+            done = [
+                self.builder.add(
+                    self._waiting("gradients added", passes.between_s * (n - n_steps), "offload"), done
+                )
+            ]
         # gradients of the last micro-batch alone are reduced behind its backward pass
         done = self._sends(passes.sent_step, n_steps, done)
         if moved is not None and moved.optimizer_s:
@@ -162,14 +172,12 @@ class Track:
         if not parts or times < 1:
             return [index for index in after if index is not None]
         op = Op(name=name, operator="sequence", account="compute", parts=parts, on=self.on, section=self.section)
-        return [self.builder.add(replace(op, repeat=times, device=self.device), after)]
+        return [self.builder.add(replace(op, repeat=times, stream=self.pool, background=self.background), after)]
 
     def _sends(self, sent: Sequence[Demand], times: int, after: After) -> list[int]:
         done = [index for index in after if index is not None]
         for op in self._some(sent, 1):
-            done = [
-                self.builder.add(replace(op, repeat=op.repeat * times, device=self.device, stream="data"), done)
-            ]
+            done = [self.builder.add(replace(op, repeat=op.repeat * times, stream=f"{self.pool} data"), done)]
         return done
 
     def _some(self, demands: Sequence[Demand], sharing: int) -> tuple[Op, ...]:
@@ -183,9 +191,9 @@ class Track:
             account="communication" if stream == "offload" else "compute",
             seconds=seconds,
             on=self.on,
-            device=self.device,
-            stream=stream,
+            stream=f"{self.pool} {stream}",
             section=self.section,
+            background=self.background,
         )
 
     @property
@@ -195,7 +203,7 @@ class Track:
 
     # --- generation ---
 
-    def generate(self, p: Rlhf, lengths: Drawn, after: After) -> list[int]:
+    def generate(self, p: Rlhf, lengths: Drawn, rows_factor: float, after: After) -> list[int]:
         """Add the rollouts of the engine that ends last: passes over prompts, then steps of ever fewer rows."""
         engine, rounds = Engine(p, self.machine), slowest_engine(p, lengths)
         n_prompts = sum(len(places) for places in rounds)
@@ -204,7 +212,7 @@ class Track:
         done = self._engine_steps(
             engine, "prompts", engine.prompts(batch, tokens), -(-n_prompts // batch), batch, after
         )
-        for steps in decode_steps(lengths, rounds, p.generation_batch):
+        for steps in decode_steps(lengths, rounds, p.generation_batch, rows_factor=rows_factor):
             demands = engine.decode(steps.rows, steps.context)
             done = self._engine_steps(engine, "decode", demands, steps.n_steps, steps.rows, done)
         return done
@@ -223,11 +231,8 @@ class Track:
 class _Iteration:
     """One iteration of PPO, or one step of DPO."""
 
-    # pools as devices of the plan
-    PLACES: ClassVar[dict[Role, int]] = {"policy": 0, "generation": 1, "critic": 2, "reference": 3, "reward": 4}
-
-    def __init__(self, p: Rlhf, machine: Machine, lengths: Drawn) -> None:
-        self.p, self.machine, self.lengths = p, machine, lengths
+    def __init__(self, p: Rlhf, machine: Machine, lengths: Drawn, rows_factor: float) -> None:
+        self.p, self.machine, self.lengths, self.rows_factor = p, machine, lengths, rows_factor
         self.builder = Builder()
 
     def ops(self) -> list[Op]:
@@ -237,7 +242,7 @@ class _Iteration:
             done = self._score("reference", 2 * p.train_batch, [])
             self._update("policy", 2 * p.train_batch, done)
             return self.builder.ops
-        rollouts = self._on("generation", ROLLOUT).generate(p, self.lengths, [])
+        rollouts = self._on("generation", ROLLOUT).generate(p, self.lengths, self.rows_factor, [])
         # the rollouts that are trained on meanwhile were made in the iteration before
         ready = [] if p.placement == "async" else rollouts
         scored = [index for role in p.roles for index in self._score(role, p.rollout_batch, ready)]
@@ -251,8 +256,9 @@ class _Iteration:
         return self.builder.ops
 
     def _on(self, role: Role, section: str) -> Track:
-        place = self.PLACES[role] if self.p.is_apart(role) else 0
-        return Track(self.machine, section, place, self.builder)
+        pool = role if self.p.is_apart(role) else ""
+        ahead = section == ROLLOUT and self.p.placement == "async"
+        return Track(self.machine, section, pool, background=ahead, builder=self.builder)
 
     def _score(self, role: Role, sequences: int, after: After) -> list[int]:
         p = self.p

@@ -1,0 +1,84 @@
+"""A campaign that a user writes down is answered in a few lines: how long, how much, and what bounds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sandtable.contracts import run_command
+
+CAMPAIGN = """
+schema: 1
+name: my_rlhf
+title: How long will this RLHF run take, and what does it cost?
+workload: rlhf
+machine: dgx_a100_80gb
+parameters:
+  model: meta-llama/Llama-2-7b-hf
+  reference: soup
+  devices: 8
+  sharding: fsdp_full
+  checkpointing: full
+  total_prompts: 20000
+  rollout_batch: 512
+  answer_tokens: 256
+  ppo_epochs: 4
+  sft_samples: 20000
+"""
+
+
+@pytest.fixture
+def file(in_tmp: Path) -> str:
+    path = in_tmp / "my_rlhf.yaml"
+    path.write_text(CAMPAIGN)
+    return str(path)
+
+
+def test_a_campaign_is_answered_in_eight_lines_of_80_columns(file: str) -> None:
+    lines = run_command("simulate", file).out.rstrip().splitlines()
+    assert len(lines) <= 8
+    assert all(len(line) <= 80 for line in lines)
+    answer = " ".join(lines)
+    assert "campaign" in answer
+    assert "90 %:" in answer
+    assert "USD" in answer
+    assert "Bound by" in answer
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs"),
+    [
+        ("model", "model_name_or_path"),
+        ("total_prompts", "total_episodes"),
+        ("rollout_batch", "rollout_batch_size"),
+        ("answer_tokens", "response_length"),
+        ("ppo_epochs", "num_ppo_epochs"),
+    ],
+)
+def test_other_peoples_names_lead_to_the_parameters(own: str, theirs: str, in_tmp: Path) -> None:
+    (in_tmp / "theirs.yaml").write_text(CAMPAIGN.replace(f"  {own}:", f"  {theirs}:"))
+    found = run_command("simulate", "theirs.yaml")
+    assert found.code == 2
+    assert theirs in found.error
+    assert own in found.error
+
+
+def test_what_does_not_fit_is_answered_with_what_would(file: str) -> None:
+    found = run_command("simulate", file, "--set", "parameters.devices=1", "--set", "parameters.sharding=ddp")
+    assert found.code == 5
+    assert "No: it needs" in found.out
+    assert "would fit: devices=8, sharding=fsdp_full" in " ".join(found.out.split())
+
+
+def test_a_change_tells_what_the_whole_takes(file: str) -> None:
+    said = " ".join(run_command("whatif", file, "--set", "parameters.reference=sft").out.split())
+    assert "The whole takes 0." in said
+    assert "USD" in said
+
+
+def test_devices_for_a_deadline_are_found(file: str) -> None:
+    found = run_command("cheapest", file, "--machines", "dgx_a100_80gb", "--within", "20 h", "--most-devices", "16")
+    assert found.code == 0
+    assert "parameters.devices=" in found.out
+    assert run_command("cheapest", file, "--until", "prompts=5").code == 2

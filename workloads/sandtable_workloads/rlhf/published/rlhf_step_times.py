@@ -1,0 +1,98 @@
+"""Seconds of an iteration of PPO on 1024 prompts: OpenRLHF and DeepSpeed-Chat on A800s, as OpenRLHF published them.
+
+The benchmark of 2024-03 states GPUs by model, micro-batches, and two phases: making experience (rollouts and scoring)
+and training. The table of 2024-05 states GPUs in all and a total. It is taken for the same setting on more GPUs, in the
+same proportion: 7B, 13B and 70B are as much faster as they have more GPUs. A guess: 34B is more than that, as if
+rollouts came in micro-batches of 8 instead of 4, for which shards of the reference on four GPUs instead of one leave
+room. Where all models share the GPUs, reference and reward model lie on the host, as in the benchmark's scripts of
+DeepSpeed-Chat.
+
+Prompts and answers may have 1024 tokens each. Answers are taken to have them: the benchmark's arithmetic does so too.
+Prompts are shorter: by guess 200 tokens in the mean, as in a log of the same prompts (OpenRLHF issue 762, 190 tokens).
+DeepSpeed-Chat's hybrid engine, which generates with other kernels over gathered weights, is not described.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from sandtable import units
+from sandtable.engine.plan_process import process_of
+from sandtable.hardware import library
+from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
+from sandtable.published.rows import Row
+from sandtable.results import Metric
+from sandtable.runs import predict
+from sandtable.workload.seam import Scenario
+from sandtable_workloads.rlhf.rlhf import RlhfWorkload
+from sandtable_workloads.rlhf.rlhf_parameters import Rlhf
+from sandtable_workloads.rlhf.rlhf_plan import plan_of
+
+MACHINE = "server_8x_a800"
+TOTAL, EXPERIENCE, TRAINING = "iteration_s", "experience_s", "training_s"
+COLUMNS = {TOTAL: "total_s", EXPERIENCE: EXPERIENCE, TRAINING: TRAINING}
+PARTS = {TOTAL: ("iteration_s",), EXPERIENCE: ("rollout_s", "scoring_s"), TRAINING: ("update_s", "weight_sync_s")}
+PROMPT_MEAN_TOKENS = 200.0
+POOLS = ("reference", "reward", "critic", "generation")
+
+
+class RlhfStepTimes(Adapter):
+    """Iterations of PPO by size of the model."""
+
+    name: ClassVar[str] = "rlhf_step_times"
+    title: ClassVar[str] = "RLHF: seconds of an iteration on 1024 prompts, OpenRLHF and DeepSpeed-Chat on A800s"
+    metrics: ClassVar[tuple[str, ...]] = (TOTAL, EXPERIENCE, TRAINING)
+
+    def predict(self, row: Row) -> Outcome:
+        """Predict the figures of one row."""
+        if not row.text("stack"):
+            return Skipped("hybrid engine is not described")
+        found = _predicted(row.text("stack"), tuple(sorted(parameters_of(row).items())))
+        return [self._scored(row, metric, found) for metric in self.metrics]
+
+    def _scored(self, row: Row, metric: str, found: dict[str, Metric]) -> Scored | Skipped:
+        measured = row.number(COLUMNS[metric])
+        if measured is None:
+            return Skipped("no such figure in the row", metric)
+        parts = [found[name] for name in PARTS[metric] if name in found]
+        return Scored(
+            row_id=f"line {row.line}",
+            metric=metric,
+            unit="s",
+            predicted=sum(part.value for part in parts),
+            low=sum(part.low for part in parts),
+            high=sum(part.high for part in parts),
+            measured=measured,
+            label=f"{row.text('software')}, {row.text('model')} on {row.text('gpus')} GPUs",
+            group=f"{row.text('software')}, {row.text('group')}",
+        )
+
+
+def parameters_of(row: Row) -> dict[str, Any]:
+    """Return the parameters of the workload that a row describes."""
+    pools = {f"{role}_devices": int(row.number(role) or 0) for role in POOLS}
+    return {
+        "model": row.text("model"),
+        "devices": int(row.number("gpus") or 0),
+        "placement": "separate" if pools["generation_devices"] else "colocated",
+        "generation_tensor_parallel": int(row.number("generation_tensor_parallel") or 1),
+        "rollout_micro_batch": int(row.number("rollout_micro_batch") or 1),
+        "micro_batch": int(row.number("micro_batch") or 1),
+        "sharding": row.text("sharding"),
+        "offload_optimizer": row.text("offload"),
+        "offload_scoring": not any(pools.values()),
+        "checkpointing": "full",
+        "prompt_mean_tokens": PROMPT_MEAN_TOKENS,
+        **pools,
+    }
+
+
+@lru_cache(maxsize=64)
+def _predicted(stack: str, values: tuple[tuple[str, Any], ...]) -> dict[str, Metric]:
+    """Return metrics of an iteration; a run that was published fitted, whatever is counted here."""
+    workload, machine = RlhfWorkload(), library.load_machine(MACHINE, {"stack": stack})
+    parameters = Rlhf.model_validate(dict(values), context=units.AT_EDGE)
+    scenario = Scenario(name="row", title="row", workload=workload.name, machine=MACHINE, parameters=dict(values))
+    process = process_of(plan_of(parameters, machine, {}, scenario.seed))
+    return dict(predict.predict(scenario, workload, parameters, machine, process=process)[0].metrics)
