@@ -142,12 +142,15 @@ class EventPairs:
         bounds[0], bounds[-1] = 0, work.size - 1
         return np.asarray(bounds, np.int64)
 
-    def own_excitation(self, decay: float, dtype: Any = np.float32) -> NDArray[Any]:
-        """Return [N], the sum of ``decay exp(-decay (t - s))`` over strictly earlier events s of the same pair."""
+    def own_excitation(self, decay: float, dtype: Any = np.float32, *, itself: bool = False) -> NDArray[Any]:
+        """Return [N], the sum of ``decay exp(-decay (t - s))`` over strictly earlier events s of the same pair.
+
+        With ``itself`` it is over all events of the pair up to each: what a later one finds.
+        """
         from sandtable_kernels.compiled.events import event_loops
 
         out = np.empty(self.n_events, dtype)
-        event_loops.own_excitation(self.event_start, self.time, decay, out)
+        event_loops.own_excitation(self.event_start, self.time, decay, itself, out)
         return out
 
     def released(self, decay: float, end: float) -> Floats:

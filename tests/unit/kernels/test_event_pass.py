@@ -67,10 +67,18 @@ def test_bad_indices_are_refused() -> None:
         EventPairs.of(one, np.zeros(2, int), one, U, P)
 
 
+def first_of(pairs: EventPairs) -> Any:
+    return pairs.event_start[pairs.event_pair]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_own_excitation_is_the_sum_over_earlier_events(seed: int) -> None:
     pairs = EventPairs.of(*problem(seed), U, P)
     assert np.allclose(pairs.own_excitation(DECAY, np.float64), excitation(pairs), rtol=1e-12, atol=1e-15)
+    # and with the event itself: with those of its very time that came before it in order as well
+    ties = np.array([np.sum(pairs.time[first : n + 1] == pairs.time[n]) for n, first in enumerate(first_of(pairs))])
+    found = pairs.own_excitation(DECAY, np.float64, itself=True)
+    assert np.allclose(found, excitation(pairs) + DECAY * ties, rtol=1e-12)
     released = [(1 - np.exp(-DECAY * (31.0 - pairs.time[pairs.event_user == u]))).sum() for u in range(U)]
     assert np.allclose(pairs.released(DECAY, 31.0), released, rtol=1e-12)
 
@@ -176,16 +184,21 @@ def test_a_pass_equals_responsibilities_over_all_earlier_events(kind: str, dtype
     wanted = by_hand(
         pairs, theta.geometric, beta.geometric, None if tau is None else tau.geometric[:, 0], kind == "social"
     )
-    close = {"rtol": 1e-11 if dtype == np.float64 else 1e-4, "atol": 1e-6 if dtype == np.float32 else 1e-9}
+    close: dict[str, Any] = {
+        "rtol": 1e-11 if dtype == np.float64 else 1e-4,
+        "atol": 1e-6 if dtype == np.float32 else 1e-9,
+    }
     assert np.allclose(counts.log_total, wanted[0], **close)
     assert np.allclose(counts.users[:, :K], wanted[1], **close)
     assert np.allclose(counts.items[:, :K], wanted[2], **close)
     assert not counts.users[:, K:].any()
     if kind == "static":
         assert counts.own is None
-    else:
-        assert np.allclose(counts.own, wanted[3], **close)
+        return
+    assert counts.own is not None
+    assert np.allclose(counts.own, wanted[3], **close)
     if kind == "social":
+        assert counts.edges is not None
         assert np.allclose(counts.edges, wanted[4], **close)
         assert counts.users.sum() + counts.own.sum() + counts.edges.sum() == pytest.approx(pairs.n_events, rel=1e-5)
 

@@ -60,8 +60,11 @@ def first_two(user: Any, time: Any, n_users: Any) -> Any:
 
 
 @serial
-def own_excitation(event_start: Any, time: Any, decay: Any, out: Any) -> None:
-    """Write to ``out`` [N] the sum of ``decay exp(-decay (t - s))`` over strictly earlier events s of the same pair."""
+def own_excitation(event_start: Any, time: Any, decay: Any, itself: Any, out: Any) -> None:
+    """Write to ``out`` [N] the sum of ``decay exp(-decay (t - s))`` over strictly earlier events s of the same pair.
+
+    With ``itself`` it is over all events of the pair up to each: what a later one finds.
+    """
     for pair in range(event_start.shape[0] - 1):
         level, waiting = 0.0, 0.0  # of earlier events, and of those at this very time
         before = time[event_start[pair]]
@@ -70,8 +73,9 @@ def own_excitation(event_start: Any, time: Any, decay: Any, out: Any) -> None:
             if t > before:
                 level = (level + waiting) * np.exp(-decay * (t - before))
                 waiting, before = 0.0, t
-            out[n] = level if level > _FORGOTTEN * decay else 0.0
             waiting += decay
+            left = level + waiting if itself else level
+            out[n] = left if left > _FORGOTTEN * decay else 0.0
 
 
 @serial

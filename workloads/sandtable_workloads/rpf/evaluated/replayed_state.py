@@ -25,19 +25,6 @@ _FORGOTTEN = 60.0  # decays after which nothing is left in float64
 
 
 @nb.njit(cache=True)
-def behind_events(event_start: Any, time: Any, decay: float) -> NDArray[np.float64]:
-    """Return [N], the sum of ``decay exp(-decay (t_n - t))`` over events of a pair up to each, itself included."""
-    out = np.empty(time.size)
-    for pair in range(event_start.size - 1):
-        level, last = 0.0, 0.0
-        for n in range(event_start[pair], event_start[pair + 1]):
-            level = level * np.exp(-decay * (time[n] - last)) + decay
-            last = time[n]
-            out[n] = level
-    return out
-
-
-@nb.njit(cache=True)
 def _left(kind: int, n_before: int, behind: float, age: float, decay: float) -> float:
     if kind == COUNT:
         return float(n_before)
@@ -65,7 +52,7 @@ def add_state(
     """Add to rows [n, P] what the pairs of the sources of edges to each of ``users`` [n] hold at ``moments`` [n].
 
     Edges ``edge_start`` [U + 1] to a user come from ``edge_source`` [E] with ``edge_weight`` [E]; pairs are those of
-    `EventPairs`, and ``behind`` [N] is of `behind_events`.
+    `EventPairs`, and ``behind`` [N] is their `own_excitation` with events themselves.
     """
     for n in nb.prange(users.size):
         for edge in range(edge_start[users[n]], edge_start[users[n] + 1]):
@@ -124,7 +111,7 @@ class PairStates:
 
     @cached_property
     def _behind(self) -> NDArray[np.float64]:
-        return behind_events(self.history.event_start, self.history.time, self.decay)
+        return self.history.own_excitation(self.decay, np.float64, itself=True)
 
     def add_to(self, rows: NDArray[Any], users: NDArray[np.int64], moments: NDArray[np.float64]) -> None:
         """Add to rows [n, P] what is left at ``moments`` [n] of what lies strictly before them."""
