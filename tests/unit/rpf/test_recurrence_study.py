@@ -13,7 +13,8 @@ import pytest
 from sandtable.studies.finding import Finding, findings_of
 from sandtable_workloads.rpf.evaluated import study_tables
 from sandtable_workloads.rpf.evaluated.recurrence_study import main
-from sandtable_workloads.rpf.evaluated.study_tables import CASES, CONTRASTS, RECOVERY, SEEDS, SIZES, Gain, Run
+from sandtable_workloads.rpf.evaluated.study_tables import CASES, CONTRASTS, RECOVERY, SEEDS, SIZES, Run
+from sandtable_workloads.seed_intervals import Gain
 
 RUNS = study_tables.committed()
 README = Path(__file__).resolve().parents[3] / "workloads" / "README.md"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sandtable.system import atomic_files, checksums
-from sandtable_workloads.seed_intervals import interval
+from sandtable_workloads.seed_intervals import Gain
 
 SHUFFLED = "SRPF, edges shuffled"
 RECOVERY, SIZES = "recovery", (1_000, 10_000, 100_000, 1_000_000)
@@ -77,32 +77,6 @@ def kept_or(folder: Path, case: str, seed: int, run: Callable[[], tuple[int, Fig
     done = Run(case=case, seed=seed, n_events=n_events, figures=figures, environment=environment())
     atomic_files.write_atomically(path, checksums.sealed_json(done.as_line()))
     return done, True
-
-
-@dataclass(frozen=True)
-class Gain:
-    """The mean over seeds of a difference on the same events, and its 90 % interval by Student's t."""
-
-    n: int
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Gain:
-        """Return that of one value a seed."""
-        mean, half = interval(values)
-        return cls(len(values), mean, mean - half, mean + half)
-
-    @property
-    def above(self) -> bool:
-        """Whether the interval lies above zero."""
-        return self.low > 0
-
-    def shown(self, form: str) -> str:
-        """Return it in a form such as ``+.3f``; one run has no interval."""
-        within = f" ({self.low:{form}} to {self.high:{form}})" if math.isfinite(self.low) else ""
-        return f"{self.mean:{form}}{within}"
 
 
 # --- what is compared ----------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from sandtable.studies.finding import Finding, Findings
 from sandtable.table import Table
 from sandtable_workloads.rpf.evaluated import study_tables
-from sandtable_workloads.rpf.evaluated.study_tables import EXPECTED_SLOPE, Gain, Row, Run
+from sandtable_workloads.rpf.evaluated.study_tables import EXPECTED_SLOPE, Row, Run
+from sandtable_workloads.seed_intervals import Gain
 
 COLUMNS = ("panel", "series", "x", "y")
 
