@@ -13,7 +13,7 @@ from sandtable.engine.simulation import run
 from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Metric
-from sandtable.workload.seam import Verdict, Workload
+from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
 from sandtable_workloads.rlhf import rlhf_campaign, rlhf_memory
 from sandtable_workloads.rlhf.rlhf_parameters import Rlhf
 from sandtable_workloads.rlhf.rlhf_plan import plan_of
@@ -31,7 +31,9 @@ class RlhfWorkload(Workload[Rlhf]):
     parameters: ClassVar[type[Frozen]] = Rlhf
     example_stack: ClassVar[str | None] = "pytorch_cpu"
     headlines: ClassVar[tuple[str, ...]] = (rlhf_campaign.CAMPAIGN_S, rlhf_campaign.CAMPAIGN_USD)
-    planned_only: ClassVar[str | None] = "no models are trained here yet; simulate it"
+    needs: ClassVar[tuple[str, ...]] = ("torch", "numba")
+    # temporaries of a tiny model are a larger share of its peak than those of a real one
+    memory_tolerance_frac: ClassVar[float] = 0.25
 
     def usual_stack(self, machine: Machine) -> str:
         """See `Workload.usual_stack`: eager PyTorch, which generates token by token too."""
@@ -53,6 +55,23 @@ class RlhfWorkload(Workload[Rlhf]):
             DoesNotFit: one device needs more memory than it has.
         """
         return plan_of(parameters, machine, rlhf_memory.check(parameters, machine, seed), seed)
+
+    def prepare(self, parameters: Rlhf, machine: Machine, seed: int, context: ExecutionContext) -> None:
+        """Check that this machine can do it, and take one step of everything.
+
+        Raises:
+            ConfigError: something that is simulated only.
+            NoDevice: PyTorch is missing, or it sees no GPU where the machine has one.
+        """
+        from sandtable_workloads.rlhf import rlhf_run
+
+        rlhf_run.prepare(parameters, machine, seed, context)
+
+    def execute(self, parameters: Rlhf, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
+        """Run the campaign in PyTorch, and time every step."""
+        from sandtable_workloads.rlhf import rlhf_run
+
+        return rlhf_run.run_rlhf(parameters, machine, seed, context)
 
     def subject(self, parameters: Rlhf, machine: Machine) -> str:
         """Return the policy with its count of parameters, the reference, the iteration, and the devices."""
@@ -120,13 +139,12 @@ class RlhfWorkload(Workload[Rlhf]):
         }
 
     def examples(self) -> Sequence[dict[str, Any]]:
-        """Return plain PPO with a value head, DPO, and rollouts in small batches."""
+        """Return plain PPO with a value head, and rollouts in small batches."""
         small = self.example()
         return [
             small,
             small | {"reference": "sft", "critic": "shared", "lengths": "geometric", "ppo_epochs": 2},
-            small | {"method": "dpo"},
-            small | {"rollout_micro_batch": 2, "generation_batch": 3, "packing": True},
+            small | {"rollout_micro_batch": 2, "generation_batch": 3},
         ]
 
 

@@ -27,8 +27,7 @@ from sandtable_workloads.rlhf.aligned.fitted_phases import (
     Supervised,
     answered,
     order_of,
-    ranking_accuracy,
-    scores_of,
+    ranked,
     windows,
 )
 from sandtable_workloads.rlhf.aligned.policy_model import Answered, Judge, Policy
@@ -151,9 +150,9 @@ class Pipeline:
         judge = self._reward_model(sft[0], seen)
         for model in (*sft, judge):
             frozen(model)
-        scores = scores_of(judge, [*seen.preferred, *seen.other]).double()
-        accuracy = {"trained": ranking_accuracy(judge, seen), "held_out": ranking_accuracy(judge, unseen)}
-        warnings = tuple(doubts(accuracy["trained"]))
+        scores, right = ranked(judge, seen)
+        accuracy = {"trained": right, "held_out": ranked(judge, unseen)[1]}
+        warnings = tuple(doubts(right))
         for text in warnings:
             self.progress(f"warning: {text}")
         return Prepared(

@@ -59,7 +59,8 @@ class Supervised:
         """Learn from one batch."""
         set_rates(self.optimizer, linear_rate(number, self.fitting.steps, 1.0))
         losses: list[Tensor] = []
-        norm = take_step(self._losses(self.examples(number), losses), self, self.fitting.max_grad_norm)
+        parts = self._losses(self.examples(number), losses)
+        norm = take_step(parts, self.model, self.optimizer, self.fitting.max_grad_norm)
         return {"loss": sum(map(float, losses)), "grad_norm": norm}
 
     def _losses(self, examples: Answered, seen: list[Tensor]) -> Iterator[Tensor]:
@@ -77,6 +78,9 @@ class Preferences:
 
     preferred: Sequence[Pair]
     other: Sequence[Pair]
+
+    def __len__(self) -> int:
+        return len(self.preferred)
 
     def cut(self, n: int) -> tuple[Preferences, Preferences]:
         """Return the first ``n`` pairs, and the others."""
@@ -105,9 +109,9 @@ class Ranking:
     def step(self, number: int) -> Figures:
         """Learn from one batch of pairs."""
         set_rates(self.optimizer, linear_rate(number, self.fitting.steps, 1.0))
-        rows = order_of(self.seed, len(self.pairs.preferred), number, self.fitting.batch)
+        rows = order_of(self.seed, len(self.pairs), number, self.fitting.batch)
         seen: list[tuple[Tensor, Tensor]] = []
-        norm = take_step(self._losses(rows, seen), self, self.fitting.max_grad_norm)
+        norm = take_step(self._losses(rows, seen), self.model, self.optimizer, self.fitting.max_grad_norm)
         right = torch.cat([preferred > other for preferred, other in (scores.chunk(2) for _, scores in seen)])
         return {
             "loss": sum(float(loss) for loss, _ in seen),
@@ -134,9 +138,11 @@ def scores_of(model: Judge, pairs: Sequence[Pair], batch: int = 256) -> Tensor:
     return torch.cat(parts).cpu()
 
 
-def ranking_accuracy(model: Judge, pairs: Preferences) -> float:
-    """Return the share of pairs whose preferred answer a reward model scores higher."""
-    return float((scores_of(model, pairs.preferred) > scores_of(model, pairs.other)).double().mean())
+def ranked(model: Judge, pairs: Preferences) -> tuple[Tensor, float]:
+    """Return a reward model's scores of all answers, and the share of pairs that it ranks right."""
+    scores = scores_of(model, [*pairs.preferred, *pairs.other])
+    preferred, other = scores.chunk(2)
+    return scores, float((preferred > other).double().mean())
 
 
 def windows(lines: Sequence[Sequence[int]], n_tokens: int) -> Sequence[Pair]:

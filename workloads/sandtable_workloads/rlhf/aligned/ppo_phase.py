@@ -6,7 +6,7 @@ old log-probabilities and the values; update takes the optimiser's steps. Import
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,34 +180,69 @@ class Optimisation:
         return {key: sum(each[key] for each in found) / len(found) for key in found[0]}
 
     def _learn(self, experience: Experience, rows: Tensor) -> Figures:
-        """Take one step on some of the answers."""
-        parts: list[Tensor] = []
-        norm = take_step(self._losses(experience, rows, parts), self, self.ppo.max_grad_norm)
-        sums = torch.stack(parts).sum(0).tolist()
-        return {**dict(zip(("policy_loss", "value_loss", "clipped"), sums, strict=True)), "grad_norm": norm}
+        """Take one step on some of the answers; a critic with a trunk of its own takes its own after the policy."""
+        sums: Figures = {}
+        if self.model.critic is None:
+            return self._step(self.model, self._both(experience, rows), sums, "grad_norm")
+        self._step(self.policy, self._policy_parts(experience, rows), sums, "grad_norm")
+        return self._step(self.model.critic, self._critic_parts(experience, rows), sums, "critic_grad_norm")
 
-    def _losses(self, experience: Experience, rows: Tensor, seen: list[Tensor]) -> Iterator[Tensor]:
-        """Yield each micro-batch's part of the mean loss of all tokens; its parts stay in ``seen``."""
+    def _step(self, model: nn.Module, parts: Iterable[tuple[Tensor, Figures]], sums: Figures, norm: str) -> Figures:
+        """Step a model from the parts of its loss, and add up their figures and the gradients' norm."""
+
+        def losses() -> Iterator[Tensor]:
+            for loss, figures in parts:
+                for name, value in figures.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                yield loss
+
+        sums[norm] = take_step(losses(), model, self.optimizer, self.ppo.max_grad_norm)
+        return sums
+
+    def _micro(self, experience: Experience, rows: Tensor) -> Iterator[tuple[Answered, _Of, float]]:
+        """Yield each micro-batch, what reads rows of it, and its share of all tokens."""
         n_tokens = int(experience.answered.lengths[rows].sum())
         for some in rows.split(self.ppo.micro_batch or len(rows)):
             answered = experience.answered.take(some)
-            objective, off, clipped = self._objective(experience, answered, some)
-            share = len(answered.targets) / n_tokens
-            seen.append(torch.stack([objective.detach(), off.detach(), clipped]) * share)
-            yield (objective + self.ppo.vf_coef * off) * share
+            yield answered, _Of(some, answered), len(answered.targets) / n_tokens
 
-    def _objective(self, experience: Experience, some: Answered, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the policy's loss, the critic's, and the share of tokens at which the policy's was clipped."""
+    def _policy_parts(self, experience: Experience, rows: Tensor) -> Iterator[tuple[Tensor, Figures]]:
+        for some, of, share in self._micro(experience, rows):
+            new = log_probs(self.policy, some, self.ppo.temperature)
+            yield self._objective(new, of, experience, share)
 
-        def of(whole: Tensor) -> Tensor:
-            return whole[rows][some.places]
+    def _critic_parts(self, experience: Experience, rows: Tensor) -> Iterator[tuple[Tensor, Figures]]:
+        for some, of, share in self._micro(experience, rows):
+            assert self.model.critic is not None
+            yield self._off(self.model.critic.values(some), of, experience, share)
 
-        new, values = self.model(some, self.ppo.temperature)
-        objective, clipped = policy_loss(
-            new, of(experience.log_probs), of(experience.advantages), self.ppo.cliprange
-        )
-        off = value_loss(values, of(experience.values), of(experience.returns), self.ppo.cliprange_value)
-        return objective, off, clipped
+    def _both(self, experience: Experience, rows: Tensor) -> Iterator[tuple[Tensor, Figures]]:
+        for some, of, share in self._micro(experience, rows):
+            new, values = self.model(some, self.ppo.temperature)
+            objective, figures = self._objective(new, of, experience, share)
+            off, more = self._off(values, of, experience, share)
+            yield objective + off, figures | more
+
+    def _objective(self, new: Tensor, of: _Of, e: Experience, share: float) -> tuple[Tensor, Figures]:
+        """Return the policy's part of the loss, and its figures."""
+        loss, clipped = policy_loss(new, of(e.log_probs), of(e.advantages), self.ppo.cliprange)
+        return loss * share, {"policy_loss": float(loss.detach()) * share, "clipped": float(clipped) * share}
+
+    def _off(self, values: Tensor, of: _Of, e: Experience, share: float) -> tuple[Tensor, Figures]:
+        """Return the critic's part of the loss, and its figure."""
+        loss = value_loss(values, of(e.values), of(e.returns), self.ppo.cliprange_value)
+        return self.ppo.vf_coef * loss * share, {"value_loss": float(loss.detach()) * share}
+
+
+@dataclass(frozen=True)
+class _Of:
+    """Reads numbers of the tokens of some answers [N] from rows of all [B, G]."""
+
+    rows: Tensor
+    answered: Answered
+
+    def __call__(self, whole: Tensor) -> Tensor:
+        return whole[self.rows][self.answered.places]
 
 
 def _generator(*seed: int) -> torch.Generator:

@@ -163,11 +163,16 @@ def optimizer_of(*groups: tuple[nn.Module, float], weight_decay: float = 0.0) ->
     return torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
 
 
-def take_step(losses: Iterable[torch.Tensor], phase: Stepping, max_grad_norm: float) -> float:
-    """Go backward from each loss once it is made, clip, step; return the gradients' norm before it was clipped."""
-    phase.optimizer.zero_grad()
+def take_step(
+    losses: Iterable[torch.Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
+) -> float:
+    """Go backward from each loss once it is made, clip, step; return the gradients' norm before it was clipped.
+
+    Of the optimiser's parameters only those of ``model`` change, and no gradients stay.
+    """
     for loss in losses:
         loss.backward()
-    norm = nn.utils.clip_grad_norm_(phase.model.parameters(), max_grad_norm)
-    phase.optimizer.step()
-    return float(norm)
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
