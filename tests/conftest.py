@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,12 +36,32 @@ settings.load_profile("sandtable")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _small_buffers() -> Iterator[None]:
-    """Kernels cycle through a few megabytes in place of four last-level caches: only benchmarks look at figures."""
+def _small_buffers_and_wide_tables() -> Iterator[None]:
+    """Kernels cycle through a few megabytes in place of four last-level caches: only benchmarks look at figures.
+
+    Tables are as wide as in a file, whatever terminal the tests are started from.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
         if "SANDTABLE_BENCH" not in os.environ:
             patch.setattr(support, "last_level_cache_bytes", lambda: 1 << 20)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of several processes that run tests, let only one run while a test marked ``alone`` does."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    folder = tmp_path_factory.getbasetemp().parent
+    with (folder / "next").open("w") as waiting, (folder / "running").open("w") as running:
+        # whoever comes waits behind one that waits to be alone
+        fcntl.flock(waiting, fcntl.LOCK_EX)
+        fcntl.flock(running, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(waiting, fcntl.LOCK_UN)
+        yield
+        fcntl.flock(running, fcntl.LOCK_UN)
 
 
 def exactly(value: float) -> Estimate[float]:

@@ -14,6 +14,7 @@ import pytest
 from sandtable.hardware import Machine, library
 
 pytest.importorskip("numba", reason="running for real needs numba")
+pytestmark = [pytest.mark.alone, pytest.mark.measured]
 CHECK = ("check", "flash_demo", "--set", "parameters.geometry=opt_mini", "--format", "json")
 
 

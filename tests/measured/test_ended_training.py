@@ -24,7 +24,7 @@ from sandtable_workloads.training.executed import job as files
 from sandtable_workloads.training.executed import run_job
 from sandtable_workloads.training.training_parameters import SlmTraining
 
-pytestmark = pytest.mark.measured
+pytestmark = [pytest.mark.alone, pytest.mark.measured]
 
 
 @pytest.fixture(autouse=True)

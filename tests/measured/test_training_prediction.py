@@ -19,7 +19,7 @@ from sandtable.workload.seam import ExecutionContext, Scenario, workload_named
 pytest.importorskip("numba", reason="calibrating needs numba")
 pytest.importorskip("torch", reason="training needs PyTorch")
 
-pytestmark = [pytest.mark.measured, pytest.mark.slow]
+pytestmark = [pytest.mark.alone, pytest.mark.measured, pytest.mark.slow]
 
 PARAMETERS = {
     "model": "tiny_4x128",
