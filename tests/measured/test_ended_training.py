@@ -53,7 +53,7 @@ run_job.run_training(SlmTraining(**json.loads(sys.argv[2])), load_machine("lapto
 """
 
 
-def start(store: Path, parameters: dict[str, Any], **more: Any) -> subprocess.Popen[bytes]:
+def start(store: Path, parameters: dict[str, Any], **more: Any) -> subprocess.Popen[Any]:
     """Train in another process until there is a checkpoint."""
     command = [sys.executable, "-P", "-c", TRAIN, str(store), json.dumps(parameters)]
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL, **more)
