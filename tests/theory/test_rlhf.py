@@ -155,6 +155,20 @@ def test_epochs_multiply_updates_alone(a100: Machine) -> None:
     assert twice["rollout_s"] == once["rollout_s"]
 
 
+def test_logits_of_answers_alone_save_the_rest_of_the_head(a100: Machine) -> None:
+    every, few = (iteration(played(campaign(model="gemma_2b", logits=kind), a100)) for kind in ("all", "answers"))
+    assert few["scoring_s"] < every["scoring_s"]
+    assert few["update_s"] < every["update_s"]
+    assert few["rollout_s"] == every["rollout_s"]
+
+
+def test_rows_that_have_ended_are_decoded_on_where_batches_are_static(a100: Machine) -> None:
+    kinds = ("continuous", "shrinking", "static")
+    found = [iteration(played(campaign(batching=kind), a100))["rollout_s"] for kind in kinds]
+    assert found == sorted(found)
+    assert found[0] < found[2]
+
+
 def test_a_value_head_needs_no_critic(a100: Machine) -> None:
     own, shared = (iteration(played(campaign(critic=kind), a100)) for kind in ("own", "shared"))
     assert shared["update_s"] == pytest.approx(own["update_s"] / 2, rel=0.1)

@@ -13,6 +13,7 @@ from sandtable_workloads.rlhf.answer_lengths import (
     drawn,
     engines_of,
     most_cached,
+    prompt_passes,
     slowest_engine,
 )
 from sandtable_workloads.rlhf.rlhf_parameters import Rlhf
@@ -81,6 +82,42 @@ def test_the_batch_shrinks_as_answers_end() -> None:
     lengths = Drawn(prompts=np.array([10, 10, 10]), answers=np.array([2, 3, 5]))
     found = [(n, rows) for n, rows, _ in decode_steps(lengths, [np.arange(3)], 8)]
     assert found == [(1, 3), (1, 2), (2, 1)]
+
+
+def test_padded_prompts_begin_and_end_together() -> None:
+    lengths = Drawn(prompts=np.array([10, 4, 7]), answers=np.array([2, 3, 5]))
+    static = decode_steps(lengths, [np.arange(3)], 8, batching="static")
+    # four steps after the prompts' pass, each of three rows that look back on 11, 12, 13 and 14 columns
+    assert static == [(4, 3.0, pytest.approx(12.5))]
+    shrinking = decode_steps(lengths, [np.arange(3)], 8, batching="shrinking")
+    assert shrinking == [(1, 3.0, 11.0), (1, 2.0, 12.0), (2, 1.0, pytest.approx(13.5))]
+
+
+def test_rows_within_a_factor_are_put_together_as_their_mean() -> None:
+    p = Rlhf(rollout_batch=200, answer_mean_tokens=300, train_batch=100)
+    lengths = drawn(p, 1)
+    rounds = slowest_engine(p, lengths)
+    fine, coarse = (decode_steps(lengths, rounds, 64, rows_factor=factor) for factor in (1.0, 1.3))
+    assert len(coarse) < len(fine) / 2
+    for column in (lambda s: s[0], lambda s: s[0] * s[1], lambda s: s[0] * s[1] * s[2]):
+        assert sum(map(column, coarse)) == pytest.approx(sum(map(column, fine)))
+
+
+def test_a_static_batch_fills_the_cache_with_padding() -> None:
+    p = Rlhf(
+        rollout_batch=4, train_batch=4, generation_batch=2, batching="static", prompt_tokens=9, answer_tokens=5
+    )
+    lengths = Drawn(prompts=np.array([9, 1, 2, 3]), answers=np.array([1, 1, 5, 1]))
+    rounds = slowest_engine(p, lengths)
+    assert [len(places) for places in rounds] == [2, 2]
+    assert most_cached(p, lengths) == 2 * (9 + 5)
+    assert prompt_passes(p, lengths, rounds) == (2, 2.0, (9 + 3) / 2)
+
+
+def test_sequences_padded_at_their_end_are_shorter() -> None:
+    found = Drawn(prompts=np.array([1, 9]), answers=np.array([9, 1]))
+    assert found.padded(2) == 18
+    assert found.padded(2, both=False) == 10
 
 
 def test_the_engine_that_ends_last_is_taken() -> None:

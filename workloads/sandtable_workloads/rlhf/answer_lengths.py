@@ -24,6 +24,8 @@ IntArray = npt.NDArray[np.int64]
 # linear in them, but not in its launch
 CONTEXT_FACTOR = 2.0
 BISECTIONS = 60
+# most prompt tokens of one pass that fills the cache (guess: between vLLM's max_num_batched_tokens of 2048 and 16384)
+PREFILL_TOKENS = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +40,14 @@ class Drawn:
         """Tokens of all answers."""
         return int(self.answers.sum())
 
-    def padded(self, batch: int) -> float:
-        """Return the mean tokens of sequences that are padded to the longest prompt and answer of ``batch`` each."""
+    def padded(self, batch: int, *, both: bool = True) -> float:
+        """Return the mean tokens of sequences that are padded to the longest of ``batch`` each.
+
+        ``both`` prompts and answers are, each to the longest of theirs; else sequences at their end alone.
+        """
         starts = np.arange(0, len(self.prompts), batch)
-        longest = np.maximum.reduceat(self.prompts, starts) + np.maximum.reduceat(self.answers, starts)
+        parts = (self.prompts, self.answers) if both else (self.prompts + self.answers,)
+        longest = sum((np.maximum.reduceat(part, starts) for part in parts), start=np.zeros(len(starts)))
         sizes = np.diff(np.append(starts, len(self.prompts)))
         return float((longest * sizes).sum() / len(self.prompts))
 
@@ -92,9 +98,10 @@ def engines_of(p: Rlhf) -> int:
 
 
 def slowest_engine(p: Rlhf, lengths: Drawn) -> list[IntArray]:
-    """Return the rounds of the engine that ends last: places of the sequences that it decodes together."""
+    """Return the rounds of the engine that ends last: places of the sequences that it answers together."""
     shares = [np.arange(engine, p.rollout_batch, engines_of(p)) for engine in range(engines_of(p))]
     own = p.rollout_micro_batch or p.rollout_batch
+    own = own if p.batching == "continuous" else min(own, p.generation_batch)
     rounds = [[share[at : at + own] for at in range(0, len(share), own)] for share in shares]
 
     def effort(of_engine: Sequence[IntArray]) -> tuple[int, int]:
@@ -104,8 +111,24 @@ def slowest_engine(p: Rlhf, lengths: Drawn) -> list[IntArray]:
     return max(rounds, key=effort)
 
 
+def prompt_passes(p: Rlhf, lengths: Drawn, rounds: Sequence[IntArray]) -> tuple[int, float, float]:
+    """Return how many passes fill the cache, over how many prompts each, and their tokens, padding included."""
+    n_prompts = sum(len(places) for places in rounds)
+    if p.batching != "continuous":
+        tokens = sum(len(places) * int(lengths.prompts[places].max()) for places in rounds) / n_prompts
+        return len(rounds), n_prompts / len(rounds), tokens
+    tokens = sum(int(lengths.prompts[places].sum()) for places in rounds) / n_prompts
+    batch = max(1, min(round(PREFILL_TOKENS / tokens), *(len(places) for places in rounds), p.generation_batch))
+    return -(-n_prompts // batch), float(batch), tokens
+
+
 def decode_steps(
-    lengths: Drawn, rounds: Sequence[IntArray], slots: int, *, rows_factor: float = 1.0
+    lengths: Drawn,
+    rounds: Sequence[IntArray],
+    slots: int,
+    *,
+    batching: str = "continuous",
+    rows_factor: float = 1.0,
 ) -> list[DecodeSteps]:
     """Return the steps that decode all rounds one after another, equal ones together, the fullest batch first.
 
@@ -114,7 +137,7 @@ def decode_steps(
     """
     totals: dict[tuple[float, int], list[float]] = {}
     for places in rounds:
-        for n_steps, rows, seen in _stretches(lengths, places, slots):
+        for n_steps, rows, seen in _stretches(lengths, places, slots, batching):
             size = rows if rows_factor == 1 else math.floor(math.log(rows, rows_factor))
             bin_ = int(math.log(max(1.0, seen / rows), CONTEXT_FACTOR))
             found = totals.setdefault((size, bin_), [0.0, 0.0, 0.0])
@@ -126,8 +149,22 @@ def decode_steps(
     ]
 
 
-def _stretches(lengths: Drawn, places: IntArray, slots: int) -> list[tuple[int, int, float]]:
+def _stretches(lengths: Drawn, places: IntArray, slots: int, batching: str) -> list[tuple[int, int, float]]:
     """Return stretches of steps with the same rows: steps, rows, and mean tokens that all rows look back on."""
+    if batching == "continuous":
+        return _admitting(lengths, places, slots)
+    left = lengths.answers[places] - 1
+    width, found, now = int(lengths.prompts[places].max()), [], 0
+    for end in map(int, np.unique(left) if batching == "shrinking" else [left.max()]):
+        rows = int((left >= end).sum()) if batching == "shrinking" else len(places)
+        if end > now:
+            found.append((end - now, rows, rows * (width + now + (end - now + 1) / 2)))
+        now = end
+    return found
+
+
+def _admitting(lengths: Drawn, places: IntArray, slots: int) -> list[tuple[int, int, float]]:
+    """Return the stretches of an engine that gives the place of whoever ends to the next."""
     waiting = [(int(lengths.prompts[place]), int(lengths.answers[place]) - 1) for place in places][::-1]
     running: list[tuple[int, int]] = []  # step at which it ends, and what it looks back on less the step
     found: list[tuple[int, int, float]] = []
@@ -151,7 +188,10 @@ def _stretches(lengths: Drawn, places: IntArray, slots: int) -> list[tuple[int, 
 
 
 def most_cached(p: Rlhf, lengths: Drawn) -> float:
-    """Return the most tokens that an engine keeps keys and values of: those of its longest sequences at once."""
+    """Return the most tokens that an engine keeps keys and values of: its longest sequences at once, or all padded."""
     rounds = slowest_engine(p, lengths)
+    if p.batching != "continuous":
+        longest = int(lengths.answers.max())
+        return float(max(len(places) * (int(lengths.prompts[places].max()) + longest) for places in rounds))
     whole: Any = lengths.prompts + lengths.answers
     return float(max(np.sort(whole[places])[::-1][: p.generation_batch].sum() for places in rounds))

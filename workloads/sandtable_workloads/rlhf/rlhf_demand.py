@@ -35,8 +35,6 @@ from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, StepP
 ENGINE = "memory_bound.decode "
 DECODE_STEP, SYNC_TENSOR, SYNC_GATHERED = "host.decode_step", "host.sync_tensor", "host.sync_gathered_tensor"
 CPU_OPTIMIZER, CACHE_COPY = "host.optimizer", "cache copy"
-# most prompt tokens of one pass that fills the cache (guess: between vLLM's max_num_batched_tokens of 2048 and 16384)
-PREFILL_TOKENS = 8192
 # numbers of a layer's tensors that are sent one by one: seven products and two norms; three beside the layers
 TENSORS_OF_LAYER, TENSORS_BESIDE = 9, 3
 
@@ -76,9 +74,19 @@ def configuration(
 
 
 def training_passes(
-    p: Rlhf, machine: Machine, role: Role, *, batch: int, tokens: int, devices: int | None = None
+    p: Rlhf,
+    machine: Machine,
+    role: Role,
+    *,
+    batch: int,
+    tokens: int,
+    devices: int | None = None,
+    answer_frac: float = 1.0,
 ) -> Passes:
-    """Return the passes that train a role's model on a step of ``batch`` sequences."""
+    """Return the passes that train a role's model on a step of ``batch`` sequences.
+
+    Logits are made of ``answer_frac`` of the tokens; with an adapter of all.
+    """
     c = configuration(p, machine, role, batch=batch, tokens=tokens, devices=devices)
     n_micro = int(c.accumulation)
     software = Software(machine.stack)
@@ -88,11 +96,12 @@ def training_passes(
     offloaded, between_s = _elsewhere(c, machine) if is_offloaded(c) else (None, 0.0)
     c = c.computed()
     parts = parts_of(c, software)
+    head, head_backward = _heads(c, parts, software, answer_frac)
     before, after, once = _sent(c, parts, stays=p.gradient_dtype == "bfloat16")
     return Passes(
         n_micro=n_micro,
-        forward=[*_times_layers(parts, backward=False), *parts.embedding_forward, *parts.head_forward],
-        backward=[*parts.head_backward, *_times_layers(parts, backward=True), *parts.embedding_backward],
+        forward=[*_times_layers(parts, backward=False), *parts.embedding_forward, *head],
+        backward=[*head_backward, *_times_layers(parts, backward=True), *parts.embedding_backward],
         between=parts.between,
         optimizer=parts.optimizer,
         sent_forward=before,
@@ -103,6 +112,22 @@ def training_passes(
         overlaps=bool(c.overlaps > 0),
         sharing=c.sharing,
     )
+
+
+def _heads(
+    c: Configuration, parts: StepParts, software: Software, answer_frac: float
+) -> tuple[list[Demand], list[Demand]]:
+    """Return what makes logits and their loss of a part of the tokens; the last norm is of all."""
+    if answer_frac == 1:
+        return parts.head_forward, parts.head_backward
+    few = replace(c, batch=c.batch * answer_frac)
+    made = step_demand.head_forward(few, software), step_demand.head_backward(few, software)
+    both = zip((parts.head_forward, parts.head_backward), made, strict=True)
+    ahead, back = (
+        [of_all if of_all.name.startswith("norm") else of_some for of_all, of_some in zip(*each, strict=True)]
+        for each in both
+    )
+    return ahead, back
 
 
 def _elsewhere(c: Configuration, machine: Machine) -> tuple[Moves, float]:
@@ -181,11 +206,13 @@ def _over_all(c: Configuration, kind: str, n_bytes: float) -> Demand:
     return step_demand.collective(kind.replace("_", "-"), c, kind, n_bytes, float(c.replicas), float(c.tensor))
 
 
-def scoring_passes(p: Rlhf, machine: Machine, role: Role, *, sequences: int, micro: int, tokens: int) -> Passes:
+def scoring_passes(
+    p: Rlhf, machine: Machine, role: Role, *, sequences: int, micro: int, tokens: int, answer_frac: float = 1.0
+) -> Passes:
     """Return the forward passes of a role's model over ``sequences``, ``micro`` of them at a time on each rank."""
     each = -(-sequences // p.ranks_of(role))
     scored = p.model_copy(update={"micro_batch": min(micro, each)})
-    passes = training_passes(scored, machine, role, batch=sequences, tokens=tokens)
+    passes = training_passes(scored, machine, role, batch=sequences, tokens=tokens, answer_frac=answer_frac)
     coming = _coming_s(p, machine, role)
     held = None if coming == 0 else Moves(forward_s=coming, backward_s=0.0, optimizer_s=0.0)
     return replace(passes, backward=[], between=[], optimizer=[], sent_backward=[], sent_step=[], moved=held)

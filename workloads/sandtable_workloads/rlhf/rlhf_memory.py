@@ -37,6 +37,7 @@ SCORED_LOGIT_BYTES = 8.0
 # changes that make a campaign smaller, the mildest first
 SMALLER: tuple[Mapping[str, Any], ...] = (
     {"checkpointing": "full"},
+    {"generation_batch": 32},
     {"micro_batch": 1},
     {"checkpointing": "full", "micro_batch": 1},
     {"offload_scoring": True},

@@ -47,11 +47,16 @@ class Rlhf(Frozen):
         lengths: How lengths are distributed around the mean, up to the most.
         length_spread: Standard deviation of the logarithm of ``lognormal`` lengths.
         packing: Sequences are joined end to end instead of padded to the longest of their micro-batch.
+        padding: Where they are padded: before the prompt and after the answer (``both``), or after the answer alone.
         micro_batch: Sequences that one device (or tensor-parallel group) trains on at once.
         scoring_micro_batch: Sequences of a forward pass that scores; as many as are trained on if not given.
         rollout_micro_batch: Sequences that a training rank has generated and scored before the next ones begin; all of
             an iteration if not given.
         generation_batch: The most sequences that an engine decodes at once.
+        batching: Who ends makes room for the next prompt (``continuous``, as in vLLM and SGLang); or prompts padded to
+            the longest begin together and end with the longest answer (``static``, as in Transformers), rows that have
+            ended taken out meanwhile (``shrinking``).
+        logits: Made of all tokens, or of the ``answers`` alone, when PPO trains and scores.
         devices: Devices of all pools together.
         placement: All models on the same devices (``colocated``), generation on devices of its own (``separate``), or
             that and the next rollouts generated while the policy is trained (``async``).
@@ -148,10 +153,13 @@ class Rlhf(Frozen):
     lengths: Literal["lognormal", "geometric"] = "lognormal"
     length_spread: float = Field(default=0.8, ge=0, le=3)
     packing: bool = False
+    padding: Literal["both", "end"] = "both"
     micro_batch: int = Field(default=8, ge=1, le=1 << 20)
     scoring_micro_batch: int | None = Field(default=None, ge=1, le=1 << 20)
     rollout_micro_batch: int | None = Field(default=None, ge=1, le=1 << 20)
     generation_batch: int = Field(default=256, ge=1, le=1 << 20)
+    batching: Literal["continuous", "static", "shrinking"] = "continuous"
+    logits: Literal["all", "answers"] = "all"
     devices: int = Field(default=1, ge=1, le=1 << 20)
     placement: Placement = "colocated"
     generation_devices: int = Field(default=0, ge=0, le=1 << 20)

@@ -16,9 +16,8 @@ from sandtable.demand.op import Op, Where
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.hardware import Machine
 from sandtable.model.cost_model import CostModel
-from sandtable_workloads.rlhf.answer_lengths import Drawn, decode_steps, drawn, slowest_engine
+from sandtable_workloads.rlhf.answer_lengths import Drawn, decode_steps, drawn, prompt_passes, slowest_engine
 from sandtable_workloads.rlhf.rlhf_demand import (
-    PREFILL_TOKENS,
     Engine,
     Passes,
     scoring_passes,
@@ -86,7 +85,13 @@ def reward_passes(p: Rlhf, machine: Machine, lengths: Drawn) -> Passes:
 
 def padded(p: Rlhf, lengths: Drawn, batch: int) -> int:
     """Return the tokens that a sequence takes in a pass over ``batch`` of them, padding included."""
-    return round(lengths.mean if p.packing else lengths.padded(min(batch, p.rollout_batch)))
+    size = min(batch, p.rollout_batch)
+    return round(lengths.mean if p.packing else lengths.padded(size, both=p.padding == "both"))
+
+
+def answer_frac(p: Rlhf, lengths: Drawn, tokens: int) -> float:
+    """Return the part of ``tokens`` a sequence that logits are made of."""
+    return min(1.0, float(lengths.answers.mean()) / tokens) if p.logits == "answers" else 1.0
 
 
 def _alone(machine: Machine, passes: Passes, section: str) -> list[Op]:
@@ -206,13 +211,10 @@ class Track:
     def generate(self, p: Rlhf, lengths: Drawn, rows_factor: float, after: After) -> list[int]:
         """Add the rollouts of the engine that ends last: passes over prompts, then steps of ever fewer rows."""
         engine, rounds = Engine(p, self.machine), slowest_engine(p, lengths)
-        n_prompts = sum(len(places) for places in rounds)
-        tokens = float(sum(int(lengths.prompts[places].sum()) for places in rounds)) / n_prompts
-        batch = max(1, min(round(PREFILL_TOKENS / tokens), *(len(places) for places in rounds), p.generation_batch))
-        done = self._engine_steps(
-            engine, "prompts", engine.prompts(batch, tokens), -(-n_prompts // batch), batch, after
-        )
-        for steps in decode_steps(lengths, rounds, p.generation_batch, rows_factor=rows_factor):
+        n_passes, batch, tokens = prompt_passes(p, lengths, rounds)
+        done = self._engine_steps(engine, "prompts", engine.prompts(batch, tokens), n_passes, batch, after)
+        slots = p.generation_batch
+        for steps in decode_steps(lengths, rounds, slots, batching=p.batching, rows_factor=rows_factor):
             demands = engine.decode(steps.rows, steps.context)
             done = self._engine_steps(engine, "decode", demands, steps.n_steps, steps.rows, done)
         return done
@@ -264,12 +266,17 @@ class _Iteration:
         p = self.p
         micro = p.rollout_micro_batch or p.scoring_micro_batch or p.micro_batch
         tokens = padded(p, self.lengths, micro)
-        passes = scoring_passes(p, self.machine, role, sequences=sequences, micro=micro, tokens=tokens)
+        made = answer_frac(p, self.lengths, tokens)
+        passes = scoring_passes(
+            p, self.machine, role, sequences=sequences, micro=micro, tokens=tokens, answer_frac=made
+        )
         return self._on(role, SCORING).score(passes, role, after)
 
     def _update(self, role: Role, batch: int, after: After) -> list[int]:
         p = self.p
-        passes = training_passes(p, self.machine, role, batch=batch, tokens=padded(p, self.lengths, p.micro_batch))
+        tokens = padded(p, self.lengths, p.micro_batch)
+        made = answer_frac(p, self.lengths, tokens)
+        passes = training_passes(p, self.machine, role, batch=batch, tokens=tokens, answer_frac=made)
         return self._on(role, UPDATE).train(passes, p.updates, after)
 
     def _sync(self, after: After) -> None:

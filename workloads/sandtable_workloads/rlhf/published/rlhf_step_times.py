@@ -75,6 +75,7 @@ def parameters_of(row: Row) -> dict[str, Any]:
     return {
         "model": row.text("model"),
         "devices": int(row.number("gpus") or 0),
+        "batching": "continuous" if pools["generation_devices"] else "static",
         "placement": "separate" if pools["generation_devices"] else "colocated",
         "generation_tensor_parallel": int(row.number("generation_tensor_parallel") or 1),
         "rollout_micro_batch": int(row.number("rollout_micro_batch") or 1),
