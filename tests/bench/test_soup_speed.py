@@ -15,15 +15,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sandtable_kernels.files import buffers
+from sandtable.demand.kernel import KernelContext
+from sandtable.demand.plan import Phase, Plan, Step
+from sandtable.engine.simulation import run
+from sandtable.engine.world import Options
+from sandtable.hardware import Estimate, Machine
+from sandtable.model.cost_model import CostModel
+from sandtable_kernels.files import buffers, container
 from sandtable_kernels.files.reader import FlashReader
+from sandtable_kernels.operations.memory_moves import Copy
 from sandtable_workloads.rlhf.soups.checkpoint_files import INDEX, header_of
+from sandtable_workloads.rlhf.soups.soup_demand import soup_ops
 
 pytest.importorskip("numba", reason="sums are compiled")
 pytestmark = pytest.mark.skipif(os.environ.get("SANDTABLE_BENCH") != "1", reason="set SANDTABLE_BENCH=1 to time")
@@ -33,6 +42,7 @@ MERGEKIT = Path(os.environ.get("SANDTABLE_MERGEKIT", ROOT / ".venv-mergekit" / "
 D, NEURONS, TOKENS, LAYERS = 4096, 11008, 32000, 32
 SHARD_BYTES = 5e9
 REPEATS = 3
+HELD = "memory of the process"
 # of the disk's rate of reading in order, counted on bytes of checkpoints; time over mergekit's
 LEAST_OF_DISK, LEAST_OF_MERGEKIT = 0.7, 1.5
 CONFIG = {
@@ -47,6 +57,11 @@ CONFIG = {
     "torch_dtype": "float16",
 }
 Shapes = dict[str, tuple[int, ...]]
+
+
+def n_params_of(folder: Path) -> int:
+    shapes = shapes_of(json.loads((folder / "config.json").read_text())["num_hidden_layers"])
+    return n_bytes(shapes) // 2
 
 
 def shapes_of(n_layers: int) -> Shapes:
@@ -110,7 +125,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     if not n_layers:
         pytest.skip("the disk has no room for three models of one layer")
     print(f"\n{n_layers} layers of 32, {n_bytes(shapes_of(n_layers)) / 1e9:.1f} GB a model")
-    yield [write(folder / name, seed, n_layers) for seed, name in enumerate("ab")]
+    made = [write(folder / name, seed, n_layers) for seed, name in enumerate("ab")]
+    for model in made:  # what was just written may be slow to read for the first time
+        read_rate(model)
+    yield made
     shutil.rmtree(folder)
 
 
@@ -120,14 +138,42 @@ def read_rate(folder: Path) -> float:
     done, begin = 0, time.perf_counter()
     for path in sorted(folder.glob("*.safetensors")):
         with FlashReader(path, concurrency=8) as reader:
-            for start in range(0, min(reader.n_bytes, 2 << 30) - len(memory), len(memory)):
+            for start in range(0, reader.n_bytes - len(memory), len(memory)):
                 reader.read_sequential(start, len(memory), buffers.address(memory), chunk_bytes=4 << 20)
                 done += len(memory)
     return done / (time.perf_counter() - begin)
 
 
+def write_rate(folder: Path) -> float:
+    """Return the rate of writing a file in order, in bytes per second, until it is on the disk."""
+    piece = buffers.aligned_empty((8 << 20,), np.uint8)
+    piece.view(np.uint64)[:] = np.random.default_rng(0).integers(0, 1 << 63, len(piece) // 8, np.uint64)
+    size, path = 256 * len(piece), folder.with_name("written")
+    begin = time.perf_counter()
+    with container.replacing(path, size) as file, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda start: file.write_at(start, piece), range(0, size, len(piece))))
+    seconds = time.perf_counter() - begin
+    path.unlink()
+    return size / seconds
+
+
+def copy_rate() -> float:
+    """Return the rate of copying memory with all threads, bytes read and written together."""
+    context = KernelContext(folder=Path(), seed=0, n_threads=len(os.sched_getaffinity(0)))
+    kernel, dims = Copy(), {"n_bytes": 128 << 20}
+    with kernel.prepare(dims, context) as call:
+        call()
+        begin = time.perf_counter()
+        for _ in range(5):
+            call()
+        return 5 * kernel.cost(dims).bytes_moved / (time.perf_counter() - begin)
+
+
 def measured(*command: str | Path) -> tuple[float, int, str]:
-    """Run a command; return its seconds, the most bytes it held, and what it printed."""
+    """Run a command; return its seconds, the most bytes it held, and what it printed.
+
+    The bytes are at least those that this process held when it began.
+    """
     begin = time.perf_counter()
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -138,12 +184,12 @@ def measured(*command: str | Path) -> tuple[float, int, str]:
     return time.perf_counter() - begin, usage.ru_maxrss << 10, printed
 
 
-def ours(models: list[Path]) -> tuple[float, int, dict[str, Any]]:
+def ours(models: list[Path]) -> tuple[float, dict[str, Any]]:
     out = models[0].with_name("ours")
     command = (sys.executable, "-m", "sandtable", "soup", *models, "-o", out, "--format", "json")
-    seconds, held, printed = measured(*command)
+    seconds, _, printed = measured(*command)
     shutil.rmtree(out)
-    return seconds, held, {row["what"]: row["value"] for row in json.loads(printed)["rows"]}
+    return seconds, {row["what"]: row["value"] for row in json.loads(printed)["rows"]}
 
 
 def test_a_soup_goes_as_fast_as_the_disk_reads(models: list[Path]) -> None:
@@ -151,15 +197,53 @@ def test_a_soup_goes_as_fast_as_the_disk_reads(models: list[Path]) -> None:
     shares = []
     for _ in range(REPEATS):
         before = read_rate(models[0])
-        _, held, found = ours(models)
+        _, found = ours(models)
         disk = statistics.mean((before, read_rate(models[1])))
         shares.append(found["read rate"] / disk)
         print(
             f"\n{found['read rate'] / 1e9:.2f} of {disk / 1e9:.2f} GB/s ({shares[-1]:.2f}), and half of it written; "
-            f"{held / 1e6:.0f} MB resident, of which buffers {found['buffers'] / 1e6:.0f}"
+            f"{found[HELD] / 1e6:.0f} MB resident, of which buffers {found['buffers'] / 1e6:.0f}"
         )
-        assert held < 2 * (2 * TOKENS * D) * len(models)
+        assert found[HELD] < 2 * (2 * TOKENS * D) * len(models)
     assert statistics.median(shares) >= LEAST_OF_DISK
+
+
+def test_a_soup_takes_as_long_as_its_operators_at_measured_rates(models: list[Path], machine: Machine) -> None:
+    ours(models)
+    errors = []
+    for _ in range(REPEATS):
+        read, write, copy = read_rate(models[0]), write_rate(models[0]), copy_rate()
+        _, found = ours(models)
+        predicted = seconds_at(machine, n_params_of(models[0]), read=read, write=write, copy=copy)
+        errors.append(predicted / found["time"] - 1)
+        print(
+            f"\nread {read / 1e9:.2f}, write {write / 1e9:.2f}, copy {copy / 1e9:.2f} GB/s: "
+            f"{predicted:.1f} s predicted, {found['time']:.1f} s measured ({errors[-1]:+.0%})"
+        )
+    assert abs(statistics.median(errors)) < 0.3
+
+
+def exactly(value: float) -> Estimate[float]:
+    return Estimate[float](value=value, low=value, high=value)
+
+
+def seconds_at(machine: Machine, n_params: int, *, read: float, write: float, copy: float) -> float:
+    """Return the time of a pass of two models on a machine with these rates, in seconds."""
+    storage, memory = machine.storage, machine.memory
+    assert storage.fitted is not None
+    assert memory.fitted is not None
+    sheet = storage.datasheet.model_copy(update={"sequential_write_bytes_per_s": write})
+    fit = storage.fitted.model_copy(update={"sequential_bytes_per_s": exactly(read)})
+    moved = memory.fitted.ops["copy"].model_copy(update={"bandwidth_bytes_per_s": exactly(copy)})
+    parts = {
+        "storage": storage.model_copy(update={"datasheet": sheet, "fitted": fit}),
+        "memory": memory.model_copy(
+            update={"fitted": memory.fitted.model_copy(update={"ops": memory.fitted.ops | {"copy": moved}})}
+        ),
+    }
+    step = Step(name="soup", ops=soup_ops(n_params, 2))
+    plan = Plan(workload="soup", phases=(Phase(name="soup", steps=(step,)),), main_phase="soup")
+    return run(plan, CostModel(machine.model_copy(update=parts)), Options()).total_s
 
 
 def test_a_soup_is_faster_than_mergekit_in_less_memory(models: list[Path], tmp_path: Path) -> None:
@@ -182,7 +266,8 @@ def test_a_soup_is_faster_than_mergekit_in_less_memory(models: list[Path], tmp_p
         os.sync()  # ours has written everything when it ends
         seconds += time.perf_counter() - begin
         shutil.rmtree(out)
-        own_s, own_size, _ = ours(models)
+        own_s, found = ours(models)
+        own_size = found[HELD]
         times.append(seconds / own_s)
         held.append(size / own_size)
         print(f"\nmergekit {seconds:.0f} s, {size / 1e9:.2f} GB; ours {own_s:.1f} s, {own_size / 1e9:.2f} GB")
