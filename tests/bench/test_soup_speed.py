@@ -125,10 +125,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     if not n_layers:
         pytest.skip("the disk has no room for three models of one layer")
     print(f"\n{n_layers} layers of 32, {n_bytes(shapes_of(n_layers)) / 1e9:.1f} GB a model")
-    made = [write(folder / name, seed, n_layers) for seed, name in enumerate("ab")]
-    for model in made:  # what was just written may be slow to read for the first time
-        read_rate(model)
-    yield made
+    yield [write(folder / name, seed, n_layers) for seed, name in enumerate("ab")]
     shutil.rmtree(folder)
 
 
@@ -193,7 +190,7 @@ def ours(models: list[Path]) -> tuple[float, dict[str, Any]]:
 
 
 def test_a_soup_goes_as_fast_as_the_disk_reads(models: list[Path]) -> None:
-    ours(models)  # compiles
+    ours(models)  # compiles, and touches the disk where it was never written
     shares = []
     for _ in range(REPEATS):
         before = read_rate(models[0])
@@ -210,17 +207,22 @@ def test_a_soup_goes_as_fast_as_the_disk_reads(models: list[Path]) -> None:
 
 def test_a_soup_takes_as_long_as_its_operators_at_measured_rates(models: list[Path], machine: Machine) -> None:
     ours(models)
-    errors = []
+    shares = []
     for _ in range(REPEATS):
         read, write, copy = read_rate(models[0]), write_rate(models[0]), copy_rate()
         _, found = ours(models)
-        predicted = seconds_at(machine, n_params_of(models[0]), read=read, write=write, copy=copy)
-        errors.append(predicted / found["time"] - 1)
+        n_params = n_params_of(models[0])
+        predicted = seconds_at(machine, n_params, read=read, write=write, copy=copy)
+        least = max(4 * n_params / read, 2 * n_params / write, 6 * n_params / copy)
+        shares.append((predicted / found["time"], least / found["time"]))
         print(
-            f"\nread {read / 1e9:.2f}, write {write / 1e9:.2f}, copy {copy / 1e9:.2f} GB/s: "
-            f"{predicted:.1f} s predicted, {found['time']:.1f} s measured ({errors[-1]:+.0%})"
+            f"\nread {read / 1e9:.2f}, write {write / 1e9:.2f}, copy {copy / 1e9:.2f} GB/s: {found['time']:.1f} s; "
+            f"{predicted:.1f} s predicted, {least:.1f} s if the drive reads and writes at once"
         )
-    assert abs(statistics.median(errors)) < 0.3
+    # from a drive that reads and writes in turn, as predicted, to one that does both at once
+    in_turn, at_once = (statistics.median(column) for column in zip(*shares, strict=True))
+    assert in_turn > 0.8
+    assert at_once < 1.2
 
 
 def exactly(value: float) -> Estimate[float]:
