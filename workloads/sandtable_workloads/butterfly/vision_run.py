@@ -8,8 +8,6 @@ Imported only where a run executes.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -70,28 +68,13 @@ def run_vision(p: ButterflyVision, machine: Machine, seed: int, context: Executi
             recorder.record(MAIN, work.step(), name=STEP)
         main_s = begin, time.perf_counter()
         most, held = limits.status_bytes("VmHWM"), work.held()
-        with _silent():
-            peak = device.peak_bytes(sum(held.values()), work.step)
+        peak = device.peak_bytes(sum(held.values()), work.step)
     return Execution(
         recorder=recorder,
         memory_bytes=shared(held, peak, memory_of(p, machine)),
         main_s=main_s,
         process_bytes=None if before is None or most is None else float(max(0, most - before)),
     )
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep to itself what PyTorch's profiler writes to stderr past Python."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 @contextmanager

@@ -6,9 +6,12 @@ allocator counts all the time. Imported only where a run executes.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,13 +61,27 @@ class CpuDevice(Device):
         """Follow the allocator through one step: what it held before, and the highest sum of what came and went."""
         from torch.profiler import ProfilerActivity, profile
 
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
+        with silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
             step()
         return held + highest_sum(allocations(watched))
 
     def cache_bytes(self) -> float:
         """Return the process's resident memory at its highest, in bytes (Linux)."""
         return resident_peak_bytes()
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep to itself what PyTorch's profiler writes to stderr past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def allocations(watched: Any) -> list[tuple[int, int]]:
