@@ -44,6 +44,12 @@ def test_a_model_is_fitted_written_and_asked(events: Path) -> None:
     assert "was never seen" in ran.err
 
 
+def test_more_components_than_items_are_said(events: Path) -> None:
+    ran = run_command("rpf", "fit", "events.csv", "-o", "model.npz", "-k", "20", "--max-iter", "2")
+    assert ran.code == 0, ran.err
+    assert "20 components for 30 users and 12 items" in ran.err
+
+
 def test_recommenders_are_compared_on_later_events(events: Path) -> None:
     options = ("-k", "3", "--max-iter", "10", "--no-rivals", "--format", "json")
     ran = run_command("rpf", "evaluate", "events.csv", *options)

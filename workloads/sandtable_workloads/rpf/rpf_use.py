@@ -25,7 +25,7 @@ from sandtable_workloads.rpf.evaluated import rivals as peers
 from sandtable_workloads.rpf.evaluated.evaluation_harness import Evaluation, evaluate
 from sandtable_workloads.rpf.evaluated.held_out_events import HeldOut
 from sandtable_workloads.rpf.evaluated.scored_estimators import of_estimator
-from sandtable_workloads.rpf.events.event_checks import hour_of
+from sandtable_workloads.rpf.events.event_checks import hour_of, many
 from sandtable_workloads.rpf.events.event_files import FileOptions, read_events
 from sandtable_workloads.rpf.events.event_split import chronological_split
 from sandtable_workloads.rpf.events.event_store import EVENTS_PER_GROUP, EventStore
@@ -137,6 +137,10 @@ def fit(
     if validation:
         split = chronological_split(table, 1 - validation)
         events, later = split.train, split.test
+    n_users, n_items = len(events.user_ids), len(events.item_ids)
+    if model.n_components > min(n_users, n_items):
+        counts = f"{many(n_users, 'user')} and {many(n_items, 'item')}"
+        say(f"  ! {model.n_components:,} components for {counts}: more than the fewer of them tell nothing more")
     graph = graph_of(model, edges, events, say)
     begin = clock.perf_counter()
     keeper = {} if checkpoint is None else {"checkpoint": checkpoint}
