@@ -24,10 +24,15 @@ $(VENV)/.bench: $(VENV)/.torch
 	command -v fio >/dev/null || echo "fio is not installed: the comparison with it will be skipped (apt-get install fio)"
 	touch $@
 
-# A peer whose pins clash with ours has an environment of its own.
+# Peers whose pins clash with ours have environments of their own.
 $(VENV)-mergekit/.installed:
 	$(PYTHON) -m venv $(VENV)-mergekit
 	$(VENV)-mergekit/bin/pip install --quiet --disable-pip-version-check mergekit==0.1.5
+	touch $@
+
+$(VENV)-trl/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-trl
+	$(VENV)-trl/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[trl]'
 	touch $@
 
 # Exit code 3 says that predictions were too far off: the table shows it, and the demonstration has still run.
@@ -46,7 +51,7 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-bench: $(VENV)/.bench $(VENV)-mergekit/.installed
+bench: $(VENV)/.bench $(VENV)-mergekit/.installed $(VENV)-trl/.installed
 	SANDTABLE_BENCH=1 $(BIN)/python -m pytest tests/bench -s
 
 clean:
