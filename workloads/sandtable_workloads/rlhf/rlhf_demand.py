@@ -34,7 +34,8 @@ from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, StepP
 
 ENGINE = "memory_bound.decode "
 DECODE_STEP, SYNC_TENSOR, SYNC_GATHERED = "host.decode_step", "host.sync_tensor", "host.sync_gathered_tensor"
-CPU_OPTIMIZER, CACHE_COPY = "host.optimizer", "cache copy"
+CPU_OPTIMIZER = "host.optimizer"
+CACHE_COPY, CACHE_APPEND = "cache copy", "cache append"
 # numbers of a layer's tensors that are sent one by one: seven products and two norms; three beside the layers
 TENSORS_OF_LAYER, TENSORS_BESIDE = 9, 3
 
@@ -227,6 +228,14 @@ def _coming_s(p: Rlhf, machine: Machine, role: Role) -> float:
     return held / machine.accelerator.link.datasheet.bandwidth_bytes_per_s
 
 
+def advantages(p: Rlhf, machine: Machine, longest: int) -> list[Demand]:
+    """Return the estimation of advantages: a loop over the tokens of the longest answer, backwards, for all at once."""
+    c = configuration(p, machine, "policy", batch=p.rollout_batch, tokens=8).computed()
+    rows = p.rollout_batch / p.ranks_of("policy")
+    n_bytes = 2 * rows * longest * DTYPE_BYTES["float32"]
+    return [Software(machine.stack).memory_bound("advantages", n_bytes, c, float(longest))]
+
+
 # --- generation ------------------------------------------------------------------------------------------------
 
 
@@ -276,14 +285,18 @@ class Engine:
         """Return a step that makes one token of each row, which look back on ``context`` tokens."""
         c = replace(self.c, batch=rows, sequence=1.0)
         ends = [*step_demand.embedding_forward(c, self.software), *self._head(c, rows)]
-        return [*self._layers(c, context), *self._copied(c, rows * context), *ends]
+        moved = [*self._moved(c, CACHE_COPY, rows * context), *self._moved(c, CACHE_APPEND, rows)]
+        return [*self._layers(c, context), *moved, *ends]
 
-    def _copied(self, c: Configuration, cached: float) -> list[Demand]:
-        """Return what copies all keys and values at every step, in software whose cache grows by a new tensor."""
-        if f"memory_bound.{CACHE_COPY}" not in self.software.table:
+    def _moved(self, c: Configuration, name: str, tokens: float) -> list[Demand]:
+        """Return what a kernel of its own does to keys and values of so many tokens, in software that says it does.
+
+        To copy all of them at every step, where the cache grows by a new tensor; or to put the new ones into it.
+        """
+        if f"memory_bound.{name}" not in self.software.table:
             return []
-        n_bytes = cached * cache_bytes_per_token(self.p) / c.n_layers
-        return [_often(self.software.memory_bound(CACHE_COPY, n_bytes, c), c.n_layers)]
+        n_bytes = tokens * cache_bytes_per_token(self.p) / c.n_layers
+        return [_often(self.software.memory_bound(name, n_bytes, c), c.n_layers)]
 
     def _layers(self, c: Configuration, context: float | None) -> list[Demand]:
         layers: list[tuple[list[Demand], LayerKind, Number]] = []

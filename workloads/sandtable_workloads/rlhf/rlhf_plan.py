@@ -20,6 +20,7 @@ from sandtable_workloads.rlhf.answer_lengths import Drawn, decode_steps, drawn, 
 from sandtable_workloads.rlhf.rlhf_demand import (
     Engine,
     Passes,
+    advantages,
     scoring_passes,
     training_passes,
     weight_sync,
@@ -150,6 +151,12 @@ class Track:
             *([self.builder.add(self._waiting(f"{name} weights", away, "offload"), after)] if away else []),
         ]
 
+    def work(self, name: str, demands: Sequence[Demand], after: After) -> list[int]:
+        """Add work that is done once, as its host issues it."""
+        done = self._chain(name, demands, 1, 1, after)
+        issue_s = float(Timer(CostModel(self.machine), 1).issue(demands).sum())
+        return [*done, *([self.builder.add(self._waiting("issue", issue_s, "issue"), after)] if issue_s else [])]
+
     def _pass(
         self,
         name: str,
@@ -235,6 +242,7 @@ class _Iteration:
 
     def __init__(self, p: Rlhf, machine: Machine, lengths: Drawn, rows_factor: float) -> None:
         self.p, self.machine, self.lengths, self.rows_factor = p, machine, lengths, rows_factor
+        self.longest = int(lengths.answers.max())
         self.builder = Builder()
 
     def ops(self) -> list[Op]:
@@ -248,6 +256,7 @@ class _Iteration:
         # the rollouts that are trained on meanwhile were made in the iteration before
         ready = [] if p.placement == "async" else rollouts
         scored = [index for role in p.roles for index in self._score(role, p.rollout_batch, ready)]
+        scored = self._on("policy", SCORING).work("advantages", advantages(p, self.machine, self.longest), scored)
         updated = [
             index
             for role in p.roles
