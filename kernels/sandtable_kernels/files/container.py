@@ -357,7 +357,7 @@ def replacing(path: Path, n_bytes: int) -> Iterator[LargeFile]:
         except BaseException as error:
             file.path.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise _explain(path, n_bytes, error) from error
+                raise explained(path, n_bytes, error) from error
             raise
     _sync_folder(path.parent)
 
@@ -384,7 +384,8 @@ def _too_small(path: Path, n_bytes: int, free: int) -> DoesNotFit:
     )
 
 
-def _explain(path: Path, n_bytes: int, error: OSError) -> SandtableError:
+def explained(path: Path, n_bytes: int, error: OSError) -> SandtableError:
+    """Return what to raise where writing ``path``, of ``n_bytes``, failed."""
     if error.errno in _DISK_FULL:
         return _too_small(path, n_bytes, shutil.disk_usage(path.parent).free)
     return MeasureError(f"writing {path} failed: {error.strerror}")

@@ -174,8 +174,18 @@ def test_buffers_stay_within_what_is_given(tmp_path: Path, n_models: int) -> Non
 
 def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "m.safetensors", {"w": ("F16", np.ones(8, np.float16))})
-    with pytest.raises(ConfigError, match=r"buffers for 2 models need 832 KiB and may take .*: give more memory"):
-        soup([tmp_path / "m.safetensors"] * 2, tmp_path / "o.safetensors", options=SoupOptions(memory_bytes=5e5))
+    with pytest.raises(ConfigError, match=r"buffers for 2 models need 8\.02 KiB and may take .*: give more memory"):
+        soup([tmp_path / "m.safetensors"] * 2, tmp_path / "o.safetensors", options=SoupOptions(memory_bytes=5e3))
+
+
+def test_many_small_tensors_in_another_order_stay_within_memory_too(tmp_path: Path) -> None:
+    tensors: dict[str, Stored] = {f"w{i}": ("F16", np.full(40_000, i, np.float16)) for i in range(100)}
+    write_safetensors(tmp_path / "a.safetensors", tensors)
+    write_safetensors(tmp_path / "b.safetensors", dict(reversed(tensors.items())))
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    made = soup(files, tmp_path / "out.safetensors", options=SoupOptions(memory_bytes=4e6))
+    assert 2e6 < made.buffer_bytes <= 4e6
+    assert_same(read_safetensors(tmp_path / "out.safetensors"), tensors)
 
 
 def test_blocks_are_joined_where_models_have_one_layout(tmp_path: Path) -> None:
@@ -204,9 +214,8 @@ Change = Callable[[Path], None]
 
 @pytest.fixture
 def two(tmp_path: Path) -> list[Path]:
-    return [
-        write_folder(tmp_path / name, [{"w": made_up(0)["embed"], "n": made_up(0)["norm"]}]) for name in ("a", "b")
-    ]
+    tensors, config = {"w": EMBED, "n": NORM}, {"tie_word_embeddings": False, "num_key_value_heads": 4}
+    return [write_folder(tmp_path / name, [tensors], config=config) for name in ("a", "b")]
 
 
 def with_tensors(**tensors: Stored) -> Change:
@@ -264,8 +273,8 @@ REFUSED: list[tuple[Change, str]] = [
     (with_tensors(w=("F16", np.ones((2, 3), F16)), n=NORM), r"'w' has shape \[2, 3\], and in .*a \[90001\]"),
     (with_tensors(w=("BF16", EMBED[1].view(np.uint16)), n=NORM), r"'w' has type BF16, and in .*a F16"),
     (with_json("config.json", vocab_size=5), r"config\.json: vocab_size is 5, and in .*a 4"),
-    (with_json("config.json", tie_word_embeddings=True), "tie_word_embeddings is True, and in .*a None"),
-    (with_json("config.json", num_key_value_heads=2), "num_key_value_heads is 2"),
+    (with_json("config.json", tie_word_embeddings=True), "tie_word_embeddings is True, and in .*a False"),
+    (with_json("config.json", num_key_value_heads=2), "num_key_value_heads is 2, and in .*a 4"),
     (
         with_json(
             "tokenizer.json", model={"type": "BPE", "vocab": {"a": 0, "c": 1, "b": 2, "d": 3}, "merges": ["a b"]}
@@ -300,6 +309,20 @@ def test_tokenizers_are_the_same_however_they_are_written(two: list[Path], tmp_p
     found["model"]["merges"] = ["a b"]
     (two[1] / "tokenizer.json").write_text(json.dumps(found, indent=3))
     soup(two, tmp_path / "out")
+
+
+def test_a_model_that_is_named_twice_has_both_weights(two: list[Path], tmp_path: Path) -> None:
+    made = soup([two[0], two[1], two[0]], tmp_path / "out", [0.25, 0.5, 0.25])
+    assert made.weights == {str(two[0]): 0.5, str(two[1]): 0.5}
+    assert_same(all_of(tmp_path / "out"), all_of(two[0]))
+
+
+def test_what_a_configuration_leaves_out_is_not_refused(two: list[Path], tmp_path: Path) -> None:
+    found = json.loads((two[1] / "config.json").read_text())
+    (two[1] / "config.json").write_text(json.dumps({key: found[key] for key in ("model_type", "vocab_size")}))
+    said: list[str] = []
+    soup(two, tmp_path / "out", options=SoupOptions(say=said.append))
+    assert "differ in num_key_value_heads, tie_word_embeddings: the first one's is kept" in said[0]
 
 
 def test_other_tokenizers_are_averaged_if_that_is_asked_for(two: list[Path], tmp_path: Path) -> None:
@@ -405,6 +428,21 @@ def test_a_disk_that_becomes_full_leaves_nothing_behind(two: list[Path], tmp_pat
     with mock.patch("os.pwrite", full), pytest.raises(DoesNotFit, match="out"):
         soup(two, tmp_path / "out")
     assert left(tmp_path) == ["a", "b"]
+
+
+def test_a_disk_that_is_full_when_the_weights_are_written_leaves_nothing_either(
+    two: list[Path], tmp_path: Path
+) -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with mock.patch("shutil.copyfile", side_effect=error), pytest.raises(DoesNotFit, match="are free"):
+        soup(two, tmp_path / "out")
+    assert left(tmp_path) == ["a", "b"]
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(two: list[Path], tmp_path: Path) -> None:
+    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with mock.patch("pathlib.Path.mkdir", side_effect=error), pytest.raises(ConfigError, match="cannot be written"):
+        soup(two, tmp_path / "out")
 
 
 def test_whatever_breaks_a_pass_leaves_nothing_behind(two: list[Path], tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ TOKENIZERS: Final = (
     "added_tokens.json",
 )
 # of a tokenizer.json: how text becomes ids; padding and truncation are whatever the last run had set
-_OF_TOKENIZER: Final = ("added_tokens", "normalizer", "pre_tokenizer", "model", "post_processor")
+_OF_TOKENIZER: Final = ("added_tokens", "normalizer", "pre_tokenizer", "model")
 
 
 def normalized(weights: Sequence[float] | None, n_models: int, *, normalize: bool = False) -> tuple[float, ...]:
@@ -113,9 +113,9 @@ def _check_configurations(first: Path, other: Path, say: Say) -> None:
         return
     differ = [key for key in sorted(set(one) | set(two)) if key not in _NO_MATTER and one.get(key) != two.get(key)]
     for key in differ:
-        if key in _AGREE:
+        if key in _AGREE and key in one and key in two:
             raise ConfigError(
-                f"{key} is {two.get(key)!r}, and in {first} {one.get(key)!r}", file=str(other / "config.json")
+                f"{key} is {two[key]!r}, and in {first} {one[key]!r}", file=str(other / "config.json")
             )
     if differ:
         say(f"  ! configurations of {first} and {other} differ in {', '.join(differ)}: the first one's is kept")

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -181,12 +181,12 @@ def _greedy(models: Sequence[Checkpoint], best: Path, score: Score, options: Sou
             _remove(candidate)
     if len(members) == 1:
         passes.append(_uniform(members, best, options))
-    record = {"scores": alone, "score": value}
-    _record(best, {str(model.path): 1 / len(members) for model in members}, passes[-1].dtypes, record)
+    used = _by_path(members, (1 / len(members),) * len(members))
+    _record(best, used, passes[-1].dtypes, {"scores": alone, "score": value})
     return replace(
         passes[-1],
         path=output,
-        weights={str(model.path): 1 / len(members) for model in members},
+        weights=used,
         bytes_read=sum(each.bytes_read for each in passes),
         bytes_written=sum(each.bytes_written for each in passes),
         seconds=sum(each.seconds for each in passes),
@@ -195,6 +195,14 @@ def _greedy(models: Sequence[Checkpoint], best: Path, score: Score, options: Sou
         scores=alone,
         score=value,
     )
+
+
+def _by_path(models: Sequence[Checkpoint], weights: Sequence[float]) -> dict[str, float]:
+    """Return weights by path; those of a model that is named twice add up."""
+    found: dict[str, float] = {}
+    for model, weight in zip(models, weights, strict=True):
+        found[str(model.path)] = found.get(str(model.path), 0.0) + weight
+    return found
 
 
 def _finite(value: float, path: Path) -> float:
@@ -244,14 +252,28 @@ def _appearing(output: Path, *, folder: bool, room: bool = False) -> Iterator[Pa
     It lies in a folder of its own beside ``output``. A folder is made, unless ``room`` says that others are to lie
     beside it first.
     """
-    with atomic_files.temporary_folder(output.absolute().parent, "output") as beside:
-        target = beside / f"soup{output.suffix if not folder else ''}"
-        if folder and not room:
-            target.mkdir()
+    with ExitStack() as stack:
+        with _explained(output):
+            beside = stack.enter_context(atomic_files.temporary_folder(output.absolute().parent, "output"))
+            target = beside / f"soup{output.suffix if not folder else ''}"
+            if folder and not room:
+                target.mkdir()
         yield target
         if output.exists():
             raise ConfigError("was made by another process meanwhile", file=str(output))
-        target.replace(output)
+        with _explained(output):
+            target.replace(output)
+
+
+@contextmanager
+def _explained(output: Path, n_bytes: int = 0) -> Iterator[None]:
+    """Raise what the system says of writing as a sentence."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", file=str(output)) from error
+    except OSError as error:
+        raise container.explained(output, n_bytes, error) from error
 
 
 def _remove(path: Path) -> None:
@@ -277,8 +299,7 @@ def _written(
         options.progress(done, total)
 
     averaging = Averaging(weights=tuple(weights), allow_nonfinite=options.allow_nonfinite)
-    size = soup_pass.block_bytes(files, len(models), options.memory_bytes)
-    slots = soup_pass.Slots(files, len(models), size)
+    slots = soup_pass.Slots(files, len(models), options.memory_bytes)
     begin = time.perf_counter()
     for file in files:
         path = target / file.name if models[0].is_folder else target
@@ -287,13 +308,14 @@ def _written(
     notes = [f"{told} ({count:,} values)" for told, count in stats.notes.items()]
     for note in notes:
         options.say(f"  ! {note}")
-    used = {str(model.path): weight for model, weight in zip(models, weights, strict=True)}
+    used = _by_path(models, weights)
     dtypes = tuple(
         sorted({NAMES[placed.dtype] for file in files for placed in file.tensors if placed.dtype in NAMES})
     )
     if models[0].is_folder:
-        _write_rest(models[0].path, target, files, options.dtype)
-        _record(target, used, dtypes, {})
+        with _explained(target, total):
+            _write_rest(models[0].path, target, files, options.dtype)
+            _record(target, used, dtypes, {})
     return Soup(
         path=target,
         weights=used,
@@ -314,7 +336,8 @@ def _write_rest(first: Path, target: Path, files: Sequence[SoupFile], dtype: str
         size = sum(placed.end - placed.at for file in files for placed in file.tensors)
         index = {"metadata": {"total_size": size}, "weight_map": names}
         write_atomically(target / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
-    for name in (*_COPIED, *(path.name for path in first.glob("*.py"))):
+    code_and_licences = (path.name for pattern in ("*.py", "LICENSE*") for path in first.glob(pattern))
+    for name in (*_COPIED, *code_and_licences):
         if (first / name).is_file():
             shutil.copyfile(first / name, target / name)
     if dtype is not None and (target / "config.json").is_file():

@@ -14,12 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sandtable.errors import ConfigError
+from sandtable.errors import ConfigError, MeasureError
 from sandtable.units import format_bytes
 from sandtable_kernels.files import buffers, container
 from sandtable_kernels.files.container import LargeFile, round_up
@@ -57,43 +57,29 @@ class PassStats:
     notes: dict[str, int] = field(default_factory=dict)
 
 
-def block_bytes(files: Sequence[SoupFile], n_models: int, memory_bytes: float) -> int:
-    """Return how long blocks may be so that buffers take at most ``memory_bytes``.
+class Slots:
+    """Buffers of blocks on their way: for each its bytes of every model, and those of the result.
+
+    Blocks are as long as ``memory_bytes`` allows for all buffers together, and no longer than is of use.
 
     Raises:
-        ConfigError: too little for the shortest.
+        ConfigError: too little memory for the shortest blocks.
     """
-    ratios = [
-        ITEM_BYTES[placed.sources[0].dtype] / ITEM_BYTES[placed.dtype] for file in files for placed in file.tensors
-    ]
-    each = WORKERS * (1 + n_models * max(ratios, default=1.0))
-    # the pages around what is read are read with it
-    margin = WORKERS * n_models * 2 * ALIGNMENT
-    found = int((memory_bytes - margin) / each) // ALIGNMENT * ALIGNMENT
-    if found < SMALLEST_BLOCK_BYTES:
-        needed = each * SMALLEST_BLOCK_BYTES + margin
-        raise ConfigError(
-            f"buffers for {n_models} models need {format_bytes(needed)} and may take "
-            f"{format_bytes(max(0.0, memory_bytes))}: give more memory"
-        )
-    longest = max((file.data_bytes for file in files), default=0)
-    return min(found, LARGEST_BLOCK_BYTES, max(round_up(longest, ALIGNMENT), ALIGNMENT))
 
-
-class Slots:
-    """Buffers of blocks on their way: for each its bytes of every model, and those of the result."""
-
-    def __init__(self, files: Sequence[SoupFile], n_models: int, size: int) -> None:
-        self.size = size
-        blocks = [block for file in files for block in file.blocks(size)]
-        room = round_up(max((sum(map(_room, block.pieces)) for block in blocks), default=0), ALIGNMENT)
-        longest = max((block.n_bytes for block in blocks), default=0)
-        n_slots = min(WORKERS, len(blocks))
-        self.n_bytes = n_slots * (n_models * room + longest)
+    def __init__(self, files: Sequence[SoupFile], n_models: int, memory_bytes: float) -> None:
+        self.size = LARGEST_BLOCK_BYTES
+        while (needed := _Needed.of(files, n_models, self.size)).n_bytes > memory_bytes:
+            if self.size <= SMALLEST_BLOCK_BYTES:
+                raise ConfigError(
+                    f"buffers for {n_models} models need {format_bytes(needed.n_bytes)} and may take "
+                    f"{format_bytes(max(0.0, memory_bytes))}: give more memory"
+                )
+            self.size = max(SMALLEST_BLOCK_BYTES, self.size * 3 // 4 // ALIGNMENT * ALIGNMENT)
+        self.n_bytes = needed.n_bytes
         self._free: queue.SimpleQueue[tuple[Bytes, Bytes]] = queue.SimpleQueue()
-        for _ in range(n_slots):
-            inputs = buffers.aligned_empty((n_models, room), np.uint8)
-            self._free.put((inputs, buffers.aligned_empty((longest,), np.uint8)))
+        for _ in range(needed.n_slots):
+            inputs = buffers.aligned_empty((n_models, needed.room), np.uint8)
+            self._free.put((inputs, buffers.aligned_empty((needed.longest,), np.uint8)))
 
     @contextmanager
     def one(self) -> Iterator[tuple[Bytes, Bytes]]:
@@ -103,6 +89,28 @@ class Slots:
             yield slot
         finally:
             self._free.put(slot)
+
+
+class _Needed(NamedTuple):
+    """Buffers that blocks need: how many, and bytes of each, those of every model and of the result."""
+
+    n_slots: int
+    n_models: int
+    room: int
+    longest: int
+
+    @classmethod
+    def of(cls, files: Sequence[SoupFile], n_models: int, size: int) -> _Needed:
+        """Return what blocks of ``size`` bytes need."""
+        blocks = [block for file in files for block in file.blocks(size)]
+        room = max((sum(map(_room, block.pieces)) for block in blocks), default=0)
+        longest = max((block.n_bytes for block in blocks), default=0)
+        return cls(min(WORKERS, len(blocks)), n_models, room, longest)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all of them."""
+        return self.n_slots * (self.n_models * self.room + self.longest)
 
 
 def write_file(
@@ -190,7 +198,10 @@ class _Readers:
 def _read_fully(file: Path, handle: int, room: Bytes, offset: int) -> None:
     done = 0
     while done < len(room):
-        got = os.preadv(handle, [room[done:].data], offset + done)
+        try:
+            got = os.preadv(handle, [room[done:].data], offset + done)
+        except OSError as error:
+            raise MeasureError(f"reading {file} failed: {error.strerror}") from error
         if not got:
             raise ConfigError("was cut short while it was read", file=str(file))
         done += got
