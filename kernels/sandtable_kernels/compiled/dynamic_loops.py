@@ -196,7 +196,7 @@ def rates_of_users(chunks: Any, accrued: Any, until: Any, start: Any, theta: Any
         rates: float64 [U, I, K].
     """
     n, whole = chunks.shape[0] - 1, accrued[accrued.shape[0] - 1]
-    sums = np.zeros(n)
+    sums = np.empty(n)
     for c in prange(n):
         total = 0.0
         for u in range(chunks[c], chunks[c + 1]):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from sandtable_kernels.compiled.events.intensity_loops import in_order_sum
+from sandtable_kernels.compiled.events.intensity_loops import in_order_rows, in_order_sum
 from sandtable_kernels.compiled.events.row_vectors import float_of_bits
 from sandtable_kernels.compiled.memory_loops import inlined, lean, parallel
 
@@ -162,16 +162,20 @@ def maximise(
     return in_order_sum(terms)
 
 
+@lean
+def _weighted_rows(first: Any, last: Any, weights: Any, values: Any, total: Any) -> None:
+    for k in range(total.shape[0]):
+        total[k] = 0.0
+    for r in range(first, last):
+        for k in range(total.shape[0]):
+            total[k] += weights[r] * values[r, k]
+
+
 @parallel
 def weighted_sums(chunks: Any, weights: Any, values: Any) -> Any:
     """Return float64 [K], the sum over rows of ``weights`` [R] times ``values`` [R, K], chunk after chunk."""
-    n, width = chunks.shape[0] - 1, values.shape[1]
-    parts = np.zeros((n, width))
+    n = chunks.shape[0] - 1
+    parts = np.empty((n, values.shape[1]))
     for c in prange(n):
-        for r in range(chunks[c], chunks[c + 1]):
-            for k in range(width):
-                parts[c, k] += weights[r] * values[r, k]
-    total = np.zeros(width)
-    for c in range(n):
-        total += parts[c]
-    return total
+        _weighted_rows(chunks[c], chunks[c + 1], weights, values, parts[c])
+    return in_order_rows(parts)

@@ -116,3 +116,16 @@ def in_order_sum(parts: Any) -> Any:
     for part in parts:
         total += part
     return total
+
+
+@serial
+def in_order_rows(parts: Any) -> Any:
+    """Return the sum of rows of ``parts`` [n, W], one after the other.
+
+    Apart from parallel loops, where each addition of two rows would be a parallel loop of its own.
+    """
+    total = np.zeros(parts.shape[1])
+    for part in range(parts.shape[0]):
+        for k in range(total.shape[0]):
+            total[k] += parts[part, k]
+    return total
