@@ -52,6 +52,10 @@ EXECUTED: Mapping[str, object] = {
     "offload_scoring": False,
     "adapter": "none",
     "packing": False,
+    # rows that ended are taken out, logits are made of answers alone, and sequences are padded at their end
+    "batching": "shrinking",
+    "logits": "answers",
+    "padding": "end",
 }
 SECTIONS = (ROLLOUT, SCORING, UPDATE)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ from statistics import fmean
 import numpy as np
 import torch
 
+from sandtable.system import locks
 from sandtable_kernels.pytorch.torch_pool import keep_memory
 from sandtable_workloads.rlhf.aligned.alignment_evaluation import Judged, judged
 from sandtable_workloads.rlhf.aligned.alignment_settings import Alignment, Fitting, Ppo
@@ -109,23 +111,30 @@ def align(
 
     Raises:
         MeasureError: a loss is no number any more.
-        ConfigError: the text has too few lines.
+        ConfigError: the text has too few lines, or the folder is of other settings.
+        InUse: another process aligns in it.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(settings.n_threads)
+    taken = nullcontext() if folder is None else locks.claimed(folder, "aligns models in this folder")
     try:
-        pipeline = Pipeline(settings, folder, progress)
-        prepared = pipeline.prepared()
-        done = [pipeline.arm(prepared, ppo, name) for name, ppo in arms.items()]
-        return Aligned(
-            accuracy=prepared.accuracy,
-            before=pipeline.before(prepared),
-            arms=done,
-            seconds=pipeline.seconds,
-            warnings=prepared.warnings,
-        )
+        with taken:
+            return _aligned(settings, arms, folder, progress)
     finally:
         torch.set_num_threads(before)
+
+
+def _aligned(settings: Alignment, arms: Mapping[str, Ppo], folder: Path | None, progress: Progress) -> Aligned:
+    pipeline = Pipeline(settings, folder, progress)
+    prepared = pipeline.prepared()
+    done = [pipeline.arm(prepared, ppo, name) for name, ppo in arms.items()]
+    return Aligned(
+        accuracy=prepared.accuracy,
+        before=pipeline.before(prepared),
+        arms=done,
+        seconds=pipeline.seconds,
+        warnings=prepared.warnings,
+    )
 
 
 class Pipeline:

@@ -44,8 +44,12 @@ class Sampling:
 
 def uniforms(n_rows: int, max_tokens: int, *seed: int) -> Tensor:
     """Return the numbers in [0, 1) that tokens are drawn with, [B, G], the same for a seed on every device."""
-    generator = torch.Generator().manual_seed(hash(seed) % (1 << 63))
-    return torch.rand((n_rows, max_tokens), generator=generator)
+    return torch.rand((n_rows, max_tokens), generator=generator_of(*seed))
+
+
+def generator_of(*seed: int) -> torch.Generator:
+    """Return a generator on the host whose seed is made of several numbers."""
+    return torch.Generator().manual_seed(hash(seed) % (1 << 63))
 
 
 def generate(

@@ -20,7 +20,7 @@ from sandtable_workloads.rlhf.aligned.advantages import (
     whitened,
 )
 from sandtable_workloads.rlhf.aligned.alignment_settings import Ppo
-from sandtable_workloads.rlhf.aligned.cached_generation import Sampling, generate, uniforms
+from sandtable_workloads.rlhf.aligned.cached_generation import Sampling, generate, generator_of, uniforms
 from sandtable_workloads.rlhf.aligned.policy_model import ActorCritic, Answered, Judge, Policy, log_probs, together
 from sandtable_workloads.rlhf.aligned.resumable_loop import (
     Figures,
@@ -171,7 +171,7 @@ class Optimisation:
         set_rates(self.optimizer, linear_rate(number, ppo.iterations, 1.0))
         found: list[Figures] = []
         for epoch in range(ppo.num_ppo_epochs):
-            order = torch.randperm(n_answers, generator=_generator(*self.setting.seed, number, epoch))
+            order = torch.randperm(n_answers, generator=generator_of(*self.setting.seed, number, epoch))
             for rows in order.to(experience.values.device).chunk(ppo.num_mini_batches):
                 found.append(self._learn(experience, rows))
         kl = experience.figures["kl"]
@@ -243,10 +243,6 @@ class _Of:
 
     def __call__(self, whole: Tensor) -> Tensor:
         return whole[self.rows][self.answered.places]
-
-
-def _generator(*seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(hash(seed) % (1 << 63))
 
 
 def frozen(model: nn.Module) -> None:

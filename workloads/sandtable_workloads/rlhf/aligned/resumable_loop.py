@@ -140,6 +140,8 @@ def _resumed(phase: Stepping, folder: Path | None) -> list[Figures]:
         except ConfigError:
             continue  # it was damaged: the one before is gone on from
         checkpoint.restore(phase.model, phase.optimizer, state)
+        for parameter, kept in phase.optimizer.state.items():
+            kept["step"] = kept["step"].to(parameter.device)  # the fused AdamW counts beside the weights
         phase.carried.update(state["carried"])
         return list(state["figures"])
     return []
