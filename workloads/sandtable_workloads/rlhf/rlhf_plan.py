@@ -28,6 +28,7 @@ from sandtable_workloads.rlhf.rlhf_demand import (
 from sandtable_workloads.rlhf.rlhf_parameters import Rlhf, Role
 from sandtable_workloads.rlhf.soups.soup_demand import soup_ops
 from sandtable_workloads.training.closed_form import Timer
+from sandtable_workloads.training.states.offloading import Moves
 from sandtable_workloads.training.step_demand import Demand
 from sandtable_workloads.training.training_plan import Builder, op_of
 
@@ -119,43 +120,54 @@ class Track:
 
     def train(self, passes: Passes, n_steps: int, after: After) -> list[int]:
         """Add ``n_steps`` optimiser steps, equal passes of them together."""
-        n = n_steps * passes.n_micro
-        moved = passes.moved
-        away = (0.0, 0.0) if moved is None else (float(moved.forward_s), float(moved.backward_s))
-        done = self._pass("forward", passes, passes.forward, passes.sent_forward, n, away[0], after)
-        done = self._pass("backward", passes, passes.backward, passes.sent_backward, n, away[1], done)
-        if passes.between and passes.n_micro > 1:
-            done = self._chain("gradient sum", passes.between, n - n_steps, passes.sharing, done)
-        if passes.between_s and passes.n_micro > 1:
-            done = [
-                self.builder.add(
-                    self._waiting("gradients added", passes.between_s * (n - n_steps), "offload"), done
-                )
-            ]
+        n, moved = n_steps * passes.n_micro, passes.moved or Moves(forward_s=0.0, backward_s=0.0, optimizer_s=0.0)
+        done = self._pass("forward", passes, passes.forward, passes.sent_forward, n, float(moved.forward_s), after)
+        done = self._pass(
+            "backward", passes, passes.backward, passes.sent_backward, n, float(moved.backward_s), done
+        )
+        done = self._chain("gradient sum", passes.between, n - n_steps, passes.sharing, done)
+        done = self.wait("gradients added", passes.between_s * (n - n_steps), "offload", done)
         # gradients of the last micro-batch alone are reduced behind its backward pass
-        done = self._sends(passes.sent_step, n_steps, done)
-        if moved is not None and moved.optimizer_s:
-            return [
-                self.builder.add(
-                    self._waiting("update elsewhere", float(moved.optimizer_s) * n_steps, "offload"), done
-                )
-            ]
+        done = self.send(passes.sent_step, n_steps, done)
+        if moved.optimizer_s:
+            return self.wait("update elsewhere", float(moved.optimizer_s) * n_steps, "offload", done)
         return self._chain("optimizer", passes.optimizer, n_steps, passes.sharing, done)
 
     def score(self, passes: Passes, name: str, after: After) -> list[int]:
-        """Add forward passes alone."""
-        away = 0.0 if passes.moved is None else float(passes.moved.forward_s)
+        """Add forward passes alone; weights that lie elsewhere come once for all of them."""
         done = self._pass(name, passes, passes.forward, passes.sent_forward, passes.n_micro, 0.0, after)
-        return [
-            *done,
-            *([self.builder.add(self._waiting(f"{name} weights", away, "offload"), after)] if away else []),
-        ]
+        away_s = 0.0 if passes.moved is None else float(passes.moved.forward_s)
+        return [*done, *self.wait(f"{name} weights", away_s, "offload", after)]
 
     def work(self, name: str, demands: Sequence[Demand], after: After) -> list[int]:
         """Add work that is done once, as its host issues it."""
-        done = self._chain(name, demands, 1, 1, after)
-        issue_s = float(Timer(CostModel(self.machine), 1).issue(demands).sum())
-        return [*done, *([self.builder.add(self._waiting("issue", issue_s, "issue"), after)] if issue_s else [])]
+        return [
+            *self._chain(name, demands, 1, 1, after),
+            *self.wait("issue", self._issue_s(demands), "issue", after),
+        ]
+
+    def send(self, sent: Sequence[Demand], times: int, after: After) -> list[int]:
+        """Add collectives, one after the other, beside whatever computes."""
+        done = [index for index in after if index is not None]
+        for op in self._some(sent, 1):
+            done = [self.builder.add(replace(op, repeat=op.repeat * times, stream=f"{self.pool} data"), done)]
+        return done
+
+    def wait(self, name: str, seconds: float, stream: str, after: After) -> list[int]:
+        """Add what takes so many seconds on a queue of its own."""
+        if seconds <= 0:
+            return [index for index in after if index is not None]
+        op = Op(
+            name=name,
+            operator="startup",
+            account="communication" if stream == "offload" else "compute",
+            seconds=seconds,
+            on=self.on,
+            stream=f"{self.pool} {stream}",
+            section=self.section,
+            background=self.background,
+        )
+        return [self.builder.add(op, after)]
 
     def _pass(
         self,
@@ -170,14 +182,13 @@ class Track:
         """Add ``n`` equal passes: computing, with what is sent, moved and issued beside it."""
         done = self._chain(name, demands, n, passes.sharing, after)
         if not passes.overlaps:
-            return self._sends(sent, n, done)
-        done += self._sends(sent, n, after) if sent else []
-        if away_s:
-            done.append(self.builder.add(self._waiting("moved beside", away_s * n, "offload"), after))
-        issue_s = float(Timer(CostModel(self.machine), 1).issue(demands).sum()) if demands else 0.0
-        if issue_s:
-            done.append(self.builder.add(self._waiting("issue", issue_s * n, "issue"), after))
-        return done
+            return self.send(sent, n, done)
+        beside = [self.send(sent, n, after), self.wait("moved beside", away_s * n, "offload", after)]
+        issued = self.wait("issue", self._issue_s(demands) * n, "issue", after)
+        return sorted({*done, *issued, *(index for indices in beside for index in indices)})
+
+    def _issue_s(self, demands: Sequence[Demand]) -> float:
+        return float(Timer(CostModel(self.machine), 1).issue(demands).sum()) if demands else 0.0
 
     def _chain(self, name: str, demands: Sequence[Demand], times: int, sharing: int, after: After) -> list[int]:
         parts = self._some(demands, sharing)
@@ -186,27 +197,9 @@ class Track:
         op = Op(name=name, operator="sequence", account="compute", parts=parts, on=self.on, section=self.section)
         return [self.builder.add(replace(op, repeat=times, stream=self.pool, background=self.background), after)]
 
-    def _sends(self, sent: Sequence[Demand], times: int, after: After) -> list[int]:
-        done = [index for index in after if index is not None]
-        for op in self._some(sent, 1):
-            done = [self.builder.add(replace(op, repeat=op.repeat * times, stream=f"{self.pool} data"), done)]
-        return done
-
     def _some(self, demands: Sequence[Demand], sharing: int) -> tuple[Op, ...]:
         found = (op_of(demand, self.on, self.section, sharing) for demand in demands)
         return tuple(op for op in found if op is not None)
-
-    def _waiting(self, name: str, seconds: float, stream: str) -> Op:
-        return Op(
-            name=name,
-            operator="startup",
-            account="communication" if stream == "offload" else "compute",
-            seconds=seconds,
-            on=self.on,
-            stream=f"{self.pool} {stream}",
-            section=self.section,
-            background=self.background,
-        )
 
     @property
     def on(self) -> Where:
@@ -230,11 +223,8 @@ class Track:
         self, engine: Engine, name: str, demands: Sequence[Demand], n: int, rows: float, after: After
     ) -> list[int]:
         done = self._chain(name, demands, n, 1, after)
-        if issue_s := engine.issue_s(demands):
-            done.append(self.builder.add(self._waiting("issue", issue_s * n, "issue"), after))
-        if between_s := engine.between_s(rows):
-            done = [self.builder.add(self._waiting("between steps", between_s * n, "issue"), done)]
-        return done
+        done += self.wait("issue", engine.issue_s(demands) * n, "issue", after)
+        return self.wait("between steps", engine.between_s(rows) * n, "issue", done)
 
 
 class _Iteration:
@@ -291,6 +281,4 @@ class _Iteration:
     def _sync(self, after: After) -> None:
         demands, software_s = weight_sync(self.p, self.machine)
         track = self._on("policy", SYNC)
-        done = track._sends(demands, 1, after)
-        if software_s:
-            self.builder.add(track._waiting("tensor by tensor", software_s, "data"), done)
+        track.wait("tensor by tensor", software_s, "data", track.send(demands, 1, after))
