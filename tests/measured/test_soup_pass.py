@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +33,29 @@ def test_counted_bytes_are_those_of_the_plan(
     header = 4096  # one page
     assert made.bytes_written == written.bytes_written + header == adding.bytes_written + header
     assert os.stat(tmp_path / "out" / "model.safetensors").st_size == made.bytes_written
+
+
+def test_the_process_takes_no_more_than_it_is_given(tmp_path: Path) -> None:
+    pytest.importorskip("numba", reason="sums are compiled")
+    values = np.ones(16 << 20, np.float16)
+    for name in ("a", "b"):
+        write_folder(tmp_path / name, [{"w": ("F16", values)}])
+    command = [
+        sys.executable,
+        "-m",
+        "sandtable",
+        "soup",
+        "a",
+        "b",
+        "-o",
+        "out",
+        "--memory",
+        "240 MB",
+        "--format",
+        "json",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = {row["what"]: row["value"] for row in json.loads(done.stdout)["rows"]}
+    # threads and what the readers compile come on top of what was counted
+    assert found["memory of the process"] < 1.1 * 240e6
+    assert found["buffers"] > 2e6
