@@ -37,6 +37,8 @@ ROLLOUT, SCORING, UPDATE, SYNC = "rollout", "scoring", "update", "weight_sync"
 SECTIONS = (ROLLOUT, SCORING, UPDATE, SYNC)
 # bytes of a parameter in a checkpoint
 STORED_BYTES = {"float32": 4.0}
+# guess: what an averaging pass takes besides, whatever its size: layouts read, files made, synced and renamed
+SOUP_FILES_S = 0.01
 After = Sequence[int | None]
 
 
@@ -75,7 +77,10 @@ def _before(p: Rlhf, machine: Machine, lengths: Drawn) -> list[Phase]:
     if p.reference == "soup" and p.method == "ppo":
         stored = STORED_BYTES.get(p.precision, 2.0)
         ops = soup_ops(float(p.shape.n_params), p.n_finetunings, in_bytes=stored, out_bytes=stored)
-        found.append(_phase(SOUP, ops, 1))
+        files = Op(
+            name="files", operator="startup", account="io", seconds=SOUP_FILES_S, after=tuple(range(len(ops)))
+        )
+        found.append(_phase(SOUP, (*ops, files), 1))
     return found
 
 
