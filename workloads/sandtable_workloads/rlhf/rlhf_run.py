@@ -200,7 +200,7 @@ class _Campaign:
         if self.p.reference == "sft":
             found.load_state_dict(models[0].state_dict())
         else:
-            with atomic_files.temporary_folder(self.folder, "soup") as folder:
+            with atomic_files.temporary_folder(self.folder, "output") as folder:
                 self._soup(models, found, folder)
         frozen(found)
         return found

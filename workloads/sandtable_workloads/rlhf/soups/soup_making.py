@@ -300,6 +300,7 @@ def _written(
 
     averaging = Averaging(weights=tuple(weights), allow_nonfinite=options.allow_nonfinite)
     slots = soup_pass.Slots(files, len(models), options.memory_bytes)
+    soup_pass.warm_up(files)
     begin = time.perf_counter()
     for file in files:
         path = target / file.name if models[0].is_folder else target

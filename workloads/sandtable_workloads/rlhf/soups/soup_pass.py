@@ -91,6 +91,18 @@ class Slots:
             self._free.put(slot)
 
 
+def warm_up(files: Sequence[SoupFile]) -> None:
+    """Load what is compiled for a pass: sums of the types at hand, and a read."""
+    placed = [placed for file in files for placed in file.tensors if placed.dtype in FLOATS]
+    for in_dtype, out_dtype in {(each.sources[0].dtype, each.dtype) for each in placed}:
+        soup_arithmetic.warm_up(in_dtype, out_dtype)
+    if placed:
+        with _Readers() as readers:
+            first = placed[0].sources[0]
+            page = buffers.aligned_empty((ALIGNMENT,), np.uint8)
+            readers.warm_up(first.file, page)
+
+
 class _Needed(NamedTuple):
     """Buffers that blocks need: how many, and bytes of each, those of every model and of the result."""
 
@@ -181,6 +193,12 @@ class _Readers:
         if first + whole < end:  # the last page of the file is not whole
             _read_fully(file, handle, room[whole : end - first], first + whole)
         return offset - first
+
+    def warm_up(self, file: Path, page: Bytes) -> None:
+        """Read the first page of a file, if it has a whole one."""
+        reader, _ = self._open(file)
+        if reader.n_bytes >= len(page):
+            reader.read_sequential(0, len(page), buffers.address(page), chunk_bytes=len(page))
 
     def _open(self, file: Path) -> tuple[FlashReader, int]:
         with self._lock:

@@ -26,7 +26,7 @@ def room(memory: str) -> float:
         wanted = units.parse(memory, "bytes")
     except ValueError as error:
         raise ConfigError(f"--memory: {error}") from error
-    soup_arithmetic.warm_up()
+    soup_arithmetic.warm_up("F16", "F16")
     own = limits.status_bytes("VmRSS") or 0
     if wanted <= own:
         raise ConfigError(f"--memory {memory}: the program alone takes {units.format_bytes(own)}")
