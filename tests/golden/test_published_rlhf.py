@@ -48,6 +48,11 @@ def test_totals_of_the_benchmark_whose_allocation_is_stated(scored: list[Scored]
     assert max(errors(rows)) <= 0.30
 
 
+def test_deepspeed_chat_generates_token_by_token(scored: list[Scored]) -> None:
+    (row,) = of(scored, "DeepSpeed-Chat, benchmark of 2024-03", TOTAL)
+    assert abs(row.error_frac) <= 0.15
+
+
 def test_its_phases_err_in_opposite_directions(scored: list[Scored]) -> None:
     # the sums are better than their parts: rollouts are predicted too slow, as answers end sooner than at the limit,
     # and training too fast
