@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,15 @@ def test_a_fit_by_batches_that_kept_all_goes_on_with_more() -> None:
 # --- interruptions ---------------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_fit_loses_no_iteration(tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Take interrupts, which a process in the background of a shell ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_fit_loses_no_iteration(tmp_path: Path, interruptible: None) -> None:
     rng = np.random.default_rng(2)
     events = rng.integers(0, 9, 300), rng.integers(0, 9, 300), rng.random(300) * 99
     keeper = FitCheckpoint(path=tmp_path / "fit.npz", every_s=1e9)
