@@ -131,6 +131,13 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     assert rlhf_memory.verdict_of(campaign(devices=4, **changes), machine).fits
 
 
+def test_no_adapter_is_suggested_that_the_optimizer_cannot_train() -> None:
+    machine = machine_of("dgx_a100_80gb")
+    found = {name: " ".join(rlhf_memory.what_fits(campaign(optimizer=name), machine)) for name in ("adamw", "muon")}
+    assert "adapter=lora" in found["adamw"]
+    assert "adapter=lora" not in found["muon"]
+
+
 def test_what_is_given_a_device_of_its_own_leaves_the_others() -> None:
     machine = machine_of("dgx_a100_80gb")
     together = rlhf_memory.memory_of(campaign(devices=4, checkpointing="full"), machine)
@@ -150,6 +157,7 @@ def test_what_is_given_a_device_of_its_own_leaves_the_others() -> None:
         ({"answer_mean_tokens": 600}, "more than answer_tokens 512"),
         ({"n_sft": 2}, "one model is no average"),
         ({"quantization": "nf4"}, "packed weights cannot be trained"),
+        ({"adapter": "lora", "optimizer": "muon"}, "adapters are trained with optimizer adamw"),
         ({"devices": 3, "tensor_parallel": 2}, "no multiple of its groups"),
         ({"critic": "shared", "devices": 4, "critic_devices": 1}, "no devices of its own"),
     ],

@@ -229,8 +229,8 @@ def what_fits(p: Rlhf, machine: Machine) -> list[str]:
 
 def _fits(p: Rlhf, machine: Machine, changes: Mapping[str, Any]) -> bool:
     smaller = p.model_copy(update=dict(changes))
-    adapted = smaller.adapter == "lora" and smaller.offload_optimizer != "none"
-    return not adapted and not fault_of(smaller, machine) and verdict_of(smaller, machine).fits
+    undescribed = smaller.adapter == "lora" and not smaller.suits_adapters
+    return not undescribed and not fault_of(smaller, machine) and verdict_of(smaller, machine).fits
 
 
 def check(p: Rlhf, machine: Machine, seed: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from sandtable.hardware import Frozen
 from sandtable.units import Count
 from sandtable_workloads.finetuning.finetuning_parameters import Finetuning, LoraTarget, Quantization
+from sandtable_workloads.training.states.optimizers import ELEMENTWISE
 from sandtable_workloads.training.training_parameters import Attention, Optimizer, Precision, Sharding, SlmTraining
 from sandtable_workloads.transformer.presets import shape_for
 from sandtable_workloads.transformer.shapes import ModelShape
@@ -229,11 +230,21 @@ class Rlhf(Frozen):
     def _adapters_fit(self) -> Rlhf:
         if self.quantization != "none" and self.adapter == "none":
             raise ValueError("packed weights cannot be trained: set adapter lora, or quantization none")
+        if self.adapter != "none" and not self.suits_adapters:
+            raise ValueError(
+                f"adapters are trained with optimizer {', '.join(ELEMENTWISE)}, without tensor_parallel and "
+                "offload_optimizer"
+            )
         if self.critic == "shared" and self.critic_devices:
             raise ValueError(
                 "a value head on the policy's trunk has no devices of its own: set critic_devices to 0"
             )
         return self
+
+    @property
+    def suits_adapters(self) -> bool:
+        """Whether LoRA is described with the other choices."""
+        return self.optimizer in ELEMENTWISE and self.tensor_parallel == 1 and self.offload_optimizer == "none"
 
     # --- models ------------------------------------------------------------------------------------------------
 
