@@ -60,8 +60,8 @@ class KeptExecution(Record):
         for unit, columns in self.units.items():
             measured = [name for name in columns if name not in OF_THE_UNIT]
             for index, name in enumerate(columns["name"]):
-                row = {column: columns[column][index] for column in measured}
-                recorder.record(unit, row, name=name, start_s=columns["start_s"][index])
+                row = {column: _number(columns[column][index]) for column in measured}
+                recorder.record(unit, row, name=name, start_s=_number(columns["start_s"][index]))
         return Execution(
             recorder=recorder,
             memory_bytes=self.memory_bytes,
@@ -71,6 +71,11 @@ class KeptExecution(Record):
             trace=self.trace,
             validity=self.validity,
         )
+
+
+def _number(value: float | None) -> float:
+    """Return a number as it was: JSON has none for one that is missing."""
+    return float("nan") if value is None else value
 
 
 def save(folder: RunFolder, index: int, execution: Execution, probe: float) -> None:
