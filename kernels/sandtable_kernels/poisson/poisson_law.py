@@ -62,6 +62,33 @@ class PoissonPassShape(NamedTuple):
     kind: Number = 0.0
 
 
+def pass_constants(unit: str, unit_s: float, *, event_s: float) -> tuple[Constant, ...]:
+    """Return the constants of a pass over pairs or cells: ``unit`` names what one takes; with typical seconds."""
+    return (
+        Constant(name="launch_s", typical=5e-5, low=1e-6, high=1e-2),
+        Constant(name=unit, typical=unit_s, low=1e-10, high=1e-6),
+        Constant(name="event_s", typical=event_s, low=1e-11, high=1e-6),
+        Constant(name="trigger_s", typical=1e-9, low=1e-11, high=1e-6),
+        Constant(name="rate_frac", typical=0.2, low=0.005, high=1.5),
+        Constant(name="line_s", typical=6e-9, low=1e-10, high=1e-7),
+        Constant(name="bandwidth_frac", typical=0.6, low=0.05, high=3.0),
+        CACHE,
+    )
+
+
+def multiplied_per_s(device: Roofline, constants: Constants) -> Number:
+    """Return the multiplications and additions in float32 that a core does in a second of a pass."""
+    return constants["rate_frac"] * device.peak("float32") / device.n_units
+
+
+def passed_seconds(
+    device: Roofline, constants: Constants, work: FloatArray, cores: FloatArray, streamed_bytes: Number
+) -> FloatArray:
+    """Return the time of a pass: its launch, and ``work`` [s on one core] shared by cores or what streams by."""
+    streamed = streamed_bytes / (constants["bandwidth_frac"] * device.bandwidth_bytes_per_s)
+    return np.asarray(constants["launch_s"] + np.maximum(work / cores, streamed))
+
+
 class PoissonPass(Operator[Roofline]):
     """``t = launch + rows + events + triggers + (arithmetic^p + gathering^p)^(1/p)`` of a core's part.
 
@@ -75,23 +102,14 @@ class PoissonPass(Operator[Roofline]):
     called: ClassVar[str] = "passes over events"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[PoissonPassShape]] = PoissonPassShape
-    constants: ClassVar[tuple[Constant, ...]] = (
-        Constant(name="launch_s", typical=5e-5, low=1e-6, high=1e-2),
-        Constant(name="pair_s", typical=1e-8, low=1e-10, high=1e-6),
-        Constant(name="event_s", typical=4e-9, low=1e-11, high=1e-6),
-        Constant(name="trigger_s", typical=1e-9, low=1e-11, high=1e-6),
-        Constant(name="rate_frac", typical=0.2, low=0.005, high=1.5),
-        Constant(name="line_s", typical=6e-9, low=1e-10, high=1e-7),
-        Constant(name="bandwidth_frac", typical=0.6, low=0.05, high=3.0),
-        CACHE,
-    )
+    constants: ClassVar[tuple[Constant, ...]] = pass_constants("pair_s", 1e-8, event_s=4e-9)
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
         c, item = columns, DTYPE_BYTES[dtype]
         cores = cores_of(device, c.n_cores)
         row_bytes = padded_bytes(c.components, dtype)
-        rate = constants["rate_frac"] * device.peak("float32") / device.n_units
+        rate = multiplied_per_s(device, constants)
         computing = np.asarray(constants["pair_s"] + PAIR_FLOPS * row_bytes / DTYPE_BYTES["float32"] / rate)
         gathering = lines_of(row_bytes) * line_seconds(device, constants, row_bytes, c.sources, c.exponent, cores)
         # over items, what each pair was given lies wherever the pass over users left it
@@ -104,10 +122,8 @@ class PoissonPass(Operator[Roofline]):
         others = others + c.rows * OWN_TIMES * row_bytes / LINE_BYTES * line_seconds(
             device, constants, OWN_TIMES * row_bytes, c.rows, 0.0, cores
         )
-        streamed = (item * c.events + (item + 16) * c.pairs + (item + 4) * c.triggers) / (
-            constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
-        )
-        return np.asarray(constants["launch_s"] + np.maximum((pairs + others) / cores, streamed))
+        streamed_bytes = item * c.events + (item + 16) * c.pairs + (item + 4) * c.triggers
+        return passed_seconds(device, constants, pairs + others, cores, streamed_bytes)
 
     def variant(self, shape: PoissonPassShape) -> str:
         """The kind of pass."""

@@ -25,7 +25,10 @@ from sandtable_kernels.poisson.poisson_law import (
     cores_of,
     line_seconds,
     lines_of,
+    multiplied_per_s,
     padded_bytes,
+    pass_constants,
+    passed_seconds,
     popular_share,
     triggered_seconds,
 )
@@ -75,23 +78,13 @@ class CellPass(Operator[Roofline]):
     name: ClassVar[str] = "cell_pass"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[CellPassShape]] = CellPassShape
-    constants: ClassVar[tuple[Constant, ...]] = (
-        Constant(name="launch_s", typical=5e-5, low=1e-6, high=1e-2),
-        Constant(name="cell_s", typical=1.5e-8, low=1e-10, high=1e-6),
-        Constant(name="event_s", typical=5e-9, low=1e-11, high=1e-6),
-        Constant(name="trigger_s", typical=1e-9, low=1e-11, high=1e-6),
-        Constant(name="rate_frac", typical=0.2, low=0.005, high=1.5),
-        Constant(name="line_s", typical=6e-9, low=1e-10, high=1e-7),
-        Constant(name="bandwidth_frac", typical=0.6, low=0.05, high=3.0),
-        CACHE,
-    )
+    constants: ClassVar[tuple[Constant, ...]] = pass_constants("cell_s", 1.5e-8, event_s=5e-9)
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
         c, item = columns, DTYPE_BYTES[dtype]
         cores, row_bytes = cores_of(device, c.n_cores), padded_bytes(c.components, dtype)
-        rate = constants["rate_frac"] * device.peak("float32") / device.n_units
-        row_s = ROW_FLOPS * row_bytes / DTYPE_BYTES["float32"] / rate
+        row_s = ROW_FLOPS * row_bytes / DTYPE_BYTES["float32"] / multiplied_per_s(device, constants)
         computing = (1 + c.active) * constants["cell_s"] + np.asarray(USES)[c.kind.astype(int)] * c.active * row_s
         line_s = line_seconds(device, constants, row_bytes * c.features, c.sources, c.exponent, cores)
         gathering = c.active * lines_of(row_bytes) * line_s
@@ -103,10 +96,8 @@ class CellPass(Operator[Roofline]):
         in_order = own * (row_s + OWN_TIMES * row_bytes / LINE_BYTES * own_line_s)
         work = c.cells * joined(computing, gathering + given) + c.mixed * row_s + in_order
         work = work + triggered_seconds(constants, c.events, c.triggers)
-        streamed = (OWN_TIMES * own * row_bytes + CELL_BYTES * c.cells + item * c.events) / (
-            constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
-        )
-        return np.asarray(constants["launch_s"] + np.maximum(work / cores, streamed))
+        streamed_bytes = OWN_TIMES * own * row_bytes + CELL_BYTES * c.cells + item * c.events
+        return passed_seconds(device, constants, work, cores, streamed_bytes)
 
     def variant(self, shape: CellPassShape) -> str:
         """The side."""

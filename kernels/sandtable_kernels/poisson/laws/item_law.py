@@ -23,7 +23,10 @@ from sandtable_kernels.poisson.poisson_law import (
     cores_of,
     line_seconds,
     lines_of,
+    multiplied_per_s,
     padded_bytes,
+    pass_constants,
+    passed_seconds,
     triggered_seconds,
 )
 from sandtable_kernels.pytorch.core_law import CACHE, joined
@@ -65,23 +68,13 @@ class ItemExcitation(Operator[Roofline]):
     name: ClassVar[str] = "item_excitation"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[ItemExcitationShape]] = ItemExcitationShape
-    constants: ClassVar[tuple[Constant, ...]] = (
-        Constant(name="launch_s", typical=5e-5, low=1e-6, high=1e-2),
-        Constant(name="pair_s", typical=1.5e-8, low=1e-10, high=1e-6),
-        Constant(name="event_s", typical=2e-8, low=1e-11, high=1e-6),
-        Constant(name="trigger_s", typical=1e-9, low=1e-11, high=1e-6),
-        Constant(name="rate_frac", typical=0.2, low=0.005, high=1.5),
-        Constant(name="line_s", typical=6e-9, low=1e-10, high=1e-7),
-        Constant(name="bandwidth_frac", typical=0.6, low=0.05, high=3.0),
-        CACHE,
-    )
+    constants: ClassVar[tuple[Constant, ...]] = pass_constants("pair_s", 1.5e-8, event_s=2e-8)
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
         c, item, kind = columns, DTYPE_BYTES[dtype], columns.kind.astype(int)
         cores, row_bytes = cores_of(device, c.n_cores), padded_bytes(c.components, dtype)
-        rate = constants["rate_frac"] * device.peak("float32") / device.n_units
-        flop_s = ROW_FLOPS / DTYPE_BYTES["float32"] / rate
+        flop_s = ROW_FLOPS / DTYPE_BYTES["float32"] / multiplied_per_s(device, constants)
         computing = constants["pair_s"] + np.asarray(OF_PAIR)[kind] * row_bytes * flop_s
         by_event = np.asarray(OF_EVENT)[kind] * padded_bytes(c.width, dtype) * flop_s
 
@@ -99,10 +92,8 @@ class ItemExcitation(Operator[Roofline]):
         work = c.pairs * joined(computing, gathering) + c.events * by_event
         work = work + triggered_seconds(constants, c.events, c.triggers) + own * line_s(row_bytes, c.rows, 0.0)
         rows = np.where(kind == FACTORS, OWN_TIMES * row_bytes, item)
-        streamed = (EVENT_BYTES * c.events + (PAIR_BYTES + rows) * c.pairs + (item + 4) * c.triggers) / (
-            constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
-        )
-        return np.asarray(constants["launch_s"] + np.maximum(work / cores, streamed))
+        streamed_bytes = EVENT_BYTES * c.events + (PAIR_BYTES + rows) * c.pairs + (item + 4) * c.triggers
+        return passed_seconds(device, constants, work, cores, streamed_bytes)
 
     def variant(self, shape: ItemExcitationShape) -> str:
         """What excites."""
