@@ -155,7 +155,8 @@ class Measurement(Result):
 class ComparedMetric(Record):
     """One metric, predicted and measured. ``error_frac`` is predicted / measured - 1.
 
-    ``derived`` where both follow from other metrics: then the error repeats theirs, and no summary counts it.
+    ``derived`` where both follow from other metrics: then the error repeats theirs, and no summary counts it, unless
+    a check of its workload is ``judged`` on it.
     """
 
     scenario: str
@@ -168,6 +169,7 @@ class ComparedMetric(Record):
     error_frac: float
     covered: bool
     derived: bool = False
+    judged: bool = False
 
 
 class Summary(Record):
@@ -285,8 +287,8 @@ def distribution(name: str, samples: Sequence[float] | FloatArray, statistics: I
 
 
 def summarise(compared: Sequence[ComparedMetric]) -> Summary:
-    """Return errors, and how many intervals held, of the metrics that are evidence of their own."""
-    compared = [row for row in compared if not row.derived]
+    """Return errors, and how many intervals held, of what is judged or evidence of its own."""
+    compared = [row for row in compared if row.judged or not row.derived]
     if not compared:
         return Summary(n=0, median_abs_error_frac=0.0, p90_abs_error_frac=0.0, coverage_frac=0.0)
     errors = np.abs([row.error_frac for row in compared])
@@ -296,6 +298,14 @@ def summarise(compared: Sequence[ComparedMetric]) -> Summary:
         p90_abs_error_frac=float(np.percentile(errors, 90)),
         coverage_frac=float(np.mean([row.covered for row in compared])),
     )
+
+
+def by_metric(rows: Sequence[ComparedMetric]) -> dict[str, Summary]:
+    """Return the errors of each metric that is judged, over all scenarios; nothing where it is one alone."""
+    names = dict.fromkeys(row.metric for row in rows if row.judged)
+    if len(names) < 2:
+        return {}
+    return {name: summarise([row for row in rows if row.judged and row.metric == name]) for name in names}
 
 
 def metric_table(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:

@@ -187,5 +187,8 @@ def emit_comparison(comparison: Comparison, format_: Format, *, full: bool = Tru
             return
     shown = comparison if format_ is Format.csv else rendering.headlines(comparison)
     put(rendering.render(rendering.comparison_table(shown), format_.value))
+    by_metric = rendering.metric_errors_table(comparison)
+    if by_metric.rows and format_ is not Format.csv:
+        put(rendering.render(by_metric, format_.value))
     for line in rendering.comparison_notes(comparison) if format_ is Format.table else ():
         put(line)

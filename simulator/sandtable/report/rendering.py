@@ -13,7 +13,7 @@ import numpy as np
 
 from sandtable import units
 from sandtable.errors import ConfigError
-from sandtable.results import ComparedMetric, Comparison, Metric, Result
+from sandtable.results import ComparedMetric, Comparison, Metric, Result, by_metric
 from sandtable.table import Quantity, Table, plain
 
 if TYPE_CHECKING:
@@ -208,11 +208,11 @@ HEADLINES = ("latency_s.mean", "io_s.mean", "memory_s.mean", "compute_s.mean", "
 
 
 def headlines(comparison: Comparison) -> Comparison:
-    """Return only the mean times when there are many scenarios; one scenario is shown in full."""
+    """Return only the mean times and what is judged when there are many scenarios; one scenario is shown in full."""
     scenarios = {row.scenario for row in comparison.comparisons}
     if len(scenarios) < 2:
         return comparison
-    rows = tuple(row for row in comparison.comparisons if row.metric in HEADLINES)
+    rows = tuple(row for row in comparison.comparisons if row.judged or row.metric in HEADLINES)
     return comparison.model_copy(update={"comparisons": rows})
 
 
@@ -222,8 +222,25 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     return [f"  {text}" for text in (summary_sentence(comparison), verdict_sentence(comparison), said) if text]
 
 
+def metric_errors_table(comparison: Comparison) -> Table:
+    """Return the errors of each metric over all scenarios; no row where a check is judged on one alone."""
+    rows = [
+        [
+            name,
+            found.n,
+            *(
+                Quantity(share, "frac")
+                for share in (found.median_abs_error_frac, found.p90_abs_error_frac, found.coverage_frac)
+            ),
+        ]
+        for name, found in by_metric(comparison.comparisons).items()
+    ]
+    columns = ("metric", "compared", "median error", "90th percentile", "inside interval")
+    return Table(columns=columns, rows=rows, title="Errors by metric")
+
+
 def summary_sentence(comparison: Comparison) -> str:
-    """Return the errors of the headline metric in one sentence."""
+    """Return the errors of what is judged in one sentence."""
     summary = comparison.summary
     if summary.n == 0:
         return "nothing was compared"

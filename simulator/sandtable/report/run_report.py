@@ -318,9 +318,10 @@ def _units(run: Run) -> list[Block]:
 
 def _comparisons(judged: Comparison) -> list[Block]:
     """Return predicted beside measured, of several scenarios first the mean times alone."""
-    main = rendering.headlines(judged)
+    main, by_metric = rendering.headlines(judged), rendering.metric_errors_table(judged)
     views = [("predicted against measured", main), ("predicted against measured, every metric", judged)]
-    return [
+    blocks = [Block(kind="table", table=by_metric)] if by_metric.rows else []
+    return blocks + [
         Block(
             kind="fold",
             text=f"{text}, the worst first",

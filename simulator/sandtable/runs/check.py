@@ -181,7 +181,9 @@ def _measured(item: Checked) -> None:
 
 def compared(item: Checked) -> list[ComparedMetric]:
     """Return the compared metrics of one case, none if it has not run."""
-    return [] if item.measurement is None else compare.compare(item.prediction, item.measurement)
+    if item.measurement is None:
+        return []
+    return compare.compare(item.prediction, item.measurement, item.case.workload.judged)
 
 
 def _compare(checked: Sequence[Checked], base: RunFolder) -> Comparison:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from sandtable import units
 from sandtable.errors import ConfigError, did_you_mean
-from sandtable.results import ComparedMetric, Comparison, Measurement, Metric, Prediction, Result, summarise
+from sandtable.results import (
+    ComparedMetric,
+    Comparison,
+    Measurement,
+    Metric,
+    Prediction,
+    Result,
+    summarise,
+)
 
-# what a check is judged on: the median and 90th percentile of the absolute error of the headline metric
+# what a check is judged on: the median and 90th percentile of the absolute error of what its workload is judged by
 HEADLINE = "latency_s.mean"
 MEDIAN_LIMIT_FRAC = 0.10
 P90_LIMIT_FRAC = 0.25
@@ -26,8 +34,10 @@ _OPERATORS: dict[str, Callable[[Any, float], Any]] = {
 }
 
 
-def compare(prediction: Prediction, measurement: Measurement) -> list[ComparedMetric]:
-    """Return every metric that both carry, in the prediction's order."""
+def compare(
+    prediction: Prediction, measurement: Measurement, judged: Collection[str] = (HEADLINE,)
+) -> list[ComparedMetric]:
+    """Return every metric that both carry, in the prediction's order; ``judged`` are those that decide a check."""
     rows = []
     for name, predicted in prediction.metrics.items():
         measured = measurement.metrics.get(name)
@@ -45,6 +55,7 @@ def compare(prediction: Prediction, measurement: Measurement) -> list[ComparedMe
                 error_frac=predicted.value / measured.value - 1,
                 covered=_covered(predicted, measured.value),
                 derived=predicted.derived and measured.derived,
+                judged=name in judged,
             )
         )
     return rows
@@ -59,18 +70,16 @@ def _covered(predicted: Metric, measured: float) -> bool:
 def judge(
     rows: Sequence[ComparedMetric],
     *,
-    headline: str = HEADLINE,
     extra: Iterable[str] = (),
     repeats_frac: Sequence[float] = (),
 ) -> Comparison:
-    """Summarise the headline metric over all scenarios, and say whether it is within the limits.
+    """Summarise what is judged over all scenarios, and say whether it is within the limits.
 
-    Where no scenario has it, all metrics that are evidence of their own are summarised. ``extra`` are reasons found
+    Where nothing is, all metrics that are evidence of their own are summarised. ``extra`` are reasons found
     elsewhere, such as a crossed threshold; any of them fails the check. ``repeats_frac`` says of each scenario within
     what share the machine repeats itself: a miss that is no larger than that neither passes nor fails.
     """
-    evidence = [row for row in rows if not row.derived]
-    main = [row for row in evidence if row.metric == headline] or evidence
+    main = [row for row in rows if row.judged] or [row for row in rows if not row.derived]
     summary = summarise(main)
     reasons = list(extra)
     if not main:

@@ -103,7 +103,8 @@ class Workload(ABC, Generic[P]):
 
     ``needs`` names the packages that an execution imports. ``example_stack`` is the software that its examples run on,
     where a plan depends on it. ``planned_only`` says why nothing is executed, where nothing is. ``headlines`` are the
-    metrics that an answer begins with, most important first; those that a result lacks are left out.
+    metrics that an answer begins with, most important first; those that a result lacks are left out. ``judged`` are
+    the metrics whose errors decide a check.
     """
 
     name: ClassVar[str]
@@ -112,6 +113,7 @@ class Workload(ABC, Generic[P]):
     example_stack: ClassVar[str | None] = None
     planned_only: ClassVar[str | None] = None
     headlines: ClassVar[tuple[str, ...]] = ("latency_s.mean",)
+    judged: ClassVar[tuple[str, ...]] = ("latency_s.mean",)
     # how far the bytes that a run holds may lie from the plan's, kind by kind; more where they are not just counted
     memory_tolerance_frac: ClassVar[float] = 0.01
     # what the work is priced by, as in usd_per_<name>, and how many units of work that is, such as ("mtok", 1e6)

@@ -133,6 +133,18 @@ def test_noise_does_not_excuse_a_crossed_threshold() -> None:
     assert compare.judge(rows, repeats_frac=[9.0]).verdict == "inconclusive"
 
 
+def test_a_check_that_is_judged_on_several_metrics_says_how_far_off_each_is() -> None:
+    pairs = [a_pair(5.0, 5.1), a_pair(5.0, 5.2)]
+    rows = [
+        row
+        for _, predicted, measured in pairs
+        if measured is not None
+        for row in compare.compare(predicted, measured, judged=("latency_s.mean", "tokens_per_s"))
+    ]
+    answer = check_answer(compare.judge(rows), pairs)
+    assert answer.headlines == ("median errors: latency_s 3.0 %, tokens_per_s 2.9 %",)
+
+
 def test_a_check_of_many_names_the_one_that_is_furthest_off() -> None:
     answer = answer_to(a_pair(5.0, 5.1), a_pair(5.0, 5.2, spread=0.03))
     assert answer.verdict.startswith(

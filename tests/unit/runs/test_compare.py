@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandtable import results
 from sandtable.errors import ConfigError
 from sandtable.results import ComparedMetric, Measurement, Metric, Prediction
 from sandtable.runs import compare
@@ -25,7 +26,14 @@ def measurement(**metrics: Metric) -> Measurement:
     return Measurement(scenario={"name": "made_up"}, machine="m", metrics=named)
 
 
-def row(error_frac: float, *, name: str = "latency_s.mean", covered: bool = True, scenario: str = "a") -> Any:
+def row(
+    error_frac: float,
+    *,
+    name: str = "latency_s.mean",
+    covered: bool = True,
+    scenario: str = "a",
+    judged: bool | None = None,
+) -> Any:
     return ComparedMetric(
         scenario=scenario,
         metric=name,
@@ -36,6 +44,7 @@ def row(error_frac: float, *, name: str = "latency_s.mean", covered: bool = True
         measured=1.0,
         error_frac=error_frac,
         covered=covered,
+        judged=name == "latency_s.mean" if judged is None else judged,
     )
 
 
@@ -126,10 +135,28 @@ def test_a_crossed_threshold_fails_whatever_the_errors() -> None:
     assert found.reasons == ("a: latency_s.mean < 1 s does not hold",)
 
 
-def test_without_the_headline_all_metrics_are_judged() -> None:
+def test_where_nothing_is_judged_all_metrics_count() -> None:
     found = compare.judge([row(0.5, name="io_s.mean"), row(0.5, name="compute_s.mean")])
     assert found.summary.n == 2
     assert found.verdict == "fail"
+
+
+def test_a_check_may_be_judged_on_several_metrics() -> None:
+    phases = [row(0.02, name="rollout_s.mean", judged=True), row(0.4, name="soup_s", covered=False, judged=True)]
+    rows = [row(0.01), *phases, row(0.9, name="io_s.mean")]
+    found = compare.judge(rows)
+    assert found.verdict == "fail"
+    assert (found.summary.n, found.summary.coverage_frac) == (3, pytest.approx(2 / 3))
+    errors = {name: summary.median_abs_error_frac for name, summary in results.by_metric(rows).items()}
+    assert errors == pytest.approx({"latency_s.mean": 0.01, "rollout_s.mean": 0.02, "soup_s": 0.4})
+    assert results.by_metric(rows[:1]) == {}
+
+
+def test_what_is_judged_counts_even_where_it_follows_from_others() -> None:
+    predicted, measured = (derived(metric(value)) for value in (1.5, 1.0))
+    (found,) = compare.compare(prediction(run_s=predicted), measurement(run_s=measured), judged=("run_s",))
+    assert (found.derived, found.judged) == (True, True)
+    assert compare.judge([found]).summary.n == 1
 
 
 def test_nothing_compared_is_no_verdict() -> None:

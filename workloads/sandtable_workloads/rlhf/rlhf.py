@@ -16,7 +16,7 @@ from sandtable.results import Metric
 from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Workload
 from sandtable_workloads.rlhf import rlhf_campaign, rlhf_memory
 from sandtable_workloads.rlhf.rlhf_parameters import Rlhf
-from sandtable_workloads.rlhf.rlhf_plan import plan_of
+from sandtable_workloads.rlhf.rlhf_plan import ITERATION, REWARD, ROLLOUT, SCORING, SFT, SOUP, UPDATE, plan_of
 from sandtable_workloads.transformer import model_facts
 from sandtable_workloads.transformer.presets import describe
 
@@ -31,6 +31,13 @@ class RlhfWorkload(Workload[Rlhf]):
     parameters: ClassVar[type[Frozen]] = Rlhf
     example_stack: ClassVar[str | None] = "pytorch_cpu"
     headlines: ClassVar[tuple[str, ...]] = (rlhf_campaign.CAMPAIGN_S, rlhf_campaign.CAMPAIGN_USD)
+    # every phase, and all of them together
+    judged: ClassVar[tuple[str, ...]] = (
+        f"{ITERATION}_s.mean",
+        *(f"{section}_s.mean" for section in (ROLLOUT, SCORING, UPDATE)),
+        *(f"{phase}_s" for phase in (SFT, REWARD, SOUP)),
+        rlhf_campaign.CAMPAIGN_S,
+    )
     needs: ClassVar[tuple[str, ...]] = ("torch", "numba")
     # temporaries of a tiny model are a larger share of its peak than those of a real one
     memory_tolerance_frac: ClassVar[float] = 0.25

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sandtable import units
-from sandtable.results import Answer, ComparedMetric, Comparison, Measurement, Metric, Prediction
+from sandtable.results import Answer, ComparedMetric, Comparison, Measurement, Metric, Prediction, by_metric
 from sandtable.runs import compare
 from sandtable.runs.answers.answer_card import number_and_unit, subject_of
 from sandtable.workload.scenarios import Case
@@ -33,7 +33,7 @@ def check_answer(judged: Comparison, pairs: Sequence[Pair], left: str = "") -> A
         question=_question([pair.case for pair in pairs]),
         subject=subjects[0] if len(subjects) == 1 else f"{len(pairs)} scenarios, the first: {subjects[0]}",
         verdict=verdict,
-        headlines=_memory(ran[0]) if len(pairs) == 1 and ran else (),
+        headlines=_memory(ran[0]) if len(pairs) == 1 and ran else _metric_by_metric(judged),
         bound="" if worst is None else f"Furthest off: {_missed(worst, several=len(pairs) > 1)}.",
         caveat=left or next(iter((*judged.reasons, *notes)), ""),
     )
@@ -84,6 +84,13 @@ def _verdict_of_many(judged: Comparison, ran: Sequence[Pair]) -> str:
         f"{100 * summary.p90_abs_error_frac:.0f} %, {100 * summary.coverage_frac:.0f} % inside their 90 % interval; "
         f"{_repeats(ran)}."
     )
+
+
+def _metric_by_metric(judged: Comparison) -> tuple[str, ...]:
+    """Return the median error of each metric, where a check is judged on several."""
+    errors = {name.removesuffix(".mean"): found for name, found in by_metric(judged.comparisons).items()}
+    listed = ", ".join(f"{name} {100 * found.median_abs_error_frac:.1f} %" for name, found in errors.items())
+    return (f"median errors: {listed}",) if listed else ()
 
 
 def headline_of(pair: Pair) -> str:
