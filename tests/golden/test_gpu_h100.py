@@ -101,5 +101,5 @@ def test_times_of_steps(calibrated: Machine, steps: pd.DataFrame) -> None:
 def test_memory_of_steps(calibrated: Machine, steps: pd.DataFrame) -> None:
     held = [sum(kinds.values()) for kinds in slm_training.memories(runs(steps), calibrated)]
     errors = np.array(held) / steps["peak_memory_bytes"] - 1
-    assert np.median(np.abs(errors)) < 0.107
-    assert np.max(np.abs(errors)) < 0.18
+    assert np.median(np.abs(errors)) < 0.003
+    assert np.max(np.abs(errors)) < 0.005

@@ -148,6 +148,24 @@ def test_gradients_beside_their_buckets_are_there_twice() -> None:
     assert summed(held, *(set(held) - {"reserved"})) == pytest.approx(12 * 1_969_027_008, rel=1e-3)
 
 
+def test_autocast_keeps_the_residual_stream_and_the_embedding_wide() -> None:
+    machine = library.load_machine("dgx_h100", {"stack": "pytorch_cuda"})
+    base: dict[str, Any] = {"model": "slm_100m", "micro_batch": 4, "checkpointing": "full"}
+    narrow, mixed = (
+        SlmTraining.model_validate(base | {"precision": precision}) for precision in ("bfloat16", "mixed_bfloat16")
+    )
+    of_layers = [layer_memory(p, machine)["activations"] for p in (narrow, mixed)]
+    assert of_layers == [4096 * 832 * 9 * n_bytes for n_bytes in (2, 4)]
+    held = memories([mixed], machine)[0]
+    # the loss: log-probabilities and two gradients of theirs, behind the last norm's input and output
+    assert held["activations"] == of_layers[1] + 4096 * 832 * (4 + 2)
+    assert held["logits and loss"] == 4096 * 32_000 * 12
+    assert held["weights"] == pytest.approx(2 * (mixed.shape.n_params - 32_000 * 832), rel=1e-4)
+    # gathered weights are cast whole, so that layers work in the narrow type throughout
+    sharded = mixed.model_copy(update={"devices": 8, "sharding": "fsdp_grad_op"})
+    assert layer_memory(sharded, machine)["activations"] == of_layers[0]
+
+
 LEVELS = ("none", "selective", "full")
 
 

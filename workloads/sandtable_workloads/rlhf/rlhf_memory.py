@@ -76,15 +76,17 @@ def _pools(p: Rlhf) -> Iterator[tuple[Role, ...]]:
 def _pool_memory(p: Rlhf, machine: Machine, pool: tuple[Role, ...], seed: int) -> dict[str, float]:
     held = {f"{role} {kind}": size for role in pool for kind, size in states_of(p, machine, role).items()}
     moments = [
-        held | moment | _reserved(held, moment, machine)
+        held | moment | _reserved(held, moment, machine, trains=trains)
         for role in pool
-        for moment in _moments(p, machine, role, seed)
+        for moment, trains in _moments(p, machine, role, seed)
     ]
     fullest = max(moments, key=lambda kinds: sum(kinds.values()))
     return {kind: size for kind, size in fullest.items() if size > 0}
 
 
-def _reserved(held: Mapping[str, float], moment: Mapping[str, float], machine: Machine) -> dict[str, float]:
+def _reserved(
+    held: Mapping[str, float], moment: Mapping[str, float], machine: Machine, *, trains: bool
+) -> dict[str, float]:
     """Return what the software takes for itself, and the gaps that its allocator leaves between what comes and goes.
 
     While a model is trained its states are among that, as they were taken one by one between activations; weights
@@ -94,7 +96,6 @@ def _reserved(held: Mapping[str, float], moment: Mapping[str, float], machine: M
     if stack is None or machine.accelerator is None:
         return {}
     share = stack.datasheet.fragmented_frac if any(kind.endswith(COME_AND_GO) for kind in moment) else 0.0
-    trains = any(kind.endswith(("gradients", "recomputed layer")) for kind in moment)
     spread = sum(moment.values()) + (sum(held.values()) if trains else 0.0)
     return {RESERVED: stack.datasheet.reserved_bytes + spread * share / (1 - share)}
 
@@ -147,15 +148,15 @@ def _adapted(found: dict[str, float], role: Role) -> dict[str, float]:
     return {("logits and loss" if kind == "loss" else kind): size for kind, size in found.items()}
 
 
-def _moments(p: Rlhf, machine: Machine, role: Role, seed: int) -> Iterator[dict[str, float]]:
-    """Yield what a role's model holds beyond states at the moments of which one may be the peak."""
+def _moments(p: Rlhf, machine: Machine, role: Role, seed: int) -> Iterator[tuple[dict[str, float], bool]]:
+    """Yield what a role's model holds beyond states at the moments of which one may be the peak; and if it trains."""
     if role == "generation":
-        yield {"KV cache": most_cached(p, drawn(p, seed)) * cache_bytes_per_token(p)}
+        yield {"KV cache": most_cached(p, drawn(p, seed)) * cache_bytes_per_token(p)}, False
         return
     if role in TRAINED:
         passing = {kind: size for kind, size in trained_of(p, machine, role).items() if kind not in STATES}
-        yield {f"{role} {kind}": size for kind, size in passing.items()}
-    yield {f"{role} {kind}": size for kind, size in _scoring(p, machine, role).items()}
+        yield {f"{role} {kind}": size for kind, size in passing.items()}, True
+    yield {f"{role} {kind}": size for kind, size in _scoring(p, machine, role).items()}, False
 
 
 def _scoring(p: Rlhf, machine: Machine, role: Role) -> dict[str, float]:

@@ -54,8 +54,11 @@ class Saved:
     """Bytes that software keeps of one element of a composite for the backward pass.
 
     Attributes:
+        stream: Of the residual stream: float32 where weights are cast product by product (autocast), since the
+            embedding is none.
         norm: Of a norm's input; its output is the input of the product after it and counted there.
-        rope: Of a query or key before it is turned, which stays where it shares its storage with the values.
+        rope: Of a query or key before it is turned, which stays where it shares its storage with the values; the fused
+            attention keeps those as they are, a plain one's products copy them.
         dropout: Of the mask on what attention and FFN add to the residual.
         score: Of one attention score, where scores go through memory.
         score_work: Of one score beyond that, while one layer's gradients are computed and its FFN's are gone.
@@ -64,7 +67,8 @@ class Saved:
         optimizer_work: Of one byte of what an optimiser over lists of tensors makes a copy of, while its step goes on.
     """
 
-    norm: float
+    stream: Number
+    norm: Number
     rope: float
     dropout: float
     score: float
@@ -74,17 +78,23 @@ class Saved:
     optimizer_work: float
 
     @classmethod
-    def of(cls, stack: Stack | None, item_bytes: float) -> Saved:
+    def of(cls, stack: Stack | None, p: SlmTraining, c: Configuration) -> Saved:
         """Return the least that PyTorch keeps, changed by what the stack file says.
 
         Scores: float32 probabilities, and a copy in the narrow type for the product after them. Logits: float32
         log-probabilities and two gradients of theirs.
         """
+        item_bytes = c.item_bytes
         narrow = item_bytes if item_bytes < 4 else 0.0
         table = {} if stack is None else stack.datasheet.saved_bytes
+        stream: Number = item_bytes
+        if p.precision.startswith("mixed") and "stream" in table:
+            # weights that are gathered are cast whole, the embedding's too
+            stream = np.where(np.asarray(c.sharding) < SHARDING["fsdp_grad_op"], table["stream"], item_bytes)
         return cls(
-            norm=table.get("norm", item_bytes),
-            rope=table.get("rope", 0.0),
+            stream=stream,
+            norm=table.get("norm", stream),
+            rope=min(table.get("rope", 0.0), item_bytes) * c.flash,
             dropout=table.get("dropout", 0.0),
             score=table.get("score", 4 + narrow),
             score_work=table.get("score_work", 4.0),
@@ -278,7 +288,7 @@ def activations(c: Configuration, saved: Saved, place: Place) -> dict[str, Numbe
     second layer is, the first one is, and the last one of an even number has gone before another is computed again.
     """
     level = np.asarray(c.recompute)
-    entry = c.tokens * c.d_model * c.item_bytes / norm_split(c)
+    entry = c.tokens * c.d_model * saved.stream / norm_split(c)
     second, odd = level == CHECKPOINTING["alternate"], np.asarray(place.layers) % 2
     share_of_seconds = EVERY_SECOND * (1 + odd / np.maximum(place.layers, 1))
     again = 1.0 * (level == CHECKPOINTING["full"]) + share_of_seconds * second
@@ -311,7 +321,7 @@ def memory_of_configuration(
         stack: What the software keeps, and takes for itself.
         on_accelerator: Whether the software's own memory lies on the device that computes.
     """
-    saved = Saved.of(stack, c.item_bytes)
+    saved = Saved.of(stack, p, c)
     moments = [moment for place in places(c) for moment in _moments(p, c, saved, place)]
     if stack is not None and on_accelerator:
         moments = [moment | {"reserved": _reserved(moment, stack)} for moment in moments]
@@ -352,6 +362,7 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
     gathered, whole = _unsharded(p, c, n, place)
     kept = activations(c, saved, place)
     work = kept.pop("recomputed layer")
+    held["weights"] = held["weights"] - _never_cast(c, saved, place)
     gathered, buffered = _elsewhere(p, c, held, gathered, n, place)
     stays, buffers = _gradients(c, saved, held["gradients"], n)
     buffers = buffers + buffered
@@ -363,7 +374,15 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
     }
     missing = held["gradients"] - stays
     own = float(c.offload_optimizer == "none")
-    yield always | kept | {"logits and loss": place.head * c.tokens * c.vocabulary / c.tensor * saved.logit}
+    of_head = place.head * c.tokens * c.d_model * (saved.norm + c.item_bytes) / norm_split(c)
+    yield (
+        always
+        | kept
+        | {
+            "activations": kept["activations"] + of_head,
+            "logits and loss": place.head * c.tokens * c.vocabulary / c.tensor * saved.logit,
+        }
+    )
     yield (
         always
         | kept
@@ -379,6 +398,13 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
         | {"gradients": held["gradients"], "gathered weights": np.minimum(gathered, place.outer_params / c.tensor)}
         | {"optimizer work": n.split(c, SHARDING["zero_1"]) * saved.optimizer_work * c.copied_bytes * own}
     )
+
+
+def _never_cast(c: Configuration, saved: Saved, place: Place) -> Number:
+    """Return the bytes that narrow copies of weights lack: a table of the embedding alone is read as it is."""
+    table = c.vocabulary * c.d_model
+    own = (np.asarray(saved.stream) > c.item_bytes) & (np.asarray(place.outer_params) >= 2 * table)
+    return np.where(own, table * c.item_bytes / c.tensor, 0.0)
 
 
 def _elsewhere(
@@ -423,7 +449,7 @@ def layer_memory(p: SlmTraining, c: Configuration, stack: Stack | None) -> dict[
     """Return the bytes of the first stage's layers: weights, gradients and optimiser states; activations kept."""
     first = places(c)[0]
     held = states(p, c, held_by(c, first.layers, 0.0))
-    kept = activations(c, Saved.of(stack, c.item_bytes), first)
+    kept = activations(c, Saved.of(stack, p, c), first)
     return {
         "states": sum(float(np.asarray(size)) for size in held.values()),
         "activations": float(np.asarray(kept["activations"] + kept["attention scores"])),
