@@ -36,6 +36,7 @@ SHIPPED = [
     Limits("llm_in_a_flash", "latency_s.mean", 3, 0.068, 0.073, 0.072, 0.97, None),
     Limits("op_flash_attention", "latency_ms", 62, 0.095, 0.265, 0.032, 0.9, 0.08),
     Limits("op_torch_matmul", "latency_ms", 13, 0.04, 0.079, 0.018, 0.89, 0.057),
+    Limits("op_transformer_engine", "latency_ms", 711, 0.053, 0.32, 0.013, 0.87, 0.055),
     Limits("rlhf_step_times", "iteration_s", 14, 0.076, 0.483, 0.058, 0.57, None),
     Limits("rlhf_step_times", "experience_s", 10, 0.284, 0.466, 0.012, 0.27, None),
     Limits("rlhf_step_times", "training_s", 10, 0.44, 0.82, 0.44, 0.09, None),
@@ -73,6 +74,8 @@ OTHERS = [
     Limits("training_memory_megatron", "states_bytes", 4, 0.003, 0.003, 0.011, 0.97, None),
     Limits("training_memory_megatron", "activations_bytes", 4, 0.003, 0.003, 0.01, 0.97, None),
     Limits("training_memory_megatron", "activations_frac", 8, 0.003, 0.009, 0.012, 0.97, None),
+    Limits("training_simumax", "step_s", 20, 0.14, 0.22, 0.09, 0.58, None),
+    Limits("training_simumax", "peak_memory_bytes", 20, 0.04, 0.07, 0.042, 0.2, None),
     Limits("training_throughput", "tokens_per_s_per_device", 190, 0.071, 0.252, 0.05, 0.77, None),
     Limits("training_throughput", "step_s", 11, 0.147, 0.28, 0.064, 0.6, None),
 ]
