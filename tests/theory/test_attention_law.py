@@ -316,3 +316,46 @@ def test_the_same_work_on_a_processor() -> None:
     )
     found = seconds(sheet=cpu, dtype="float32", kv_item_bytes=4, **prefill(2048))
     assert found > 4 * 32 * 2048**2 * 128 / 2 / 1e12
+
+
+class TestCores:
+    """CPUs take blocks of 32 queries, and multiply as many rows and keys as there are."""
+
+    TWO = Roofline(
+        name="two cores",
+        n_units=2,
+        peak_flops_per_s={"float32": 1e11},
+        bandwidth_bytes_per_s=1e18,
+        cache_bytes=0.0,
+        family="cpu",
+    )
+    SCORE_S = 4 * 32 / 5e10  # two products over 32 numbers, of a core with half of the peak
+
+    def on_cores(self, constants: dict[str, float] = IDEAL, **sizes: float) -> float:
+        shape: dict[str, float] = {"batch": 16.0, "n_heads": 2.0, "n_kv_heads": 2.0, "kv_item_bytes": 4.0}
+        heads = {"head_dim": 32.0, "value_dim": 32.0}
+        return seconds(sheet=self.TWO, constants=constants, dtype="float32", **shape, **heads, **sizes)
+
+    def test_one_query_computes_a_score_of_each_key(self) -> None:
+        assert self.on_cores(kv_tokens=40.0) == pytest.approx(16 * self.SCORE_S * 40)
+
+    @pytest.mark.parametrize(
+        ("tokens", "scores"),
+        [(8, 8 * 8), (32, 32 * 32), (48, 32 * 32 + 16 * 48), (96, 32 * (32 + 64 + 96))],
+    )
+    def test_a_block_sees_the_keys_up_to_its_last_query(self, tokens: float, scores: float) -> None:
+        assert self.on_cores(**prefill(tokens)) == pytest.approx(16 * self.SCORE_S * scores)
+
+    def test_scores_that_are_written_out_are_all_computed(self) -> None:
+        whole, seen = (self.on_cores(**prefill(96.0, flash=flash)) for flash in (0.0, 1.0))
+        assert whole > 1.4 * seen
+
+    def test_every_block_is_begun(self) -> None:
+        begun = {**IDEAL, "item_s": 1e-3}
+        assert self.on_cores(begun, kv_tokens=40.0) == pytest.approx(16e-3, rel=0.01)
+        assert self.on_cores(begun, **prefill(48.0)) == pytest.approx(32e-3, rel=0.01)
+
+    def test_a_lone_block_has_one_core(self) -> None:
+        one = {"batch": 1.0, "n_heads": 1.0, "n_kv_heads": 1.0, "kv_tokens": 40.0, "kv_item_bytes": 4.0}
+        found = seconds(sheet=self.TWO, constants=IDEAL, dtype="float32", head_dim=32.0, value_dim=32.0, **one)
+        assert found == pytest.approx(self.SCORE_S * 40)

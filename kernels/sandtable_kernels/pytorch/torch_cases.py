@@ -109,7 +109,12 @@ def gemm(dims: Dims) -> Timed:
 
 
 def attention(dims: Dims) -> Timed:
-    """Causal self-attention from heads that lie beside each other per token, to rows that do so again."""
+    """Causal self-attention from heads that lie beside each other per token, to rows that do so again.
+
+    One query, ``queries`` 1, looks back on a cache instead, whose keys and values lie head by head.
+    """
+    if dims.get("queries") == 1:
+        return _looking_back(dims)
     b, t, h, e, dtype = (dims[name] for name in ("batch", "tokens", "n_heads", "head_dim", "dtype"))
     item = DTYPES[dtype].itemsize
     scores = b * h * t * t * 4 if not dims["flash"] else 0
@@ -127,6 +132,20 @@ def attention(dims: Dims) -> Timed:
     number = copies(dims, 8 * b * t * h * e * item + 4 * scores)
     inputs = [tuple(filled(b, t, h, e, dtype=dtype, grad=True) for _ in range(3)) for _ in range(number)]
     return timed(inputs, forward, backward=dims["pass"] == "backward")
+
+
+def _looking_back(dims: Dims) -> Timed:
+    b, t, h, e, dtype = (dims[name] for name in ("batch", "tokens", "n_heads", "head_dim", "dtype"))
+
+    def forward(parts: tuple[Tensor, Tensor]) -> tuple[Tensor]:
+        query, cache = parts
+        seen = fn.scaled_dot_product_attention(query.transpose(1, 2), cache[:, :h, :t], cache[:, h:, :t])
+        return (seen.transpose(1, 2).reshape(b, 1, -1),)
+
+    # a cache has room for what is still to come
+    number = copies(dims, 4 * b * t * h * e * DTYPES[dtype].itemsize)
+    inputs = [(filled(b, 1, h, e, dtype=dtype), filled(b, 2 * h, 2 * t, e, dtype=dtype)) for _ in range(number)]
+    return timed(inputs, forward, backward=False)
 
 
 # --- what streams ------------------------------------------------------------------------------------------

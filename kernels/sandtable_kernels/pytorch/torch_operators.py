@@ -131,7 +131,7 @@ class TorchGemm(LinearLayer):
     name: ClassVar[str] = "torch_gemm"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """Layers of models 64 to 1024 wide, a few hundred to a few thousand tokens."""
+        """Layers of models 64 to 1024 wide, a few tokens to a few thousand."""
         shapes = [(512, 64, 64), (256, 384, 128), (1024, 1344, 256), (2048, 384, 1024)]
         if not quick:
             shapes += [(256, 192, 64), (1024, 320, 64), (2048, 128, 128), (512, 256, 256), (4096, 256, 384)]
@@ -141,6 +141,8 @@ class TorchGemm(LinearLayer):
             for m, n, k in shapes
             for which in ("forward", "backward_data", "backward_weight")
         ]
+        # a step that decodes: one token of each sequence
+        grids.append({"m": 16, "n": 192, "k": 64, "dtype": "float32", "pass": "forward"})
         half = [] if quick else [(512, 192, 64), (1024, 768, 256), (2048, 384, 1024)]
         grids += [{"m": m, "n": n, "k": k, "dtype": "bfloat16", "pass": "forward"} for m, n, k in half]
         return points(*grids)
@@ -175,13 +177,13 @@ class TorchGemm(LinearLayer):
 
 
 class TorchAttention(TorchKernel):
-    """Causal self-attention: scores written out, or PyTorch's fused one."""
+    """Causal self-attention: scores written out, or PyTorch's fused one; ``queries`` 1 is a step that decodes."""
 
     name: ClassVar[str] = "torch_attention"
     case: ClassVar[str] = "attention"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """Sequences of 128 to 512 tokens, few heads to many."""
+        """Sequences of 32 to 512 tokens, few heads to many; and one query of each, which looks back on a cache."""
         sizes = [(4, 128, 2), (2, 512, 4), (8, 128, 8), (4, 256, 4)]
         if not quick:
             sizes += [(4, 256, 12), (2, 512, 12)]
@@ -199,22 +201,26 @@ class TorchAttention(TorchKernel):
             for flash in (True, False)
             for which in PASSES
         ]
+        short = {"tokens": 32, "n_heads": 2, "head_dim": 32, "dtype": "float32", "flash": True}
+        grids += [{**short, "batch": 64, "pass": which} for which in PASSES]
+        grids += [{**short, "batch": b, "queries": 1, "pass": "forward"} for b in (8, 64)]
         return points(*grids)
 
     def cost(self, dims: Dims) -> Op:
         """Half of all scores are seen; queries, keys, values and outputs pass through memory once."""
         b, t, h, e = (dims[name] for name in ("batch", "tokens", "n_heads", "head_dim"))
         item = ITEM_BYTES[dims["dtype"]]
-        passes = BACKWARD_PASSES if dims["pass"] == "backward" else 1.0
+        passes, q = BACKWARD_PASSES if dims["pass"] == "backward" else 1.0, dims.get("queries", t)
+        causal = float(q > 1)
         return Op(
             name="attention",
             operator="attention",
             account="compute",
             dtype=dims["dtype"],
-            flops=passes * 2 * b * h * t * t * e,
-            bytes_read=passes * 3 * b * t * h * e * item,
-            bytes_written=passes * b * t * h * e * item,
-            shape=AttentionShape(b, t, t, h, h, e, e, 1.0, item, float(dims["flash"]), passes),
+            flops=passes * (4 - 2 * causal) * b * h * q * t * e,
+            bytes_read=passes * b * (q + 2 * t) * h * e * item,
+            bytes_written=passes * b * q * h * e * item,
+            shape=AttentionShape(b, q, t, h, h, e, e, causal, item, float(dims["flash"]), passes),
             sharing=dims["processes"],
         )
 
@@ -232,19 +238,23 @@ class TorchAttention(TorchKernel):
         }
 
     def inputs(self, dims: Dims, seed: int) -> list[Array]:
-        """Return q, k, v [batch, heads, tokens, head]."""
+        """Return q, k, v [batch, heads, tokens, head]; of the queries, the last ones."""
         size = tuple(dims[name] for name in ("batch", "n_heads", "tokens", "head_dim"))
-        return [seeded(size, seed + index) for index in range(3)]
+        q, k, v = (seeded(size, seed + index) for index in range(3))
+        return [q[:, :, -dims.get("queries", dims["tokens"]) :], k, v]
 
     def compute(self, module: Any, dims: Dims, *tensors: Any) -> Any:
         """Return each token's mixture of values."""
-        return module.nn.functional.scaled_dot_product_attention(*tensors, is_causal=True)
+        # PyTorch counts queries from the first token on: a lone one would see that token alone
+        causal = dims.get("queries") != 1
+        return module.nn.functional.scaled_dot_product_attention(*tensors, is_causal=causal)
 
     def reference(self, dims: Dims, context: KernelContext) -> Array:
         """The same in float64, scores written out."""
         q, k, v = (part.astype(np.float64) for part in self.inputs(dims, context.seed))
         scores = q @ k.swapaxes(-2, -1) / np.sqrt(q.shape[-1])
-        scores = np.where(np.tri(q.shape[-2], dtype=bool), scores, -np.inf)
+        n, t = scores.shape[-2:]
+        scores = np.where(np.tri(n, t, t - n, dtype=bool), scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return np.asarray(weights / weights.sum(axis=-1, keepdims=True) @ v)
 
@@ -265,6 +275,8 @@ class TorchStream(TorchKernel):
             for n, width in sizes
             for which in (("forward",) if case == "add" else PASSES)
         ]
+        # so few tokens that launches are all there is
+        grids.append({"case": "norm", "n_tokens": 16, "width": 64, "dtype": "float32", "pass": "forward"})
         return points(*grids)
 
     def cost(self, dims: Dims) -> Op:

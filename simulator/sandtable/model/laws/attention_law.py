@@ -4,7 +4,7 @@ A fused kernel gives each unit (streaming multiprocessor, core) tiles of 128 que
 over the keys it may see, 128 at a time. A step over one such pair of tiles multiplies twice and takes one exponential
 per score; the two overlap in part. A few queries, as in decoding, make smaller tiles: the query heads of one key head
 share a tile, and the keys are split over the units that would idle (Dao et al., "Flash-Decoding for long-context
-inference", 2023).
+inference", 2023). Cores of a CPU take blocks of queries, and multiply as many rows and keys as there are.
 
     seconds = launch + tiles begun + |steps of a unit, steps of the longest tile, keys and values read|
               + queries, outputs and cache appended
@@ -99,7 +99,7 @@ class Attention(Operator[Roofline]):
     """Steps of tiles over the units, reads of keys and values, and what is done once per query.
 
     ``rate_frac`` is the share of the peak rate that products reach between exponentials; ``item_s`` the time to begin
-    and to end a tile of 128 queries. ``narrow_gain`` is how much faster products with keys and values narrower than
+    and to end a tile of 128 queries, or a core's block of them. ``narrow_gain`` is how much faster products with keys and values narrower than
     the queries are (fp8 cache, bfloat16 queries): 2 where the kernel narrows the queries, below 1 where it widens keys.
     """
 
@@ -114,6 +114,7 @@ class Attention(Operator[Roofline]):
         "forward_percent",
         "backward_percent",
         "clocks_per_score",
+        "block_queries",
     )
     # times of one token alone say little of prompts, and the other way round: what they leave open stays with siblings
     prior: ClassVar[float] = 1.0
@@ -138,7 +139,7 @@ class Attention(Operator[Roofline]):
         spilled = (1 - c.flash) * (
             _cached(_score_bytes(c, device, dtype), device, given) / bandwidth + _scores_s(c, device, given)
         )
-        begun = sweeps * constants["item_s"] * _tiles_of_a_unit(c, device.n_units)
+        begun = sweeps * constants["item_s"] * _tiles_of_a_unit(c, device.n_units, given)
         launches = sweeps * constants["launch_s"]
         return np.asarray(launches + begun + np.hypot(stepping, reading) + per_query + spilled)
 
@@ -155,6 +156,9 @@ class Attention(Operator[Roofline]):
 
 def _steps_s(device: Roofline, constants: Constants, c: Columns, dtype: str, given: Constants) -> FloatArray:
     """Return the time of the steps over pairs of tiles: those of a unit, joined with those of the longest tile."""
+    if given["block_queries"]:
+        each = _step_s(device, constants, c, dtype, given) / TILE**2
+        return np.asarray(each * _scores_of_blocks(c, given) / np.minimum(device.n_units, _blocks(c, given)))
     few = c.query_tokens <= TILE
     tiles_of_head = np.ceil(c.query_tokens / TILE)
     shared_rows = c.query_tokens * c.n_heads / c.n_kv_heads
@@ -191,8 +195,26 @@ def _exponentials_per_s(device: Roofline, given: Constants) -> float:
     return float("inf") if device.clock_hz is None else per_clock * device.clock_hz
 
 
-def _tiles_of_a_unit(c: Columns, n_units: int) -> FloatArray:
-    """Return how many tiles' worth of queries a unit begins; a lone tile with few queries counts in part."""
+def _blocks(c: Columns, given: Constants) -> FloatArray:
+    """Return the blocks of queries that cores share among them; query heads of one key head do not share a block."""
+    return np.asarray(c.batch * c.n_heads * np.ceil(c.query_tokens / given["block_queries"]))
+
+
+def _scores_of_blocks(c: Columns, given: Constants) -> FloatArray:
+    """Return the scores that are computed: all keys up to the last one that a block of queries may see."""
+    block, q = given["block_queries"], c.query_tokens
+    whole = np.floor(q / block)
+    hidden = c.causal * c.flash * block * (whole * q - block * whole * (whole + 1) / 2)
+    return np.asarray(c.batch * c.n_heads * (q * c.kv_tokens - hidden))
+
+
+def _tiles_of_a_unit(c: Columns, n_units: int, given: Constants) -> FloatArray:
+    """Return how many tiles' worth of queries a unit begins; a lone tile with few queries counts in part.
+
+    Of a CPU's blocks each counts, whatever it holds.
+    """
+    if given["block_queries"]:
+        return np.asarray(np.maximum(1.0, _blocks(c, given) / n_units))
     of_head = c.query_tokens / TILE
     return np.asarray(np.maximum(np.minimum(1.0, of_head), c.batch * c.n_heads * of_head / n_units))
 
