@@ -177,13 +177,13 @@ class TorchGemm(LinearLayer):
 
 
 class TorchAttention(TorchKernel):
-    """Causal self-attention: scores written out, or PyTorch's fused one; ``queries`` 1 is a step that decodes."""
+    """Causal self-attention: scores written out, or PyTorch's fused one."""
 
     name: ClassVar[str] = "torch_attention"
     case: ClassVar[str] = "attention"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """Sequences of 32 to 512 tokens, few heads to many; and one query of each, which looks back on a cache."""
+        """Sequences of 32 to 512 tokens, few heads to many."""
         sizes = [(4, 128, 2), (2, 512, 4), (8, 128, 8), (4, 256, 4)]
         if not quick:
             sizes += [(4, 256, 12), (2, 512, 12)]
@@ -203,7 +203,6 @@ class TorchAttention(TorchKernel):
         ]
         short = {"tokens": 32, "n_heads": 2, "head_dim": 32, "dtype": "float32", "flash": True}
         grids += [{**short, "batch": 64, "pass": which} for which in PASSES]
-        grids += [{**short, "batch": b, "queries": 1, "pass": "forward"} for b in (8, 64)]
         return points(*grids)
 
     def cost(self, dims: Dims) -> Op:
@@ -257,6 +256,22 @@ class TorchAttention(TorchKernel):
         scores = np.where(np.tri(n, t, t - n, dtype=bool), scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return np.asarray(weights / weights.sum(axis=-1, keepdims=True) @ v)
+
+
+class TorchDecodeAttention(TorchAttention):
+    """One query of each sequence, which looks back on a cache of keys and values."""
+
+    name: ClassVar[str] = "torch_decode_attention"
+
+    def grid(self, *, quick: bool) -> Sequence[Dims]:
+        """Few sequences and many."""
+        shape = {"tokens": 32, "n_heads": 2, "head_dim": 32, "queries": 1}
+        same = {"dtype": "float32", "flash": True, "pass": "forward"}
+        return points(*({**shape, **same, "batch": b} for b in (8, 64)))
+
+    def example(self) -> Dims:
+        """Two sequences of five tokens."""
+        return {**super().example(), "queries": 1}
 
 
 class TorchStream(TorchKernel):

@@ -99,8 +99,9 @@ class Attention(Operator[Roofline]):
     """Steps of tiles over the units, reads of keys and values, and what is done once per query.
 
     ``rate_frac`` is the share of the peak rate that products reach between exponentials; ``item_s`` the time to begin
-    and to end a tile of 128 queries, or a core's block of them. ``narrow_gain`` is how much faster products with keys and values narrower than
-    the queries are (fp8 cache, bfloat16 queries): 2 where the kernel narrows the queries, below 1 where it widens keys.
+    and to end a tile of 128 queries, or a core's block of them. ``narrow_gain`` is how much faster products with keys
+    and values narrower than the queries are (fp8 cache, bfloat16 queries): 2 where the kernel narrows the queries,
+    below 1 where it widens keys.
     """
 
     name: ClassVar[str] = "attention"
