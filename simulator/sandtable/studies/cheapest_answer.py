@@ -39,10 +39,16 @@ def answer(found: Found) -> Answer:
 
 
 def _question(found: Found) -> str:
-    limits = " and ".join(text.removeprefix("<= ") for text in found.outcome.study.constraints.values())
+    limits = _limits(found)
     what = "Fastest" if tuple(found.outcome.study.objective) == FASTEST else "Cheapest"
     goal = re.split("[,;]", found.goal)[0]
     return f"{what} way{f' within {limits}' if limits else ''} to {goal}"
+
+
+def _limits(found: Found) -> str:
+    """Return deadline and budget in words, as ``4 h and 500 USD``."""
+    given = (text.removeprefix("<= ").split() for text in found.outcome.study.constraints.values())
+    return " and ".join(units.format_quantity(float(number), unit) for number, unit in given)
 
 
 def _verdict(found: Found, place: int) -> str:
@@ -261,10 +267,8 @@ def check(found: Found) -> None:
 
 def missed(found: Found) -> str:
     """Say that nothing is within the limits, and what comes nearest."""
-    limits = [text.removeprefix("<= ") for text in found.outcome.study.constraints.values()]
-    ends = " and ".join(limits)
     return (
-        f"no configuration ends within {ends}: the cheapest takes {_spent(found, found.front[0])}, "
+        f"no configuration ends within {_limits(found)}: the cheapest takes {_spent(found, found.front[0])}, "
         f"the fastest {_spent(found, found.front[-1])}"
     )
 

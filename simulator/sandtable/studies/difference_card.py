@@ -31,11 +31,20 @@ def difference_answer(
 
 
 def _both(before: str, after: str) -> str:
-    """Return two subjects as one, with an arrow where a part of them changes."""
-    parts = [text.split("; ") for text in (before, after)]
-    if len(parts[0]) != len(parts[1]):
-        return f"{before} → {after}"
-    return "; ".join(old if old == new else f"{old} → {new}" for old, new in zip(*parts, strict=True))
+    """Return two subjects as one, with an arrow where a part of them changes: a clause, or a phrase of its first."""
+    first, *clauses = _paired(before, after, "; ")
+    phrases = ", ".join(_arrow(*pair) for pair in _paired(*first, ", "))
+    return "; ".join((phrases, *(_arrow(*pair) for pair in clauses)))
+
+
+def _paired(before: str, after: str, mark: str) -> list[tuple[str, str]]:
+    """Return the parts of two texts beside each other, whole texts where one has more."""
+    old, new = (text.split(mark) for text in (before, after))
+    return list(zip(old, new, strict=True)) if len(old) == len(new) else [(before, after)]
+
+
+def _arrow(before: str, after: str) -> str:
+    return before if before == after else f"{before} → {after}"
 
 
 def _amounts(before: Prediction, after: Prediction, asked: Mapping[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ def _blamed(error: ConfigError, settings: Mapping[str, str]) -> ConfigError:
     """Return an error about a setting, or about parameters together of which some were set, as one about settings."""
     changed = [dotted for dotted in settings if dotted.startswith("parameters.")]
     if error.path == "parameters" and changed and "parameters" not in settings:
-        return ConfigError(f"--set {', '.join(changed)}: {error.message.removeprefix('parameters.')}")
+        return ConfigError(f"--set {', '.join(changed)}: {error.message.removeprefix('parameters').lstrip('.: ')}")
     return yaml_files.blame(error, settings)
 
 
@@ -138,10 +139,15 @@ def case_of(
         fault = yaml_files.config_error(error, section, file or scenario.name, workload.parameters)
         unknown = any(each["type"] == "extra_forbidden" for each in error.errors())
         rest = f"; 'sandtable show {workload.name}' lists all" if unknown else ""
+        # what several fields have wrong together is shown at the one it begins with, or the most precise name
+        words = re.findall(r"\w+", fault.message)
+        given = [word for word in words if word in section]
+        named = words[0] if words[0] in given else max(given, key=len, default="")
+        joined = "." if fault.path or words[0] in workload.parameters.model_fields else ": "
         raise ConfigError(
-            f"parameters.{fault.message}{rest}",
+            f"parameters{joined}{fault.message}{rest}",
             file=file or scenario.name,
-            line=fault.line,
+            line=fault.line or yaml_files.line_of(section, (named,)),
             path=f"parameters.{fault.path}" if fault.path else "parameters",
         ) from None
     if machine is None:

@@ -49,6 +49,10 @@ def test_weights_are_given_in_any_way(models: Path, weights: tuple[str, ...], ex
     assert value() == expected
 
 
+def test_a_negative_weight_is_a_difference_in_words(models: Path) -> None:
+    assert "1.5 a - 0.5 b," in run_command("soup", "a", "b", "-o", "out", "--weights", "1.5", "-0.5").out
+
+
 def test_models_may_come_after_weights(models: Path) -> None:
     assert run_command("soup", "-o", "out", "--weights", "0.25", "0.75", "a", "b").code == 0
     assert value() == 1.75

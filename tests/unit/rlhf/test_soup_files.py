@@ -303,6 +303,17 @@ def test_models_that_do_not_fit_together_are_a_sentence(two: list[Path], change:
     assert not two[0].with_name("out").exists()
 
 
+def test_another_type_is_refused_with_the_command_that_changes_it(tmp_path: Path) -> None:
+    for name, kind, dtype in (("a", "F16", np.float16), ("b", "F32", np.float32)):
+        write_folder(tmp_path / name, [{"w": (kind, np.ones(3, dtype))}])
+    models = [tmp_path / "a", tmp_path / "b"]
+    told = rf"'w' has type F32, and in .*a F16: write both in one type, with 'sandtable soup {models[1]} {models[1]} "
+    with pytest.raises(ConfigError, match=f"{told}-o NAME --dtype float16'"):
+        soup(models, tmp_path / "out")
+    soup([models[1]] * 2, tmp_path / "c", options=SoupOptions(dtype="float16"))
+    soup([models[0], tmp_path / "c"], tmp_path / "out")
+
+
 def test_tokenizers_are_the_same_however_they_are_written(two: list[Path], tmp_path: Path) -> None:
     with_json("tokenizer.json", padding={"length": 3}, truncation=None)(two[1])
     found = json.loads((two[1] / "tokenizer.json").read_text())

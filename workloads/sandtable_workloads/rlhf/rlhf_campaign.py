@@ -23,6 +23,7 @@ CAMPAIGN_S, CAMPAIGN_USD = "campaign_s", "campaign_usd"
 WORDS = {SFT: "SFT", REWARD: "reward model", SOUP: "soup", "weight_sync": "weight sync"}
 # a phase with less of the time is not named
 LEAST_FRAC, MOST_OTHERS = 0.005, 2
+SOUP_ADDS_S, SOUP_ADDS_USD = "soup_adds_s", "soup_adds_usd"
 
 
 def mean_of(known: Mapping[str, Metric], name: str) -> Metric | None:
@@ -52,7 +53,7 @@ def derived(p: Rlhf, machine: Machine, known: Mapping[str, Metric]) -> dict[str,
     found = {CAMPAIGN_S: _sum([*phases.values()])}
     adds = soup_adds(p, known)
     if adds is not None:
-        found["soup_adds_s"] = adds
+        found[SOUP_ADDS_S] = adds
     iteration = mean_of(known, f"{ITERATION}_s")
     if iteration is not None:
         work = p.rollout_batch if p.method == "ppo" else p.train_batch
@@ -63,7 +64,7 @@ def derived(p: Rlhf, machine: Machine, known: Mapping[str, Metric]) -> dict[str,
         return found
     usd_per_h = machine.price.usd_per_h * n_machines(p, machine)
     found["usd_per_h"] = point(usd_per_h, units.unit_of("usd_per_h"))
-    priced = {CAMPAIGN_USD: found[CAMPAIGN_S]} | ({} if adds is None else {"soup_adds_usd": adds})
+    priced = {CAMPAIGN_USD: found[CAMPAIGN_S]} | ({} if adds is None else {SOUP_ADDS_USD: adds})
     priced |= {} if iteration is None else {"iteration_usd": iteration}
     return found | {name: _times(time, usd_per_h / SECONDS_PER_HOUR, "USD") for name, time in priced.items()}
 
@@ -74,7 +75,10 @@ def n_machines(p: Rlhf, machine: Machine) -> float:
 
 
 def bound(p: Rlhf, known: Mapping[str, Metric]) -> str:
-    """Return which phase bounds the campaign and which others there are, an iteration's parts each for itself."""
+    """Return which phase bounds the campaign, and which others there are, an iteration's parts each for itself.
+
+    Of a campaign with a soup, what that adds stands in place of the smallest of those that are named.
+    """
     phases = {name: metric.value for name, metric in phase_times(p, known).items()}
     whole = sum(phases.values())
     iterations = phases.pop(ITERATION, 0.0)
@@ -85,9 +89,13 @@ def bound(p: Rlhf, known: Mapping[str, Metric]) -> str:
         return ""
     ordered = sorted(phases.items(), key=lambda item: -item[1])
     shares = [(WORDS.get(name, name), part / whole) for name, part in ordered if part > whole * LEAST_FRAC]
-    others = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[1 : 1 + MOST_OTHERS])
-    return f"Bound by {shares[0][0]}, {100 * shares[0][1]:.0f} % of the campaign" + (
-        f" ({others})." if others else "."
+    adds = known.get(SOUP_ADDS_USD) or known.get(SOUP_ADDS_S)
+    n_others = MOST_OTHERS - (adds is not None)
+    others = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[1 : 1 + n_others])
+    return (
+        f"Bound by {shares[0][0]}, {100 * shares[0][1]:.0f} % of the campaign"
+        + (f" ({others})." if others else ".")
+        + (f" The soup adds {units.format_quantity(float(f'{adds.value:.3g}'), adds.unit)}." if adds else "")
     )
 
 

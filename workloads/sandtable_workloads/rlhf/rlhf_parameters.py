@@ -111,6 +111,11 @@ class Rlhf(Frozen):
         "response_length": "answer_tokens",
         "max_new_tokens": "answer_tokens",
         "max_num_seqs": "generation_batch",
+        "actor_num_gpus_per_node": "devices",
+        "critic_num_gpus_per_node": "critic_devices",
+        "ref_num_gpus_per_node": "reference_devices",
+        "reward_num_gpus_per_node": "reward_devices",
+        "vllm_num_engines": "generation_devices",
         "vllm_tensor_parallel_size": "generation_tensor_parallel",
         "zero_stage": "sharding",
         "adam_offload": "offload_optimizer",
@@ -224,6 +229,8 @@ class Rlhf(Frozen):
                 raise ValueError(f"{mean} {getattr(self, mean):g} is more than {most} {getattr(self, most)}")
         if self.reference == "sft" and (self.n_sft or 1) > 1 and self.method == "ppo":
             raise ValueError(f"n_sft {self.n_sft} needs reference soup: one model is no average")
+        if self.reference == "soup" and self.n_sft == 1 and self.method == "ppo":
+            raise ValueError("n_sft 1 gives no soup: leave it out for two models, or set reference to sft")
         return self
 
     @model_validator(mode="after")

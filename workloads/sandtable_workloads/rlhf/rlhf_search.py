@@ -46,7 +46,7 @@ class RlhfSearch(Search[Rlhf]):
             ConfigError: another goal.
         """
         if until:
-            raise ConfigError("rlhf runs until its parameters.total_prompts: leave --until out")
+            raise ConfigError("rlhf runs until its parameters.total_prompts: set those instead of --until")
         p = parameters
         prompts = f"{units.format_count(p.n_iterations * p.rollout_batch)} prompts"
         words = (

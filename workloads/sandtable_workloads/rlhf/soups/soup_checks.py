@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sandtable.errors import ConfigError
 from sandtable_workloads.rlhf.soups.checkpoint_files import Checkpoint
+from sandtable_workloads.rlhf.soups.soup_arithmetic import NAMES
 
 Say = Callable[[str], None]
 
@@ -99,8 +100,17 @@ def _check_tensors(first: Checkpoint, other: Checkpoint) -> None:
         for what, here, there in (("shape", found.shape, tensor.shape), ("type", found.dtype, tensor.dtype)):
             if here != there:
                 raise ConfigError(
-                    f"{name!r} has {what} {_shown(here)}, and in {first.path} {_shown(there)}", file=str(found.file)
+                    f"{name!r} has {what} {_shown(here)}, and in {first.path} {_shown(there)}"
+                    + (_in_one_type(other.path, tensor.dtype) if what == "type" else ""),
+                    file=str(found.file),
                 )
+
+
+def _in_one_type(path: Path, dtype: str) -> str:
+    """Return how a model comes to the type of another: it is averaged with itself."""
+    if dtype not in NAMES:
+        return ""
+    return f": write both in one type, with 'sandtable soup {path} {path} -o NAME --dtype {NAMES[dtype]}'"
 
 
 def _shown(what: object) -> str:

@@ -77,7 +77,7 @@ def answer(found: Soup) -> Answer:
 
 
 def _models(found: Soup) -> str:
-    return " + ".join(f"{weight:.4g} {path}" for path, weight in found.weights.items())
+    return " + ".join(f"{weight:.4g} {path}" for path, weight in found.weights.items()).replace("+ -", "- ")
 
 
 def table(found: Soup) -> Table:
