@@ -307,7 +307,9 @@ def test_another_type_is_refused_with_the_command_that_changes_it(tmp_path: Path
     for name, kind, dtype in (("a", "F16", np.float16), ("b", "F32", np.float32)):
         write_folder(tmp_path / name, [{"w": (kind, np.ones(3, dtype))}])
     models = [tmp_path / "a", tmp_path / "b"]
-    told = rf"'w' has type F32, and in .*a F16: write both in one type, with 'sandtable soup {models[1]} {models[1]} "
+    told = (
+        rf"'w' has type F32, and in .*a F16: write both in one type, with 'sandtable soup {models[1]} {models[1]} "
+    )
     with pytest.raises(ConfigError, match=f"{told}-o NAME --dtype float16'"):
         soup(models, tmp_path / "out")
     soup([models[1]] * 2, tmp_path / "c", options=SoupOptions(dtype="float16"))
