@@ -330,3 +330,17 @@ def test_the_verdict_names_the_kind_that_passes_the_limit() -> None:
     judged = training_memory.verdict({"weights": 4.0, "optimizer": 4.0, "activations": 8.0}, has_bytes=10.0)
     assert (judged.fits, judged.breaks, judged.largest) == (False, "activations", "activations")
     assert training_memory.verdict({"weights": 4.0}, has_bytes=10.0).breaks is None
+
+
+def test_a_gate_of_one_kernel_keeps_what_its_products_put_out() -> None:
+    """Gate, value and product's input for the backward pass; a gate's own output where it is a kernel of its own."""
+    p = SlmTraining(model="llama_3_8b", micro_batch=1, sequence_tokens=4096, precision="mixed_bfloat16")
+    machines = {
+        stack: library.load_machine("dgx_h100", {"stack": stack}) for stack in ("megatron_te", "megatron_core")
+    }
+    kept = {
+        stack: training_memory.layer_memory(p, configuration(p, machine), machine.stack)["activations"]
+        for stack, machine in machines.items()
+    }
+    shape = p.shape
+    assert kept["megatron_te"] - kept["megatron_core"] == pytest.approx(2 * 4096 * shape.n_neurons * shape.n_layers)

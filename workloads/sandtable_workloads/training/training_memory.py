@@ -60,6 +60,7 @@ class Saved:
         rope: Of a query or key before it is turned, which stays where it shares its storage with the values; the fused
             attention keeps those as they are, a plain one's products copy them.
         dropout: Of the mask on what attention and FFN add to the residual.
+        gate: Of what a gate puts out; 0 where gate, value and their product are one kernel.
         score: Of one attention score, where scores go through memory.
         score_work: Of one score beyond that, while one layer's gradients are computed and its FFN's are gone.
         logit: Of one logit at the peak around the loss.
@@ -71,6 +72,7 @@ class Saved:
     norm: Number
     rope: float
     dropout: float
+    gate: float
     score: float
     score_work: float
     logit: float
@@ -96,6 +98,7 @@ class Saved:
             norm=table.get("norm", stream),
             rope=min(table.get("rope", 0.0), item_bytes) * c.flash,
             dropout=table.get("dropout", 0.0),
+            gate=table.get("gate", item_bytes),
             score=table.get("score", 4 + narrow),
             score_work=table.get("score_work", 4.0),
             logit=table.get("logit", 12.0),
@@ -246,7 +249,7 @@ def _gathers_anew(p: SlmTraining) -> bool:
 def layer_activations(c: Configuration, kind: LayerKind, saved: Saved) -> tuple[Number, Number]:
     """Return what one layer keeps of a micro-batch: bytes without the scores of attention, and those of the scores."""
     outside = c.tokens * c.d_model * (c.norms * (saved.norm + c.item_bytes) + 2 * saved.dropout) / norm_split(c)
-    inner = c.tokens * (_attention_kept(c, saved) + _ffn_kept(c, kind)) / c.tensor
+    inner = c.tokens * (_attention_kept(c, saved) + _ffn_kept(c, kind, saved)) / c.tensor
     scores = 0.0 if c.flash else c.batch * c.n_heads * c.sequence * c.sequence / c.context / c.tensor
     return outside + inner, scores * saved.score
 
@@ -265,19 +268,26 @@ def _attention_kept(c: Configuration, saved: Saved) -> Number:
     return kept
 
 
-def _ffn_kept(c: Configuration, kind: LayerKind) -> Number:
+def _ffn_kept(c: Configuration, kind: LayerKind, saved: Saved) -> Number:
     """Return the bytes that an FFN keeps of a token, before tensor parallelism.
 
     A gate keeps its input and output, the value beside it and their product; without one, input and output. Experts
     keep a routed copy of the token for each that it goes to.
     """
-    kept = neurons_used(c, kind) * np.where(np.asarray(c.n_vectors) == 3, 4.0, 2.0) * c.item_bytes
+    kept = neurons_used(c, kind) * np.where(
+        np.asarray(c.n_vectors) == 3, 3 * c.item_bytes + saved.gate, 2 * c.item_bytes
+    )
     return kept + (c.top_k * c.d_model * c.item_bytes * c.tensor if kind.experts else 0.0)
 
 
-def _ffn_gradients(c: Configuration, kind: LayerKind) -> Number:
-    """Return the gradients that are there at once while a layer's FFN is passed backward: of its products' outputs."""
-    return c.tokens * neurons_used(c, kind) * (c.n_vectors - 1) * c.item_bytes / c.tensor
+def _ffn_gradients(c: Configuration, kind: LayerKind, saved: Saved) -> Number:
+    """Return the gradients that are there at once while a layer's FFN is passed backward: of its products' outputs.
+
+    A gate that is one kernel reads its own gradient while it writes those. The residual stream's is there all the time.
+    """
+    of_products = c.n_vectors - np.where((np.asarray(c.n_vectors) == 3) & (saved.gate == 0), 0.0, 1.0)
+    inner = c.tokens * neurons_used(c, kind) * of_products * c.item_bytes / c.tensor
+    return inner + c.tokens * c.d_model * c.item_bytes / norm_split(c)
 
 
 def activations(c: Configuration, saved: Saved, place: Place) -> dict[str, Number]:
@@ -303,7 +313,7 @@ def activations(c: Configuration, saved: Saved, place: Place) -> dict[str, Numbe
         scores = scores + share * (1 - again) * np.where(core, 0.0, core_bytes)
         anew = np.where((again > 0) & ~(second & (odd == 0)), rest + core_bytes, np.where(core, core_bytes, 0.0))
         in_work = core_bytes * saved.score_work / saved.score
-        work = np.maximum(work, anew + np.maximum(in_work, _ffn_gradients(c, kind)))
+        work = np.maximum(work, anew + np.maximum(in_work, _ffn_gradients(c, kind, saved)))
     return {"activations": kept, "attention scores": scores, "recomputed layer": work}
 
 
@@ -375,6 +385,8 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
     missing = held["gradients"] - stays
     own = float(c.offload_optimizer == "none")
     of_head = place.head * c.tokens * c.d_model * (saved.norm + c.item_bytes) / norm_split(c)
+    # a device of a group that splits the stream needs all of it for its part of the logits
+    of_head = of_head + np.where(norm_split(c) > 1, place.head * c.tokens * c.d_model * c.item_bytes, 0.0)
     yield (
         always
         | kept
