@@ -156,7 +156,7 @@ def test_many_products_in_one_call_cost_what_they_cost_alone() -> None:
     assert together == pytest.approx(alone)
 
 
-@pytest.mark.parametrize(("sheet", "slowest"), [(OLDER, 3.0), (SHEET, 6.0)])
+@pytest.mark.parametrize(("sheet", "slowest"), [(OLDER, 5.0), (SHEET, 8.0)])
 def test_rows_that_start_at_odd_elements_cost_a_multiple(sheet: Roofline, slowest: float) -> None:
     """A width of 4147 in 16 bits, as an FFN of int(2.7 D) has, against 4144 (whole 16 bytes) and 4146."""
     whole, even, odd = (seconds(16384, n, 1536, sheet=sheet) for n in (4144, 4146, 4147))
@@ -170,8 +170,14 @@ def test_rows_that_start_at_odd_elements_cost_a_multiple(sheet: Roofline, slowes
     assert wide[1] == pytest.approx(wide[0], rel=0.05)
 
 
-def test_older_instructions_are_all_that_an_older_device_has() -> None:
-    assert seconds(16384, 4146, 1536, sheet=OLDER) == pytest.approx(
-        seconds(16384, 4144, 1536, sheet=OLDER), rel=0.01
+def test_loads_weigh_more_the_faster_a_device_multiplies() -> None:
+    """Elements loaded two by two: published as triple the time of a head on Hopper (see `devices/families/gpu.yaml`)."""
+    older, newer = (
+        seconds(16384, 4146, 1536, sheet=sheet) / seconds(16384, 4144, 1536, sheet=sheet) for sheet in (OLDER, SHEET)
     )
-    assert seconds(16384, 4146, 1536) > 1.5 * seconds(16384, 4144, 1536)
+    assert 1.2 < older < newer
+    assert newer == pytest.approx(3.0, rel=0.2)
+
+
+def test_a_vector_has_no_rows_that_start_anywhere() -> None:
+    assert seconds(16384, 1, 1536) < 1.5 * seconds(16384, 8, 1536)

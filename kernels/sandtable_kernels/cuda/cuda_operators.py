@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
 from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, MemoryBoundShape
+from sandtable_kernels.cuda import cuda_counts
 from sandtable_kernels.cuda.cuda_pool import CudaTimer
 from sandtable_kernels.pytorch import eager
 from sandtable_kernels.pytorch.torch_operators import (
@@ -32,8 +33,6 @@ from sandtable_kernels.support import Array, seeded
 
 SOFTWARE = "pytorch_cuda"
 PRODUCTS = ("forward", "backward_data", "backward_weight")
-# root-mean-square norm as one kernel: read, written; backward its input and gradients twice, for the gain's gradient
-FUSED_NORM = ((2, 1), (5, 2))
 # tensors and elements that one launch of a fused optimiser takes: four lists a tensor, 320 blocks of 65536 elements
 # (PyTorch, aten/src/ATen/native/cuda/MultiTensorApply.cuh)
 TENSORS_PER_LAUNCH, ITEMS_PER_LAUNCH = 36, 320 * 65536
@@ -164,11 +163,9 @@ class CudaStream(CudaKernel, TorchStream):
         return there(super().cost(dims))
 
     def traffic(self, dims: Dims) -> eager.Traffic:
-        """The norm is one kernel, and two backward."""
-        if dims["case"] != "norm":
-            return super().traffic(dims)
-        passes, kernels = FUSED_NORM[dims["pass"] == "backward"]
-        return eager.Traffic(passes * dims["n_tokens"] * dims["width"] * ITEM_BYTES[dims["dtype"]], kernels)
+        """Counted for CUDA; see `cuda_counts`."""
+        n_elements, item = dims["n_tokens"] * dims["width"], ITEM_BYTES[dims["dtype"]]
+        return cuda_counts.traffic(dims["case"], n_elements, item, backward=dims["pass"] == "backward")
 
 
 class CudaEmbedding(CudaKernel, TorchEmbedding):
@@ -202,13 +199,14 @@ class CudaAdamW(CudaKernel, TorchAdamW):
         n, tensors = dims["n_params"], dims["n_tensors"]
         launches = 1 + math.ceil(tensors / TENSORS_PER_LAUNCH) + math.ceil(n / ITEMS_PER_LAUNCH)
         moved = eager.adamw(n, tensors, ITEM_BYTES[dims["dtype"]]).n_bytes
+        roots = cuda_counts.traffic("adamw", n, ITEM_BYTES[dims["dtype"]]).n_special
         return Op(
             name="optimizer",
             operator="memory_bound",
             account="compute",
             dtype=dims["dtype"],
             bytes_read=moved,
-            shape=MemoryBoundShape(moved, launches),
+            shape=MemoryBoundShape(moved, launches, roots),
             on="accelerator",
         )
 

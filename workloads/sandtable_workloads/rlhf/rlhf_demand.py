@@ -69,8 +69,8 @@ def configuration(
     run = p.training(role, batch=batch, tokens=tokens, devices=devices)
     per_machine = layout.devices_per_machine(machine, run.devices)
     widened = layout.is_widened(run, machine)
-    on_host = machine.accelerator is None
-    c = configuration_of(run, p.shape_of(role), per_machine, on_host=on_host, widened=widened)
+    on_host, joined = machine.accelerator is None, layout.is_joined(machine)
+    c = configuration_of(run, p.shape_of(role), per_machine, on_host=on_host, widened=widened, joined=joined)
     return replace(c, vocabulary=1) if role in SCALAR else c
 
 

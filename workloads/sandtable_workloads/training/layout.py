@@ -33,6 +33,11 @@ def is_widened(parameters: SlmTraining, machine: Machine) -> bool:
     return type_without_units(parameters, machine) in EMULATED
 
 
+def is_joined(machine: Machine) -> bool:
+    """Return whether the machine's software makes one product of gate and up projection."""
+    return machine.stack is not None and "gemm.joined up" in machine.stack.datasheet.efficiency
+
+
 def notes(parameters: SlmTraining, machine: Machine) -> tuple[str, ...]:
     """Say what is slower than the precision's name promises, and what of the model is left out or only held."""
     of_model = parameters.shape.notes

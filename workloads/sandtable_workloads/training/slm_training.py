@@ -136,6 +136,7 @@ def configuration(parameters: SlmTraining, machine: Machine) -> Configuration:
         per_machine,
         on_host=machine.accelerator is None,
         widened=layout.is_widened(parameters, machine),
+        joined=layout.is_joined(machine),
     )
 
 

@@ -28,6 +28,8 @@ from sandtable_workloads.training.step_numbers import CHECKPOINTING, EVERY_SECON
 AS_COUNTED = OpEfficiency()  # of work that a stack file says nothing of
 # bytes of an element of a type that is widened
 NARROW_BYTES = 2.0
+# rows of so many 16-bit elements start at whole 16 bytes
+ALIGNED_ELEMENTS = 8
 # steps of the iteration that makes a matrix orthogonal
 ITERATIONS = 5
 # weights of one layer that an optimiser has a kernel for each: seven products and two norms
@@ -71,12 +73,21 @@ class Software:
 
     def memory_bound(self, name: str, n_bytes: Number, c: Configuration, n_kernels: Number = 1.0) -> Demand:
         """Return element-wise work that has to move ``n_bytes`` at least, in ``n_kernels`` kernels at least."""
-        found = self.table.get(f"memory_bound.{name}", AS_COUNTED)
+        found = self._counted(name, c) or AS_COUNTED
         special = found.special * n_bytes / c.item_bytes
         layers = c.n_layers / c.pipeline
         calls = n_kernels * found.calls + layers * found.calls_per_layer
         shape = operator_shapes.MemoryBoundShape(n_bytes * found.traffic, calls, special)
         return Demand(name=name, operator="memory_bound", shape=shape, dtype=c.dtype)
+
+    def stated(self, name: str, n_bytes: Number, c: Configuration, n_kernels: Number = 1.0) -> list[Demand]:
+        """Return work that only software does whose file counts it."""
+        return [self.memory_bound(name, n_bytes, c, n_kernels)] if self._counted(name, c) else []
+
+    def _counted(self, name: str, c: Configuration) -> OpEfficiency | None:
+        """Return what the file says of a composite in this run's types, or in any."""
+        own, types = f"memory_bound.{name}", "autocast" if c.autocast else c.dtype
+        return self.table.get(f"{own}.{types}", self.table.get(own))
 
 
 def gemm(
@@ -112,8 +123,11 @@ def backward_of(product: Demand) -> Iterator[Demand]:
     """Yield the gradients of a product with respect to its input and to its weights."""
     p: operator_shapes.GemmShape = product.shape
     yield replace(product, shape=p._replace(n=p.k, k=p.n))
-    # weights lie as they do in the forward pass: k rows of n, summed over the m tokens
-    yield replace(product, shape=p._replace(m=p.k, k=p.m))
+    # weights lie as they do in the forward pass: k rows of n, summed over the m tokens. Rows of both operands are read,
+    # and laws look at those of n
+    turned = np.asarray(p.k) % ALIGNED_ELEMENTS > 0
+    rows, columns = (np.where(turned, one, other) for one, other in ((p.n, p.k), (p.k, p.n)))
+    yield replace(product, shape=p._replace(m=rows, n=columns, k=p.m))
 
 
 # --- one layer -----------------------------------------------------------------------------------------------
@@ -145,7 +159,8 @@ def ffn_products(c: Configuration, kind: LayerKind) -> list[Demand]:
     """Return the products of one layer's FFN, or those around its experts: router and shared experts."""
     t = c.tokens
     neurons = c.shared_neurons if kind.experts else c.n_neurons
-    up = replace(gemm("ffn up", c, t, neurons / c.tensor, c.d_model), times=c.n_vectors - 1)
+    together, apart = (c.n_vectors - 1, 1.0) if c.joined else (1.0, c.n_vectors - 1)
+    up = replace(gemm("ffn up", c, t, together * neurons / c.tensor, c.d_model), times=apart)
     down = gemm("ffn down", c, t, c.d_model, neurons / c.tensor)
     if not kind.experts:
         return [up, down]
@@ -208,6 +223,7 @@ def forward_streams(c: Configuration, kind: LayerKind, software: Software) -> li
     used = neurons_used(c, kind)
     found = [
         software.memory_bound("norm", c.norms * 2 * wide * b, c, c.norms),
+        *software.stated("casts", c.norms * 2 * wide * b, c, c.norms),
         software.memory_bound("residual", 2 * 3 * wide * b, c, 2.0),
         software.memory_bound("activation", c.tokens * used * c.n_vectors * b / c.tensor, c),
     ]
@@ -223,6 +239,7 @@ def backward_streams(c: Configuration, kind: LayerKind, software: Software) -> l
     used = neurons_used(c, kind)
     found = [
         software.memory_bound("norm backward", c.norms * 3 * wide * b, c, c.norms),
+        *software.stated("casts backward", c.norms * 2 * wide * b, c, c.norms),
         software.memory_bound("residual backward", 2 * 3 * wide * b, c, 2.0),
         software.memory_bound("activation backward", c.tokens * used * (2 * c.n_vectors - 1) * b / c.tensor, c),
     ]
@@ -247,8 +264,14 @@ def layer_forward(c: Configuration, kind: LayerKind, software: Software) -> list
     products = layer_products(c, kind)
     routing = [_routing(c, software)] if kind.experts else []
     streams = [*casts(products, c, software, backward=False), *routing, *forward_streams(c, kind, software)]
+    streams += software.stated("weights", _weights(products) * c.item_bytes, c)
     sent = layer_communication(c, kind, backward=False)
     return [*products, attention(c, kind, 1.0, software), *streams, *sent]
+
+
+def _weights(products: Sequence[Demand]) -> Number:
+    """Return the elements of the weights that products are with."""
+    return sum(p.times * p.shape.batch * p.shape.n * p.shape.k for p in products)
 
 
 def layer_products(c: Configuration, kind: LayerKind) -> list[Demand]:
@@ -265,6 +288,7 @@ def layer_backward(c: Configuration, kind: LayerKind, software: Software) -> lis
         products.append(_routing(c, software))
     core = attention(c, kind, BACKWARD_PASSES, software)
     products.append(_gradient_copy(c, kind, software))
+    products += software.stated("weights backward", _weights(forward) * c.item_bytes, c)
     return [*products, core, *backward_streams(c, kind, software), *layer_communication(c, kind, backward=True)]
 
 
@@ -379,14 +403,19 @@ def head_forward(c: Configuration, software: Software) -> list[Demand]:
     """Return the output projection and the loss of a micro-batch."""
     logits = c.tokens * c.vocabulary / c.tensor
     norm = software.memory_bound("norm", 2 * c.tokens * c.d_model * c.item_bytes, c)
-    return [norm, _head(c), software.memory_bound("loss", logits * c.item_bytes, c)]
+    head = _head(c)
+    cast = software.stated("weights", _weights([head]) * c.item_bytes, c)
+    return [norm, *cast, head, software.memory_bound("loss", logits * c.item_bytes, c)]
 
 
 def head_backward(c: Configuration, software: Software) -> list[Demand]:
     """Return the backward pass of loss and output projection."""
     logits = c.tokens * c.vocabulary / c.tensor
     norm = software.memory_bound("norm backward", 3 * c.tokens * c.d_model * c.item_bytes, c)
-    return [software.memory_bound("loss backward", 2 * logits * c.item_bytes, c), *backward_of(_head(c)), norm]
+    head = _head(c)
+    cast = software.stated("weights backward", _weights([head]) * c.item_bytes, c)
+    loss = software.memory_bound("loss backward", 2 * logits * c.item_bytes, c)
+    return [loss, *backward_of(head), *cast, norm]
 
 
 def held_params(c: Configuration) -> Number:

@@ -37,6 +37,11 @@ class Configuration:
 
     ``sharing`` processes have one device together: the ranks of a run on a CPU, which share its cores.
 
+    ``autocast`` operators change types as PyTorch's mixed precision has it: weights and the residual stream stay in
+    float32, and products are narrow.
+
+    ``joined`` gate and up projection are one product.
+
     ``widened`` the device has no units for ``dtype`` and computes in float32, see `computed`.
 
     Of each parameter, the optimiser's step moves ``state_bytes``, keeps ``held_state_bytes`` of states and copies
@@ -48,6 +53,8 @@ class Configuration:
 
     dtype: str
     gemm_dtype: str
+    autocast: bool
+    joined: bool
     widened: bool
     optimizer: str
     offload_optimizer: str
@@ -140,9 +147,17 @@ def product_dtype(parameters: SlmTraining) -> str:
 
 
 def configuration_of(
-    parameters: SlmTraining, shape: ModelShape, per_machine: int, *, on_host: bool = False, widened: bool = False
+    parameters: SlmTraining,
+    shape: ModelShape,
+    per_machine: int,
+    *,
+    on_host: bool = False,
+    widened: bool = False,
+    joined: bool = False,
 ) -> Configuration:
-    """Return the numbers of one run on machines with ``per_machine`` devices each, ``widened`` as in `Configuration`.
+    """Return the numbers of one run on machines with ``per_machine`` devices each.
+
+    ``widened`` and ``joined`` as in `Configuration`.
 
     ``on_host`` its devices are processes of one CPU: they share it, and what they send to each other is copied by the
     cores that compute, so that computing hides none of it.
@@ -153,6 +168,8 @@ def configuration_of(
     return Configuration(
         dtype=dtype,
         gemm_dtype=product_dtype(parameters),
+        autocast=parameters.precision.startswith("mixed") and not parameters.sharding.startswith("fsdp"),
+        joined=joined,
         widened=widened,
         flash=parameters.attention == "flash",
         sharding_kind="ddp" if parameters.sharding == "ddp" else "sharded",

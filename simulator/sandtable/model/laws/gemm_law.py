@@ -24,9 +24,10 @@ THIN_TILES = ((16, 64), (16, 128), (32, 64), (32, 128))
 SPLITS = (1, 2, 3, 4)
 # depth that one step of a kernel's main loop takes
 DEPTH = 64
-# bytes in which rows must start for the quickest kernels; rows that start at odd elements are loaded one by one, and
-# between the products instead of beside them
+# bytes in which rows must start for the quickest kernels
 ALIGNED_BYTES = 16.0
+# elements of the smallest tile of a product whose rows start elsewhere (CUTLASS's kernels for older devices)
+LEAST_UNALIGNED = 128 * 128
 # partial sums are kept in float32, written once and read once
 PARTIAL_BYTES = 8.0
 
@@ -104,13 +105,16 @@ class Gemm(PlainOperator):
         moved = batch * (form.weight * n * k + form.activation * m * k + output_bytes(dtype) * m * n)
         choices = _choices(form, split=dtype not in FORMATS)
         rows, cols, parts = (axis[:, None] for axis in choices.T)
+        share = _alignment(device, dtype, n, k, given)
         tiles = np.ceil(m / rows) * np.ceil(n / cols) * batch * parts
         depth = np.ceil(k / parts / DEPTH) * DEPTH
         unit_flops_per_s = _rate(device, constants, dtype, form, given) / device.n_units
-        reached = unit_flops_per_s * _alignment(device, dtype, n, k, given)
+        reached = unit_flops_per_s * share
         working = 2 * depth * (rows * cols + given["edge"] * (rows + cols)) / reached
         slowest = given["clocks_per_depth"] * depth / device.clock_hz if device.clock_hz else 0.0
         computing = np.ceil(tiles / device.n_units) * (np.maximum(working, slowest) + constants["tile_s"])
+        # kernels for rows that are not aligned have large tiles only
+        computing = np.where((share < 1) & (rows * cols < LEAST_UNALIGNED), np.inf, computing)
         split = parts > 1
         streaming = (moved + split * PARTIAL_BYTES * m * n * batch) / bandwidth
         times = overlapped(computing, streaming, given["overlap"])
@@ -146,18 +150,20 @@ def output_bytes(dtype: str) -> float:
 def _alignment(device: Roofline, dtype: str, n: FloatArray, k: FloatArray, given: Constants) -> FloatArray:
     """Return the share of the rate that is left where rows of operands do not start at whole 16 bytes.
 
-    Tables and kernels for tensor units take aligned rows; others are loaded in smaller pieces, and on devices whose
-    full rate needs asynchronous copies of tiles, with the instructions of older ones.
+    Tables and kernels for tensor units take aligned rows. Others run on the instructions of older devices, beside which
+    their elements are loaded two by two, or one by one where rows start at odd elements (CUTLASS's kernels ``align2``
+    and ``align1``). The same loads take a larger share of a unit's time the faster it multiplies.
     """
     item = DTYPE_BYTES[dtype]
     if device.family != "gpu" or dtype in FORMATS or item != WIDE_BYTES or not device.clock_hz:
         return np.ones_like(n)
-    aligned = (n * item % ALIGNED_BYTES == 0) & (k * item % ALIGNED_BYTES == 0)
-    odd = (n % 2 == 1) | (k % 2 == 1)
+    # a vector has no rows
+    aligned = (n * item % ALIGNED_BYTES == 0) & (k * item % ALIGNED_BYTES == 0) | (n <= 1) | (k <= 1)
+    elements = np.where((n % 2 == 1) | (k % 2 == 1), 1.0, 2.0)
     full = device.peak(dtype) / (device.n_units * device.clock_hz)
-    plain = min(1.0, given["plain_flops_per_clock"] / full)
-    one_by_one = 1 / (1 / plain + full / given["odd_flops_per_clock"])
-    return np.where(aligned, 1.0, np.where(odd, one_by_one, plain))
+    multiplying = np.full_like(elements, max(1.0, full / given["plain_flops_per_clock"]))
+    loading = full / (given["odd_flops_per_clock"] * elements)
+    return np.where(aligned, 1.0, 1 / overlapped(multiplying, loading, given["overlap"]))
 
 
 def _rate(device: Roofline, constants: Constants, dtype: str, form: Format, given: Constants) -> float:
