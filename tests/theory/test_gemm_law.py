@@ -171,9 +171,10 @@ def test_rows_that_start_at_odd_elements_cost_a_multiple(sheet: Roofline, slowes
 
 
 def test_loads_weigh_more_the_faster_a_device_multiplies() -> None:
-    """Elements loaded two by two: published as triple the time of a head on Hopper (see `devices/families/gpu.yaml`)."""
+    """Elements loaded two by two: triple the time of a head on Hopper, see `devices/families/gpu.yaml`."""
     older, newer = (
-        seconds(16384, 4146, 1536, sheet=sheet) / seconds(16384, 4144, 1536, sheet=sheet) for sheet in (OLDER, SHEET)
+        seconds(16384, 4146, 1536, sheet=sheet) / seconds(16384, 4144, 1536, sheet=sheet)
+        for sheet in (OLDER, SHEET)
     )
     assert 1.2 < older < newer
     assert newer == pytest.approx(3.0, rel=0.2)

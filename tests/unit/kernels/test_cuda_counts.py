@@ -13,7 +13,7 @@ from sandtable.hardware import Stack, library
 from sandtable_kernels.cuda import cuda_counts
 
 PROFILE = Path(__file__).parents[2] / "fixtures" / "gpu_h100" / "step_profile.json"
-LAYERS, T, D, I, HEADS = 19, 4096, 1920, 5184, 60
+LAYERS, WIDTH, NEURONS, HEADS = 19, 1920, 5184, 60
 NARROW, MIXED = ("slm_1b", 4, "bfloat16"), ("slm_1b", 8, "mixed_bfloat16")
 
 # composite, whether backward, bytes per element that the plan counts in 16 bits; norms of a float32 stream and the sums
@@ -62,9 +62,8 @@ def _runs() -> list[dict[str, Any]]:
 
 def calls(run: tuple[str, int, str], op: str, *sizes: int) -> float:
     """Return how often a step calls an operator whose first shape is of these sizes, sequences of 1024 tokens first."""
-    model, batch, precision = run
     profile = next(r for r in _runs() if (r["model"], r["micro_batch"], r["precision"]) == run)
-    start = f"[[{', '.join(map(str, (batch, 1024, *sizes)))}]" if sizes else "["
+    start = f"[[{', '.join(map(str, (run[1], 1024, *sizes)))}]" if sizes else "["
     return float(sum(o["count"] for o in profile["ops"] if o["op"] == op and o["shapes"].startswith(start)))
 
 
@@ -75,7 +74,7 @@ def kernels(composite: str, *, autocast: bool = False) -> float:
 
 
 def test_a_profile_shows_as_many_kernels() -> None:
-    gated = sum(calls(NARROW, op, I) for op in ("aten::silu", "aten::mul", "aten::silu_backward"))
+    gated = sum(calls(NARROW, op, NEURONS) for op in ("aten::silu", "aten::mul", "aten::silu_backward"))
     turned = calls(NARROW, "aten::copy_", HEADS, 64) + calls(NARROW, "aten::mul", HEADS, 32)
     # the table is conjugated each time; three gradients are joined: of two halves, of queries and keys, of all heads
     joined, tables = calls(NARROW, "aten::cat"), LAYERS
@@ -83,8 +82,10 @@ def test_a_profile_shows_as_many_kernels() -> None:
 
 
 def test_autocast_changes_types_as_often_as_counted() -> None:
-    stream, n_norms = calls(MIXED, "aten::copy_", D), 2 * LAYERS + 1
+    stream, n_norms = calls(MIXED, "aten::copy_", WIDTH), 2 * LAYERS + 1
     # the last norm's gradient meets no sum
     assert stream == n_norms * kernels("casts", autocast=True) - 1
-    assert calls(MIXED, "aten::add", D) + calls(MIXED, "aten::add_", D) == 2 * LAYERS * kernels("add", autocast=True)
-    assert calls(NARROW, "aten::copy_", D) == 0
+    assert calls(MIXED, "aten::add", WIDTH) + calls(MIXED, "aten::add_", WIDTH) == 2 * LAYERS * kernels(
+        "add", autocast=True
+    )
+    assert calls(NARROW, "aten::copy_", WIDTH) == 0
