@@ -271,7 +271,8 @@ def layer_forward(c: Configuration, kind: LayerKind, software: Software) -> list
 
 def _weights(products: Sequence[Demand]) -> Number:
     """Return the elements of the weights that products are with."""
-    return sum(p.times * p.shape.batch * p.shape.n * p.shape.k for p in products)
+    found: Number = sum(p.times * p.shape.batch * p.shape.n * p.shape.k for p in products)
+    return found
 
 
 def layer_products(c: Configuration, kind: LayerKind) -> list[Demand]:
