@@ -1,14 +1,15 @@
 """Time this machine's kernels over their grids.
 
 Points are visited in shuffled order in several passes, so that a slow minute of the machine spreads over all of them,
-and how far the passes lie apart becomes part of every interval.
+and how far the passes lie apart becomes part of every interval. What other programs disturbed is timed again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from sandtable.calibration.calibrated import describe
 from sandtable.calibration.gpu import recordings
 from sandtable.calibration.point_log import PointLog
 from sandtable.calibration.timing import Timing, unfit
+from sandtable.calibration.visits import LEAST_CALM, MOST_MORE, Point, Visit
 from sandtable.demand.kernel import Dims, Kernel, KernelContext, kernels
 from sandtable.errors import ConfigError, DoesNotFit, UnknownName
 from sandtable.runs import measure
+from sandtable.system import contention
 from sandtable.workload.progress import Step
 
 PARTS = ("storage", "memory", "compute")
@@ -31,6 +34,12 @@ OPERATOR_CALLS = 40
 # first touches: a file of its own for every point, and few enough calls that each still finds untouched regions
 FRESH_FILE_BYTES = 512 << 20
 FRESH_REPEATS = 8
+# time beyond the budget for points that are not settled, and which part of it may pass in waiting for a calm moment
+MORE_FRAC = 0.5
+PATIENT_FRAC = 0.5
+PATIENT_S = 60.0
+# a change of a point's time that is worth another fit
+CHANGED_FRAC = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,8 @@ class Settings:
     """What to measure, where, and for how long.
 
     ``budget_s`` is the time for all measurements together, those of operators aside, of which each part has
-    ``operator_budget_s``; ``passes`` is how often each point is visited. What ``log`` knows is not timed again.
+    ``operator_budget_s``, and `MORE_FRAC` of it more on a machine that others disturb; ``passes`` is how often each
+    point is visited if nobody does. What ``log`` knows is not timed again.
     """
 
     folder: Path
@@ -90,45 +100,114 @@ def needs_base(parts: Iterable[str]) -> str:
     )
 
 
-def observe(settings: Settings) -> list[Timing]:
-    """Measure every calibrating kernel over its grid, in shuffled passes, within the budget."""
-    context = KernelContext(
-        folder=settings.folder, seed=settings.seed, n_threads=measure.threads(), file_bytes=settings.file_bytes
-    )
+class Observation:
+    """The calibrating kernels of some parts, timed over their grids: first in passes, then again where it is needed.
+
+    A point is visited again while other programs disturbed it or its visits disagree, in up to `MORE_FRAC` of the
+    budget more; before it is, the machine gets some time to become calm.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.points = [
+            Point(kernel, dims)
+            for kernel in kernels().values()
+            if kernel.calibrates in settings.only
+            # memory and compute points take milliseconds; only storage is worth a smaller grid
+            for dims in kernel.grid(quick=settings.quick and kernel.calibrates not in ("memory", "compute"))
+        ]
+        self.context = KernelContext(
+            folder=settings.folder, seed=settings.seed, n_threads=measure.threads(), file_bytes=settings.file_bytes
+        )
+        self.round = ",".join(settings.only)
+        self.begin = time.perf_counter() - (0.0 if settings.log is None else settings.log.elapsed_s(self.round))
+        self.rng = np.random.default_rng(settings.seed)
+        self.patience_s = min(PATIENT_S, PATIENT_FRAC * MORE_FRAC * settings.budget_s)
+
+    @property
+    def timings(self) -> list[Timing]:
+        """What was timed, by point."""
+        return [point.timing for point in self.points]
+
+    @cached_property
+    def _stream(self) -> Callable[[], object]:
+        return measure.stream_through()
+
+    def visit_all(self) -> None:
+        """Visit every point in several shuffled passes, within the budget."""
+        settings, n_points = self.settings, len(self.points)
+        for index in range(settings.passes):
+            order = [
+                int(i) for i in self.rng.permutation(n_points) if index == 0 or not self.points[int(i)].kernel.once
+            ]
+            for position, item in enumerate(order):
+                done = index * n_points + position
+                left = settings.budget_s - self._elapsed_s()
+                share_s = left / max(1, settings.passes * n_points - done)
+                self._visit(self.points[item], share_s, Step("", done, settings.passes * n_points))
+            if self._elapsed_s() > settings.budget_s * (index + 1.3) / (index + 1) and index >= 1:
+                break
+
+    def settle(self) -> None:
+        """Visit again what is not settled, those first that were never calm, until all is or the time is over."""
+        most = max((len(point.visits) for point in self.points), default=0) + MOST_MORE
+        while unsettled := [p for p in self.points if not self._is_settled(p) and len(p.visits) < most]:
+            order = [unsettled[int(i)] for i in self.rng.permutation(len(unsettled))]
+            order.sort(key=lambda point: any(visit.is_calm for visit in point.visits))
+            if not self.again(order):
+                break
+
+    def again(self, points: Sequence[Point]) -> bool:
+        """Visit points once more, calm moments first waited for; returns whether there was time for all of them."""
+        settings = self.settings
+        share_s = settings.budget_s / max(1, settings.passes * len(self.points))
+        for position, point in enumerate(points):
+            if self._elapsed_s() > settings.budget_s * (1 + MORE_FRAC):
+                return False
+            self.patience_s -= contention.wait_for_calm(self.patience_s)
+            self._visit(point, share_s, Step("again: ", position, len(points)))
+        return True
+
+    def doubt(self, points: Sequence[Point]) -> bool:
+        """Visit once more what lies far from its neighbours, and until it settles; returns whether any time changed."""
+        before = [point.timing.seconds for point in points]
+        self.again(points)
+        self.settle()
+        changes = [point.timing.seconds / seconds for point, seconds in zip(points, before, strict=True)]
+        return any(abs(np.log(change)) > CHANGED_FRAC for change in changes)
+
+    def _is_settled(self, point: Point) -> bool:
+        least = 1 if point.kernel.once else min(LEAST_CALM, self.settings.passes)
+        return point.is_settled(least)
+
+    def _elapsed_s(self) -> float:
+        return time.perf_counter() - self.begin
+
+    def _visit(self, point: Point, share_s: float, step: Step) -> None:
+        log, index = self.settings.log, len(point.visits)
+        known = None if log is None else log.known(index, point.kernel.name, point.dims)
+        if known is None:
+            text = f"{step}{point.kernel.name} {describe(point.dims)}"
+            self.settings.progress(Step(text, step.done, step.total))
+            known = self._timed(point, share_s)
+            if log is not None:
+                log.add(self.round, self._elapsed_s(), index, point.kernel.name, point.dims, known)
+        point.visits.append(known)
+
+    def _timed(self, point: Point, share_s: float) -> Visit:
+        before = contention.core_time()
+        seconds = _samples(point.kernel, point.dims, self.context, share_s, self._stream)
+        return Visit(seconds, contention.lost_frac(before, contention.core_time()))
+
+
+def observe(settings: Settings) -> Observation:
+    """Measure every calibrating kernel over its grid, until all points are settled or the budget ends."""
     settings.folder.mkdir(parents=True, exist_ok=True)
     check_space(settings.folder, settings.file_bytes, settings.only)
-    work = [
-        (kernel, dims)
-        for kernel in kernels().values()
-        if kernel.calibrates in settings.only
-        # memory and compute points take milliseconds; only storage is worth a smaller grid
-        for dims in kernel.grid(quick=settings.quick and kernel.calibrates not in ("memory", "compute"))
-    ]
-    if not work:
-        return []
-    passes: list[list[list[float]]] = [[] for _ in work]
-    rng = np.random.default_rng(settings.seed)
-    stream = measure.stream_through()
-    log, round_ = settings.log, ",".join(settings.only)
-    begin = time.perf_counter() - (0.0 if log is None else log.elapsed_s(round_))
-    for index in range(settings.passes):
-        order = [int(item) for item in rng.permutation(len(work)) if index == 0 or not work[int(item)][0].once]
-        for position, item in enumerate(order):
-            kernel, dims = work[item]
-            known = None if log is None else log.known(index, kernel.name, dims)
-            if known is not None:
-                passes[item].append(known)
-                continue
-            done = index * len(work) + position
-            left = settings.budget_s - (time.perf_counter() - begin)
-            share = left / max(1, settings.passes * len(work) - done)
-            settings.progress(Step(f"{kernel.name} {describe(dims)}", done, settings.passes * len(work)))
-            passes[item].append(_samples(kernel, dims, context, share, stream))
-            if log is not None:
-                log.add(round_, time.perf_counter() - begin, index, kernel.name, dims, passes[item][-1])
-        if time.perf_counter() - begin > settings.budget_s * (index + 1.3) / (index + 1) and index >= 1:
-            break
-    return [Timing.of_kernel(kernel, dims, calls) for (kernel, dims), calls in zip(work, passes, strict=True)]
+    observation = Observation(settings)
+    observation.visit_all()
+    observation.settle()
+    return observation
 
 
 def _samples(

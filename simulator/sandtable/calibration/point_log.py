@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sandtable.calibration.visits import Visit
 from sandtable.demand.kernel import Dims
 from sandtable.errors import ConfigError
 from sandtable.system import atomic_files, checksums
@@ -24,11 +26,11 @@ class PointLog:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], lines: Sequence[str]) -> None:
         self.path, self.settings = path, settings
-        self._seconds: dict[str, list[float]] = {}
+        self._visits: dict[str, Visit] = {}
         self._elapsed: dict[str, float] = {}
         for line in lines:
             found = json.loads(line)
-            self._seconds[found["point"]] = found["seconds"]
+            self._visits[found["point"]] = Visit(found["seconds"], found["lost_frac"])
             self._elapsed[found["round"]] = found["elapsed_s"]
 
     @classmethod
@@ -55,23 +57,23 @@ class PointLog:
     @property
     def n_points(self) -> int:
         """Visits that are kept."""
-        return len(self._seconds)
+        return len(self._visits)
 
     def elapsed_s(self, round_: str) -> float:
         """Return the seconds that a round has taken so far."""
         return self._elapsed.get(round_, 0.0)
 
-    def known(self, index: int, kernel: str, dims: Dims) -> list[float] | None:
-        """Return the seconds of each call in a visit, None if there was none: pass, kernel, point of its grid."""
-        return self._seconds.get(_key(index, kernel, dims))
+    def known(self, index: int, kernel: str, dims: Dims) -> Visit | None:
+        """Return a visit, None if there was none: which one of the point, kernel, point of its grid."""
+        return self._visits.get(_key(index, kernel, dims))
 
-    def add(self, round_: str, elapsed_s: float, index: int, kernel: str, dims: Dims, seconds: list[float]) -> None:
+    def add(self, round_: str, elapsed_s: float, index: int, kernel: str, dims: Dims, visit: Visit) -> None:
         """Keep a visit."""
         point = _key(index, kernel, dims)
-        line = {"round": round_, "elapsed_s": elapsed_s, "point": point, "seconds": seconds}
+        line = {"round": round_, "elapsed_s": elapsed_s, "point": point, **dataclasses.asdict(visit)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(checksums.sealed_line(json.dumps(line)))
-        self._seconds[point] = seconds
+        self._visits[point] = visit
         self._elapsed[round_] = elapsed_s
 
     def remove(self) -> None:

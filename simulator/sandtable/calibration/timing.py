@@ -54,6 +54,8 @@ class Timing:
         kernel, dims: The kernel that was timed and the point of its grid.
         label: Tells people which one it is.
         source: Who published it.
+        n_left_out: Passes that are not among ``passes``, since other programs disturbed them.
+        settled: Whether the passes were calm and agree.
     """
 
     op: Op
@@ -65,6 +67,8 @@ class Timing:
     dims: Dims = field(default_factory=dict)
     label: str = ""
     source: str = ""
+    n_left_out: int = 0
+    settled: bool = True
 
     @classmethod
     def once(cls, op: Op, seconds: float, **more: Any) -> Timing:

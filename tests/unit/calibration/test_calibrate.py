@@ -23,6 +23,7 @@ from sandtable.errors import ConfigError, DoesNotFit, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.runs import measure
+from sandtable.system import contention
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ def timed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
         return [float(seconds * np.exp(rng.normal(0, 0.03))) for _ in range(3)]
 
     monkeypatch.setattr(measure, "time_kernel", time_kernel)
+    monkeypatch.setattr(contention, "core_time", lambda: None)
     return machine
 
 
@@ -219,7 +221,7 @@ def test_the_command_cleans_up_after_itself(complete: Machine, tmp_path: Path) -
         ({"cross_check": "dd"}, "--cross-check knows 'fio'"),
     ],
 )
-def test_bad_settings(tmp_path: Path, changes: dict[str, str], sentence: str) -> None:
+def test_bad_settings(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
     options: dict[str, Any] = {
         "quick": True,
         "only": None,

@@ -15,12 +15,13 @@ from sandtable.calibration import host_timing, this_host
 from sandtable.calibration.calibrated import Calibrated
 from sandtable.calibration.host_timing import Settings
 from sandtable.calibration.point_log import PointLog
+from sandtable.calibration.visits import Visit
 from sandtable.contracts import run_command
 from sandtable.demand.kernel import Kernel, KernelContext
 from sandtable.errors import ConfigError
 from sandtable.hardware import Machine
 from sandtable.runs import measure
-from sandtable.system import atomic_files
+from sandtable.system import atomic_files, contention
 
 ENDED_AFTER = 30
 
@@ -35,14 +36,15 @@ class Timer:
         if self.n_calls == self.ended_after:
             raise KeyboardInterrupt
         self.n_calls += 1
-        return [float(self.n_calls), 0.5]
+        return [1.0 + 1e-6 * self.n_calls, 1.0]
 
 
 def observed(folder: Path, log: PointLog | None, timer: Timer) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "time_kernel", timer)
         todo = Settings(folder=folder, file_bytes=1 << 28, passes=2, budget_s=1e6, quick=True, log=log)
-        return [timing.passes for timing in host_timing.observe(todo)]
+        patch.setattr(contention, "core_time", lambda: None)
+        return [timing.passes for timing in host_timing.observe(todo).timings]
 
 
 def test_points_that_were_timed_are_not_timed_again(tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_points_that_were_timed_are_not_timed_again(tmp_path: Path) -> None:
 def test_a_log_that_was_cut_off_or_damaged_gives_only_whole_points(tmp_path: Path) -> None:
     log = PointLog.begin(tmp_path / "m.yaml.partial", {"quick": True})
     for index in range(20):
-        log.add("storage", index / 2, index, "read", {"chunk_bytes": 4096}, [index * 0.1])
+        log.add("storage", index / 2, index, "read", {"chunk_bytes": 4096}, Visit([index * 0.1], 0.25))
     whole, rng = log.path.read_bytes(), random.Random(0)
     header = whole.index(b"\n") + 1
     for _ in range(300):
@@ -72,7 +74,7 @@ def test_a_log_that_was_cut_off_or_damaged_gives_only_whole_points(tmp_path: Pat
         log.path.write_bytes(bytes(data))
         found = PointLog.resume(log.path)
         for index in range(20):
-            assert found.known(index, "read", {"chunk_bytes": 4096}) in (None, [index * 0.1])
+            assert found.known(index, "read", {"chunk_bytes": 4096}) in (None, Visit([index * 0.1], 0.25))
         assert found.elapsed_s("storage") == max(0, found.n_points - 1) / 2
     log.path.write_bytes(b"x" + whole)
     with pytest.raises(ConfigError, match="damaged in its first line"):
@@ -89,7 +91,7 @@ def test_an_interruption_says_what_is_saved_and_how_to_go_on(
             assert settings.file_bytes == 1 << 28
             return Calibrated(machine=machine.model_copy(update={"name": "this_machine"}))
         (settings.folder / "sandtable-random-268435456.bin").write_text("much")
-        settings.log.add("storage", 1.0, 0, "read", {}, [0.1])
+        settings.log.add("storage", 1.0, 0, "read", {}, Visit([0.1]))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(this_host, "calibrate", ended)

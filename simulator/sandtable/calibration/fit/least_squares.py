@@ -208,7 +208,7 @@ def seen_again(timings: Sequence[Timing], missed: FloatArray) -> float | None:
     weights = np.asarray(weight_of(whole))
     scale = np.sqrt(np.sum(weights * first**2) * np.sum(weights * second**2))
     found = max(0.0, float(np.sum(weights * first * second) / scale)) if scale > 0 else 0.0
-    return 2 * found / (1 + found)
+    return min(1.0, 2 * found / (1 + found))  # rounding may leave it a little above
 
 
 # --- storage -----------------------------------------------------------------------------------------------
