@@ -35,7 +35,7 @@ from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, StepP
 ENGINE = "memory_bound.decode "
 DECODE_STEP, SYNC_TENSOR, SYNC_GATHERED = "host.decode_step", "host.sync_tensor", "host.sync_gathered_tensor"
 CPU_OPTIMIZER = "host.optimizer"
-CACHE_COPY, CACHE_APPEND = "cache copy", "cache append"
+CACHE_COPY, CACHE_APPEND, VIEWS = "cache copy", "cache append", "views"
 # numbers of a layer's tensors that are sent one by one: seven products and two norms; three beside the layers
 TENSORS_OF_LAYER, TENSORS_BESIDE = 9, 3
 
@@ -285,13 +285,18 @@ class Engine:
         """Return a step that makes one token of each row, which look back on ``context`` tokens."""
         c = replace(self.c, batch=rows, sequence=1.0)
         ends = [*step_demand.embedding_forward(c, self.software), *self._head(c, rows)]
-        moved = [*self._moved(c, CACHE_COPY, rows * context), *self._moved(c, CACHE_APPEND, rows)]
+        moved = [
+            part
+            for name, tokens in ((CACHE_COPY, rows * context), (CACHE_APPEND, rows), (VIEWS, rows))
+            for part in self._moved(c, name, tokens)
+        ]
         return [*self._layers(c, context), *moved, *ends]
 
     def _moved(self, c: Configuration, name: str, tokens: float) -> list[Demand]:
         """Return what a kernel of its own does to keys and values of so many tokens, in software that says it does.
 
-        To copy all of them at every step, where the cache grows by a new tensor; or to put the new ones into it.
+        To copy all of them at every step, where the cache grows by a new tensor; or to put the new ones into it. Where
+        the host computes, views and calls of modules, which move nothing, take their time as well.
         """
         if f"memory_bound.{name}" not in self.software.table:
             return []

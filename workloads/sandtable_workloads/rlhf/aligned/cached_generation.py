@@ -144,6 +144,7 @@ class Cache:
             like.new_empty((len(first), 2 * shape.n_kv_heads, n_tokens, shape.head_dim))
             for _ in range(shape.n_layers)
         ]
+        self.sides = self._sides()
         self.turn = policy.turns(like)
         columns = torch.arange(n_tokens, device=like.device)
         self.seen = (columns >= first[:, None]) if bool((first > 0).any()) else None
@@ -153,17 +154,24 @@ class Cache:
         """Bytes of all layers."""
         return sum(layer.nbytes for layer in self.layers)
 
+    def _sides(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the parts of all layers that hold keys and values, so that a step does not cut them out anew."""
+        n_kv = self.policy.shape.n_kv_heads
+        return [(layer[:, :n_kv], layer[:, n_kv:]) for layer in self.layers]
+
     def keep(self, rows: Tensor) -> None:
         """Keep some rows."""
         self.layers = [layer[rows] for layer in self.layers]
+        self.sides = self._sides()
         self.seen = None if self.seen is None else self.seen[rows]
 
     def advance(self, tokens: Tensor) -> Tensor:
         """Take in the next tokens [B, t] of each row, and return the logits behind the last of them [B, V]."""
         policy, begin, end = self.policy, self.n_tokens, self.n_tokens + tokens.shape[1]
-        x, mask = policy.embedding(tokens), self._mask(begin, end)
-        for block, layer in zip(self.blocks, self.layers, strict=True):
-            x = x + self._attend(block.attention, block.attention_norm(x), layer, begin, end, mask)
+        x, mask, turn = policy.embedding(tokens), self._mask(begin, end), self.turn[begin:end]
+        for block, layer, sides in zip(self.blocks, self.layers, self.sides, strict=True):
+            room, seen = layer[:, :, begin:end], (sides[0][:, :, :end], sides[1][:, :, :end])
+            x = x + self._attend(block.attention, block.attention_norm(x), room, seen, turn, mask)
             x = x + block.ffn(block.ffn_norm(x))
         self.n_tokens = end
         logits: Tensor = policy.head(policy.norm(x[:, -1]))
@@ -181,21 +189,27 @@ class Cache:
         return (causal & self.seen[:, None, :end] | itself)[:, None]
 
     def _attend(
-        self, attention: Any, x: Tensor, layer: Tensor, begin: int, end: int, mask: Tensor | None
+        self,
+        attention: Any,
+        x: Tensor,
+        room: Tensor,
+        sides: tuple[Tensor, Tensor],
+        turn: Tensor,
+        mask: Tensor | None,
     ) -> Tensor:
+        """Return what attention adds; new keys and values go into ``room``, a part of all of them, ``sides``."""
         b, t, _ = x.shape
         n_heads, n_kv = attention.n_heads, attention.n_kv_heads
         heads = attention.qkv(x).view(b, t, -1, attention.head_dim)
         turned = heads[:, :, : n_heads + n_kv].unflatten(-1, (-1, 2))
         if heads.dtype == torch.float32:
-            torch.view_as_complex(turned).mul_(self.turn[begin:end])
+            torch.view_as_complex(turned).mul_(turn)
         else:
-            turned.copy_(torch.view_as_real(torch.view_as_complex(turned.float()) * self.turn[begin:end]))
+            turned.copy_(torch.view_as_real(torch.view_as_complex(turned.float()) * turn))
         heads = heads.transpose(1, 2)
-        layer[:, :, begin:end] = heads[:, n_heads:]
-        keys, values = layer[:, :n_kv, :end], layer[:, n_kv:, :end]
+        room.copy_(heads[:, n_heads:])
         seen = fn.scaled_dot_product_attention(
-            heads[:, :n_heads], keys, values, attn_mask=mask, enable_gqa=n_kv != n_heads
+            heads[:, :n_heads], *sides, attn_mask=mask, enable_gqa=n_kv != n_heads
         )
         found: Tensor = attention.output(seen.transpose(1, 2).reshape(b, t, -1))
         return found
