@@ -167,6 +167,11 @@ class Estimate(Frozen, Generic[T]):
         return self
 
 
+# name, least and most of a column, as in "m 1 to 8192"
+_NUMBER = r"\d[\d.]*(e[-+]?\d+)?"
+_COLUMN = rf"\w+ {_NUMBER} to {_NUMBER}"
+
+
 class Evidence(Frozen):
     """How well a fit is supported: what was measured, when, and how far off the fit was."""
 
@@ -177,7 +182,7 @@ class Evidence(Frozen):
     median_abs_error_frac: Fraction
     p90_abs_error_frac: Fraction
     held_out_median_abs_error_frac: Fraction | None = None
-    # predicted / measured at the 5th and 95th percentile of held-out points and of repeats: the 90 % interval
+    # predicted / measured at the ends of the 90 % interval, of held-out points and of repeats
     residual_low_frac: Fraction = Field(gt=0, le=1)
     residual_high_frac: Fraction = Field(ge=1)
     repeat_spread_frac: Fraction | None = None
@@ -185,6 +190,10 @@ class Evidence(Frozen):
     drift_frac: Fraction | None = None
     # what of the square of a held-out miss is seen again when it is timed again; the rest is the timing's scatter
     again_frac: Fraction | None = Field(default=None, ge=0, le=1)
+    # what was fitted: operators with element types, "gemm bfloat16, gemm fp8", and how far the columns of their shapes
+    # go, "m 1 to 8192, n 1024 to 65536"; see `sandtable.model.extrapolation`
+    kinds: str = ""
+    shapes: str = Field(default="", pattern=rf"^({_COLUMN}(, {_COLUMN})*)?$")
 
 
 def as_date(value: Any) -> Any:

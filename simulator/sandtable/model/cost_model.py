@@ -30,8 +30,9 @@ from sandtable.hardware import (
     Stack,
     arithmetic_of,
 )
-from sandtable.model import fitted_constants
+from sandtable.model import extrapolation, fitted_constants
 from sandtable.model.error_sources import Miss, Source
+from sandtable.model.extrapolation import columns_of, kind_of
 from sandtable.model.laws import storage_law as storage_model
 from sandtable.model.laws.storage_law import StorageLaw, StorageOperator
 
@@ -43,7 +44,8 @@ class OpTime:
     ``law`` names what the seconds follow from: ops of one law are wrong together, those of two on their own, except
     for what all ops of the machine share, ``drift_frac`` of the seconds either way; the interval contains it.
     ``source`` is where its error comes from, for what two runs share of it; that of a sequence is None. ``evidence``
-    is that of constants that were fitted to the very device.
+    is that of constants that were fitted to the very device; ``beyond`` is what its interval has in addition, see
+    `sandtable.model.extrapolation`.
     """
 
     seconds: float
@@ -54,13 +56,16 @@ class OpTime:
     drift_frac: float = 0.0
     source: Source | None = None
     evidence: Evidence | None = None
+    beyond: float = 0.0
 
     def times(self, factor: float) -> OpTime:
         """Return the time of ``factor`` executions in a row."""
         if factor == 1:
             return self
         seconds, low, high, host_s = (part * factor for part in (self.seconds, self.low, self.high, self.host_s))
-        return OpTime(seconds, low, high, host_s, self.law, self.drift_frac, self.source, self.evidence)
+        return OpTime(
+            seconds, low, high, host_s, self.law, self.drift_frac, self.source, self.evidence, self.beyond
+        )
 
 
 ZERO = OpTime(0.0, 0.0, 0.0)
@@ -175,7 +180,9 @@ class CostModel:
         if fit is None:
             return self._datasheet(op, operator)
         kind = f"{op.on} {op.operator}"
-        return replace(_fitted(op, fit), law=kind if operator.resource == "memory" else f"{kind} {op.dtype}")
+        return replace(
+            _fitted(op, operator, fit), law=kind if operator.resource == "memory" else f"{kind} {op.dtype}"
+        )
 
     # --- storage and links ---
 
@@ -208,7 +215,8 @@ class CostModel:
         constants = self._constants(op, operator)
         prepared = self._seconds.get(_demand_of(op))
         seconds = float(self.seconds(op, operator.columns(op.shape))[0]) if prepared is None else prepared
-        time = _interval(seconds, constants.residual_low_frac, constants.residual_high_frac)
+        extra = float(extrapolation.beyond(operator, constants.about, kind_of(op), columns_of(op)))
+        time = _interval(seconds, constants.residual_low_frac, constants.residual_high_frac, beyond=extra)
         least = float(np.asarray(self.least_s(op, op.shape)))
         time = replace(time, low=max(time.low, min(seconds, least)))
         host_s = float(self.issue_s(op.operator, op.shape))
@@ -257,10 +265,11 @@ class CostModel:
             speed *= self._processor(op)[0].datasheet.sustained_frac or 1.0
         return speed
 
-    def spread(self, op: Op) -> tuple[float, float]:
-        """Return predicted over measured at the ends of the 90 % interval of the operator's law."""
-        constants = self._constants(op, operator_named(op.operator))
-        return constants.residual_low_frac, constants.residual_high_frac
+    def spread(self, op: Op, columns: Columns) -> tuple[FloatArray, FloatArray]:
+        """Return predicted over measured at the ends of the 90 % interval of demands as ``op`` with these columns."""
+        operator = operator_named(op.operator)
+        named = dict(zip(columns._fields, columns, strict=True))
+        return fitted_constants.spread(operator, self._constants(op, operator), kind_of(op), named)
 
     def issue_s(self, operator_name: str, shape: Any) -> Any:
         """Return the time that the host takes to issue an operator, where that goes on beside the device's work."""
@@ -358,12 +367,13 @@ def _source(op: Op, time: OpTime, drift_frac: float, *, by_bandwidth: bool) -> S
     """
     joined = math.log1p(time.drift_frac)
     ends = (math.log(time.seconds / time.low), math.log(time.high / time.seconds))
-    miss = Miss(*(math.sqrt(max(0.0, end**2 - joined**2)) for end in ends))
+    within = joined**2 + time.beyond**2
+    miss = Miss(*(math.sqrt(max(0.0, end**2 - within)) for end in ends))
     drift = joined or math.log1p(drift_frac)
-    return Source.of(op, time.law, miss, drift, time.evidence, by_bandwidth=by_bandwidth)
+    return Source.of(op, time.law, miss, drift, time.evidence, beyond=time.beyond, by_bandwidth=by_bandwidth)
 
 
-def _fitted(op: Op, fit: OpFit) -> OpTime:
+def _fitted(op: Op, operator: PlainOperator, fit: OpFit) -> OpTime:
     seconds = plain_seconds(
         fit.constants(),
         n_items=op.n_items,
@@ -373,7 +383,9 @@ def _fitted(op: Op, fit: OpFit) -> OpTime:
         serial=fit.serial,
     )
     known = fit.evidence
-    time = _interval(float(seconds), known.residual_low_frac, known.residual_high_frac, known.drift_frac or 0.0)
+    extra = float(extrapolation.beyond(operator, known, kind_of(op), columns_of(op)))
+    low, high, drift_frac = known.residual_low_frac, known.residual_high_frac, known.drift_frac or 0.0
+    time = _interval(float(seconds), low, high, drift_frac, beyond=extra)
     return replace(time, evidence=known)
 
 
@@ -399,6 +411,14 @@ def _rate(efficiency: OpEfficiency, processor: Processor, dtype: str) -> float:
     return peak * (1.0 if efficiency.rate_frac is None else efficiency.rate_frac)
 
 
-def _interval(seconds: float, residual_low: float, residual_high: float, drift: float = 0.0) -> OpTime:
-    """A law that predicts high (predicted / measured = residual_high) means the truth may be lower by that much."""
-    return OpTime(seconds, seconds / residual_high, seconds / residual_low, drift_frac=drift)
+def _interval(
+    seconds: float, residual_low: float, residual_high: float, drift: float = 0.0, beyond: float = 0.0
+) -> OpTime:
+    """A law that predicts high (predicted / measured = residual_high) means the truth may be lower by that much.
+
+    What it lies ``beyond`` the shapes that were fitted joins in squares.
+    """
+    if beyond:
+        residual_low = math.exp(-math.hypot(math.log(residual_low), beyond))
+        residual_high = math.exp(math.hypot(math.log(residual_high), beyond))
+    return OpTime(seconds, seconds / residual_high, seconds / residual_low, drift_frac=drift, beyond=beyond)

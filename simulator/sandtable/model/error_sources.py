@@ -30,6 +30,7 @@ import numpy as np
 from sandtable.demand.op import Op
 from sandtable.demand.operator import FloatArray
 from sandtable.hardware import Evidence
+from sandtable.model.extrapolation import columns_of, kind_of
 from sandtable.results import NORMAL_95
 
 # Of points left out of 91 fits to published timings of GPUs and links: the correlation of their errors falls from 0.48
@@ -79,11 +80,19 @@ class Source(NamedTuple):
 
     @classmethod
     def of(
-        cls, op: Op, law: str, miss: Miss, drift: float, evidence: Evidence | None, *, by_bandwidth: bool = False
+        cls,
+        op: Op,
+        law: str,
+        miss: Miss,
+        drift: float,
+        evidence: Evidence | None,
+        *,
+        beyond: float = 0.0,
+        by_bandwidth: bool = False,
     ) -> Source:
         """Return the source of an op's error, from what its law misses and its part of the machine drifts.
 
-        ``evidence`` is that of a fit to the very device.
+        ``evidence`` is that of a fit to the very device, ``beyond`` what its interval has in addition at this shape.
         """
         if evidence is not None:
             typical = _typical_miss(evidence)
@@ -91,8 +100,8 @@ class Source(NamedTuple):
         else:
             own = Miss(*(min(end * (1 - COMMON_FRAC) ** 0.5, MOST_OWN) for end in miss))
             common = Miss(*(math.sqrt(end**2 - part**2) for end, part in zip(miss, own, strict=True)))
-        kind = f"{op.operator} {op.dtype}"
-        return cls(op.resource, op.on, law, kind, own, common, drift, place_of(op), by_bandwidth)
+        own = Miss(*(math.hypot(end, beyond) for end in own))
+        return cls(op.resource, op.on, law, kind_of(op), own, common, drift, place_of(op), by_bandwidth)
 
 
 def _typical_miss(evidence: Evidence) -> float:
@@ -113,8 +122,7 @@ Weights = Mapping[tuple[str, Source], float]
 
 def place_of(op: Op) -> Place:
     """Return where a demand lies among those of its operator: binary logarithms of its columns, in grains."""
-    columns = (op.bytes_moved, op.flops, op.n_items, op.n_special) if op.shape is None else op.shape
-    logs = (math.log2(max(1.0, float(column))) for column in columns)
+    logs = (math.log2(max(1.0, float(column))) for column in columns_of(op).values())
     return tuple(round(log / GRAIN) * GRAIN for log in logs)
 
 

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from sandtable.demand.op import Op
-from sandtable.demand.operator import Operator, operator_named
+from sandtable.demand.operator import FloatArray, Operator, operator_named
 from sandtable.errors import ConfigError
 from sandtable.hardware import Evidence, Link, OperatorFit, Processor, Stack
+from sandtable.model.extrapolation import beyond
 from sandtable.units import strip_suffix
 
 # ends the name of a software's constants for processes that share a device, see `Op.sharing`
@@ -27,7 +30,7 @@ class Resolved:
     """Constants of one operator on one device: their values, their interval, and where they are from.
 
     ``origin`` is "device" (fitted on it), "like" (fitted on the one that its file names), "siblings" (pooled by the
-    software's file) or "typical"; ``evidence`` is that of a fit to the device itself.
+    software's file) or "typical"; ``evidence`` is that of a fit to the device itself, ``about`` that of the interval.
     """
 
     values: Mapping[str, float]
@@ -35,6 +38,7 @@ class Resolved:
     residual_high_frac: float
     origin: str
     evidence: Evidence | None = None
+    about: Evidence | None = None
 
 
 def resolve(operator: Operator[Any], device: Processor | Link, software: str, stack: Stack | None) -> Resolved:
@@ -52,7 +56,7 @@ def resolve(operator: Operator[Any], device: Processor | Link, software: str, st
             # how far constants miss on a device they were not fitted to is what pooling found out
             evidence = (pooled or fit if origin == "like" else fit).evidence
             own = evidence if origin == "device" else None
-            return Resolved(values, evidence.residual_low_frac, evidence.residual_high_frac, origin, own)
+            return Resolved(values, evidence.residual_low_frac, evidence.residual_high_frac, origin, own, evidence)
     return _typical(operator)
 
 
@@ -79,6 +83,16 @@ def values_of(operator: Operator[Any], fit: OperatorFit, component: str, softwar
             file=f"{component}.yaml",
         )
     return values
+
+
+def spread(
+    operator: Operator[Any], constants: Resolved, kind: str, columns: Mapping[str, Any]
+) -> tuple[FloatArray, FloatArray]:
+    """Return predicted over measured at the ends of the 90 % interval of demands of one kind, see `extrapolation`."""
+    extra = beyond(operator, constants.about, kind, columns)
+    ends = np.log(constants.residual_low_frac), np.log(constants.residual_high_frac)
+    low, high = (np.exp(sign * np.hypot(end, extra)) for sign, end in zip((-1, 1), ends, strict=True))
+    return low, high
 
 
 def resolve_for(op: Op, device: Processor | Link, stack: Stack | None) -> Resolved:

@@ -1,8 +1,8 @@
 """``calibrate --from-data``: fit the constants of operator laws to published rows, and write them into device files.
 
 Constants are fitted per device, software and operator. Those of one software pooled over its devices go into
-``devices/stacks/<software>.yaml`` for a device that was never measured; the interval stated there is what leaving one
-device out at a time misses.
+``devices/stacks/<software>.yaml`` for a device that was never measured; the interval stated there follows from what
+leaving one device out at a time misses, see `sandtable.calibration.fit.left_out`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.calibration.fit import operator_fit
-from sandtable.calibration.fit.least_squares import FLOOR
 from sandtable.calibration.timing import Group, Timing
 from sandtable.calibration.write import put_fit
 from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import OperatorFit, library
-from sandtable.model.fitted_constants import UNFITTED_HIGH_FRAC, UNFITTED_LOW_FRAC
-from sandtable.published import scoring, systems
+from sandtable.published import nested, scoring, systems
 from sandtable.published.operator_rows import OperatorAdapter
 from sandtable.published.rows import file_of
 from sandtable.table import Table
@@ -36,7 +35,8 @@ class RowsFit:
     """Constants of one operator under one software, of one device or pooled over several, and what they were fitted to.
 
     The device of a pooled ``group`` is empty. ``left_out`` is log(predicted / measured) on a device with the constants
-    of its siblings, where it has any.
+    of its siblings, where it has any, and ``siblings_left_out`` the same of each sibling when this device was left out
+    as well.
     """
 
     group: Group
@@ -44,6 +44,14 @@ class RowsFit:
     source: str
     devices: tuple[str, ...]
     left_out: FloatArray | None = None
+    siblings_left_out: tuple[FloatArray, ...] = ()
+
+    @property
+    def missed(self) -> nested.Missed | None:
+        """What `sandtable.published.nested` asks of a device, None for one without siblings."""
+        if self.left_out is None:
+            return None
+        return nested.Missed(self.group.operator, self.group.device, self.left_out, self.siblings_left_out)
 
 
 @dataclass(kw_only=True)
@@ -57,7 +65,9 @@ class FromData:
     @property
     def tables(self) -> list[Table]:
         """Return what a person should see of it."""
-        return [device_table(self.devices), pooled_table(self.pooled), left_out_table(self.devices)]
+        missed = [item.missed for item in self.devices if item.missed is not None]
+        tables = [device_table(self.devices), pooled_table(self.pooled), left_out_table(self.devices)]
+        return [*tables, nested.table(missed)] if missed else tables
 
 
 # --- collecting --------------------------------------------------------------------------------------------
@@ -120,24 +130,48 @@ def fit_all(folder: Path, only: Sequence[str] | None = None, *, date: dt.date | 
 
 
 def _fit_software(found: FromData, devices: Mapping[Group, list[Timing]], date: dt.date | None) -> None:
-    left_out = {group: _left_out(group, devices) for group in devices} if len(devices) > 1 else {}
+    left_out = {group: _left_out(devices, group) for group in devices} if len(devices) > 1 else {}
     pooled = _pool(devices, left_out, date)
     found.pooled.append(pooled)
+    pairs = _pairs_left_out(devices, pooled.fit.values())
     for group, timings in devices.items():
         method = f"{len(timings)} published timings of {group.software}"
         towards = pooled.fit.values()
         fits = operator_fit.fit_groups(timings, systems.sheet_of, method=method, date=date, towards=towards)
         source, left = _source(timings), left_out.get(group)
         found.devices.append(
-            RowsFit(group=group, fit=fits[group], source=source, devices=(group.device,), left_out=left)
+            RowsFit(
+                group=group,
+                fit=fits[group],
+                source=source,
+                devices=(group.device,),
+                left_out=left,
+                siblings_left_out=tuple(pairs[group]),
+            )
         )
 
 
-def _left_out(group: Group, devices: Mapping[Group, list[Timing]]) -> FloatArray:
+def _left_out(devices: Mapping[Group, list[Timing]], group: Group) -> FloatArray:
     """Return log(predicted / measured) on a device under constants fitted to its siblings."""
-    others = [timing for sibling, timings in devices.items() if sibling != group for timing in timings]
-    constants = operator_fit.fit_constants(others, systems.sheet_of)
+    constants = operator_fit.fit_constants(_without(devices, {group}), systems.sheet_of)
     return operator_fit.Predictor(devices[group], systems.sheet_of).residuals(constants)
+
+
+def _pairs_left_out(
+    devices: Mapping[Group, list[Timing]], start: Mapping[str, float]
+) -> dict[Group, list[FloatArray]]:
+    """Return, for each device, what each sibling is missed by under constants fitted without the two of them."""
+    found: dict[Group, list[FloatArray]] = {group: [] for group in devices}
+    for one, other in combinations(devices, 2) if len(devices) > 2 else ():
+        constants = operator_fit.fit_near(_without(devices, {one, other}), systems.sheet_of, start)
+        for group, sibling in ((one, other), (other, one)):
+            predictor = operator_fit.Predictor(devices[sibling], systems.sheet_of)
+            found[group].append(predictor.residuals(constants))
+    return found
+
+
+def _without(devices: Mapping[Group, list[Timing]], groups: set[Group]) -> list[Timing]:
+    return [timing for group, timings in devices.items() if group not in groups for timing in timings]
 
 
 def _pool(
@@ -147,15 +181,12 @@ def _pool(
     names = tuple(sorted(group.device for group in devices))
     method = f"pooled over {', '.join(names)}; held out: one device at a time"
     fit = operator_fit.fit_operator(everything, systems.sheet_of, method=method, date=date)
-    update: dict[str, Any] = {"residual_low_frac": UNFITTED_LOW_FRAC, "residual_high_frac": UNFITTED_HIGH_FRAC}
-    if left_out:
-        missed = np.concatenate(list(left_out.values()))
-        low, high = np.percentile(missed, [5, 95])
-        update = {
-            "residual_low_frac": float(np.exp(min(low, -FLOOR))),
-            "residual_high_frac": float(np.exp(max(high, FLOOR))),
-            "held_out_median_abs_error_frac": float(np.median(np.abs(np.expm1(missed)))),
-        }
+    half = nested.half_width(list(left_out.values()), everything[0].law.scatter.siblings)
+    update: dict[str, Any] = {"residual_low_frac": float(np.exp(-half)), "residual_high_frac": float(np.exp(half))}
+    missed = np.concatenate(list(left_out.values())) if left_out else None
+    update["held_out_median_abs_error_frac"] = (
+        None if missed is None else float(np.median(np.abs(np.expm1(missed))))
+    )
     fit = fit.model_copy(update={"evidence": fit.evidence.model_copy(update=update)})
     pooled = everything[0].group._replace(device="")
     return RowsFit(group=pooled, fit=fit, source=_source(everything), devices=names)

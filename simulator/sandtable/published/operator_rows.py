@@ -15,9 +15,12 @@ import numpy as np
 
 from sandtable.calibration.fit.operator_fit import Predictor, held_out_seconds
 from sandtable.calibration.timing import Group, Timing, stated
+from sandtable.demand.operator import FloatArray
 from sandtable.demand.operator_shapes import GemmShape
 from sandtable.errors import PlanError
 from sandtable.hardware import Accelerator
+from sandtable.model import fitted_constants
+from sandtable.model.extrapolation import columns_of, kind_of
 from sandtable.model.fitted_constants import Resolved, fit_of, resolve, values_of
 from sandtable.published import systems
 from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
@@ -151,9 +154,14 @@ class OperatorAdapter(Adapter):
         except PlanError as error:
             yield from ((item, Skipped(f"no law: {error}", item.metric)) for item in items)
             return
-        low, high = constants.residual_high_frac, constants.residual_low_frac
+        yield from zip(items, self._figures(items, predicted, constants), strict=True)
+
+    def _figures(self, items: Sequence[Figure], predicted: FloatArray, constants: Resolved) -> Iterator[Scored]:
+        """Return what a report shows of figures of one operator, with the intervals of these constants."""
         for item, seconds in zip(items, predicted.tolist(), strict=True):
-            yield item, self.figure(item, seconds, seconds / low, seconds / high)
+            op = item.timing.op
+            low, high = fitted_constants.spread(item.timing.law, constants, kind_of(op), columns_of(op))
+            yield self.figure(item, seconds, float(seconds / high), float(seconds / low))
 
     def constants(self, timing: Timing) -> Resolved:
         """Return the constants that a timing is predicted with: see `constants_of`."""
@@ -189,7 +197,10 @@ class OperatorAdapter(Adapter):
                 yield from (item for item in found if isinstance(item, Figure))
 
     def held_out(self, rows: Iterable[Row]) -> list[Scored]:
-        """Predict each figure with constants fitted to the other four fifths of its device's and software's."""
+        """Predict each figure with constants fitted to the other four fifths of its device's and software's shapes.
+
+        The interval is that of the constants which the device has.
+        """
         if not self.fits:
             return []
         groups: dict[Group, list[Figure]] = {}
@@ -198,21 +209,13 @@ class OperatorAdapter(Adapter):
         scored: list[Scored] = []
         for items in groups.values():
             timings = [item.timing for item in items]
-            if len(timings) <= len(timings[0].law.constants) or constants_of(timings[0]).origin != "device":
+            constants = constants_of(timings[0])
+            if len(timings) <= len(timings[0].law.constants) or constants.origin != "device":
                 continue
             seconds = held_out_seconds(timings, systems.sheet_of, siblings_of(timings[0]))
-            low, high = _interval(seconds / np.array([timing.seconds for timing in timings]))
-            for item, value in zip(items, seconds, strict=True):
-                if not np.isnan(value):
-                    scored.append(self.figure(item, float(value), float(value / high), float(value / low)))
+            if not np.isnan(seconds).any():
+                scored += self._figures(items, seconds, constants)
         return scored
-
-
-def _interval(ratios: np.typing.NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 5th and 95th percentile of predicted over measured, 1 and 1 where nothing was predicted."""
-    known = ratios[~np.isnan(ratios)]
-    low, high = np.percentile(known, [5, 95]) if len(known) else (1.0, 1.0)
-    return float(low), float(high)
 
 
 def constants_of(timing: Timing) -> Resolved:

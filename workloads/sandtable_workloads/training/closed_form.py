@@ -54,11 +54,10 @@ class Timer:
         self.sharing = sharing
         self.n = n
         self.on = "host" if costs.machine.accelerator is None else "accelerator"
-        # by law: predicted over measured at the ends of its interval, seconds in each list of demands, and how much
-        # less they may be
-        self.spreads: dict[str, tuple[float, float]] = {}
+        # by law: seconds in each list of demands, and how much less and more they may be at the ends of its interval
         self.by_law: dict[str, list[FloatArray]] = {}
         self.early: dict[str, list[FloatArray]] = {}
+        self.late: dict[str, list[FloatArray]] = {}
 
     def seconds(self, lists: Iterable[Sequence[Demand]]) -> list[FloatArray]:
         """Return the seconds of each list of demands, its collectives included."""
@@ -72,11 +71,14 @@ class Timer:
             timed = self._group(operator, dtype, [demand for _, demand in members])
             of_law = self.by_law.setdefault(operator, [np.zeros(self.n) for _ in lists])
             early = self.early.setdefault(operator, [np.zeros(self.n) for _ in lists])
-            for (index, demand), alone, less in zip(members, *timed, strict=True):
+            late = self.late.setdefault(operator, [np.zeros(self.n) for _ in lists])
+            for (index, demand), alone, less, more in zip(members, *timed, strict=True):
                 row = alone if demand.hidden_by is None else self._exposed(alone, demand.hidden_by)
                 found[index] += row * demand.times
                 of_law[index] += row * demand.times
                 early[index] += np.minimum(less, row) * demand.times
+                # of what is hidden in part, only the rest may take longer in proportion
+                late[index] += np.divide(more * row, alone, out=np.zeros(self.n), where=alone > 0) * demand.times
         return found
 
     def _exposed(self, seconds: FloatArray, hidden_by: Demand) -> FloatArray:
@@ -84,8 +86,10 @@ class Timer:
         hides = self._group(hidden_by.operator, hidden_by.dtype, [hidden_by])[0][0] * hidden_by.times
         return np.asarray(np.maximum(0.0, seconds - hides))
 
-    def _group(self, operator: str, dtype: str, demands: Sequence[Demand]) -> tuple[FloatArray, FloatArray]:
-        """Return the seconds of each demand, and how much less each may be at the end of its interval."""
+    def _group(
+        self, operator: str, dtype: str, demands: Sequence[Demand]
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return the seconds of each demand, and how much less and more each may be at the ends of its interval."""
         shape_type = operator_named(operator).Shape
         columns = shape_type(
             *(
@@ -103,11 +107,12 @@ class Timer:
             sharing=self.sharing,
             sustained=True,
         )
-        self.spreads[operator] = self.costs.spread(op)
+        low_frac, high_frac = self.costs.spread(op, columns)
         seconds = self.costs.seconds(op, columns)
         least = np.minimum(seconds, self.costs.least_s(op, columns))
-        low = np.maximum(seconds / self.spreads[operator][1], least)
-        return seconds.reshape(len(demands), self.n), (seconds - low).reshape(len(demands), self.n)
+        ends = seconds, seconds - np.maximum(seconds / high_frac, least), seconds / low_frac - seconds
+        alone, less, more = (end.reshape(len(demands), self.n) for end in ends)
+        return alone, less, more
 
     def issue(self, demands: Sequence[Demand]) -> FloatArray:
         """Return the host's time to issue a list of demands."""
@@ -183,17 +188,13 @@ def interval(timer: Timer, weights: Sequence[Number]) -> tuple[FloatArray, Float
 
     Operators of one law are wrong together; those of several are joined as in the engine.
     """
-    totals = {
-        law: sum(w * s for w, s in zip(weights, seconds, strict=False)) for law, seconds in timer.by_law.items()
-    }
-    total = sum(totals.values())
-    shares = {law: np.asarray(seconds / total) for law, seconds in totals.items()}
-    early = {
-        law: np.asarray(sum(w * s for w, s in zip(weights, less, strict=False)) / total)
-        for law, less in timer.early.items()
-    }
-    below = joined((less, 0.0) for less in early.values())
-    above = joined((share * (1 / timer.spreads[law][0] - 1), 0.0) for law, share in shares.items())
+    total = sum(sum(w * s for w, s in zip(weights, seconds, strict=False)) for seconds in timer.by_law.values())
+    below, above = (
+        joined(
+            (np.asarray(sum(w * s for w, s in zip(weights, ends, strict=False)) / total), 0.0) for ends in of_law
+        )
+        for of_law in (timer.early.values(), timer.late.values())
+    )
     return 1 - below, 1 + above
 
 

@@ -1,24 +1,28 @@
 """Fit the laws of `sandtable.model` to measurements: least squares on log residuals, intervals by bootstrap.
 
 Times span decades, so linear residuals would fit only the slow points. Every fit reports its error on points that
-were held out (five folds), and the 90 % interval of a prediction is taken from those held-out residuals together
-with the spread of repeats.
+were held out (five folds), and the 90 % interval of a prediction is taken from those held-out residuals, see
+`sandtable.calibration.fit.left_out`, together with the spread of repeats.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sandtable.calibration.fit import left_out
 from sandtable.calibration.timing import Timing
-from sandtable.demand.operator import Bound, PlainOperator, plain_seconds
+from sandtable.demand.operator import Bound, Operator, PlainOperator, plain_seconds
 from sandtable.demand.operator_shapes import RandomReadShape
 from sandtable.errors import CalibrationError, missing_extra
 from sandtable.hardware import Estimate, Evidence, OpFit, StorageFit
+from sandtable.model import extrapolation
 from sandtable.model.laws import storage_law as storage_model
 from sandtable.model.laws.storage_law import StorageLaw
 
@@ -28,8 +32,6 @@ N_BOOTSTRAP = 40
 # refits start at the solution and only have to show how far it moves
 ROUGH = 1e-4
 N_FOLDS = 5
-# no law of this kind is trusted to better than this, however well a few points lie on it
-FLOOR = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +46,17 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Fitted parameters, their bootstrap draws, and log(predicted / measured) in sample and held out."""
+    """Fitted parameters, their bootstrap draws, and log(predicted / measured) in sample and held out.
+
+    ``n_folds`` is how many different shapes were held out, where some were timed more than once.
+    """
 
     values: FloatArray
     draws: FloatArray
     residuals: FloatArray
     held_out: FloatArray
     weights: FloatArray | None = None
+    n_folds: int | None = None
 
     @property
     def miss(self) -> float:
@@ -130,61 +136,57 @@ def weight_of(seconds: float | FloatArray) -> float | FloatArray:
     return np.clip(np.asarray(seconds) / 1e-3, 0.02, 1.0)
 
 
-def weighted_percentile(values: FloatArray, weights: FloatArray, percent: float) -> float:
-    """Return the percentile of values that count by ``weights``."""
-    order = np.argsort(values)
-    share = np.cumsum(weights[order])
-    position = (share - 0.5 * weights[order]) / share[-1]
-    return float(np.interp(percent / 100, position, values[order]))
-
-
-def student_95(degrees: int) -> float:
-    """Return the 95th percentile of Student's t with that many degrees of freedom."""
-    try:
-        from scipy.stats import t
-    except ImportError:
-        raise missing_extra("scipy", "run") from None
-    return float(t.ppf(0.95, degrees))
-
-
 def evidence(
     fit: Fit,
     *,
+    timings: Sequence[Timing],
     method: str,
-    n_samples: int,
     repeat_spread_frac: float | None = None,
     drift_frac: float | None = None,
-    again_frac: float | None = None,
     date: dt.date | None = None,
 ) -> Evidence:
-    """Describe a fit: errors in sample and held out, and the interval that predictions from it get.
+    """Describe a fit to ``timings``: errors in sample and held out, and the interval that predictions from it get.
 
-    The interval joins two independent sources of error, in squares: what the law misses on points that it has not
+    The interval joins two independent sources of error, in squares: what the law misses at shapes that it has not
     seen, and how far the machine wanders between now and then. The latter is ``drift_frac``; where it is not known,
     all of the repeats' spread stands in for it, although most of that comes and goes within seconds.
     """
-    outside = fit.held_out if len(fit.held_out) else fit.residuals
-    weights = np.ones(len(outside)) if fit.weights is None or len(fit.weights) != len(outside) else fit.weights
-    low, high = (weighted_percentile(outside, weights, percent) for percent in (5, 95))
+    # the law of storage has its own way to leave its points
+    known = () if timings[0].op.resource == "storage" else [timing.op for timing in timings]
+    kinds, shapes = extrapolation.stated(known)
     spread = np.log1p((repeat_spread_frac if drift_frac is None else drift_frac) or 0.0)
-    low, high = -np.hypot(min(low, -FLOOR), spread), np.hypot(max(high, FLOOR), spread)
+    half = float(np.hypot(_missed(fit, timings[0].law), spread))
     errors = np.abs(np.expm1(fit.residuals))
     return Evidence(
         date=date or dt.date.today(),
         n_points=len(fit.residuals),
-        n_samples=n_samples,
+        n_samples=sum(timing.n_samples for timing in timings),
         method=method,
         median_abs_error_frac=float(np.median(errors)),
         p90_abs_error_frac=float(np.percentile(errors, 90)),
         held_out_median_abs_error_frac=(
             float(np.median(np.abs(np.expm1(fit.held_out)))) if len(fit.held_out) else None
         ),
-        residual_low_frac=float(np.exp(low)),
-        residual_high_frac=float(np.exp(high)),
+        residual_low_frac=math.exp(-half),
+        residual_high_frac=math.exp(half),
         repeat_spread_frac=repeat_spread_frac,
         drift_frac=drift_frac,
-        again_frac=again_frac,
+        again_frac=seen_again(timings, fit.held_out),
+        kinds=kinds,
+        shapes=shapes,
     )
+
+
+def _missed(fit: Fit, law: Operator[Any]) -> float:
+    """Return half the 90 % interval of what a law misses, in logarithms."""
+    if not len(fit.held_out):
+        return left_out.half_width(0.0, 0, law.scatter.own)
+    weights = np.ones(len(fit.held_out))
+    if fit.weights is not None and len(fit.weights) == len(weights):
+        weights = fit.weights
+    # points that count little add little to what is known (Kish, "Survey Sampling", 1965, section 11.7)
+    n_folds = fit.n_folds or float(weights.sum() ** 2 / (weights**2).sum())
+    return left_out.half_width(left_out.scatter_of(fit.held_out, weights), n_folds, law.scatter.own)
 
 
 def seen_again(timings: Sequence[Timing], missed: FloatArray) -> float | None:
@@ -263,11 +265,10 @@ def fit_storage(
         sequential_bytes_per_s=sequential_bytes_per_s,
         random_evidence=evidence(
             fit,
+            timings=timings,
             method=method,
-            n_samples=sum(timing.n_samples for timing in timings),
             repeat_spread_frac=repeat_spread_frac,
             drift_frac=drift_frac,
-            again_frac=seen_again(timings, fit.held_out),
             date=date,
         ),
         sequential_evidence=sequential,
@@ -335,11 +336,10 @@ def fit_op(
         serial=serial,
         evidence=evidence(
             fit,
+            timings=timings,
             method=method,
-            n_samples=sum(timing.n_samples for timing in timings),
             repeat_spread_frac=repeat_spread_frac,
             drift_frac=drift_frac,
-            again_frac=seen_again(timings, fit.held_out),
         ),
     )
 

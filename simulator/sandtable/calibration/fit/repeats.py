@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sandtable.calibration.fit import least_squares
+from sandtable.calibration.fit import least_squares, left_out
 from sandtable.calibration.timing import Timing
 
 
@@ -24,7 +24,7 @@ def repeat_spread(timings: Sequence[Timing]) -> float | None:
     if not deviations:
         return None
     # robust against single disturbed points: the 90th percentile of the absolute deviation
-    return float(np.expm1(least_squares.weighted_percentile(np.array(deviations), np.array(weights), 90)))
+    return float(np.expm1(left_out.weighted_percentile(np.array(deviations), np.array(weights), 90)))
 
 
 def drift(timings: Sequence[Timing]) -> float | None:
@@ -41,14 +41,12 @@ def drift(timings: Sequence[Timing]) -> float | None:
     logs = np.log([[np.median(part) for part in t.passes[:passes]] for t in timings])
     off = logs - logs.mean(axis=1, keepdims=True)
     weights = np.asarray(least_squares.weight_of(np.array([t.seconds for t in timings])))
-    shared = np.array([least_squares.weighted_percentile(column, weights, 50) for column in off.T])
+    shared = np.array([left_out.weighted_percentile(column, weights, 50) for column in off.T])
     # the median absolute deviation is 0.6745 of a normal one's sigma; a row of n deviations has n - 1 of its own
-    scatter = (
-        least_squares.weighted_percentile(np.abs(off - shared).ravel(), np.repeat(weights, passes), 50) / 0.6745
-    )
+    scatter = left_out.weighted_percentile(np.abs(off - shared).ravel(), np.repeat(weights, passes), 50) / 0.6745
     scatter *= np.sqrt(passes / (passes - 1))
     n = weights.sum() ** 2 / (weights**2).sum()
     # a median varies pi / 2 times as much as a mean
     variance = max(0.0, float(shared.var(ddof=1)) - np.pi / 2 * scatter**2 / n)
-    half = float(np.expm1(least_squares.student_95(passes - 1) * np.sqrt(variance * (1 + 1 / passes))))
+    half = float(np.expm1(left_out.student_95(passes - 1) * np.sqrt(variance * (1 + 1 / passes))))
     return min(half, repeat_spread(timings) or 0.0)

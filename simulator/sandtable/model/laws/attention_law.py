@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
+from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource, Scatter
 from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, Number
 from sandtable.hardware import DTYPE_BYTES, Roofline
 
@@ -117,6 +117,8 @@ class Attention(Operator[Roofline]):
         "clocks_per_score",
         "block_queries",
     )
+    # of published timings left out, see `Scatter`
+    scatter: ClassVar[Scatter] = Scatter(own=0.11, siblings=0.14, per_doubling=0.046, new_kind=0.1)
     # times of one token alone say little of prompts, and the other way round: what they leave open stays with siblings
     prior: ClassVar[float] = 1.0
     constants: ClassVar[tuple[Constant, ...]] = (

@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
+from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource, Scatter
 from sandtable.demand.operator_shapes import CollectiveShape, Number
 from sandtable.hardware import LinkSheet
 
@@ -133,6 +133,8 @@ class Collective(Operator[LinkSheet]):
     resource: ClassVar[Resource] = "network"
     Shape: ClassVar[type[CollectiveShape]] = CollectiveShape
     fitted_as: ClassVar[str] = FITTED_AS
+    # of published timings left out, see `Scatter`
+    scatter: ClassVar[Scatter] = Scatter(own=0.1, siblings=0.23, per_doubling=0.13, new_kind=0.31)
     turns: ClassVar[float] = 1.0
     given: ClassVar[tuple[str, ...]] = (
         "flagged_rate",

@@ -13,7 +13,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from sandtable.demand.operator import Bound, Columns, Constant, Constants, FloatArray, PlainOperator, Resource
+from sandtable.demand.operator import (
+    Bound,
+    Columns,
+    Constant,
+    Constants,
+    FloatArray,
+    PlainOperator,
+    Resource,
+    Scatter,
+)
 from sandtable.demand.operator_shapes import GemmShape, Number
 from sandtable.hardware import DTYPE_BYTES, Roofline
 
@@ -86,6 +95,8 @@ class Gemm(PlainOperator):
         "odd_flops_per_clock",
         "plain_flops_per_clock",
     )
+    # of published timings left out, see `Scatter`
+    scatter: ClassVar[Scatter] = Scatter(own=0.09, siblings=0.13, per_doubling=0.042, new_kind=0.1)
     loss: ClassVar[str] = "cauchy"
     # weighed on element types left out of the fit of a device, which siblings help to predict
     prior: ClassVar[float] = 0.1

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource
+from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource, Scatter
 from sandtable.demand.operator_shapes import MemoryBoundShape, Number
 from sandtable.hardware import Roofline
 
@@ -36,6 +36,8 @@ class MemoryBound(Operator[Roofline]):
         "cache_speedup",
         "usual_clock_hz",
     )
+    # of published timings left out, see `Scatter`
+    scatter: ClassVar[Scatter] = Scatter(own=0.15, siblings=0.2)
     loss: ClassVar[str] = "cauchy"
     constants: ClassVar[tuple[Constant, ...]] = (
         # above 1 where caches serve what memory would
