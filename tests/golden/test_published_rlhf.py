@@ -35,8 +35,8 @@ def errors(rows: list[Scored]) -> list[float]:
 def test_step_times_of_the_readme(scored: list[Scored]) -> None:
     rows = of(scored, README, TOTAL)
     assert len(rows) == 4
-    assert statistics.median(errors(rows)) <= 0.15
-    assert max(errors(rows)) <= 0.30
+    assert statistics.median(errors(rows)) <= 0.08
+    assert max(errors(rows)) <= 0.10
     by_predicted = [row.label for row in sorted(rows, key=lambda row: row.predicted)]
     assert by_predicted == [row.label for row in sorted(rows, key=lambda row: row.measured)]
 
@@ -44,8 +44,15 @@ def test_step_times_of_the_readme(scored: list[Scored]) -> None:
 def test_totals_of_the_benchmark_whose_allocation_is_stated(scored: list[Scored]) -> None:
     rows = of(scored, BENCHMARK, TOTAL)
     assert len(rows) == 4
-    assert statistics.median(errors(rows)) <= 0.15
-    assert max(errors(rows)) <= 0.30
+    assert statistics.median(errors(rows)) <= 0.08
+    assert max(errors(rows)) <= 0.10
+
+
+def test_transformers_generates_for_openrlhf_with_a_host_that_waits(scored: list[Scored]) -> None:
+    rows = [*of(scored, "OpenRLHF, benchmark of 2024-03", TOTAL)]
+    rows += of(scored, "OpenRLHF on shared GPUs, benchmark of 2024-03", TOTAL)
+    assert len(rows) == 3
+    assert all(-0.30 < row.error_frac < 0 for row in rows)
 
 
 def test_deepspeed_chat_generates_token_by_token(scored: list[Scored]) -> None:
@@ -56,8 +63,8 @@ def test_deepspeed_chat_generates_token_by_token(scored: list[Scored]) -> None:
 def test_its_phases_err_in_opposite_directions(scored: list[Scored]) -> None:
     # the sums are better than their parts: rollouts are predicted too slow, as answers end sooner than at the limit,
     # and training too fast
-    assert all(0 < row.error_frac < 0.35 for row in of(scored, BENCHMARK, EXPERIENCE))
-    assert all(-0.45 < row.error_frac < 0 for row in of(scored, BENCHMARK, TRAINING))
+    assert all(0 < row.error_frac < 0.30 for row in of(scored, BENCHMARK, EXPERIENCE))
+    assert all(-0.32 < row.error_frac < 0 for row in of(scored, BENCHMARK, TRAINING))
 
 
 def test_generation_takes_most_of_the_time(scored: list[Scored]) -> None:

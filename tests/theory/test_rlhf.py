@@ -20,6 +20,7 @@ from sandtable_workloads.rlhf.answer_lengths import decode_steps, drawn, slowest
 from sandtable_workloads.rlhf.rlhf_demand import Engine, training_passes
 from sandtable_workloads.rlhf.rlhf_parameters import Rlhf
 from sandtable_workloads.rlhf.rlhf_plan import ITERATION, SECTIONS, SFT, SOUP, Track, plan_of
+from sandtable_workloads.training.closed_form import Timer
 from sandtable_workloads.training.slm_training import estimate
 from sandtable_workloads.training.training_plan import op_of
 
@@ -119,6 +120,54 @@ def test_eager_software_pays_for_every_kernel_of_a_step(a100: Machine) -> None:
     eager = library.load_machine("dgx_a100_80gb", {"stack": "pytorch_eager"})
     p = campaign(rollout_batch=2, train_batch=2)
     assert iteration(played(p, eager))["rollout_s"] > 1.5 * iteration(played(p, a100))["rollout_s"]
+
+
+def test_a_host_that_waits_in_every_layer_adds_to_the_device_and_never_more_than_both() -> None:
+    machine = library.load_machine("server_8x_a800", {"stack": "openrlhf_transformers"})
+    engine = Engine(campaign(batching="static"), machine)
+    for rows in (1.0, 16.0, 256.0):
+        demands = engine.decode(rows, 1024.0)
+        works, issued = float(Timer(CostModel(machine), 1).seconds([demands])[0][0]), engine.issue_s(demands)
+        assert 0 < engine.waits_s(rows, 1024.0) < min(works, issued)
+    assert Engine(campaign(), library.load_machine("server_8x_a800")).waits_s(16.0, 1024.0) == 0
+
+
+def test_a_cache_that_is_copied_and_unpadded_is_moved_three_times_over() -> None:
+    moved = {}
+    for stack in ("pytorch_eager", "openrlhf_transformers"):
+        engine = Engine(campaign(), library.load_machine("server_8x_a800", {"stack": stack}))
+        cache = [d for d in engine.decode(8.0, 512.0) if d.name.startswith("cache")]
+        moved[stack] = sum(d.shape.n_bytes * d.times for d in cache)
+    # 32 layers of keys and values of 4096 in two bytes, read and written once
+    assert moved["pytorch_eager"] == 2 * 8 * 512 * 32 * 2 * 4096 * 2
+    assert moved["openrlhf_transformers"] == 3 * moved["pytorch_eager"]
+
+
+def test_fewer_key_heads_are_repeated_before_they_are_attended_to() -> None:
+    machine = library.load_machine("server_8x_a800", {"stack": "pytorch_eager"})
+    demands = Engine(campaign(model="mistral_7b"), machine).decode(8.0, 512.0)
+    cache = {d.name: d.shape.n_bytes for d in demands if d.name.startswith("cache")}
+    assert cache["cache repeat"] == 4 * cache["cache copy"]
+
+
+def test_an_optimiser_on_the_host_clips_and_rounds_beside_adam(a100: Machine) -> None:
+    p = campaign(devices=2, sharding="fsdp_grad_op", offload_optimizer="host")
+    moved = training_passes(p, a100, "policy", batch=32, tokens=256).moved
+    assert moved is not None
+    # one rank's half of the parameters: gradients and three float32 numbers read, these written, gradients clipped in
+    # place, weights rounded to two bytes; at the 10 GB/s that the stack states
+    state_bytes = 4 * 4 + 3 * 4 + 2
+    assert float(moved.optimizer_s) == pytest.approx(p.shape.n_params / 2 * (state_bytes + 8 + 6) / 10e9, rel=0.1)
+
+
+def test_a_batch_is_scored_while_other_ranks_generate(a100: Machine) -> None:
+    pools = {"devices": 8, "placement": "separate", "sharding": "fsdp_grad_op", "generation_devices": 2}
+    pools |= {"reference_devices": 1, "reward_devices": 1, "critic_devices": 2}
+    together, in_turn = (
+        iteration(played(campaign(**pools, rollout_micro_batch=n, scoring_micro_batch=8), a100)) for n in (None, 8)
+    )
+    # two ranks of the policy take turns with one of the reference: each waits for half of what that scores
+    assert in_turn["scoring_s"] == pytest.approx(together["scoring_s"] / 2, rel=0.05)
 
 
 def test_engines_share_the_prompts_but_each_reads_all_weights(a100: Machine) -> None:

@@ -7,7 +7,8 @@ one token of each row, and reads the keys and values of all tokens before it.
 An engine of its own (vLLM, SGLang) replays graphs of fused kernels: a stack file says which work it does less of,
 under ``efficiency.memory_bound.decode <name>``, and what its host does between two steps, under
 ``efficiency.host.decode_step``.
-Without that, every kernel of a step is issued from Python as in training.
+Without that, every kernel of a step is issued from Python as in training. Where software has to know in each layer
+what only the device knows, ``efficiency.host.decode_wait``, its host cannot issue ahead.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, StepP
 ENGINE = "memory_bound.decode "
 DECODE_STEP, SYNC_TENSOR, SYNC_GATHERED = "host.decode_step", "host.sync_tensor", "host.sync_gathered_tensor"
 CPU_OPTIMIZER = "host.optimizer"
-CACHE_COPY, CACHE_APPEND, VIEWS = "cache copy", "cache append", "views"
+DECODE_WAIT = "host.decode_wait"
+# keys and values of all tokens: joined with the new ones, repeated for each query head, taken out of the padding; and
+# the new ones alone
+CACHE_COPY, CACHE_REPEAT, CACHE_UNPAD, CACHE_APPEND = "cache copy", "cache repeat", "cache unpad", "cache append"
+VIEWS = "views"
+# bytes of host memory per parameter that DeepSpeed's step moves beside Adam's: gradients clipped in place, new weights
+# rounded to two bytes (runtime/zero/stage_1_and_2.py, `step`; stage3.py, `unscale_and_clip_grads` and
+# `_reassign_or_swap_out_partitioned_parameters`)
+CLIPPED_BYTES, ROUNDED_BYTES = 8.0, 6.0
 # numbers of a layer's tensors that are sent one by one: seven products and two norms; three beside the layers
 TENSORS_OF_LAYER, TENSORS_BESIDE = 9, 3
 
@@ -135,14 +144,17 @@ def _elsewhere(c: Configuration, machine: Machine) -> tuple[Moves, float]:
     """Return what is moved where the optimiser is on the host, and the time of adding a further micro-batch there.
 
     DeepSpeed adds on the device: what the host has comes, and the sum goes back, between two kernels
-    (runtime/zero/stage_1_and_2.py, ``async_accumulate_grad_in_cpu_via_gpu``). Where a stack says what one rank's
-    optimiser moves, it has that rate instead of a share of the host's: Ray gives a worker one thread unless asked.
+    (runtime/zero/stage_1_and_2.py, ``async_accumulate_grad_in_cpu_via_gpu``). The step clips gradients, updates and
+    rounds, one after the other, before weights go back. Where a stack says what one rank's optimiser moves, it has that
+    rate instead of a share of the host's: Ray gives a worker one thread unless asked.
     """
     found = moves(c, CostModel(machine), held_params(c))
     states, _ = shares(c, held_params(c))
     own = None if machine.stack is None else machine.stack.datasheet.efficiency.get(CPU_OPTIMIZER)
+    beside = 1 + (CLIPPED_BYTES + ROUNDED_BYTES) / c.state_bytes
     if own is not None and own.bandwidth_bytes_per_s is not None:
         found = replace(found, optimizer_s=states * c.state_bytes / own.bandwidth_bytes_per_s)
+    found = replace(found, optimizer_s=found.optimizer_s * beside)
     back = Op(
         name="gradients",
         operator="transfer",
@@ -276,6 +288,27 @@ class Engine:
         """Return the host's time to issue these demands one by one; none where graphs are replayed."""
         return 0.0 if self.step is not None else float(np.asarray(self.timer.issue(demands)).reshape(-1)[0])
 
+    def waits_s(self, rows: float, context: float) -> float:
+        """Return by how much a step takes longer than its device, or than its host, as each waits for the other.
+
+        In every layer, before padding is taken out, the host waits for all that it has issued. From there to the next
+        layer's wait each kernel begins when it is issued and the one before it has ended.
+        """
+        if DECODE_WAIT not in self.software.table:
+            return 0.0
+        c = replace(self.c, batch=rows, sequence=1.0)
+        demands = self._attending(self._layers(c, context), c, rows * context)
+        first = next((at for at, demand in enumerate(demands) if demand.name == CACHE_UNPAD), 0)
+        demands = [*demands[first:], *demands[:first]]
+        timer = Timer(self.timer.costs, 1)
+        timed = [float(seconds[0]) for seconds in timer.seconds([[demand] for demand in demands])]
+        issued = [float(np.asarray(timer.issue([demand])).reshape(-1)[0]) for demand in demands]
+        host = device = 0.0
+        for works, issue in zip(timed, issued, strict=True):
+            host += issue
+            device = max(device, host) + works
+        return device - max(sum(timed), sum(issued))
+
     def prompts(self, batch: float, tokens: float) -> list[Demand]:
         """Return a pass over ``batch`` prompts of ``tokens`` each, of which only the last token's logits are made."""
         c = replace(self.c, batch=batch, sequence=tokens)
@@ -285,18 +318,23 @@ class Engine:
         """Return a step that makes one token of each row, which look back on ``context`` tokens."""
         c = replace(self.c, batch=rows, sequence=1.0)
         ends = [*step_demand.embedding_forward(c, self.software), *self._head(c, rows)]
-        moved = [
-            part
-            for name, tokens in ((CACHE_COPY, rows * context), (CACHE_APPEND, rows), (VIEWS, rows))
-            for part in self._moved(c, name, tokens)
-        ]
-        return [*self._layers(c, context), *moved, *ends]
+        layers = self._attending(self._layers(c, context), c, rows * context)
+        return [*layers, *self._moved(c, CACHE_APPEND, rows), *self._moved(c, VIEWS, rows), *ends]
+
+    def _attending(self, layers: list[Demand], c: Configuration, tokens: float) -> list[Demand]:
+        """Return layers with what is done to keys and values of all tokens before they are attended to."""
+        first = next((at for at, demand in enumerate(layers) if demand.operator == "attention"), len(layers))
+        groups = self.shape.n_heads / self.shape.n_kv_heads
+        moved = [*self._moved(c, CACHE_COPY, tokens), *self._moved(c, CACHE_UNPAD, tokens)]
+        moved += self._moved(c, CACHE_REPEAT, tokens * groups) if groups > 1 else []
+        return [*layers[:first], *moved, *layers[first:]]
 
     def _moved(self, c: Configuration, name: str, tokens: float) -> list[Demand]:
         """Return what a kernel of its own does to keys and values of so many tokens, in software that says it does.
 
-        To copy all of them at every step, where the cache grows by a new tensor; or to put the new ones into it. Where
-        the host computes, views and calls of modules, which move nothing, take their time as well.
+        To copy all of them at every step, where the cache grows by a new tensor; to take padding out of them; or to put
+        the new ones into it. Where the host computes, views and calls of modules, which move nothing, take their time as
+        well.
         """
         if f"memory_bound.{name}" not in self.software.table:
             return []

@@ -9,6 +9,7 @@ beside each other within a pass, and it ends when all have. Equal passes in a ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -114,7 +115,7 @@ def _alone(machine: Machine, passes: Passes, section: str) -> list[Op]:
 class Track:
     """Adds passes as ops of one pool and section; methods return what must be done before anything else.
 
-    ``background`` work is for a later iteration.
+    ``background`` work goes on beside another section, and counts as its own only where that has to wait for it.
     """
 
     machine: Machine
@@ -222,6 +223,8 @@ class Track:
         for steps in decode_steps(lengths, rounds, slots, batching=p.batching, rows_factor=rows_factor):
             demands = engine.decode(steps.rows, steps.context)
             done = self._engine_steps(engine, "decode", demands, steps.n_steps, steps.rows, done)
+            waits_s = engine.waits_s(steps.rows, steps.context)
+            done = self.wait("host and device wait", waits_s * steps.n_steps, "issue", done)
         return done
 
     def _engine_steps(
@@ -274,7 +277,23 @@ class _Iteration:
         passes = scoring_passes(
             p, self.machine, role, sequences=sequences, micro=micro, tokens=tokens, answer_frac=made
         )
-        return self._on(role, SCORING).score(passes, role, after)
+        track, n = self._on(role, SCORING), passes.n_micro
+        meanwhile = n - math.ceil(n / self._askers(role)) if after else 0
+        if not meanwhile:
+            return track.score(passes, role, after)
+        beside = replace(track, background=True).score(replace(passes, n_micro=meanwhile), role, [])
+        return track.score(replace(passes, n_micro=n - meanwhile), role, [*beside, *after])
+
+    def _askers(self, role: Role) -> int:
+        """Return how many ranks of the policy take turns with one of a role's, each waiting for its own batch alone.
+
+        Where each generates and has scored one batch after the other, and their forward passes gather no weights from
+        each other, one rank's batch is scored while others generate.
+        """
+        p = self.p
+        if p.rollout_micro_batch is None or not p.is_apart(role) or p.sharding == "fsdp_full":
+            return 1
+        return max(1, p.ranks_of("policy") // p.ranks_of(role))
 
     def _update(self, role: Role, batch: int, after: After) -> list[int]:
         p = self.p
