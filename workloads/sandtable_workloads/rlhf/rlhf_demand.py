@@ -333,8 +333,8 @@ class Engine:
         """Return what a kernel of its own does to keys and values of so many tokens, in software that says it does.
 
         To copy all of them at every step, where the cache grows by a new tensor; to take padding out of them; or to put
-        the new ones into it. Where the host computes, views and calls of modules, which move nothing, take their time as
-        well.
+        the new ones into it. Where the host computes, views and calls of modules, which move nothing, take their time
+        as well.
         """
         if f"memory_bound.{name}" not in self.software.table:
             return []
