@@ -138,8 +138,17 @@ def trained_of(p: Rlhf, machine: Machine, role: Role) -> dict[str, float]:
         return _adapted(finetuning_memory.memory_of(adapted, p.shape_of(role)), role)
     run = p.training(role, batch=batch, tokens=p.sequence_tokens)
     c = configuration(p, machine, role, batch=batch, tokens=p.sequence_tokens)
-    found = training_memory.memory_of_configuration(run, c, machine.stack, on_accelerator=False)
+    found = training_memory.memory_of_configuration(
+        run, c, machine.stack, on_accelerator=False, logits_frac=_logits_frac(p)
+    )
     return {kind: float(np.asarray(size)) for kind, size in found.items()}
+
+
+def _logits_frac(p: Rlhf, seed: int = 0) -> float:
+    """Return the share of the tokens that logits are made of: of answers as long as drawn, or of all."""
+    if p.logits != "answers":
+        return 1.0
+    return min(1.0, float(drawn(p, seed).answers.mean()) / p.sequence_tokens)
 
 
 def _adapted(found: dict[str, float], role: Role) -> dict[str, float]:
@@ -168,7 +177,8 @@ def _scoring(p: Rlhf, machine: Machine, role: Role) -> dict[str, float]:
     wide = max(shape.n_neurons * shape.n_vectors, shape.qkv_rows + shape.d_model)
     found = {"activations": tokens * (2 * shape.d_model + wide) * item / p.tensor_parallel}
     if role not in SCALAR:
-        found["logits and loss"] = tokens * shape.vocabulary * SCORED_LOGIT_BYTES / p.tensor_parallel
+        logits = tokens * _logits_frac(p) * shape.vocabulary
+        found["logits and loss"] = logits * SCORED_LOGIT_BYTES / p.tensor_parallel
     if p.offload_scoring and role not in TRAINED:
         found["weights"] = _weight_bytes(p.model_copy(update={"offload_scoring": False}), machine, role)
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -321,7 +321,7 @@ def activations(c: Configuration, saved: Saved, place: Place) -> dict[str, Numbe
 
 
 def memory_of_configuration(
-    p: SlmTraining, c: Configuration, stack: Stack | None, *, on_accelerator: bool
+    p: SlmTraining, c: Configuration, stack: Stack | None, *, on_accelerator: bool, logits_frac: float = 1.0
 ) -> dict[str, Number]:
     """Return bytes by kind of the fullest device, at its peak; kinds of no bytes are left out.
 
@@ -330,8 +330,10 @@ def memory_of_configuration(
         c: One configuration, or many stacked.
         stack: What the software keeps, and takes for itself.
         on_accelerator: Whether the software's own memory lies on the device that computes.
+        logits_frac: Share of the tokens that logits are made of.
     """
     saved = Saved.of(stack, p, c)
+    saved = replace(saved, logit=saved.logit * logits_frac)
     moments = [moment for place in places(c) for moment in _moments(p, c, saved, place)]
     if stack is not None and on_accelerator:
         moments = [moment | {"reserved": _reserved(moment, stack)} for moment in moments]
