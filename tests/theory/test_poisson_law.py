@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cpu_roofline import CPU
 
 from sandtable.hardware import Roofline
 from sandtable_kernels.poisson import poisson_law as law
@@ -19,14 +20,6 @@ from sandtable_kernels.poisson.poisson_law import (
     popular_share,
 )
 
-CPU = Roofline(
-    name="cpu",
-    n_units=8,
-    peak_flops_per_s={"float32": 8e11},
-    bandwidth_bytes_per_s=100e9,
-    cache_bytes=32 << 20,
-    family="cpu",
-)
 PASS, ROWS = PoissonPass(), GammaRowsOperator()
 SHAPE = PoissonPassShape(
     rows=50_000, components=20, pairs=4e6, events=1e7, triggers=0, sources=1e6, exponent=0.8, kind=law.EXCITED

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cpu_roofline import CPU
 
 from sandtable.demand.operator import Operator
-from sandtable.hardware import Roofline
 from sandtable_kernels.poisson.laws import dynamic_law, item_law
 from sandtable_kernels.poisson.laws.dynamic_law import (
     CellPass,
@@ -30,14 +30,6 @@ from sandtable_kernels.poisson.laws.item_law import (
 )
 from sandtable_kernels.poisson.poisson_law import popular_share
 
-CPU = Roofline(
-    name="cpu",
-    n_units=8,
-    peak_flops_per_s={"float32": 8e11},
-    bandwidth_bytes_per_s=100e9,
-    cache_bytes=32 << 20,
-    family="cpu",
-)
 CELLS = CellPassShape(
     rows=50_000,
     own_features=31,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_alignment import FEW, TINY
 
 from sandtable.errors import ConfigError, MeasureError
 
@@ -27,27 +28,11 @@ from sandtable_workloads.rlhf.aligned.alignment_pipeline import (  # noqa: E402
     doubts,
     prefers,
 )
-from sandtable_workloads.rlhf.aligned.alignment_settings import Alignment, Fitting, Ppo  # noqa: E402
+from sandtable_workloads.rlhf.aligned.alignment_settings import Ppo  # noqa: E402
 from sandtable_workloads.rlhf.aligned.policy_model import Policy  # noqa: E402
 from sandtable_workloads.rlhf.aligned.ppo_phase import Optimisation  # noqa: E402
 from sandtable_workloads.training.executed.job import checkpoints, part_path  # noqa: E402
 
-FEW = Fitting(steps=4, batch=8, learning_rate=1e-3)
-TINY = Alignment(
-    seed=3,
-    vocabulary=120,
-    n_layers=1,
-    d_model=16,
-    n_heads=2,
-    n_neurons=24,
-    base=FEW,
-    sft=FEW,
-    reward_model=FEW,
-    pairs=32,
-    held_out_pairs=16,
-    evaluated=16,
-    checkpoint_steps=2,
-)
 PPO = Ppo(iterations=6, batch=8, target_kl=1.0, horizon=100.0)
 ARMS = {"ppo_sft": PPO, "ppo_soup": replace(PPO, reference="soup")}
 CHILD = """

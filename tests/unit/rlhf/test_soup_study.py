@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_alignment import TINY
 
 from sandtable.errors import ConfigError
 from sandtable.studies.finding import findings_of
-from sandtable_workloads.rlhf.aligned.alignment_settings import Fitting
 from sandtable_workloads.rlhf.soup_study import soup_runs, soup_tables
 from sandtable_workloads.rlhf.soup_study.soup_runs import (
     ALPHA,
@@ -23,7 +22,6 @@ from sandtable_workloads.rlhf.soup_study.soup_runs import (
     KL,
     PLAIN,
     SEEDS,
-    STUDIED,
     Point,
     points,
 )
@@ -140,27 +138,12 @@ def test_bad_arguments_are_refused(arguments: list[str], said: str, capsys: pyte
 
 def test_a_run_is_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="models are PyTorch's")
-    few = Fitting(steps=2, batch=4, learning_rate=1e-3)
-    tiny = replace(
-        STUDIED,
-        vocabulary=100,
-        n_layers=1,
-        d_model=16,
-        n_heads=2,
-        n_neurons=24,
-        base=few,
-        sft=few,
-        reward_model=few,
-        pairs=8,
-        held_out_pairs=4,
-        evaluated=8,
-    )
     monkeypatch.setattr(soup_runs, "ITERATIONS", CURVE_EVERY)
-    first = soup_runs.kept_or_run("main", 0, tmp_path, lambda _: None, tiny)
+    first = soup_runs.kept_or_run("main", 0, tmp_path, lambda _: None, TINY)
     assert list(first.figures) == [PPO.name, SOUP.name]
-    again = soup_runs.kept_or_run("main", 0, tmp_path, lambda _: None, tiny)
+    again = soup_runs.kept_or_run("main", 0, tmp_path, lambda _: None, TINY)
     assert again == first
     kept = tmp_path / "main-0.json"
     kept.write_bytes(kept.read_bytes().replace(b'"seed": 0', b'"seed": 1'))
     with pytest.raises(ConfigError):
-        soup_runs.kept_or_run("main", 0, tmp_path, lambda _: None, tiny)
+        soup_runs.kept_or_run("main", 0, tmp_path, lambda _: None, TINY)

@@ -10,7 +10,8 @@ DeepSpeed-Chat.
 Prompts and answers may have 1024 tokens each. Answers are taken to have them: the benchmark's arithmetic does so too.
 DeepSpeed-Chat pads every prompt to the limit (dschat/utils/data/data_utils.py, ``DataCollatorRLHF``). Those of OpenRLHF
 are shorter: by guess 200 tokens in the mean, as in a log of the same prompts (OpenRLHF issue 762, 190 tokens). The rows
-say neither, so that their intervals hold what comes out with answers of half the length, and with prompts at the limit.
+say neither, nor what the host was: their intervals hold what comes out with answers of half the length and 20 GB/s for
+a rank's optimiser on the host, and with prompts at the limit and 5 GB/s, where its stack says 10.
 
 OpenRLHF's scripts (examples/scripts/train_ppo_llama.sh @dbdd43b) keep the optimiser on the host where all models share
 the GPUs too, whose memory holds them no other way.
@@ -27,13 +28,14 @@ from typing import Any, ClassVar
 
 from sandtable import units
 from sandtable.engine.plan_process import process_of
-from sandtable.hardware import library
+from sandtable.hardware import Machine, library
 from sandtable.published.adapter import Adapter, Outcome, Scored, Skipped
 from sandtable.published.rows import Row
 from sandtable.results import Metric
 from sandtable.runs import predict
 from sandtable.workload.seam import Scenario
 from sandtable_workloads.rlhf.rlhf import RlhfWorkload
+from sandtable_workloads.rlhf.rlhf_demand import CPU_OPTIMIZER
 from sandtable_workloads.rlhf.rlhf_parameters import Rlhf
 from sandtable_workloads.rlhf.rlhf_plan import plan_of
 
@@ -42,8 +44,12 @@ TOTAL, EXPERIENCE, TRAINING = "iteration_s", "experience_s", "training_s"
 COLUMNS = {TOTAL: "total_s", EXPERIENCE: EXPERIENCE, TRAINING: TRAINING}
 PARTS = {TOTAL: ("iteration_s",), EXPERIENCE: ("rollout_s", "scoring_s"), TRAINING: ("update_s", "weight_sync_s")}
 PROMPT_MEAN_TOKENS = 200.0
-# what the rows may mean instead: by how much of their limits prompts and answers are long
-OTHER_LENGTHS: tuple[dict[str, float], ...] = ({"answer_mean_tokens": 512.0}, {"prompt_mean_tokens": 1024.0})
+# what the rows may mean instead: mean tokens, and what an optimiser on the host streams, in bytes a second
+INSTEAD: tuple[tuple[dict[str, float], float | None], ...] = (
+    ({}, None),
+    ({"answer_mean_tokens": 512.0}, 20e9),
+    ({"prompt_mean_tokens": 1024.0}, 5e9),
+)
 POOLS = ("reference", "reward", "critic", "generation")
 
 
@@ -60,8 +66,7 @@ class RlhfStepTimes(Adapter):
             return Skipped("hybrid engine is not described")
         own = parameters_of(row)
         found, *others = (
-            _predicted(row.text("stack"), tuple(sorted((own | changed).items())))
-            for changed in ({}, *OTHER_LENGTHS)
+            _predicted(row.text("stack"), tuple(sorted((own | changed).items())), host) for changed, host in INSTEAD
         )
         return [self._scored(row, metric, found, others) for metric in self.metrics]
 
@@ -113,10 +118,23 @@ def parameters_of(row: Row) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _predicted(stack: str, values: tuple[tuple[str, Any], ...]) -> dict[str, Metric]:
+def _predicted(stack: str, values: tuple[tuple[str, Any], ...], host: float | None) -> dict[str, Metric]:
     """Return metrics of an iteration; a run that was published fitted, whatever is counted here."""
-    workload, machine = RlhfWorkload(), library.load_machine(MACHINE, {"stack": stack})
+    workload, machine = RlhfWorkload(), _machine(stack, host)
     parameters = Rlhf.model_validate(dict(values), context=units.AT_EDGE)
     scenario = Scenario(name="row", title="row", workload=workload.name, machine=MACHINE, parameters=dict(values))
     process = process_of(plan_of(parameters, machine, {}, scenario.seed))
     return dict(predict.predict(scenario, workload, parameters, machine, process=process)[0].metrics)
+
+
+def _machine(stack: str, host_bytes_per_s: float | None) -> Machine:
+    """Return the benchmark's machine; where a rank's optimiser has a rate of its own, with this one if one is given."""
+    machine = library.load_machine(MACHINE, {"stack": stack})
+    if machine.stack is None or host_bytes_per_s is None:
+        return machine
+    sheet = machine.stack.datasheet
+    if (own := sheet.efficiency.get(CPU_OPTIMIZER)) is None:
+        return machine
+    changed = own.model_copy(update={"bandwidth_bytes_per_s": host_bytes_per_s})
+    sheet = sheet.model_copy(update={"efficiency": {**sheet.efficiency, CPU_OPTIMIZER: changed}})
+    return machine.model_copy(update={"stack": machine.stack.model_copy(update={"datasheet": sheet})})

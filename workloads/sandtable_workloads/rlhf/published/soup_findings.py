@@ -52,6 +52,11 @@ class SoupFindings(Findings):
         )
 
 
+def _finding(rows: list[list[Any]], **said: Any) -> Finding:
+    """Return a finding with the rows of its figure, whose y is a share or a score."""
+    return Finding(data=Table(columns=COLUMNS, rows=rows), log_y=False, **said)
+
+
 def _gains(name: str, claim: str, runs: Sequence[Run], kind: str) -> Finding:
     gold, score = (soup_tables.gain_of(runs, SOUP, f"{measure}_{kind}") for measure in ("gold", "score"))
     rows: list[list[Any]] = [
@@ -59,7 +64,7 @@ def _gains(name: str, claim: str, runs: Sequence[Run], kind: str) -> Finding:
         for point in SERIES
         for run in runs
     ]
-    return Finding(
+    return _finding(
         name=name,
         claim=claim,
         holds=gold.above,
@@ -67,10 +72,9 @@ def _gains(name: str, claim: str, runs: Sequence[Run], kind: str) -> Finding:
             f"Gold score {gold.shown('+.3f')} beyond plain PPO's, reward model's score {score.shown('+.2f')} "
             f"(90 %, {gold.n} seeds, KL coefficient {KL:g} both)"
         ),
-        data=Table(columns=COLUMNS, rows=rows),
+        rows=rows,
         x="seed",
         y="gold score",
-        log_y=False,
     )
 
 
@@ -82,15 +86,14 @@ def _wins(runs: Sequence[Run]) -> Finding:
         for kind in TITLES
         for run in runs
     ]
-    return Finding(
+    return _finding(
         name="wins",
         claim="Its answers win more often than plain PPO's, judged by the gold score, ties counted half",
         holds=all(each.low > 0.5 for each in shares.values()),
         evidence=f"It wins {' and '.join(said)} (90 %, {shares['seen'].n} seeds)",
-        data=Table(columns=COLUMNS, rows=rows),
+        rows=rows,
         x="seed",
         y="share of prompts won",
-        log_y=False,
         mark=0.5,
     )
 
@@ -106,15 +109,14 @@ def _further(main: Sequence[Run], grid: Sequence[Run]) -> Finding:
         [TITLES[cell.kind], f"alpha {cell.point.alpha:g}", cell.kl_sft, cell.gold.mean]
         for cell in sorted(soup_tables.cells(grid), key=lambda cell: (cell.kind, -cell.point.alpha, cell.kl_sft))
     ]
-    return Finding(
+    return _finding(
         name="distance",
         claim="With the same coefficient the policy goes further from the model that it began at",
         holds=all(gain.above for gain in gains.values()),
         evidence=f"KL to that model, nats an answer beyond plain PPO's: {said} (90 %, {gains['seen'].n} seeds)",
-        data=Table(columns=COLUMNS, rows=rows),
+        rows=rows,
         x="KL to the fine-tuned model (nats an answer)",
         y="gold score",
-        log_y=False,
     )
 
 
@@ -128,15 +130,14 @@ def _share(runs: Sequence[Run]) -> Finding:
         )
     ]
     said = ", ".join(f"{each.shown('+.3f')} beyond alpha {alpha:g}" for alpha, each in beyond.items())
-    return Finding(
+    return _finding(
         name="share",
         claim="Equal shares of both models are the best reference",
         holds=all(each.above for each in beyond.values()),
         evidence=f"Gold score of alpha {ALPHA:g}: {said} (90 %, {len(runs)} seeds, KL coefficient {KL:g})",
-        data=Table(columns=COLUMNS, rows=rows),
+        rows=rows,
         x="share of the model that PPO begins at (1: plain PPO)",
         y="gold score",
-        log_y=False,
     )
 
 
@@ -149,7 +150,7 @@ def _over_optimised(runs: Sequence[Run]) -> Finding:
         for kl_coef in GRID_KL
         for number in range(CURVE_EVERY, ITERATIONS + 1, CURVE_EVERY)
     ]
-    return Finding(
+    return _finding(
         name="over_optimisation",
         claim="With a weak penalty PPO pleases the reward model more and the gold score less",
         holds=score.above and gold.high < 0,
@@ -157,10 +158,9 @@ def _over_optimised(runs: Sequence[Run]) -> Finding:
             f"KL coefficient {weak.kl_coef:g} beside {KL:g}: reward model's score {score.shown('+.2f')}, gold score "
             f"{gold.shown('+.3f')} (90 %, {gold.n} seeds, plain PPO)"
         ),
-        data=Table(columns=COLUMNS, rows=rows),
+        rows=rows,
         x="iteration",
         y="mean of the last ten iterations",
-        log_y=False,
     )
 
 
