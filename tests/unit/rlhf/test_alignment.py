@@ -199,3 +199,15 @@ def test_the_command_prints_a_table(
     assert out.count("| sft |") == out.count("| soup |") == 2
     assert "% over PPO" in out
     assert "ppo_soup 2 of 2" in err
+
+
+def test_what_cannot_begin_is_a_sentence_and_leaves_the_folder_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_alignment, "Alignment", lambda **changes: replace(TINY, **changes))
+    assert run_alignment.main([str(tmp_path / "f"), "--text", str(tmp_path / "none")]) == 2
+    assert "none: parameters.text: No such file or directory" in capsys.readouterr().err
+    assert not (tmp_path / "f" / "settings.json").exists()
+    (tmp_path / "file").write_text("")
+    assert run_alignment.main([str(tmp_path / "file" / "f")]) == 2
+    assert "file/f: no checkpoints can be written there" in capsys.readouterr().err

@@ -143,9 +143,10 @@ class Pipeline:
     def __init__(self, settings: Alignment, folder: Path | None, progress: Progress = lambda _: None) -> None:
         keep_memory()
         self.settings, self.folder, self.progress = settings, folder, progress
-        claim(folder, {name: value for name, value in settings.as_json().items() if name not in FREE})
         self.device: Device = device_of(settings.device, 0)
         self.task = PromptedLines.of_text(settings.text, settings.vocabulary, settings.max_answer)
+        # what cannot begin leaves the folder to others
+        claim(folder, {name: value for name, value in settings.as_json().items() if name not in FREE})
         self.shape = settings.shape(self.task.vocabulary)
         self.n_tokens = self.task.max_prompt + settings.max_answer
         self.seconds: dict[str, float] = {}

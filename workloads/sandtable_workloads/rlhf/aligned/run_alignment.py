@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SandtableError as error:
         _say(f"run_alignment: {error}")
         return error.exit_code
+    except OSError as error:
+        _say(f"run_alignment: {given.folder}: no checkpoints can be written there: {error.strerror}")
+        return ConfigError.exit_code
     except KeyboardInterrupt:
         _say("run_alignment: interrupted; it resumes from its last checkpoints")
         return INTERRUPTED
