@@ -9,8 +9,11 @@ cache what fits into it, as an operator finds what the one before it left. Impor
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +28,8 @@ from sandtable_kernels.pytorch.torch_cases import Dims, R, Stopwatch, Timed, cop
 COLD = frozenset({"gemm", "adamw", "copy", *structured_cases.CASES})
 # these repeat themselves on tensors that only differ in where they lie; the others make a sample of their own length
 REPEATED = (
-    frozenset({"gemm", "attention", "norm", "add", "gate", "cross_entropy", "embedding", "copy"})
+    frozenset({"gemm", "attention", "sdpa", "norm", "add", "gate", "rope", "cross_entropy", "embedding", "copy"})
+    | {"widen", "narrow", "add_narrow", "cat"}
     | structured_cases.CASES.keys()
 )
 # copies of a case with cold tensors take no more than this, or than a quarter of the memory that is free
@@ -145,10 +149,14 @@ def narrow_gemm(dims: Dims) -> Timed:
     return timed(inputs, forward, backward=False)
 
 
-def attention(dims: Dims) -> Timed:
-    """Attention of the last tokens to all: fused, or with scores written out and a softmax in float32."""
+def attention(dims: Dims, *, chosen: bool = False) -> Timed:
+    """Attention of the last tokens to all: fused, or with scores written out and a softmax in float32.
+
+    Fused, it is FlashAttention-2 or what stands in for it; the kernel that PyTorch chooses by itself if ``chosen``.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    kernels = nullcontext if chosen else partial(sdpa_kernel, [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])
     b, t, s, h, g, e = (
         dims[name] for name in ("batch", "query_tokens", "kv_tokens", "n_heads", "n_kv_heads", "head_dim")
     )
@@ -161,7 +169,7 @@ def attention(dims: Dims) -> Timed:
         if not dims["flash"]:
             raw = torch.matmul(q, k.transpose(-2, -1)) * e**-0.5 + mask
             return (torch.matmul(torch.softmax(raw, dim=-1, dtype=torch.float32).to(q.dtype), v),)
-        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+        with kernels():
             return (fn.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=h != g),)
 
     item = torch_cases.DTYPES[dtype].itemsize
@@ -182,6 +190,27 @@ def norm(dims: Dims) -> Timed:
     if not hasattr(torch.ops.aten, "_fused_rms_norm"):
         raise Unsupported(f"PyTorch {torch.__version__} has no root-mean-square norm in one kernel")
     return torch_cases.norm(dims)
+
+
+def _moved(move: Callable[[Tensor, Tensor], Tensor], *, wide: bool) -> Callable[[Dims], Timed]:
+    """Return a case that moves a tensor of the dims' type, or a ``wide`` one, with another of the dims' type beside it."""
+
+    def case(dims: Dims) -> Timed:
+        size, narrow = (dims["n_tokens"], dims["width"]), dims["dtype"]
+        number = copies(dims, 10 * math.prod(size))
+        inputs = [
+            (filled(*size, dtype="float32" if wide else narrow), filled(*size, dtype=narrow)) for _ in range(number)
+        ]
+        return timed_plainly(lambda: [move(*pair) for pair in inputs], number)
+
+    return case
+
+
+def cat(dims: Dims) -> Timed:
+    """Two halves joined into one tensor."""
+    half, number = dims["width"] // 2, copies(dims, 4 * dims["n_tokens"] * dims["width"])
+    inputs = [[filled(dims["n_tokens"], half, dtype=dims["dtype"]) for _ in range(2)] for _ in range(number)]
+    return timed_plainly(lambda: [torch.cat(pair, dim=-1) for pair in inputs], number)
 
 
 def copy(dims: Dims) -> Timed:
@@ -268,9 +297,15 @@ def collective(dims: Dims) -> Timed:
 CASES: dict[str, Callable[[Dims], Timed]] = {
     "gemm": gemm,
     "attention": attention,
+    "sdpa": partial(attention, chosen=True),
     "norm": norm,
     "add": torch_cases.add,
+    "add_narrow": _moved(torch.add, wide=True),
+    "cat": cat,
     "gate": torch_cases.gate,
+    "narrow": _moved(lambda x, like: x.to(like.dtype), wide=True),
+    "rope": torch_cases.rope,
+    "widen": _moved(lambda x, _: x.float(), wide=False),
     "cross_entropy": torch_cases.cross_entropy,
     "embedding": torch_cases.embedding,
     "adamw": torch_cases.adamw,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
-from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, MemoryBoundShape
+from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, GemmShape, MemoryBoundShape
 from sandtable_kernels.cuda import cuda_counts
 from sandtable_kernels.cuda.cuda_pool import CudaTimer
 from sandtable_kernels.pytorch import eager
@@ -37,6 +37,9 @@ PRODUCTS = ("forward", "backward_data", "backward_weight")
 # (PyTorch, aten/src/ATen/native/cuda/MultiTensorApply.cuh)
 TENSORS_PER_LAUNCH, ITEMS_PER_LAUNCH = 36, 320 * 65536
 LARGEST = (8192, 8192, 8192)
+# rows of so many 16-bit items start at whole 16 bytes; tokens, outputs and inputs of layers of which one has others
+ALIGNED_ITEMS = 8
+UNALIGNED = ((4096, 4147, 1536), (4096, 8294, 1536), (16384, 2332, 832), (4096, 2048, 5461))
 # groups of GPUs whose collectives are timed: those that a machine has
 MOST_GPUS = 16
 
@@ -67,7 +70,10 @@ class CudaGemm(CudaKernel, TorchGemm):
     name: ClassVar[str] = "torch_cuda_gemm"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """Layers 768 to 8192 wide; thousands of tokens, or as many as sequences are decoded together."""
+        """Layers 768 to 8192 wide; thousands of tokens, or as many as sequences are decoded together.
+
+        Some have rows that do not start at whole 16 bytes, as FFNs of int(2.7 D) have.
+        """
         training = [(4096, 4096, 4096), LARGEST, (2048, 1024, 1024), (4096, 11008, 4096)]
         decoding = [(1, 4096, 4096), (16, 11008, 4096), (128, 4096, 4096)]
         if not quick:
@@ -76,6 +82,7 @@ class CudaGemm(CudaKernel, TorchGemm):
             decoding += [(1, 11008, 4096), (4, 6144, 4096), (32, 4096, 11008), (64, 28672, 8192), (256, 8192, 8192)]
         points = [_product(shape, "bfloat16", "forward") for shape in training + decoding]
         points += [_product(shape, "bfloat16", which) for shape in training[:4] for which in PRODUCTS[1:]]
+        points += [_product(shape, "bfloat16", which) for shape in UNALIGNED[: 1 if quick else 4] for which in PRODUCTS]
         narrow = training[:2] + decoding[1:] if quick else training[:8] + decoding[1:]
         points += [_product(shape, dtype, "forward") for dtype in ("float16", "fp8") for shape in narrow]
         # too slow for the largest
@@ -83,8 +90,14 @@ class CudaGemm(CudaKernel, TorchGemm):
         return points + [_product(shape, dtype, "forward") for dtype in ("tf32", "float32") for shape in wide]
 
     def cost(self, dims: Dims) -> Op:
-        """See `TorchGemm`; whatever is multiplied narrower than 16 bits gives 16."""
-        return there(super().cost(dims))
+        """See `TorchGemm`; whatever is multiplied narrower than 16 bits gives 16.
+
+        The gradient of the weights lies either way, and laws look at rows of its columns: the side that is not aligned.
+        """
+        op = there(super().cost(dims))
+        if dims["pass"] == "backward_weight" and dims["n"] % ALIGNED_ITEMS:
+            op = replace(op, shape=GemmShape(dims["k"], dims["n"], dims["m"]))
+        return op
 
 
 def _product(shape: tuple[int, ...], dtype: str, which: str) -> dict[str, Any]:
@@ -141,31 +154,61 @@ def _attention(b: int, t: int, s: int, h: int, g: int, e: int, flash: bool, whic
     return {**sizes, "dtype": "bfloat16", "flash": flash, "pass": which, "processes": 1}
 
 
+class CudaSdpa(CudaAttention):
+    """Fused attention by the kernel that PyTorch chooses by itself, as models call it: cuDNN's on some GPUs."""
+
+    name: ClassVar[str] = "torch_cuda_sdpa"
+    case: ClassVar[str] = "sdpa"
+    software: ClassVar[str | None] = "pytorch_cuda_sdpa"
+
+    def grid(self, *, quick: bool) -> Sequence[Dims]:
+        """Fewer points than `CudaAttention`: prompts, their backward passes, and single tokens."""
+        chosen = super().grid(quick=quick)
+        fused = [dims for dims in chosen if dims["flash"]]
+        more = [] if quick else [_attention(16, 1024, 1024, 13, 13, 64, True, which) for which in PASSES]
+        return [*fused[:: 1 if quick else 2], *more]
+
+
 class CudaStream(CudaKernel, TorchStream):
-    """What stands between the products of a layer, on a GPU: norms, sums, gates, and the loss."""
+    """What stands between the products of a layer, on a GPU: norms, sums, gates, changes of type, and the loss."""
 
     name: ClassVar[str] = "torch_cuda_stream"
     cases: ClassVar[tuple[str, ...]] = ("norm", "add", "gate", "cross_entropy")
+    # what autocast and rotary positions add: types that change, tensors that are joined
+    moves: ClassVar[tuple[str, ...]] = ("widen", "narrow", "add_narrow", "cat")
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """Every composite on tensors of one to a few hundred million bytes; the loss over a vocabulary."""
         sizes = [(1024, 1024), (4096, 4096), (16384, 4096)] + ([] if quick else [(2048, 768), (8192, 8192)])
         losses = [(2048, 32000)] + ([] if quick else [(8192, 32000), (4096, 128256)])
-        return [
-            {"case": case, "n_tokens": n, "width": width, "dtype": "bfloat16", "pass": which, "processes": 1}
+        points = [
+            _stream(case, n, width, which)
             for case in self.cases
             for n, width in (losses if case == "cross_entropy" else sizes)
             for which in (("forward",) if case == "add" else PASSES)
         ]
+        points += [_stream(case, n, width, "forward") for case in self.moves for n, width in sizes[1:3]]
+        points += [_stream("rope", n, width, which) for n, width in sizes[1:3] for which in PASSES]
+        wide = [(16384, 832), *sizes[1:2]]
+        return points + [_stream("norm", n, width, which) | {"dtype": "float32"} for n, width in wide for which in PASSES]
 
     def cost(self, dims: Dims) -> Op:
         """Bytes and kernels as eager PyTorch launches them on CUDA."""
         return there(super().cost(dims))
 
     def traffic(self, dims: Dims) -> eager.Traffic:
-        """Counted for CUDA; see `cuda_counts`."""
+        """Counted for CUDA; see `cuda_counts`. Rotary positions turn two thirds of the tensor, and join it backward."""
         n_elements, item = dims["n_tokens"] * dims["width"], ITEM_BYTES[dims["dtype"]]
-        return cuda_counts.traffic(dims["case"], n_elements, item, backward=dims["pass"] == "backward")
+        back = dims["pass"] == "backward"
+        if dims["case"] != "rope":
+            return cuda_counts.traffic(dims["case"], n_elements, item, backward=back)
+        turned = cuda_counts.traffic("rope", 2 * n_elements, item, backward=back)
+        return turned + cuda_counts.traffic("cat", 3 * n_elements, item) if back else turned
+
+
+def _stream(case: str, n_tokens: int, width: int, which: str) -> dict[str, Any]:
+    sizes = {"n_tokens": n_tokens, "width": width}
+    return {"case": case, **sizes, "dtype": "bfloat16", "pass": which, "processes": 1}
 
 
 class CudaEmbedding(CudaKernel, TorchEmbedding):
@@ -190,8 +233,9 @@ class CudaAdamW(CudaKernel, TorchAdamW):
     name: ClassVar[str] = "torch_cuda_adamw"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """A few million weights to a few hundred."""
-        sizes = [(4_000_000, 40), (100_000_000, 100)] + ([] if quick else [(20_000_000, 40), (400_000_000, 200)])
+        """A few million weights to a few hundred, in tensors of a layer's size or in many small ones."""
+        sizes = [(4_000_000, 40), (100_000_000, 100)]
+        sizes += [] if quick else [(20_000_000, 40), (400_000_000, 200), (20_000_000, 1000)]
         return [{"n_params": n, "n_tensors": tensors, "dtype": "float32", "processes": 1} for n, tensors in sizes]
 
     def cost(self, dims: Dims) -> Op:

@@ -17,13 +17,15 @@ from sandtable.errors import PlanError
 class Step:
     """The ops of one unit of work; ``repeat`` says how many equal units follow each other.
 
-    ``counters`` are facts about the unit that no op carries, such as a cache's hit rate.
+    ``counters`` are facts about the unit that no op carries, such as a cache's hit rate. ``host_stated`` says that
+    its ops state what the device waits for the host, so that nothing of the host's time is added.
     """
 
     name: str
     ops: tuple[Op, ...]
     repeat: int = 1
     counters: Mapping[str, float] = field(default_factory=dict)
+    host_stated: bool = False
 
     def dependencies(self) -> Iterator[tuple[int, ...]]:
         """Yield, for each op, the indices it waits for.

@@ -83,7 +83,7 @@ class _Player:
         else:
             yield from self._graph(step.ops, costs, waits, index)
         busy_s = None if chained else seconds(self.env.now - start)
-        hidden = _exposed_host(step.ops, costs, busy_s)
+        hidden = 0.0 if step.host_stated else _exposed_host(step.ops, costs, busy_s)
         share = None if self._intervals is None else attribute(self._intervals, int(start), int(self.env.now))
         self._intervals = None
         if hidden:

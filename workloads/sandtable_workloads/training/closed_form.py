@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from sandtable.model.intervals import joined
 from sandtable_workloads.training.states.offloading import Moves, is_offloaded, moves
 from sandtable_workloads.training.step_demand import Demand, Software, held_params
 from sandtable_workloads.training.step_numbers import Configuration
-from sandtable_workloads.training.step_parts import FULL, GRAD_OP, StepParts, parts_of
+from sandtable_workloads.training.step_parts import FULL, GRAD_OP, Both, StepParts, exposed_s, parts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,11 +153,14 @@ class Seconds:
     send: FloatArray
     issue: FloatArray
     issue_optimizer: FloatArray
+    exposed_forward: FloatArray
+    exposed_backward: FloatArray
+    update: FloatArray
     low_frac: FloatArray
     high_frac: FloatArray
 
 
-def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
+def seconds_of(parts: StepParts, c: Configuration, timer: Timer, software: Software) -> Seconds:
     """Cost the parts of a step."""
     ends = [parts.embedding_forward, parts.embedding_backward, parts.head_forward, parts.head_backward]
     once = {name: getattr(parts, name) for name in COMPUTED} | {name: [getattr(parts, name)] for name in SENT}
@@ -170,6 +174,8 @@ def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
     sent = sum(shares[i // 2] * seconds for i, seconds in enumerate(times[k : 2 * k]))
     layers = sum(layer.count * (timer.issue(layer.forward) + timer.issue(layer.backward)) for layer in parts.layers)
     low, high = interval(timer, [share * c.accumulation * c.n_layers for share in shares for _ in (0, 1)])
+    named = dict(zip(once, times[2 * k :], strict=True))
+    waited = _exposed(parts, c, timer, software, named | {"forward": forward, "backward": backward})
     return Seconds(
         n_layers=c.n_layers,
         forward=np.asarray(forward),
@@ -179,8 +185,33 @@ def seconds_of(parts: StepParts, c: Configuration, timer: Timer) -> Seconds:
         issue_optimizer=timer.issue(parts.optimizer),
         low_frac=low,
         high_frac=high,
-        **dict(zip(once, times[2 * k :], strict=True)),
+        **waited,
+        **named,
     )
+
+
+def _exposed(
+    parts: StepParts, c: Configuration, timer: Timer, software: Software, device: dict[str, Any]
+) -> dict[str, FloatArray]:
+    """Return what the host adds to each section, where they are waited for; see `step_parts.exposed_s`."""
+    zero = np.zeros(timer.n)
+    if not software.waits:
+        return {"exposed_forward": zero, "exposed_backward": zero, "update": zero}
+
+    def end(name: str) -> Both:
+        return device[name], timer.issue(getattr(parts, name))
+
+    def layers(name: str) -> Both:
+        issued = sum(layer.count * timer.issue(getattr(layer, name)) for layer in parts.layers)
+        return c.n_layers * device[name], issued + software.host_s(name, c)
+
+    forward = (end("embedding_forward"), layers("forward"), end("head_forward"))
+    backward = (end("head_backward"), layers("backward"), end("embedding_backward"))
+    return {
+        "exposed_forward": zero + exposed_s(forward),
+        "exposed_backward": zero + exposed_s(backward),
+        "update": zero + software.host_s("update", c),
+    }
 
 
 def interval(timer: Timer, weights: Sequence[Number]) -> tuple[FloatArray, FloatArray]:
@@ -201,8 +232,9 @@ def interval(timer: Timer, weights: Sequence[Number]) -> tuple[FloatArray, Float
 def step_times(c: Configuration, costs: CostModel, n: int) -> StepTimes:
     """Return the step times of ``n`` configurations of one structure on one machine."""
     c = c.computed()
-    parts = parts_of(c, Software(costs.machine.stack))
-    s = seconds_of(parts, c, Timer(costs, n, c.sharing))
+    software = Software(costs.machine.stack)
+    parts = parts_of(c, software)
+    s = seconds_of(parts, c, Timer(costs, n, c.sharing), software)
     # a collective op's ``times`` are in its seconds already
     piped = np.broadcast_to(np.asarray(c.pipeline) > 1, (n,))
     single, pipe = _single(c, s, parts), _pipeline(c, s, parts)
@@ -211,7 +243,11 @@ def step_times(c: Configuration, costs: CostModel, n: int) -> StepTimes:
     }
     if is_offloaded(c):
         chosen = _offloaded(chosen, c, s, moves(c, costs, held_params(c)))
-    times = _with_host(StepTimes(**chosen), s.issue * c.accumulation + s.issue_optimizer)
+    times = StepTimes(**chosen)
+    waited, times = _waiting(times, c, s), _with_host(times, s.issue * c.accumulation + s.issue_optimizer)
+    if software.waits:
+        pairs = {name: (getattr(times, name), getattr(waited, name)) for name in chosen}
+        times = StepTimes(**{name: np.where(piped, *pair) for name, pair in pairs.items()})
     return replace(times, low=times.step * s.low_frac, high=times.step * s.high_frac)
 
 
@@ -225,6 +261,20 @@ def _offloaded(times: dict[str, FloatArray], c: Configuration, s: Seconds, moved
     step = forward + backward + optimizer
     changed = {"forward": forward, "backward": backward, "optimizer": optimizer, "step": step, "compute": compute}
     return times | changed | {"communication": step - compute - times["idle"]}
+
+
+def _waiting(times: StepTimes, c: Configuration, s: Seconds) -> StepTimes:
+    """Add what the host leaves the device to wait for in each section."""
+    forward, backward = c.accumulation * s.exposed_forward, c.accumulation * s.exposed_backward
+    added = forward + backward + s.update
+    return replace(
+        times,
+        step=times.step + added,
+        forward=times.forward + forward,
+        backward=times.backward + backward,
+        optimizer=times.optimizer + s.update,
+        compute=times.compute + added,
+    )
 
 
 def _with_host(times: StepTimes, issue: FloatArray) -> StepTimes:

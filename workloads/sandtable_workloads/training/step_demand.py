@@ -67,6 +67,7 @@ class Software:
 
     def __init__(self, stack: Stack | None) -> None:
         self.table = {} if stack is None else stack.datasheet.efficiency
+        self.host_call_s = 0.0 if stack is None else stack.datasheet.host_call_s
         # whether attention through memory masks and normalises its scores in one kernel, and whether it drops some
         fused, dropout = ("attention.fused_softmax" in self.table, "attention.dropout" in self.table)
         self.scores = (float(fused), float(dropout))
@@ -83,6 +84,18 @@ class Software:
     def stated(self, name: str, n_bytes: Number, c: Configuration, n_kernels: Number = 1.0) -> list[Demand]:
         """Return work that only software does whose file counts it."""
         return [self.memory_bound(name, n_bytes, c, n_kernels)] if self._counted(name, c) else []
+
+    @property
+    def waits(self) -> bool:
+        """Whether each section of a step is waited for, so that the host runs ahead within a section alone."""
+        return "host.update" in self.table
+
+    def host_s(self, section: str, c: Configuration) -> Number:
+        """Return the host's time for calls that start no kernel: views and modules, or an optimiser's tensors."""
+        found = self.table.get(f"host.{section}")
+        if found is None:
+            return 0.0
+        return (found.calls + c.n_layers * found.calls_per_layer) * self.host_call_s
 
     def _counted(self, name: str, c: Configuration) -> OpEfficiency | None:
         """Return what the file says of a composite in this run's types, or in any."""

@@ -5,6 +5,7 @@ The plan for the engine and the closed form read the same `StepParts`; the one m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,8 @@ from sandtable_workloads.training.step_demand import Demand, LayerKind, Software
 from sandtable_workloads.training.step_numbers import Configuration
 
 FULL, GRAD_OP, ZERO_1 = 3, 2, 1
+# seconds of the device and of the host for a part of a section
+Both = tuple[Number, Number]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +98,22 @@ def parts_of(c: Configuration, software: Software) -> StepParts:
         send=_send(c),
         layers_per_reduce=per_reduce,
     )
+
+
+def exposed_s(parts: Iterable[Both]) -> Number:
+    """Return what a section takes beyond its device's work, if all of it is waited for.
+
+    The host starts with the section and issues its parts in order; the device begins a part when the one before is done
+    and the host has come to it, and ends it no sooner than the host.
+    """
+    issued: Number = 0.0
+    done: Number = 0.0
+    working: Number = 0.0
+    for device, host in parts:
+        begun = np.maximum(done, issued)
+        issued, working = issued + host, working + device
+        done = np.maximum(begun + device, issued)
+    return done - working
 
 
 def buckets(c: Configuration, per_layer: Number) -> tuple[Number, Number]:

@@ -21,7 +21,7 @@ from sandtable_workloads.training.schedule import Task, needed, ordered
 from sandtable_workloads.training.states.offloading import Moves, is_offloaded, moves
 from sandtable_workloads.training.step_demand import Demand, LayerKind, Software, held_params
 from sandtable_workloads.training.step_numbers import CHECKPOINTING, Configuration
-from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, StepParts, parts_of
+from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, Both, StepParts, exposed_s, parts_of
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
@@ -65,7 +65,10 @@ class Builder:
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """The sequences of ops that a step consists of; equal ones are one object, and are costed once."""
+    """The sequences of ops that a step consists of; equal ones are one object, and are costed once.
+
+    ``waits`` are the seconds that the device waits for the host in each section, where sections are waited for.
+    """
 
     forward: dict[LayerKind, Op]
     backward: tuple[dict[LayerKind, Op], ...]
@@ -82,6 +85,7 @@ class Blocks:
     gather_all: Op | None
     send: Op | None
     moved: Moves | None = None
+    waits: dict[str, float] = field(default_factory=dict)
 
     def is_layer(self, op: Op) -> bool:
         """Whether an op is a layer's backward pass, and not one of the model's ends."""
@@ -131,14 +135,42 @@ def step_of(c: Configuration, shape: ModelShape, machine: Machine) -> Step:
     """Return one optimiser step; its counters are filled by the engine."""
     on: Where = "host" if machine.accelerator is None else "accelerator"
     c = c.computed()
-    parts = parts_of(c, Software(machine.stack))
+    software = Software(machine.stack)
+    parts = parts_of(c, software)
     blocks, kinds = blocks_of(parts, on, c.sharing), layers_of(shape)
     if is_offloaded(c):
         blocks = replace(blocks, moved=moves(c, CostModel(machine), held_params(c)))
     if c.recompute == CHECKPOINTING["alternate"]:
         blocks = _alternating(c, machine, blocks, on)
+    waits = software.waits and c.pipeline == 1
+    if waits:
+        blocks = replace(blocks, waits=_waits(c, blocks, kinds, CostModel(machine), software))
     builder = _Pipeline(c, blocks, kinds, parts) if c.pipeline > 1 else _Single(c, blocks, kinds, parts)
-    return Step(name="step", ops=tuple(builder.ops()))
+    return Step(name="step", ops=tuple(builder.ops()), host_stated=waits)
+
+
+def _waits(
+    c: Configuration, blocks: Blocks, kinds: Sequence[LayerKind], costs: CostModel, software: Software
+) -> dict[str, float]:
+    """Return how long the device waits for the host in each section; see `step_parts.exposed_s`."""
+
+    def both(*ops: Op) -> Both:
+        times = [costs.time(op) for op in ops]
+        return sum(time.seconds for time in times), sum(time.host_s for time in times)
+
+    def layers(section: str, ops: Sequence[Op]) -> Both:
+        device, host = both(*ops)
+        return device, host + software.host_s(section, c)
+
+    back = blocks.backward
+    backward = layers(BACKWARD, [back[i % len(back)][kind] for i, kind in enumerate(reversed(kinds))])
+    forward = layers(FORWARD, [blocks.forward[kind] for kind in kinds])
+    sections = {
+        FORWARD: (both(blocks.embedding_forward), forward, both(blocks.head_forward)),
+        BACKWARD: (both(blocks.head_backward), backward, both(blocks.embedding_backward)),
+    }
+    found = {section: float(np.asarray(exposed_s(parts))) for section, parts in sections.items()}
+    return found | {OPTIMIZER: float(np.asarray(software.host_s("update", c)))}
 
 
 def layers_at(position: int, n_layers: int, n_positions: int) -> tuple[int, int]:
@@ -203,6 +235,7 @@ class _Single:
         optimizer = self.blocks.optimizer
         if moved is not None and self.c.offload_optimizer != "none":
             optimizer = _moving("update elsewhere", moved.optimizer_s, OPTIMIZER)
+        self._wait(OPTIMIZER)
         self.last = self.builder.add(optimizer, [self.last, self.sent])
         if self.sharding == ZERO_1 and self.blocks.gather_all is not None:
             self.builder.add(self.blocks.gather_all, [self.last])
@@ -219,6 +252,16 @@ class _Single:
 
     def _waited(self, section: str) -> list[int | None]:
         return [self.moving[section]] if section in self.moving else []
+
+    def _wait(self, section: str) -> None:
+        """Let the device wait for the host, for as long as it does in this section."""
+        seconds = self.blocks.waits.get(section, 0.0)
+        if seconds > 0:
+            op = self.blocks.optimizer
+            waiting = Op(
+                name="host", operator="startup", account="compute", seconds=seconds, on=op.on, section=section
+            )
+            self._compute(waiting)
 
     def _compute(self, op: Op, *after: int | None) -> int:
         self.last = self.builder.add(op, [self.last, *after])
@@ -237,6 +280,7 @@ class _Single:
         for kind in self.kinds:
             self._compute(blocks.forward[kind])
         self._compute(blocks.head_forward)
+        self._wait(FORWARD)
         self._compute(blocks.head_backward, *self._beside(BACKWARD))
         backward: list[int] = []
         for index, kind in enumerate(reversed(self.kinds)):
@@ -244,6 +288,7 @@ class _Single:
             if reduces and overlaps and ((index + 1) % self.per_reduce == 0 or index == len(self.kinds) - 1):
                 self._send(blocks.reduce, backward[-1])
         self._compute(blocks.embedding_backward, *self._waited(BACKWARD))
+        self._wait(BACKWARD)
         if reduces:
             late = 0 if overlaps else -(-len(self.kinds) // self.per_reduce)
             for _ in range(late):
@@ -264,6 +309,7 @@ class _Single:
             gathered = self._send(blocks.gather, started[-2], root)
             started.append(self._compute(blocks.forward[kind], gathered))
         began = self._compute(blocks.head_forward)
+        self._wait(FORWARD)
         self._compute(blocks.head_backward, *self._beside(BACKWARD))
         ahead, regathers = began, self.sharding >= FULL
         for index, kind in enumerate(reversed(kinds)):
@@ -272,6 +318,7 @@ class _Single:
             done = self._compute(blocks.backward[index % len(blocks.backward)][kind], gathered)
             self._send(blocks.reduce, done)
         self._compute(blocks.embedding_backward, *self._waited(BACKWARD))
+        self._wait(BACKWARD)
         self._send(blocks.reduce_outer, self.last)
 
     def _sharded_in_turn(self) -> None:
@@ -287,6 +334,7 @@ class _Single:
             send(blocks.gather)
             self._compute(blocks.forward[kind])
         self._compute(blocks.head_forward)
+        self._wait(FORWARD)
         self._compute(blocks.head_backward, *self._beside(BACKWARD))
         for index, kind in enumerate(reversed(self.kinds)):
             if self.sharding >= FULL:
@@ -294,6 +342,7 @@ class _Single:
             self._compute(blocks.backward[index % len(blocks.backward)][kind])
             send(blocks.reduce)
         self._compute(blocks.embedding_backward, *self._waited(BACKWARD))
+        self._wait(BACKWARD)
         send(blocks.reduce_outer)
 
 
