@@ -156,7 +156,11 @@ def attention(dims: Dims, *, chosen: bool = False) -> Timed:
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    kernels = nullcontext if chosen else partial(sdpa_kernel, [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])
+    kernels = (
+        nullcontext
+        if chosen
+        else partial(sdpa_kernel, [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])
+    )
     b, t, s, h, g, e = (
         dims[name] for name in ("batch", "query_tokens", "kv_tokens", "n_heads", "n_kv_heads", "head_dim")
     )
@@ -193,7 +197,7 @@ def norm(dims: Dims) -> Timed:
 
 
 def _moved(move: Callable[[Tensor, Tensor], Tensor], *, wide: bool) -> Callable[[Dims], Timed]:
-    """Return a case that moves a tensor of the dims' type, or a ``wide`` one, with another of the dims' type beside it."""
+    """Return a case that moves a ``wide`` tensor, or one of the dims' type, with another of that type beside it."""
 
     def case(dims: Dims) -> Timed:
         size, narrow = (dims["n_tokens"], dims["width"]), dims["dtype"]

@@ -82,7 +82,9 @@ class CudaGemm(CudaKernel, TorchGemm):
             decoding += [(1, 11008, 4096), (4, 6144, 4096), (32, 4096, 11008), (64, 28672, 8192), (256, 8192, 8192)]
         points = [_product(shape, "bfloat16", "forward") for shape in training + decoding]
         points += [_product(shape, "bfloat16", which) for shape in training[:4] for which in PRODUCTS[1:]]
-        points += [_product(shape, "bfloat16", which) for shape in UNALIGNED[: 1 if quick else 4] for which in PRODUCTS]
+        points += [
+            _product(shape, "bfloat16", which) for shape in UNALIGNED[: 1 if quick else 4] for which in PRODUCTS
+        ]
         narrow = training[:2] + decoding[1:] if quick else training[:8] + decoding[1:]
         points += [_product(shape, dtype, "forward") for dtype in ("float16", "fp8") for shape in narrow]
         # too slow for the largest
@@ -190,7 +192,9 @@ class CudaStream(CudaKernel, TorchStream):
         points += [_stream(case, n, width, "forward") for case in self.moves for n, width in sizes[1:3]]
         points += [_stream("rope", n, width, which) for n, width in sizes[1:3] for which in PASSES]
         wide = [(16384, 832), *sizes[1:2]]
-        return points + [_stream("norm", n, width, which) | {"dtype": "float32"} for n, width in wide for which in PASSES]
+        return points + [
+            _stream("norm", n, width, which) | {"dtype": "float32"} for n, width in wide for which in PASSES
+        ]
 
     def cost(self, dims: Dims) -> Op:
         """Bytes and kernels as eager PyTorch launches them on CUDA."""

@@ -12,7 +12,7 @@ import pytest
 from sandtable.hardware import Stack, library
 from sandtable_kernels.cuda import cuda_counts
 
-PROFILE = Path(__file__).parents[2] / "fixtures" / "gpu_h100" / "step_profile.json"
+H100 = Path(__file__).parents[2] / "fixtures" / "gpu_h100"
 LAYERS, WIDTH, NEURONS, HEADS = 19, 1920, 5184, 60
 NARROW, MIXED = ("slm_1b", 4, "bfloat16"), ("slm_1b", 8, "mixed_bfloat16")
 
@@ -43,7 +43,7 @@ AUTOCAST_ROWS = [
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_stack_file_states_these_counts(autocast: bool) -> None:
-    stack = library.load_component("stack", "pytorch_cuda")
+    stack = library.load_component("stack", str(H100 / "pytorch_cuda.yaml"))
     assert isinstance(stack, Stack)
     for composite, backward, name, least in AUTOCAST_ROWS if autocast else ROWS:
         found = stack.datasheet.efficiency[f"memory_bound.{name}" + (".autocast" if autocast else "")]
@@ -56,7 +56,7 @@ def test_the_stack_file_states_these_counts(autocast: bool) -> None:
 
 @lru_cache(maxsize=1)
 def _runs() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(PROFILE.read_text())["runs"]
+    found: list[dict[str, Any]] = json.loads((H100 / "step_profile.json").read_text())["runs"]
     return found
 
 

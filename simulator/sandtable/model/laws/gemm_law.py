@@ -36,7 +36,7 @@ DEPTH = 64
 # bytes in which rows must start for the quickest kernels
 ALIGNED_BYTES = 16.0
 # elements of the smallest tile of a product whose rows start elsewhere (CUTLASS's kernels for older devices)
-LEAST_UNALIGNED = 128 * 128
+LEAST_UNALIGNED = 256 * 128
 # partial sums are kept in float32, written once and read once
 PARTIAL_BYTES = 8.0
 
