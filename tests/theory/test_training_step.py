@@ -14,7 +14,6 @@ from sandtable.engine.simulation import run
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable_workloads.training import slm_training
-from sandtable_workloads.training.step_parts import exposed_s
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.training.training_plan import layers_at, plan_of
 
@@ -68,31 +67,6 @@ def test_data_parallel(sharding: str, micro_batch: int, devices: int, accumulati
         assert formula[f"{section}_s"] == pytest.approx(engine.counters[f"{section}_s"], rel=0.05, abs=1e-4)
     exposed = engine.by_account["communication"]
     assert formula["communication_s"] == pytest.approx(exposed, rel=0.05, abs=0.01 * engine.total_s)
-
-
-@pytest.mark.parametrize("micro_batch", [1, 16])
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_sections_that_are_waited_for(micro_batch: int, accumulation: int) -> None:
-    changes = {"devices": 1, "model": "slm_100m", "micro_batch": micro_batch, "grad_accumulation": accumulation}
-    parameters, machine = SlmTraining(**SMALL | changes), machine_named(stack="pytorch_cuda")
-    engine, formula = played(parameters, machine), closed(parameters, machine)
-    assert formula["step_s"] == pytest.approx(engine.total_s, rel=0.005)
-    for section in ("forward", "backward", "optimizer"):
-        assert formula[f"{section}_s"] == pytest.approx(engine.counters[f"{section}_s"], rel=0.01, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("parts", "waited"),
-    [
-        # a host that is ahead leaves nothing to wait for; one that is behind all of it, but for the last part
-        ([(1.0, 0.1), (5.0, 0.5), (1.0, 0.1)], 0.0),
-        ([(1.0, 1.0), (2.0, 6.0), (3.0, 0.1)], 4.0),
-        ([(3.0, 1.0), (2.0, 4.0), (0.5, 0.1)], 0.0),
-        ([(0.0, 2.0), (1.0, 0.0)], 2.0),
-    ],
-)
-def test_a_device_waits_for_a_host_that_is_behind(parts: list[tuple[float, float]], waited: float) -> None:
-    assert exposed_s(parts) == pytest.approx(waited)
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "zero_1", "fsdp_grad_op", "fsdp_full"])

@@ -361,8 +361,8 @@ def test_a_pytorch_without_cuda_is_refused_before_it_is_started(monkeypatch: pyt
 
 def test_decoding_sees_all_keys_and_training_half_of_them() -> None:
     kernel = CudaAttention()
-    decode = kernel.cost(attention(query_tokens=1, kv_tokens=100) | {"processes": 1})
-    prefill = kernel.cost(attention(query_tokens=100, kv_tokens=100) | {"processes": 1})
+    decode = kernel.cost(attention(query_tokens=1, kv_tokens=100, processes=1))
+    prefill = kernel.cost(attention(query_tokens=100, kv_tokens=100, processes=1))
     assert decode.flops == 4 * 2 * 4 * 100 * 32
     assert prefill.flops == 100 * decode.flops / 2
     assert decode.on == prefill.on == "accelerator"
