@@ -344,3 +344,20 @@ def test_a_gate_of_one_kernel_keeps_what_its_products_put_out() -> None:
     }
     shape = p.shape
     assert kept["megatron_te"] - kept["megatron_core"] == pytest.approx(2 * 4096 * shape.n_neurons * shape.n_layers)
+
+
+def test_the_stage_behind_the_dense_layers_holds_more_experts() -> None:
+    """A model of one dense layer and three with experts, in two stages: one layer with experts, and two."""
+    p = SlmTraining(
+        model="deepseek_v2_4l",
+        devices=8,
+        pipeline_parallel=2,
+        expert_parallel=4,
+        grad_accumulation=8,
+        sharding="zero_1",
+    )
+    first, _, last = training_memory.places(configuration(p, DGX))
+    c = configuration(p, DGX)
+    assert [float(np.asarray(place.with_experts(c))) for place in (first, last)] == [1, 2]
+    held = [training_memory.held_by(c, place, 0.0) for place in (first, last)]
+    assert float(np.asarray(held[1].experts)) == 2 * float(np.asarray(held[0].experts))

@@ -82,6 +82,7 @@ class Configuration:
     norms: Number
     biased: Number
     n_moe_layers: Number
+    first_dense: Number
     n_windowed_layers: Number
     layer_params: Number
     moe_layer_params: Number
@@ -194,6 +195,7 @@ def configuration_of(
         norms=shape.norms_per_layer,
         biased=float(shape.ffn_bias),
         n_moe_layers=shape.n_moe_layers,
+        first_dense=0 if moe is None else min(moe.first_dense, shape.n_layers),
         n_windowed_layers=shape.n_windowed_layers,
         layer_params=shape.layer_params(experts=False),
         moe_layer_params=shape.layer_params(experts=True, shards=parameters.expert_parallel),

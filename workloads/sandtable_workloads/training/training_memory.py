@@ -116,15 +116,21 @@ class Place:
 
     Attributes:
         layers: Layers of the stage.
+        dense: Those of them that stand before a model's first layer with experts.
         in_flight: Micro-batches whose activations it keeps at once.
         outer_params: Parameters of embedding and head that it holds, before tensor parallelism.
         head: 1 where it computes the loss, else 0.
     """
 
     layers: Number
+    dense: Number
     in_flight: Number
     outer_params: Number
     head: Number
+
+    def with_experts(self, c: Configuration) -> Number:
+        """Return how many of the layers have experts: of those behind the dense ones as many as in the whole model."""
+        return (self.layers - self.dense) * (c.n_moe_layers / np.maximum(c.n_layers - c.first_dense, 1))
 
 
 def places(c: Configuration) -> list[Place]:
@@ -134,7 +140,7 @@ def places(c: Configuration) -> list[Place]:
     one place; among those with one, it stands for the first stage.
     """
     piped = np.asarray(c.pipeline) > 1
-    whole = Place(layers=c.n_layers, in_flight=1.0, outer_params=c.outer_params, head=1.0)
+    whole = Place(layers=c.n_layers, dense=c.first_dense, in_flight=1.0, outer_params=c.outer_params, head=1.0)
     if not np.any(piped):
         return [whole]
     positions = np.asarray(c.pipeline) * c.chunks
@@ -146,18 +152,21 @@ def places(c: Configuration) -> list[Place]:
     return [
         Place(
             layers=np.where(piped, fewest, whole.layers),
+            dense=np.where(piped, np.minimum(c.first_dense, fewest), whole.dense),
             in_flight=in_flight(c, 0.0),
             outer_params=np.where(piped, embedding, whole.outer_params),
             head=np.where(piped, 0.0, 1.0),
         ),
         Place(
             layers=np.where(piped, most, 0.0),
+            dense=np.where(piped & (longer == 0), np.minimum(c.first_dense, most), 0.0),
             in_flight=in_flight(c, longer),
             outer_params=np.where(piped & (longer == 0), embedding, 0.0),
             head=0.0,
         ),
         Place(
             layers=np.where(piped, fewest, 0.0),
+            dense=0.0,
             in_flight=in_flight(c, np.asarray(c.pipeline) - 1.0),
             outer_params=np.where(piped, table, 0.0),
             head=np.where(piped, 1.0, 0.0),
@@ -193,12 +202,13 @@ class Held:
         return (self.all - self.experts) / shards + self.experts / np.maximum(shards / c.expert, 1.0)
 
 
-def held_by(c: Configuration, layers: Number, outer_params: Number) -> Held:
-    """Return the parameters of so many layers, and of as much of embedding and head, on one device."""
-    of_stage = stage_params(c) * c.pipeline * layers / c.n_layers
-    experts = c.n_moe_layers * c.n_experts * c.n_vectors * c.d_model * c.expert_neurons / c.expert
+def held_by(c: Configuration, place: Place, outer_params: Number) -> Held:
+    """Return the parameters of a place's layers, and of as much of embedding and head, on one device."""
+    routed = place.with_experts(c)
+    of_stage = (place.layers - routed) * c.layer_params + routed * c.moe_layer_params
+    experts = routed * c.n_experts * c.n_vectors * c.d_model * c.expert_neurons / c.expert
     return Held(
-        experts=experts * layers / c.n_layers / c.tensor,
+        experts=experts / c.tensor,
         all=(of_stage + outer_params) / c.tensor,
     )
 
@@ -255,7 +265,11 @@ def layer_activations(c: Configuration, kind: LayerKind, saved: Saved) -> tuple[
 
 
 def _attention_kept(c: Configuration, saved: Saved) -> Number:
-    """Return the bytes that attention keeps of a token, scores left out: queries, keys, values and its output."""
+    """Return the bytes that attention keeps of a token, scores left out: queries, keys, values and its output.
+
+    Latent attention keeps its latents before and after their norms, and beside the values, with which they lie in one
+    tensor, the parts of the keys that no position turns.
+    """
     b = c.item_bytes
     keys = c.n_heads if c.latent else np.maximum(c.n_kv_heads, np.minimum(c.tensor, c.n_heads))
     # a plain product needs every query head's keys and values in memory
@@ -263,6 +277,9 @@ def _attention_kept(c: Configuration, saved: Saved) -> Number:
     kept = c.n_heads * c.head_dim * b + repeated * (c.head_dim + c.value_dim) * b + c.n_heads * c.value_dim * b
     if c.flash:
         kept = kept + c.n_heads * STATISTIC_BYTES
+    if c.latent is not None:
+        q_rank, kv_rank, nope, rope, _ = c.latent
+        kept = kept + (c.n_heads * nope + (2 * (q_rank + kv_rank) + rope) * c.tensor) * b
     if c.rotary:
         kept = kept + (c.n_heads + c.n_kv_heads) * c.head_dim * saved.rope
     return kept
@@ -272,12 +289,13 @@ def _ffn_kept(c: Configuration, kind: LayerKind, saved: Saved) -> Number:
     """Return the bytes that an FFN keeps of a token, before tensor parallelism.
 
     A gate keeps its input and output, the value beside it and their product; without one, input and output. Experts
-    keep a routed copy of the token for each that it goes to.
+    keep a routed copy of the token for each that it goes to, and what comes back of each, which the router's weights
+    are multiplied with.
     """
     kept = neurons_used(c, kind) * np.where(
         np.asarray(c.n_vectors) == 3, 3 * c.item_bytes + saved.gate, 2 * c.item_bytes
     )
-    return kept + (c.top_k * c.d_model * c.item_bytes * c.tensor if kind.experts else 0.0)
+    return kept + (2 * c.top_k * c.d_model * c.item_bytes * c.tensor if kind.experts else 0.0)
 
 
 def _ffn_gradients(c: Configuration, kind: LayerKind, saved: Saved) -> Number:
@@ -308,7 +326,9 @@ def activations(c: Configuration, saved: Saved, place: Place) -> dict[str, Numbe
     work: Number = 0.0
     for kind, count in layer_kinds(c).items():
         rest, core_bytes = layer_activations(c, kind, saved)
-        share = count * place.layers / c.n_layers * place.in_flight
+        here = place.with_experts(c) if kind.experts else place.layers - place.with_experts(c)
+        alike = c.n_moe_layers if kind.experts else c.n_layers - c.n_moe_layers
+        share = count * here / np.maximum(alike, 1) * place.in_flight
         kept = kept + share * (again * entry + (1 - again) * rest)
         scores = scores + share * (1 - again) * np.where(core, 0.0, core_bytes)
         anew = np.where((again > 0) & ~(second & (odd == 0)), rest + core_bytes, np.where(core, core_bytes, 0.0))
@@ -369,7 +389,7 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
     The loss; the last layer computed backward while the head has its gradient; the end of the backward pass; the
     optimiser's step.
     """
-    n = held_by(c, place.layers, place.outer_params)
+    n = held_by(c, place, place.outer_params)
     held = states(p, c, n)
     gathered, whole = _unsharded(p, c, n, place)
     kept = activations(c, saved, place)
@@ -462,7 +482,7 @@ def memory_of(p: SlmTraining, c: Configuration, machine: Machine) -> dict[str, f
 def layer_memory(p: SlmTraining, c: Configuration, stack: Stack | None) -> dict[str, float]:
     """Return the bytes of the first stage's layers: weights, gradients and optimiser states; activations kept."""
     first = places(c)[0]
-    held = states(p, c, held_by(c, first.layers, 0.0))
+    held = states(p, c, held_by(c, first, 0.0))
     kept = activations(c, Saved.of(stack, p, c), first)
     return {
         "states": sum(float(np.asarray(size)) for size in held.values()),
