@@ -205,13 +205,18 @@ def fit_constants(
     return _named(fitting_.law, np.exp(fitting_.best()))
 
 
-def fit_near(timings: Sequence[Timing], sheet_of: SheetOf, start: Mapping[str, float]) -> dict[str, float]:
+def fit_near(
+    timings: Sequence[Timing],
+    sheet_of: SheetOf,
+    start: Mapping[str, float],
+    towards: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """Return the constants that fit ``timings`` best near those of a fit to more of them: faster, and no better.
 
     Raises:
         CalibrationError: fewer points than constants.
     """
-    fitting_ = Fitting(timings, sheet_of)
+    fitting_ = Fitting(timings, sheet_of, towards)
     logs = np.log([start[constant.name] for constant in fitting_.law.constants])
     return _named(fitting_.law, np.exp(fitting_.solve(logs, 1e-4)))
 
