@@ -5,8 +5,9 @@ A fit states what it has seen in its evidence; the distance of a shape from that
     distance = |log2 of each column, less the end of its range where it lies outside|
     extra = `NORMAL_95` |(per_doubling * distance, new_kind where operator or type were not fitted)|
 
-in logarithms, to be joined in squares with the interval that holds within. What law misses by how much more is in its
-`sandtable.demand.operator.Scatter`. A fit that states nothing widens nothing.
+in logarithms, to be joined in squares with the interval that holds within. By how much more a law misses is in its
+`sandtable.demand.operator.Scatter`. What is not asked for, a column of zero, lies nowhere. A fit that states nothing
+widens nothing.
 """
 
 from __future__ import annotations
@@ -55,13 +56,12 @@ def beyond(
     """Return half of what the 90 % interval has in addition, in logarithms; columns may be arrays."""
     if evidence is None or not evidence.shapes:
         return 0.0
-    squares = 0.0 if kind in evidence.kinds.split(", ") else law.scatter.new_kind**2
+    squares: Any = 0.0 if kind in evidence.kinds.split(", ") else law.scatter.new_kind**2
     for name, (low, high) in ranges(evidence.shapes).items():
         if name in columns:
             place = np.log2(np.maximum(1.0, columns[name]))
-            squares = (
-                squares + (law.scatter.per_doubling * np.maximum(0.0, np.maximum(low - place, place - high))) ** 2
-            )
+            outside = np.where(columns[name] == 0, 0.0, np.maximum(0.0, np.maximum(low - place, place - high)))
+            squares = squares + (law.scatter.per_doubling * outside) ** 2
     return np.asarray(np.minimum(MOST, NORMAL_95 * np.sqrt(squares)), dtype=np.float64)
 
 

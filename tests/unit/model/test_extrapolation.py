@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,15 @@ def test_another_type_is_wider_and_nothing_is_wider_than_what_nobody_fitted() ->
 
 def test_evidence_that_says_nothing_of_its_shapes_widens_nothing() -> None:
     assert extra(product(2.0**60, dtype="fp8"), evidence(kinds="", shapes="")) == 0
+
+
+def test_what_is_not_asked_for_lies_nowhere() -> None:
+    plain, law = Op(name="c", operator="copy", account="memory", bytes_read=1e6, n_items=64), operator_named("copy")
+    kinds, shapes = extrapolation.stated([plain])
+    known = evidence(kinds=kinds, shapes=shapes)
+    nothing, less = replace(plain, bytes_read=0.0), replace(plain, bytes_read=5e5)
+    found = [float(beyond(law, known, kinds, columns_of(op))) for op in (plain, nothing, less)]
+    assert found == pytest.approx([0, 0, NORMAL_95 * law.scatter.per_doubling])
 
 
 @given(st.lists(st.floats(1, 1e6), min_size=1, max_size=5))
