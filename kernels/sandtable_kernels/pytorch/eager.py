@@ -74,8 +74,8 @@ def gate(n_tokens: float, n_neurons: float, item_bytes: float, *, backward: bool
 def rope(n_tokens: float, turned: float, values: float, item_bytes: float, *, backward: bool = False) -> Traffic:
     """Rotary positions of ``turned`` query and key numbers per token, beside ``values`` that are not turned.
 
-    One complex product, whose loop is not made of vector instructions: each number counts as special. Backward also
-    joins the gradients of queries, keys and values again.
+    One complex product, whose loop is not made of vector instructions: each number counts as special. Backward copies
+    the gradients of values beside those of queries and keys.
     """
     passes, kernels = _launched("rope", backward=backward)
     joined = 2 * values if backward else 0

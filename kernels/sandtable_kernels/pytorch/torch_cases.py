@@ -17,6 +17,8 @@ import torch.distributed as dist
 import torch.nn.functional as fn
 from torch import Tensor
 
+from sandtable_kernels.pytorch import layer_functions
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # copies of a case: as many as take so long together, and no more than fit
 SAMPLE_S = 0.015
@@ -158,9 +160,7 @@ def norm(dims: Dims) -> Timed:
         (filled(n, d, dtype=dtype, grad=True), filled(d, dtype=dtype, grad=True))
         for _ in range(copies(dims, 8 * n * d * DTYPES[dtype].itemsize))
     ]
-    return timed(
-        inputs, lambda item: (fn.rms_norm(item[0], (d,), item[1], 1e-5),), backward=dims["pass"] == "backward"
-    )
+    return timed(inputs, lambda item: (layer_functions.rms_norm(*item, 1e-5),), backward=dims["pass"] == "backward")
 
 
 def add(dims: Dims) -> Timed:
@@ -174,14 +174,9 @@ def add(dims: Dims) -> Timed:
 def gate(dims: Dims) -> Timed:
     """Gated activations of a joined projection."""
     n, i, dtype = dims["n_tokens"], dims["width"], dims["dtype"]
-
-    def forward(item: Tensor) -> tuple[Tensor]:
-        left, right = item.chunk(2, dim=-1)
-        return (fn.silu(left) * right,)
-
     number = copies(dims, 10 * n * i * DTYPES[dtype].itemsize)
     inputs = [filled(n, 2 * i, dtype=dtype, grad=True) for _ in range(number)]
-    return timed(inputs, forward, backward=dims["pass"] == "backward")
+    return timed(inputs, lambda item: (layer_functions.silu_gated(item),), backward=dims["pass"] == "backward")
 
 
 def rope(dims: Dims) -> Timed:
@@ -192,10 +187,7 @@ def rope(dims: Dims) -> Timed:
     turn = torch.polar(torch.ones(n, 1, e // 2), filled(n, 1, e // 2, dtype="float32"))
 
     def forward(item: Tensor) -> tuple[Tensor, ...]:
-        turned, v = item.split((2 * h, h), dim=2)
-        pairs = torch.view_as_complex(turned.float().unflatten(-1, (-1, 2)))
-        q, k = torch.view_as_real(pairs * turn).flatten(-2).to(turned.dtype).split((h, h), dim=2)
-        return tuple(part.transpose(1, 2) for part in (q, k, v))
+        return tuple(part.transpose(1, 2) for part in layer_functions.turned_heads(item, turn, h, h))
 
     number = copies(dims, 20 * n * width * DTYPES[dtype].itemsize)
     inputs = [filled(1, n, 3 * h, e, dtype=dtype, grad=True) for _ in range(number)]

@@ -12,20 +12,24 @@ from sandtable.hardware import Stack, library
 from sandtable_kernels.pytorch import eager
 
 torch = pytest.importorskip("torch", reason="counts are read off PyTorch's dispatcher")
+layer_functions = pytest.importorskip("sandtable_kernels.pytorch.layer_functions")
 
 N, D, HEAD, VOCABULARY = 48, 64, 32, 96
-# operators that move nothing: they only look at memory in another way
+# operators that move nothing: they only look at memory in another way, or take it
 VIEWS = {
     "_conj",
     "_unsafe_view",
     "alias",
     "as_strided",
     "detach",
+    "empty_like",
     "expand",
+    "new_empty",
     "select",
     "slice",
     "split",
     "split_with_sizes",
+    "squeeze_",
     "t",
     "transpose",
     "unsqueeze",
@@ -46,7 +50,9 @@ def counted(run: Callable[[], Any]) -> tuple[int, int]:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
             if func.overloadpacket.__name__ not in VIEWS:
-                tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+                # where a result is handed in or copied to, it is written alone: as what is returned
+                read = args[1:] if func.overloadpacket.__name__ == "copy_" else args
+                tensors = [leaf for leaf in tree_leaves((read, out)) if isinstance(leaf, torch.Tensor)]
                 # an in-place operator returns what it was given: it reads and writes it
                 totals[0] += sum(t.numel() * t.element_size() for t in tensors)
                 totals[1] += 1
@@ -74,30 +80,22 @@ TOKENS = torch.arange(N)
 TURN = torch.polar(torch.ones(N, 1, HEAD // 2), torch.randn(N, 1, HEAD // 2))
 
 
-def rotary(joined: Any) -> tuple[Any, Any, Any]:
-    heads = D // HEAD
-    turned, v = joined.split((2 * heads, heads), dim=2)
-    pairs = torch.view_as_complex(turned.unflatten(-1, (-1, 2)))
-    q, k = torch.view_as_real(pairs * TURN).flatten(-2).split((heads, heads), dim=2)
-    return q, k, v
-
-
-def gated(joined: Any) -> Any:
-    left, right = joined.chunk(2, dim=-1)
-    return torch.nn.functional.silu(left) * right
-
-
 CASES: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]], Callable[[bool], eager.Traffic]]] = {
     "norm": (
-        lambda x, w: torch.nn.functional.rms_norm(x, (D,), w, 1e-5),
+        lambda x, w: layer_functions.rms_norm(x, w, 1e-5),
         lambda: (leaf(N, D), leaf(D)),
         lambda back: eager.norm(N, D, 4, backward=back),
     ),
-    "gate": (gated, lambda: (leaf(N, 2 * D),), lambda back: eager.gate(N, D, 4, backward=back)),
+    "gate": (
+        layer_functions.silu_gated,
+        lambda: (leaf(N, 2 * D),),
+        lambda back: eager.gate(N, D, 4, backward=back),
+    ),
     "rope": (
-        rotary,
-        lambda: (leaf(1, N, 3 * D // HEAD, HEAD),),
-        lambda back: eager.rope(N, 2 * D, D, 4, backward=back),
+        lambda joint: layer_functions.turned_heads(joint, TURN, D // HEAD, D // HEAD),
+        # several sequences share the table of angles
+        lambda: (leaf(8, N, 3 * D // HEAD, HEAD),),
+        lambda back: eager.rope(8 * N, 2 * D, D, 4, backward=back),
     ),
     "embedding": (
         lambda table: torch.nn.functional.embedding(TOKENS, table),

@@ -70,40 +70,41 @@ class Saved:
 
     stream: Number
     norm: Number
-    rope: float
-    dropout: float
-    gate: float
-    score: float
-    score_work: float
-    logit: float
-    bucket: float
-    optimizer_work: float
+    rope: Number
+    dropout: Number
+    gate: Number
+    score: Number
+    score_work: Number
+    logit: Number
+    bucket: Number
+    optimizer_work: Number
 
     @classmethod
-    def of(cls, stack: Stack | None, p: SlmTraining, c: Configuration) -> Saved:
-        """Return the least that PyTorch keeps, changed by what the stack file says.
+    def of(cls, stack: Stack | None, c: Configuration) -> Saved:
+        """Return the least that PyTorch keeps, changed by what the stack file says: in this run's types, or in any.
 
         Scores: float32 probabilities, and a copy in the narrow type for the product after them. Logits: float32
         log-probabilities and two gradients of theirs.
         """
-        item_bytes = c.item_bytes
-        narrow = item_bytes if item_bytes < 4 else 0.0
         table = {} if stack is None else stack.datasheet.saved_bytes
-        stream: Number = item_bytes
-        if p.precision.startswith("mixed") and "stream" in table:
-            # weights that are gathered are cast whole, the embedding's too
-            stream = np.where(np.asarray(c.sharding) < SHARDING["fsdp_grad_op"], table["stream"], item_bytes)
+        narrow = c.item_bytes if c.item_bytes < 4 else 0.0
+        types = "autocast" if c.autocast else c.dtype
+
+        def said(name: str, least: Number) -> Number:
+            return table.get(f"{name}.{types}", table.get(name, least))
+
+        stream = said("stream", c.item_bytes)
         return cls(
             stream=stream,
-            norm=table.get("norm", stream),
-            rope=min(table.get("rope", 0.0), item_bytes) * c.flash,
-            dropout=table.get("dropout", 0.0),
-            gate=table.get("gate", item_bytes),
-            score=table.get("score", 4 + narrow),
-            score_work=table.get("score_work", 4.0),
-            logit=table.get("logit", 12.0),
-            bucket=table.get("bucket", 0.0),
-            optimizer_work=table.get("optimizer_work", 0.0),
+            norm=said("norm", stream),
+            rope=said("rope", 0.0) * c.flash,
+            dropout=said("dropout", 0.0),
+            gate=said("gate", c.item_bytes),
+            score=said("score", 4 + narrow),
+            score_work=said("score_work", 4.0),
+            logit=said("logit", 12.0),
+            bucket=said("bucket", 0.0),
+            optimizer_work=said("optimizer_work", 0.0),
         )
 
 
@@ -352,7 +353,7 @@ def memory_of_configuration(
         on_accelerator: Whether the software's own memory lies on the device that computes.
         logits_frac: Share of the tokens that logits are made of.
     """
-    saved = Saved.of(stack, p, c)
+    saved = Saved.of(stack, c)
     saved = replace(saved, logit=saved.logit * logits_frac)
     moments = [moment for place in places(c) for moment in _moments(p, c, saved, place)]
     if stack is not None and on_accelerator:
@@ -483,7 +484,7 @@ def layer_memory(p: SlmTraining, c: Configuration, stack: Stack | None) -> dict[
     """Return the bytes of the first stage's layers: weights, gradients and optimiser states; activations kept."""
     first = places(c)[0]
     held = states(p, c, held_by(c, first, 0.0))
-    kept = activations(c, Saved.of(stack, p, c), first)
+    kept = activations(c, Saved.of(stack, c), first)
     return {
         "states": sum(float(np.asarray(size)) for size in held.values()),
         "activations": float(np.asarray(kept["activations"] + kept["attention scores"])),

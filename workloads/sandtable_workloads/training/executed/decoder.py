@@ -14,10 +14,12 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sandtable_kernels.pytorch import layer_functions
 from sandtable_workloads.transformer.shapes import ModelShape
 
 ROPE_BASE = 10_000.0
 INITIAL_STD = 0.02
+NORM_EPS = 1e-5
 
 
 def rope_table(n_tokens: int, head_dim: int, device: torch.device) -> Tensor:
@@ -25,12 +27,6 @@ def rope_table(n_tokens: int, head_dim: int, device: torch.device) -> Tensor:
     rates = ROPE_BASE ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)
     angles = torch.outer(torch.arange(n_tokens, device=device).float(), rates)[:, None, :]
     return torch.polar(torch.ones_like(angles), angles)
-
-
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn each pair of neighbours of ``x`` [B, T, heads, E] by its position's angle, as one complex product."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
 def vanilla_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -47,6 +43,17 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 ATTENTION: dict[str, Any] = {"vanilla": vanilla_attention, "flash": flash_attention}
 
 
+class Norm(nn.RMSNorm):
+    """Root-mean-square norm with a gain."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of ``x`` [B, T, D]."""
+        return layer_functions.rms_norm(x, self.weight, NORM_EPS)
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; fewer key/value heads than query heads are repeated."""
 
@@ -61,9 +68,8 @@ class Attention(nn.Module):
         """Return what attention adds to ``x`` [B, T, D]."""
         b, t, _ = x.shape
         heads = self.qkv(x).view(b, t, -1, self.head_dim)  # [B, T, H + 2 K, E]
-        turned, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
-        q, k = rotate(turned, turn).split((self.n_heads, self.n_kv_heads), dim=2)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [B, heads, T, E]
+        parts = layer_functions.turned_heads(heads, turn, self.n_heads, self.n_kv_heads)
+        q, k, v = (part.transpose(1, 2) for part in parts)  # [B, heads, T, E]
         if self.n_kv_heads != self.n_heads:
             k, v = (part.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1) for part in (k, v))
         return self.output(self.core(q, k, v, mask).transpose(1, 2).reshape(b, t, -1))
@@ -86,6 +92,8 @@ class FeedForward(nn.Module):
         """Return what the feed-forward adds to ``x`` [B, T, D]."""
         if not self.gated:
             return self.down(self.activation(self.up(x)))
+        if self.activation is fn.silu:
+            return self.down(layer_functions.silu_gated(self.up(x)))
         gate, up = self.up(x).chunk(2, dim=-1)
         return self.down(self.activation(gate) * up)
 
@@ -95,9 +103,9 @@ class Block(nn.Module):
 
     def __init__(self, shape: ModelShape, *, core: str, recompute_core: bool) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(shape.d_model, eps=1e-5)
+        self.attention_norm = Norm(shape.d_model)
         self.attention = Attention(shape, core=core, recompute=recompute_core)
-        self.ffn_norm = nn.RMSNorm(shape.d_model, eps=1e-5)
+        self.ffn_norm = Norm(shape.d_model)
         self.ffn = FeedForward(shape)
 
     def forward(self, x: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
@@ -118,7 +126,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(shape, core=core, recompute_core=selective) for _ in range(shape.n_layers)
         )
-        self.norm = nn.RMSNorm(shape.d_model, eps=1e-5)
+        self.norm = Norm(shape.d_model)
         self.head = nn.Linear(shape.d_model, shape.vocabulary, bias=False)
         if shape.tied:
             self.head.weight = self.embedding.weight
