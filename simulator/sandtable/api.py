@@ -299,6 +299,9 @@ def check(
 
     # before a machine is loaded, which may have to be calibrated first
     measure.check_needs(_workloads(scenarios_or_suite))
+    suite = _as_study(scenarios_or_suite)
+    if suite is not None and suite.needs_accelerator:
+        measure.check_accelerator()
     cases, name, baseline = cases_of(scenarios_or_suite, changes, machine)
     context = measure.execution_context(Path(store), progress)
     comparison, checked, folder = checking.check(cases, context, name=name, baseline=baseline, trace=trace)
@@ -320,12 +323,18 @@ def resume(run: str | Path = "latest", *, store: str | Path = STORES, progress: 
     return Check(comparison=comparison, cases=checked, folder=folder.path, baseline=about.baseline)
 
 
+def _as_study(what: str | Path | Study | Iterable[str | Path]) -> Study | None:
+    """Return a suite, given itself or by name; None for scenarios."""
+    if isinstance(what, str | Path) and str(what) in scenarios.suite_files():
+        return load(str(what))
+    return what if isinstance(what, Study) else None
+
+
 def _workloads(what: str | Path | Study | Iterable[str | Path]) -> list[Workload[Any]]:
     """Return the workloads of scenarios or of a suite, without loading what else these name."""
-    if isinstance(what, str | Path) and str(what) in scenarios.suite_files():
-        what = load(str(what))
-    if isinstance(what, Study):
-        return [workload_named(what.scenario().workload)]
+    suite = _as_study(what)
+    if suite is not None:
+        return [workload_named(suite.scenario().workload)]
     names = [what] if isinstance(what, str | Path) else what
     return [workload_named(scenarios.read(str(name)).workload) for name in names]
 
@@ -336,12 +345,10 @@ def cases_of(
     machine: str | Path | None = None,
 ) -> tuple[list[Case], str, str | None]:
     """Return the cases of scenarios or of a suite, a name for them together, and that of a suite's baseline."""
-    if isinstance(what, str | Path) and str(what) in scenarios.suite_files():
-        what = load(str(what))
-    on = None if machine is None else str(machine)
-    if isinstance(what, Study):
-        changed = what.changed({**(changes or {}), **({"machine": on} if on else {})})
-        return list(changed.resolved()), what.name, what.baseline
+    suite, on = _as_study(what), None if machine is None else str(machine)
+    if suite is not None:
+        changed = suite.changed({**(changes or {}), **({"machine": on} if on else {})})
+        return list(changed.resolved()), suite.name, suite.baseline
     names = [what] if isinstance(what, str | Path) else list(what)
     cases = [scenarios.load(str(name), changes=changes, machine=on) for name in names]
     if not cases:

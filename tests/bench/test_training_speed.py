@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sandtable.runs import measure
+from sandtable_kernels.pytorch import torch_pool
 from sandtable_workloads.training.executed import launcher
 from sandtable_workloads.training.executed.job import Job, read_records
 from sandtable_workloads.training.executed.tokens import prepare_tokens
@@ -88,6 +89,43 @@ def test_executed_training_is_no_slower_than_a_plain_loop(tmp_path: Path, model:
         f"ratio {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
     )
     assert np.median(ratios) >= 1.0
+
+
+# steps with layers of plain operators and with ours in turn, on the same weights
+LAYERS = """
+import json, sys, time
+import torch
+from sandtable_kernels.pytorch import layer_functions
+from sandtable_workloads.training.executed.decoder import Decoder
+from sandtable_workloads.transformer.presets import shape_named
+name, batch, length, rounds = sys.argv[1], *map(int, sys.argv[2:])
+shape = shape_named(name)
+model = Decoder(shape, sequence_tokens=length, core="flash", checkpointing="none")
+model.initialise(1)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+rows = torch.randint(0, shape.vocabulary, (batch, length + 1))
+seconds = {True: [], False: []}
+for step in range(2 * rounds):
+    own = step % 2 == 0
+    layer_functions._on_host = lambda x: own
+    begin = time.perf_counter()
+    model(rows[:, :-1], rows[:, 1:]).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    seconds[own].append(time.perf_counter() - begin)
+print(json.dumps([seconds[True][4:], seconds[False][4:]]))
+"""
+
+
+@pytest.mark.parametrize(("model", "batch", "length"), [("tiny_4x128", 8, 128), ("tiny_4x256", 8, 256)])
+def test_layers_with_backward_passes_of_their_own_are_faster(model: str, batch: int, length: int) -> None:
+    command = [sys.executable, "-c", LAYERS, model, str(batch), str(length), str(4 + 8 * ROUNDS)]
+    environment = torch_pool.environment(measure.threads()) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    ours, plain = (np.array(seconds) for seconds in json.loads(done.stdout))
+    ratio = float(np.median(plain / ours))
+    print(f"\n{model}: steps with plain operators take {ratio:.2f} times as long")
+    assert ratio > 1.0
 
 
 HUGGING_FACE = """

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sandtable import units
+from sandtable.demand.instruments import gpu_timer
 from sandtable.demand.kernel import Kernel, KernelContext, kernels
 from sandtable.engine.process import Process
 from sandtable.engine.recorder import LATENCY, FloatArray
@@ -314,6 +315,16 @@ def check_needs(workloads: Iterable[Workload[Any]]) -> None:
             if find_spec(package) is None:
                 extra = install_extra("torch" if package == "torch" else "run")
                 raise NoDevice(f"running for real needs the package {package!r}: {extra}")
+
+
+def check_accelerator() -> None:
+    """Refuse, before anything is calibrated, planned or written, to execute on an accelerator that is not there.
+
+    Raises:
+        NoDevice: what is missing: the framework, a driver, or the device.
+    """
+    with contextlib.closing(gpu_timer()) as timer:
+        timer.describe()
 
 
 def execution_context(folder: Path, progress: Callable[[str], None] | None = None) -> ExecutionContext:

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from sandtable import units, yaml_files
-from sandtable.errors import ConfigError, UnknownName
+from sandtable.errors import ConfigError, NoDevice, UnknownName
 from sandtable.hardware import Frozen, Machine, Title, library
 from sandtable.workload import scenarios
 from sandtable.workload.scenarios import Case
@@ -104,6 +104,7 @@ class Study(Frozen):
             labels; one that is a mapping makes several changes at once: ``{fsdp: {sharding: fsdp_full, devices: 8}}``.
         cases: Combinations of their own, as changes; a list in one multiplies like an axis. All axes apply to each.
         constraints: Conditions on metrics that a point must meet to be chosen, such as ``{latency_s.p95: < 500 ms}``.
+        needs_accelerator: Whether its machines must have one.
         fits: Whether points that cannot be laid out, or need more memory than there is, are dropped.
         objective: What is best, such as ``min usd_per_mtok``; several decide one after the other.
         baseline: Name of the point that others are compared with.
@@ -124,6 +125,7 @@ class Study(Frozen):
     axes: dict[str, list[Any] | dict[str, Any]] = Field(default_factory=dict)
     cases: tuple[dict[str, Any], ...] = ()
     constraints: dict[str, str] = Field(default_factory=dict)
+    needs_accelerator: bool = False
     fits: bool = True
     objective: tuple[str, ...] | str = ()
     baseline: str | None = None
@@ -179,6 +181,7 @@ class Study(Frozen):
 
         Raises:
             ConfigError: a point that is none, or two of one name.
+            NoDevice: a machine without an accelerator, where the study needs one.
         """
         base, machines, names = self.scenario(), Machines(), set()
         for point in self.points():
@@ -186,6 +189,11 @@ class Study(Frozen):
                 raise ConfigError(f"two points are named {point.name!r}: give their values labels", file=self.name)
             names.add(point.name)
             scenario, machine = self.scenario_of(point, base), machines.of(base, point.of(Part.machine))
+            if self.needs_accelerator and machine.accelerator is None:
+                raise NoDevice(
+                    f"{self.name} is for machines with an accelerator and {machine.name} has none: "
+                    "'sandtable calibrate --only gpu' adds this machine's, or take another with --machine"
+                )
             yield scenarios.case_of(scenario, machine=machine, file=f"{self.base or self.name}: {point.name}")
 
     def scenario_of(self, point: Point, base: Scenario) -> Scenario:
