@@ -160,7 +160,11 @@ def norm(dims: Dims) -> Timed:
         (filled(n, d, dtype=dtype, grad=True), filled(d, dtype=dtype, grad=True))
         for _ in range(copies(dims, 8 * n * d * DTYPES[dtype].itemsize))
     ]
-    return timed(inputs, lambda item: (layer_functions.rms_norm(*item, 1e-5),), backward=dims["pass"] == "backward")
+    return timed(
+        inputs,
+        lambda item: (layer_functions.rms_norm(item[0], item[1], 1e-5),),
+        backward=dims["pass"] == "backward",
+    )
 
 
 def add(dims: Dims) -> Timed:
