@@ -20,7 +20,7 @@ Context = Any
 
 
 def _on_host(x: Tensor) -> bool:
-    return x.device.type == "cpu"
+    return not (x.is_cuda or x.is_meta)
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -47,7 +47,7 @@ class _RowNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, *outer: Tensor) -> Any:
+    def backward(ctx: Context, *outer: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the gradients of input and gain."""
         x, gain, scale = ctx.saved_tensors
         width = x.shape[-1]
@@ -95,7 +95,7 @@ class _TurnedHeads(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, *outer: Tensor) -> Any:
+    def backward(ctx: Context, *outer: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the joined projection's gradient."""
         (turn,) = ctx.saved_tensors
         sizes = [part.shape[2] for part in outer]
@@ -133,7 +133,7 @@ class _SiluGated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, *outer: Tensor) -> Any:
+    def backward(ctx: Context, *outer: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the gradient of both halves."""
         joint, opened = ctx.saved_tensors
         gate, up = joint.chunk(2, dim=-1)
