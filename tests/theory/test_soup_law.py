@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sandtable.demand.op import sequential_write
+from sandtable.demand.op import new_files, sequential_write
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.engine.simulation import run
 from sandtable.engine.world import Options
-from sandtable.hardware import Machine, library
+from sandtable.hardware import Estimate, Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable_workloads.rlhf.soups.soup_demand import soup_ops
 
@@ -59,3 +59,22 @@ def test_a_data_sheet_without_a_fit_says_how_fast_a_drive_is_written() -> None:
     write = CostModel(machine).time(sequential_write("w", n_bytes=1e12, chunk_bytes=1 << 20, concurrency=8))
     assert write.seconds == pytest.approx(1e12 / sheet.sequential_write_bytes_per_s, rel=1e-3)
     assert write.low < write.seconds < write.high
+
+
+def test_a_file_takes_what_was_measured_and_lies_between_the_calls(machine: Machine) -> None:
+    measured = Estimate[float](value=5e-3, low=2e-3, high=9e-3)
+    assert machine.storage.fitted is not None
+    fitted = machine.storage.fitted.model_copy(update={"new_file_s": measured})
+    known = machine.model_copy(update={"storage": machine.storage.model_copy(update={"fitted": fitted})})
+    found = CostModel(known).time(new_files("f", n_files=3))
+    assert found.seconds == pytest.approx(15e-3)
+    assert (found.low, found.high) == (pytest.approx(6e-3), pytest.approx(27e-3))
+
+
+def test_a_file_on_an_unmeasured_drive_is_known_to_a_factor(machine: Machine) -> None:
+    found = CostModel(machine).time(new_files("f", n_files=1))
+    assert found.low < found.seconds / 4
+    assert found.high > 4 * found.seconds
+    sheet = machine.storage.datasheet.model_copy(update={"new_file_s": 40e-3})
+    slow = machine.model_copy(update={"storage": machine.storage.model_copy(update={"datasheet": sheet})})
+    assert CostModel(slow).time(new_files("f", n_files=1)).seconds == pytest.approx(40e-3)

@@ -176,6 +176,7 @@ def _storage(timings: Sequence[Timing], method: str, folder: Path, file_bytes: i
         drift_frac=repeats.drift(random),
         cold_factor=_cold_factor(timings),
     )
+    fitted = fitted.model_copy(update={"new_file_s": new_file(timings)})
     return Storage(
         kind="storage",
         name="this_storage",
@@ -245,6 +246,16 @@ def _cold_factor(timings: Sequence[Timing]) -> Estimate[float] | None:
     again = {_pair(t): t for t in timings if t.dims.get("touch") == "again"}
     ratios = [first[key].seconds / again[key].seconds for key in first.keys() & again.keys()]
     return _estimate(np.array(ratios)) if ratios else None
+
+
+def new_file(timings: Sequence[Timing]) -> Estimate[float] | None:
+    """Return what making a small file takes, from all calls: a later one finds the disk as any of them did."""
+    made = [t for t in timings if t.op.operator == "new_file"]
+    calls = [seconds / t.op.shape.n_files for t in made for part in t.passes for seconds in part]
+    if not calls:
+        return None
+    low, value, high = map(float, np.percentile(calls, [5, 50, 95]))
+    return Estimate[float](value=value, low=low, high=high)
 
 
 def _pair(timing: Timing) -> tuple[Any, ...]:

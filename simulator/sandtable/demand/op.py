@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sandtable.demand.operator import Resource, operator_named
-from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape, SequentialWriteShape
+from sandtable.demand.operator_shapes import (
+    NewFileShape,
+    RandomReadShape,
+    SequentialReadShape,
+    SequentialWriteShape,
+)
 
 Where = Literal["host", "accelerator"]
 
@@ -110,6 +115,11 @@ def sequential_read(name: str, *, n_bytes: float, chunk_bytes: float, concurrenc
     """Demand of reading ``n_bytes`` in order, in pieces of ``chunk_bytes``; the last one may be shorter."""
     shape = SequentialReadShape(n_bytes, chunk_bytes, concurrency)
     return Op(name=name, operator="sequential_read", account=account, bytes_read=n_bytes, shape=shape)
+
+
+def new_files(name: str, *, n_files: int, account: str = "io") -> Op:
+    """Demand of making ``n_files``, beside writing their bytes: each is synced, named, and its folder synced."""
+    return Op(name=name, operator="new_file", account=account, shape=NewFileShape(n_files))
 
 
 def sequential_write(name: str, *, n_bytes: float, chunk_bytes: float, concurrency: int, account: str = "io") -> Op:

@@ -112,6 +112,12 @@ class SequentialReadShape(NamedTuple):
     concurrency: int
 
 
+class NewFileShape(NamedTuple):
+    """``n_files`` small files, one after the other, each on the disk before it takes its name, and its name too."""
+
+    n_files: int
+
+
 class SequentialWriteShape(NamedTuple):
     """``n_bytes`` written in order, in pieces of ``chunk_bytes``, the last of which may be shorter."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from sandtable.calibration import host_fit
 from sandtable.calibration.timing import HOST, Timing, grouped, stated
-from sandtable.demand.op import Op
+from sandtable.demand.op import Op, new_files
 from sandtable.demand.operator_shapes import GemmShape
 from sandtable_kernels.pytorch.torch_operators import TorchAttention
 
@@ -45,3 +46,11 @@ def test_a_kernel_s_constants_go_under_its_software_variant_and_sharing() -> Non
     assert names[False, False] == "pytorch_cpu_vanilla"
     assert names.get((True, True), "pytorch_cpu_shared") == "pytorch_cpu_shared"
     assert {t.device for t in timings} == {HOST}
+
+
+def test_a_file_takes_the_median_call_and_lies_between_nearly_all() -> None:
+    calls = tuple(0.002 * (1 + number) for number in range(21))
+    found = host_fit.new_file([Timing(op=new_files("f", n_files=2), passes=(calls[:9], calls[9:]))])
+    assert found is not None
+    assert (found.low, found.value, found.high) == pytest.approx((0.002, 0.011, 0.02))
+    assert host_fit.new_file([Timing(op=COPY, passes=((1.0,),))]) is None

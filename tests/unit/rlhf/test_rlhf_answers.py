@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from sandtable.contracts import run_command
+from sandtable.hardware import Machine, library
+from sandtable_workloads.training import layout
 
 CAMPAIGN = """
 schema: 1
@@ -110,3 +112,14 @@ def test_devices_for_a_deadline_are_found(file: str) -> None:
     refused = run_command("cheapest", file, "--until", "prompts=5")
     assert refused.code == 2
     assert "set those instead of --until" in refused.error
+
+
+def test_a_host_that_never_timed_pytorch_is_told_what_does(machine: Machine) -> None:
+    measured = machine.model_copy(update={"environment": {"cpu": "some"}})
+    assert measured.processor.fitted is not None
+    assert "calibrate --only training" in layout.never_timed(measured)[0]
+    timed = measured.processor.fitted.model_copy(update={"operators": {"gemm": {}}})
+    processor = measured.processor.model_copy(update={"fitted": timed})
+    accelerated = library.load_machine("dgx_a100_80gb")
+    for known in (measured.model_copy(update={"processor": processor}), machine, accelerated):
+        assert layout.never_timed(known) == ()

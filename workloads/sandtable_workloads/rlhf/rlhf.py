@@ -17,6 +17,7 @@ from sandtable.workload.seam import Execution, ExecutionContext, Verdict, Worklo
 from sandtable_workloads.rlhf import rlhf_campaign, rlhf_memory
 from sandtable_workloads.rlhf.rlhf_parameters import Rlhf
 from sandtable_workloads.rlhf.rlhf_plan import ITERATION, REWARD, ROLLOUT, SCORING, SFT, SOUP, UPDATE, plan_of
+from sandtable_workloads.training.layout import never_timed
 from sandtable_workloads.transformer import model_facts
 from sandtable_workloads.transformer.presets import describe
 
@@ -101,8 +102,8 @@ class RlhfWorkload(Workload[Rlhf]):
         return rlhf_campaign.bound(parameters, known)
 
     def caveats(self, parameters: Rlhf, machine: Machine) -> Sequence[str]:
-        """Say what a campaign that was not described in full leaves out."""
-        p, found = parameters, []
+        """Say what a campaign that was not described in full leaves out, and what was never measured here."""
+        p, found = parameters, [*never_timed(machine)]
         if p.total_prompts is None and p.method == "ppo":
             found.append("one iteration alone: set parameters.total_prompts for a whole campaign")
         return found

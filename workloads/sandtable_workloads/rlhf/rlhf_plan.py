@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sandtable.demand.op import Op, Where
+from sandtable.demand.op import Op, Where, new_files
 from sandtable.demand.plan import Phase, Plan, Step
 from sandtable.hardware import Machine
 from sandtable.model.cost_model import CostModel
@@ -38,8 +38,6 @@ ROLLOUT, SCORING, UPDATE, SYNC = "rollout", "scoring", "update", "weight_sync"
 SECTIONS = (ROLLOUT, SCORING, UPDATE, SYNC)
 # bytes of a parameter in a checkpoint
 STORED_BYTES = {"float32": 4.0}
-# guess: what an averaging pass takes besides, whatever its size: layouts read, files made, synced and renamed
-SOUP_FILES_S = 0.01
 After = Sequence[int | None]
 
 
@@ -78,9 +76,8 @@ def _before(p: Rlhf, machine: Machine, lengths: Drawn) -> list[Phase]:
     if p.reference == "soup" and p.method == "ppo":
         stored = STORED_BYTES.get(p.precision, 2.0)
         ops = soup_ops(float(p.shape.n_params), p.n_finetunings, in_bytes=stored, out_bytes=stored)
-        files = Op(
-            name="files", operator="startup", account="io", seconds=SOUP_FILES_S, after=tuple(range(len(ops)))
-        )
+        # nothing but that, for a tiny model
+        files = replace(new_files("make soup's file", n_files=1), after=tuple(range(len(ops))))
         found.append(_phase(SOUP, (*ops, files), 1))
     return found
 

@@ -38,6 +38,14 @@ def is_joined(machine: Machine) -> bool:
     return machine.stack is not None and "gemm.joined up" in machine.stack.datasheet.efficiency
 
 
+def never_timed(machine: Machine) -> tuple[str, ...]:
+    """Return that a host whose other parts were measured never timed PyTorch's operators, and what does."""
+    fitted = machine.processor.fitted
+    if machine.accelerator is not None or not machine.environment or fitted is None or "gemm" in fitted.operators:
+        return ()
+    return ("PyTorch's operators were never timed on this machine: 'sandtable calibrate --only training' does",)
+
+
 def notes(parameters: SlmTraining, machine: Machine) -> tuple[str, ...]:
     """Say what is slower than the precision's name promises, and what of the model is left out or only held."""
     of_model = parameters.shape.notes

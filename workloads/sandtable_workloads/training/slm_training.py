@@ -102,6 +102,10 @@ class SlmTrainingWorkload(Workload[SlmTraining]):
         """Return the mildest changes with which a run fits."""
         return training_memory.what_fits(parameters, machine, lambda p: memory_of(p, machine))
 
+    def caveats(self, parameters: SlmTraining, machine: Machine) -> Sequence[str]:
+        """See `layout.never_timed`."""
+        return layout.never_timed(machine)
+
     def prepare(self, parameters: SlmTraining, machine: Machine, seed: int, context: ExecutionContext) -> None:
         """Check that this machine can do it, and make the files of tokens."""
         from sandtable_workloads.training.executed import run_job

@@ -23,7 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sandtable.demand.operator import Columns, Constants, Operator, Resource
-from sandtable.demand.operator_shapes import RandomReadShape, SequentialReadShape, SequentialWriteShape
+from sandtable.demand.operator_shapes import (
+    NewFileShape,
+    RandomReadShape,
+    SequentialReadShape,
+    SequentialWriteShape,
+)
 from sandtable.errors import PlanError
 from sandtable.hardware import Evidence, Storage, StorageDatasheet, StorageFit
 
@@ -39,7 +44,8 @@ class StorageLaw:
     """Parameters of the law; see the module for their meaning.
 
     ``residual_low_frac`` and ``residual_high_frac`` are predicted / measured at the 5th and 95th percentile of
-    points held out from the fit; ``drift_frac`` is what of that the whole machine shares.
+    points held out from the fit; ``drift_frac`` is what of that the whole machine shares. ``new_file_s`` is what making
+    a small file takes, with fractions of its own.
     """
 
     first_byte_s: float
@@ -56,6 +62,9 @@ class StorageLaw:
     sequential_high_frac: float
     drift_frac: float = 0.0
     write_bytes_per_s: float | None = None
+    new_file_s: float = 0.0
+    new_file_low_frac: float = 1.0
+    new_file_high_frac: float = 1.0
 
     @property
     def sequential_write_bytes_per_s(self) -> float:
@@ -72,6 +81,16 @@ def law_of(storage: Storage) -> StorageLaw:
     Raises:
         PlanError: neither a fit nor a ``like`` device to take the shape from.
     """
+    new_file = storage.new_file
+    return replace(
+        _law_of_reads(storage),
+        new_file_s=new_file.value,
+        new_file_low_frac=new_file.value / new_file.high,
+        new_file_high_frac=new_file.value / new_file.low,
+    )
+
+
+def _law_of_reads(storage: Storage) -> StorageLaw:
     if storage.fitted is not None:
         return _fitted_law(storage)
     if storage.like is None or storage.like.fitted is None:
@@ -285,3 +304,22 @@ class SequentialWrite(SequentialRead):
     def seconds(self, device: StorageLaw, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `sequential_write_s`."""
         return np.asarray(sequential_write_s(device, columns.n_bytes))
+
+
+class NewFile(StorageOperator):
+    """Small files that are whole and on the disk before they take their name, as results are written.
+
+    A file is synced, renamed, and its folder synced: two turns of the file system's journal and of the drive's cache,
+    which take as long for a byte as for a million.
+    """
+
+    name: ClassVar[str] = "new_file"
+    Shape: ClassVar[type[NewFileShape]] = NewFileShape
+
+    def seconds(self, device: StorageLaw, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
+        """One after the other."""
+        return np.asarray(columns.n_files * device.new_file_s)
+
+    def spread(self, law: StorageLaw) -> tuple[float, float]:
+        """That of files which were made."""
+        return law.new_file_low_frac, law.new_file_high_frac

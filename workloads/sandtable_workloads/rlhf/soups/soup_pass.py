@@ -158,6 +158,9 @@ def write_file(
 
 def _mapped(work: _Work, blocks: Sequence[Block]) -> Iterator[tuple[Block, dict[str, int]]]:
     """Yield every block with its notes once it is written; what fails first ends the others."""
+    if len(blocks) == 1:
+        yield blocks[0], work(blocks[0])
+        return
     pool = ThreadPoolExecutor(WORKERS)
     try:
         waiting: list[Future[dict[str, int]]] = [pool.submit(work, block) for block in blocks]
