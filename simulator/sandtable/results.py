@@ -148,6 +148,8 @@ class Measurement(Result):
     validity: tuple[str, ...] = ()
     # largest over smallest repeat of the headline metric, less one
     repeat_spread_frac: float | None = None
+    # which part of the time that the run asked the cores for other programs took, where the system tells
+    lost_frac: float | None = None
     # speed of the machine's short re-probe during this run over that at calibration
     probe_ratio: float | None = None
 

@@ -16,9 +16,12 @@ import numpy as np
 
 from sandtable.demand.kernel import Dims, Kernel, KernelContext
 from sandtable.demand.op import Op
+from sandtable.demand.operator import operator_named
 from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, CollectiveShape, GemmShape
 from sandtable.errors import missing_extra
 from sandtable_kernels.pytorch import eager
+from sandtable_kernels.pytorch.steps import step_points
+from sandtable_kernels.pytorch.steps.step_points import HEAD_DIM, StepTimings
 from sandtable_kernels.pytorch.torch_pool import pool
 from sandtable_kernels.support import Array, seeded
 
@@ -26,6 +29,7 @@ ITEM_BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 # one process with all cores, and one per core
 SHARES = (1, 2)
 PASSES = ("forward", "backward")
+MEMORY_BOUND = "memory_bound"
 
 
 def torch() -> Any:
@@ -50,11 +54,22 @@ class TorchKernel(Kernel):
     case: ClassVar[str]
 
     def timings(self, dims: Dims, context: KernelContext, *, repeats: int, budget_s: float) -> list[float]:
-        """Return seconds per call, each the mean over the copies of a case, of the slowest process."""
+        """Return seconds per call, of the slowest process: within a training step, or in a loop over copies.
+
+        In a loop each is the mean over the copies of a case.
+        """
         torch()
         n = dims["processes"]
         workers = pool(n, max(1, context.n_threads // n))
+        if "within" in dims:
+            return _steps.take(dims, workers, budget_s)
         return workers.time(dims.get("case", self.case), dims, repeats=repeats, budget_s=budget_s)
+
+    def software_of(self, dims: Dims) -> str | None:
+        """Return the software; what is counted as traffic alone has constants for every part of a step."""
+        if "within" not in dims or operator_named(self.cost(dims).operator).name != MEMORY_BOUND:
+            return self.software
+        return f"{self.software}_{step_points.part_of(dims)}".replace(" ", "_")
 
     @contextmanager
     def prepare(self, dims: Dims, context: KernelContext) -> Iterator[Callable[[], None]]:
@@ -83,16 +98,21 @@ class TorchKernel(Kernel):
         """Return the forward pass of PyTorch's operator on these inputs."""
 
 
+# parts of the steps that this process timed
+_steps = StepTimings()
+
+
 def points(*grids: dict[str, Any], shares: Sequence[int] = SHARES) -> list[Dims]:
     """Return every grid's point for every share of the machine."""
     return [{**grid, "processes": n} for grid, n in itertools.product(grids, shares)]
 
 
 def memory_bound_op(name: str, traffic: eager.Traffic, dims: Dims) -> Op:
-    """Return the demand of a composite that moves and launches so much."""
+    """Return the demand of a composite that moves and launches so much; within a step it has a role."""
     return Op(
         name=name,
-        operator="memory_bound",
+        role=step_points.role_of(dims) if "within" in dims else "",
+        operator=MEMORY_BOUND,
         account="compute",
         dtype=dims["dtype"],
         bytes_read=traffic.n_bytes,
@@ -131,14 +151,11 @@ class TorchGemm(LinearLayer):
     name: ClassVar[str] = "torch_gemm"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """Layers of models 64 to 1024 wide, a few tokens to a few thousand."""
-        shapes = [(512, 64, 64), (256, 384, 128), (1024, 1344, 256), (2048, 384, 1024)]
-        if not quick:
-            shapes += [(256, 192, 64), (1024, 320, 64), (2048, 128, 128), (512, 256, 256), (4096, 256, 384)]
-            shapes += [(1024, 2048, 384), (512, 3072, 1024)]
+        """Layers within training steps, and narrower ones alone."""
         grids = [
-            {"m": m, "n": n, "k": k, "dtype": "float32", "pass": which}
-            for m, n, k in shapes
+            step_points.within(size, part, m=size.n_tokens, n=n, k=k, **{"pass": which})
+            for size in step_points.sizes(quick=quick)
+            for part, (n, k) in size.products.items()
             for which in ("forward", "backward_data", "backward_weight")
         ]
         # a step that decodes: one token of each sequence
@@ -183,24 +200,12 @@ class TorchAttention(TorchKernel):
     case: ClassVar[str] = "attention"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """Sequences of 32 to 512 tokens, few heads to many."""
-        sizes = [(4, 128, 2), (2, 512, 4), (8, 128, 8), (4, 256, 4)]
-        if not quick:
-            sizes += [(4, 256, 12), (2, 512, 12)]
-        grids = [
-            {
-                "batch": b,
-                "tokens": t,
-                "n_heads": h,
-                "head_dim": 32,
-                "dtype": "float32",
-                "flash": flash,
-                "pass": which,
-            }
-            for b, t, h in sizes
-            for flash in (True, False)
-            for which in PASSES
-        ]
+        """Within training steps."""
+        grids = []
+        for size in step_points.sizes(quick=quick):
+            shape = {"batch": size.batch, "tokens": size.tokens, "n_heads": size.n_heads, "head_dim": HEAD_DIM}
+            own = step_points.within(size, "attention", **shape, flash=size.flash)
+            grids += [{**own, "pass": which} for which in PASSES]
         short = {"tokens": 32, "n_heads": 2, "head_dim": 32, "dtype": "float32", "flash": True}
         grids += [{**short, "batch": 64, "pass": which} for which in PASSES]
         return points(*grids)
@@ -274,22 +279,40 @@ class TorchDecodeAttention(TorchAttention):
         return {**super().example(), "queries": 1}
 
 
+def _passes(case: str) -> Sequence[str]:
+    # the backward pass of a sum does nothing
+    return PASSES[:1] if case == "add" else PASSES
+
+
 class TorchStream(TorchKernel):
     """What stands between the products of a layer: norms, sums, gates, rotary positions, and the loss."""
 
     name: ClassVar[str] = "torch_stream"
     case: ClassVar[str] = "norm"
     cases: ClassVar[tuple[str, ...]] = ("norm", "add", "gate", "rope", "cross_entropy")
+    # what they are called in a step
+    parts: ClassVar[dict[str, str]] = {
+        "norm": "norm",
+        "add": "residual",
+        "gate": "activation",
+        "rope": "rope",
+        "cross_entropy": "loss",
+    }
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """Every composite on small tensors to large ones."""
-        sizes = [(512, 64), (1024, 256)] if quick else [(256, 64), (512, 128), (1024, 256), (2048, 384)]
+        """Every composite alone on a small and a large tensor, and within training steps."""
         grids = [
             {"case": case, "n_tokens": n, "width": width, "dtype": "float32", "pass": which}
             for case in self.cases
-            for n, width in sizes
-            for which in (("forward",) if case == "add" else PASSES)
+            for n, width in [(512, 64), (1024, 256)]
+            for which in _passes(case)
         ]
+        for size in step_points.sizes(quick=quick):
+            widths = {"gate": size.neurons, "cross_entropy": size.vocabulary}
+            for case in self.cases:
+                dims = {"case": case, "n_tokens": size.n_tokens, "width": widths.get(case, size.width)}
+                own = step_points.within(size, self.parts[case], **dims)
+                grids += [{**own, "pass": which} for which in _passes(case)]
         # so few tokens that launches are all there is
         grids.append({"case": "norm", "n_tokens": 16, "width": 64, "dtype": "float32", "pass": "forward"})
         return points(*grids)
@@ -335,13 +358,13 @@ class TorchEmbedding(TorchKernel):
     case: ClassVar[str] = "embedding"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """A table for bytes, and one for words."""
-        sizes = [(512, 64, 256), (1024, 256, 2048)]
+        """A table for words alone, and tables within training steps."""
         grids = [
-            {"n_tokens": n, "width": width, "vocabulary": vocabulary, "dtype": "float32", "pass": which}
-            for n, width, vocabulary in (sizes[:1] if quick else sizes)
-            for which in PASSES
+            {"n_tokens": 1024, "width": 256, "vocabulary": 2048, "dtype": "float32", "pass": w} for w in PASSES
         ]
+        for size in step_points.sizes(quick=quick):
+            shape = {"n_tokens": size.n_tokens, "width": size.width, "vocabulary": size.vocabulary}
+            grids += [{**step_points.within(size, "embedding", **shape), "pass": which} for which in PASSES]
         return points(*grids)
 
     def cost(self, dims: Dims) -> Op:
@@ -379,9 +402,13 @@ class TorchAdamW(TorchKernel):
     case: ClassVar[str] = "adamw"
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
-        """From what stays in cache to what does not."""
-        sizes = [(180_000, 30), (3_300_000, 40)] + ([] if quick else [(800_000, 40), (10_800_000, 58)])
-        return points(*({"n_params": n, "n_tensors": tensors, "dtype": "float32"} for n, tensors in sizes))
+        """Alone, behind what empties the caches, and within training steps."""
+        grids = [{"n_params": n, "n_tensors": k, "dtype": "float32"} for n, k in [(180_000, 30), (10_800_000, 58)]]
+        for size in step_points.sizes(quick=quick):
+            grids.append(
+                step_points.within(size, step_points.OPTIMIZER, n_params=size.n_params, n_tensors=size.n_tensors)
+            )
+        return points(*grids)
 
     def cost(self, dims: Dims) -> Op:
         """Weights and two states read and written, gradients read."""

@@ -79,6 +79,23 @@ class Pool:
         Raises:
             MeasureError: a worker died.
         """
+        answers = self._asked(case, dims, repeats, budget_s)
+        # workers drop samples of their own: only the middle of each counts
+        slowest = max(answers, key=float_median)
+        return [float(value) for value in slowest]
+
+    def time_parts(
+        self, case: str, dims: Mapping[str, Any], *, repeats: int, budget_s: float
+    ) -> dict[str, list[float]]:
+        """Return seconds per call of each part of a case that has several, by name: of each the slowest worker's.
+
+        Raises:
+            MeasureError: a worker died.
+        """
+        answers = self._asked(case, dims, repeats, budget_s)
+        return {part: max((answer[part] for answer in answers), key=float_median) for part in answers[0]}
+
+    def _asked(self, case: str, dims: Mapping[str, Any], repeats: int, budget_s: float) -> list[Any]:
         request = json.dumps({"case": case, "dims": dict(dims), "repeats": repeats, "budget_s": budget_s})
         answers = []
         for worker in self._workers:
@@ -91,9 +108,7 @@ class Pool:
             if not answer:
                 raise MeasureError(f"a process that times {case} {dict(dims)} died; what it said is above")
             answers.append(json.loads(answer))
-        # workers drop samples of their own: only the middle of each counts
-        slowest = max(answers, key=float_median)
-        return [float(value) for value in slowest]
+        return answers
 
     def close(self) -> None:
         """End the workers."""

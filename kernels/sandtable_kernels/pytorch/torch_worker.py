@@ -17,10 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sandtable_kernels.pytorch.steps.torch_step import request_parts
 from sandtable_kernels.pytorch.torch_cases import CASES, LEAST_COPIES, enough_copies
 from sandtable_kernels.pytorch.vision_cases import VISION_CASES
 from sandtable_kernels.structured.butterfly_cases import BUTTERFLY_CASES
 
+# the case of whole steps, whose answer is by part
+STEP = "step"
 KNOWN = CASES | VISION_CASES | BUTTERFLY_CASES
 
 
@@ -83,7 +86,9 @@ def main(rendezvous: str, rank: int, n: int, n_threads: int) -> None:
     torch.manual_seed(rank)
     join(rendezvous, rank, n)
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(samples(json.loads(line))) + "\n")
+        request = json.loads(line)
+        found = request_parts(request, together) if request["case"] == STEP else samples(request)
+        sys.stdout.write(json.dumps(found) + "\n")
         sys.stdout.flush()
 
 

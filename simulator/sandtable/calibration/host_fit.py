@@ -237,6 +237,8 @@ def _sequential_evidence(
         residual_low_frac=float(np.exp(min(low, 0.0))),
         residual_high_frac=float(np.exp(max(high, 0.0))),
         repeat_spread_frac=spread,
+        n_disturbed=sum(t.n_left_out > 0 for t in timings) or None,
+        n_unsettled=sum(not t.settled for t in timings) or None,
     )
 
 

@@ -20,7 +20,7 @@ from sandtable.calibration.gpu import recordings
 from sandtable.calibration.point_log import PointLog
 from sandtable.calibration.timing import Timing, unfit
 from sandtable.calibration.visits import LEAST_CALM, MOST_MORE, Point, Visit
-from sandtable.demand.kernel import Dims, Kernel, KernelContext, kernels
+from sandtable.demand.kernel import Calls, Dims, Kernel, KernelContext, kernels
 from sandtable.errors import ConfigError, DoesNotFit, UnknownName
 from sandtable.runs import measure
 from sandtable.system import contention
@@ -197,7 +197,8 @@ class Observation:
     def _timed(self, point: Point, share_s: float) -> Visit:
         before = contention.core_time()
         seconds = _samples(point.kernel, point.dims, self.context, share_s, self._stream)
-        return Visit(seconds, contention.lost_frac(before, contention.core_time()))
+        seen = contention.lost_frac(before, contention.core_time())
+        return Visit(list(seconds), seconds.lost_frac if isinstance(seconds, Calls) else seen)
 
 
 def observe(settings: Settings) -> Observation:

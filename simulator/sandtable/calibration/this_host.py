@@ -96,7 +96,7 @@ def _warnings(machine: Machine, timings: Sequence[Timing]) -> list[str]:
 
 
 def disturbed(timings: Sequence[Timing]) -> str:
-    """Name the points that other programs disturbed: those timed again until calm, and those that never settled."""
+    """Name the points that were disturbed: those timed again until calm, and those that never settled."""
     again = [timing for timing in timings if timing.settled and timing.n_left_out]
     never = [timing for timing in timings if not timing.settled]
     said = [f"{len(again)} of {len(timings)} points timed again until calm"] if again else []
@@ -106,4 +106,4 @@ def disturbed(timings: Sequence[Timing]) -> str:
         said.append(
             f"{len(never)} of {len(timings)} never settled ({names}{more}): close other programs, calibrate again"
         )
-    return f"other programs disturbed this calibration: {'; '.join(said)}" if said else ""
+    return f"this calibration was disturbed: {'; '.join(said)}" if said else ""

@@ -78,7 +78,7 @@ class Timing:
     @classmethod
     def of_kernel(cls, kernel: Kernel, dims: Dims, passes: Iterable[Sequence[float]], device: str = HOST) -> Timing:
         """Return what was timed of a kernel at one point of its grid."""
-        op, software = kernel.cost(dims), kernel.software or ""
+        op, software = kernel.cost(dims), kernel.software_of(dims) or ""
         if has_own_law(op):
             software = kept_under(software or OWN, op)
         timed = tuple(tuple(calls) for calls in passes)

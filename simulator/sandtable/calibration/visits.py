@@ -9,9 +9,8 @@ import numpy as np
 
 from sandtable.calibration.timing import Timing
 from sandtable.demand.kernel import Dims, Kernel
+from sandtable.system.contention import DISTURBED_FRAC
 
-# a visit in which other programs took more than this of our cores' time says little of the kernel
-DISTURBED_FRAC = 0.05
 # calm visits that lie no further apart than this agree: what a machine does by itself between two minutes
 AGREEING_FRAC = 0.3
 # calm visits that a point needs to be settled, if it is visited that often at all

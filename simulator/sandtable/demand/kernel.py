@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +26,14 @@ class KernelContext:
     seed: int = 0
     n_threads: int = 1
     file_bytes: int = 1 << 30
+
+
+class Calls(list[float]):
+    """Seconds of each call, from a kernel that knows which part of the time it asked for other programs took."""
+
+    def __init__(self, seconds: Iterable[float], lost_frac: float) -> None:
+        super().__init__(seconds)
+        self.lost_frac = lost_frac
 
 
 class Kernel(ABC):
@@ -54,8 +62,15 @@ class Kernel(ABC):
         return None
 
     def timings(self, dims: Dims, context: KernelContext, *, repeats: int, budget_s: float) -> list[float] | None:
-        """Time this kernel in processes of its own and return seconds per call; None lets the caller time `prepare`."""
+        """Time this kernel in its own way and return seconds per call; None lets the caller time `prepare`.
+
+        `Calls` also say what others took of the time, where that is not what the caller sees of this visit.
+        """
         return None
+
+    def software_of(self, dims: Dims) -> str | None:
+        """Return whose operator a point times, for kernels of which not all points are of one `software`."""
+        return self.software
 
     @abstractmethod
     def cost(self, dims: Dims) -> Op:

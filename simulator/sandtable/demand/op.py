@@ -32,6 +32,8 @@ class Op:
         n_items: Rows, neurons or calls, for operators with a cost per item.
         seconds: Of a ``startup``: how long it takes.
         shape: For operators whose law reads columns: an instance of the operator's ``Shape``.
+        role: What of a software's work it is, where the software may have constants of its own for that:
+            "forward.norm".
         sustained: Part of work that goes on for minutes, in which a device's power limit holds its clock down.
         sharing: How many equal processes have the device at the same time, each doing this: each has that part of its
             cores, rate and bandwidth. For operators whose law reads columns.
@@ -59,6 +61,7 @@ class Op:
     n_items: int = 0
     seconds: float = 0.0
     shape: Any = None
+    role: str = ""
     sharing: int = 1
     sustained: bool = False
     device: int = 0

@@ -190,6 +190,9 @@ class Evidence(Frozen):
     drift_frac: Fraction | None = None
     # what of the square of a held-out miss is seen again when it is timed again; the rest is the timing's scatter
     again_frac: Fraction | None = Field(default=None, ge=0, le=1)
+    # points that other programs disturbed and that were timed again, and those that never settled
+    n_disturbed: int | None = Field(default=None, ge=1)
+    n_unsettled: int | None = Field(default=None, ge=1)
     # what was fitted: operators with element types, "gemm bfloat16, gemm fp8", and how far the columns of their shapes
     # go, "m 1 to 8192, n 1024 to 65536"; see `sandtable.model.extrapolation`
     kinds: str = ""

@@ -66,8 +66,9 @@ class Stack(Component):
     """An engine or framework version with its overheads and efficiencies.
 
     ``software`` names, by operator, whose fitted constants apply, and where a variant or one element type has others,
-    by that too: ``{gemm: vllm, gemm.fp8_block: vllm_fp8_block}``. If it says nothing, those under the stack's own name
-    apply, or ``own`` ones, of kernels that belong to no software. ``best_case`` says that it stands for the least that
+    by that too: ``{gemm: vllm, gemm.fp8_block: vllm_fp8_block}``; one by role, ``memory_bound.forward.norm``,
+    comes first where it was measured. If it says nothing, those under the stack's own name apply, or ``own`` ones, of
+    kernels that belong to no software. ``best_case`` says that it stands for the least that
     software has to do (no temporaries, no waiting for the host), which none in use reaches.
     """
 

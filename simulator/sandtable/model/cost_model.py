@@ -116,7 +116,8 @@ class CostModel:
             key = _demand_of(op)
             if op.shape is not None and key not in self._known and op.resource in ("compute", "memory"):
                 variant = operator_named(op.operator).variant(op.shape)
-                groups.setdefault((op.operator, op.dtype, op.on, op.sharing, op.sustained, variant), {})[key] = op
+                same = (op.operator, op.dtype, op.role, op.on, op.sharing, op.sustained, variant)
+                groups.setdefault(same, {})[key] = op
         for group in groups.values():
             first = next(iter(group.values()))
             columns = zip(*(op.shape for op in group.values()), strict=True)

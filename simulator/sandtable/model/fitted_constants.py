@@ -118,7 +118,8 @@ def softwares_of(operator: Operator[Any], op: Op, stack: Stack | None) -> tuple[
     """Return whose constants apply, best first: what the stack names, else the stack itself, else `OWN`.
 
     A stack names a software by variant, by operator or element type, or by what the operator is fitted as: some
-    software has another way for one type, 'gemm.fp8_block', or for one collective, 'all_reduce'.
+    software has another way for one type, 'gemm.fp8_block', or for one collective, 'all_reduce'. Constants of ops
+    of one role, 'memory_bound.forward.norm', come before those of all of their kind, where there are some.
     """
     shared, variant = operator.fitted_as, operator.variant(op.shape)
     own = _of_variant(OWN, variant)
@@ -127,7 +128,8 @@ def softwares_of(operator: Operator[Any], op: Op, stack: Stack | None) -> tuple[
     names = (operator.name,) if operator.name != shared else ()
     keys = (f"{shared}.{variant}",) if variant else (*names, f"{shared}.{op.dtype}")
     named = next((stack.software[key] for key in (*keys, shared) if key in stack.software), None)
-    return (named,) if named is not None else (stack.name, own)
+    special = stack.software.get(f"{shared}.{op.role}")
+    return (*((special,) if special else ()), *((named,) if named is not None else (stack.name, own)))
 
 
 def kept_under(software: str, op: Op) -> str:

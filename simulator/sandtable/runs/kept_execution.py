@@ -33,6 +33,7 @@ class KeptExecution(Record):
     process_bytes: float | None = None
     energy_j: float | None = None
     energy_covers: str = ""
+    lost_frac: float | None = None
     trace: tuple[TraceRow, ...] = ()
     validity: tuple[str, ...] = ()
     probe: float
@@ -44,7 +45,7 @@ class KeptExecution(Record):
             str(table.pop("unit")): {name: np.asarray(column).tolist() for name, column in table.items()}
             for table in execution.recorder.tables()
         }
-        same = ("process_bytes", "energy_j", "energy_covers")
+        same = ("process_bytes", "energy_j", "energy_covers", "lost_frac")
         return cls(
             units=columns,
             memory_bytes=dict(execution.memory_bytes),
@@ -68,6 +69,7 @@ class KeptExecution(Record):
             process_bytes=self.process_bytes,
             energy_j=self.energy_j,
             energy_covers=self.energy_covers,
+            lost_frac=self.lost_frac,
             trace=self.trace,
             validity=self.validity,
         )

@@ -26,7 +26,7 @@ from sandtable.hardware import Frozen, Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.results import Measurement, Metric, distribution, measured_metric, point
 from sandtable.runs import energy, predict, reduction
-from sandtable.system import atomic_files, limits, locks
+from sandtable.system import atomic_files, contention, limits, locks
 from sandtable.workload.progress import Step
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
 
@@ -95,8 +95,9 @@ def execute(
 ) -> Execution:
     """Execute ``scenario`` once, count its energy, and watch how far the process grows, unless it did so itself."""
     before = start_peak()
-    with energy.metered(energy.meter_of(machine)) as meter:
+    with energy.metered(energy.meter_of(machine)) as meter, contention.Watch() as watch:
         execution = workload.execute(parameters, machine, scenario.seed, context)
+    execution = replace(execution, lost_frac=watch.lost_frac)
     peak = limits.status_bytes("VmHWM")
     if execution.main_s is not None:
         execution = replace(execution, energy_j=meter.joules(*execution.main_s), energy_covers=meter.covers)
@@ -136,6 +137,8 @@ def measurement_of(
     metrics |= _energy(repeats.executions, process)
     spread = _spread([float(np.mean(found.units[process.main_unit].values[LATENCY])) for found in recorders])
     probe_ratio = float(np.median(repeats.probes)) if repeats.probes else None
+    lost = [execution.lost_frac for execution in repeats.executions if execution.lost_frac is not None]
+    lost_frac = float(np.mean(lost)) if lost else None
     accounts = [reduction.breakdown(found, process) for found in recorders]
     return Measurement(
         scenario=predict.scenario_record(scenario, parameters),
@@ -146,8 +149,9 @@ def measurement_of(
         memory=memory,
         warnings=tuple(sorted({note for execution in repeats.executions for note in execution.validity})),
         environment=environment() | _energy_covers(repeats.executions),
-        validity=(*_validity(spread, probe_ratio), *_uncounted(sum(memory.values()), grown)),
+        validity=(*_validity(spread, probe_ratio, lost_frac), *_uncounted(sum(memory.values()), grown)),
         repeat_spread_frac=spread,
+        lost_frac=lost_frac,
         probe_ratio=probe_ratio,
     )
 
@@ -180,8 +184,13 @@ def _spread(values: Sequence[float]) -> float | None:
     return max(values) / min(values) - 1 if len(values) > 1 and min(values) > 0 else None
 
 
-def _validity(spread: float | None, probe_ratio: float | None) -> tuple[str, ...]:
+def _validity(spread: float | None, probe_ratio: float | None, lost_frac: float | None) -> tuple[str, ...]:
     notes = []
+    if lost_frac is not None and lost_frac > contention.DISTURBED_FRAC:
+        notes.append(
+            f"other programs took {100 * lost_frac:.0f} % of the time that this run asked the cores for: close them, "
+            "and run again, before trusting this"
+        )
     if spread is not None and spread > UNSTABLE_SPREAD_FRAC:
         notes.append(
             f"repeats lie {100 * spread:.0f} % apart: close other programs, or raise 'repeats', before trusting this"

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# work that lost more than this of the time that it asked for is disturbed
+DISTURBED_FRAC = 0.05
 # how long to look whether others run, and the part of all cores from which on they disturb
 WATCH_S = 0.1
 BUSY_FRAC = 0.15
@@ -71,12 +74,56 @@ def lost_frac(before: CoreTime | None, after: CoreTime | None) -> float:
 
     Threads of ours that wait for each other lose nothing: no more is lost than others ran meanwhile.
     """
-    if before is None or after is None:
-        return 0.0
+    return 0.0 if before is None or after is None else _share(*_lost_and_ran(before, after))
+
+
+def _lost_and_ran(before: CoreTime, after: CoreTime) -> tuple[float, float]:
     ran = max(0.0, after.ran_s - before.ran_s)
     others = max(0.0, after.busy_s - before.busy_s - ran)
     lost = min(max(0.0, after.waited_s - before.waited_s), others) + max(0.0, after.stolen_s - before.stolen_s)
+    return lost, ran
+
+
+def _share(lost: float, ran: float) -> float:
     return lost / (lost + ran) if lost > 0.0 else 0.0
+
+
+class Watch:
+    """Adds up, second by second, what work loses whose processes may come and go meanwhile."""
+
+    def __init__(self, every_s: float = 1.0) -> None:
+        self._every_s, self._ended = every_s, threading.Event()
+        self._lost = self._ran = 0.0
+        self._last = core_time()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="contention")
+
+    @property
+    def lost_frac(self) -> float | None:
+        """Which part of the time that it asked for other programs took; None where the system does not tell."""
+        return None if self._last is None else _share(self._lost, self._ran)
+
+    def __enter__(self) -> Watch:
+        """Begin."""
+        if self._last is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End, with what passed since the last look."""
+        self._ended.set()
+        if self._last is not None:
+            self._thread.join()
+            self._look()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._every_s):
+            self._look()
+
+    def _look(self) -> None:
+        now = core_time()
+        if now is not None and self._last is not None:
+            lost, ran = _lost_and_ran(self._last, now)
+            self._lost, self._ran, self._last = self._lost + lost, self._ran + ran, now
 
 
 def wait_for_calm(most_s: float) -> float:

@@ -59,7 +59,8 @@ class Execution:
     ``memory_bytes`` is counted by the run itself, by kind: the sizes of what it holds, not those of its plan.
     ``main_s`` is when the main phase began and ended, by `time.perf_counter`; its energy is counted between the two.
     ``process_bytes`` is how far the process grew meanwhile, by the operating system's account, and ``energy_j`` what
-    the main phase took by counters of the hardware, which ``energy_covers`` names; `measure` fills these in.
+    the main phase took by counters of the hardware, which ``energy_covers`` names; ``lost_frac`` is which part of the
+    time that it asked the cores for other programs took. `measure` fills these in.
     """
 
     recorder: Recorder
@@ -68,6 +69,7 @@ class Execution:
     process_bytes: float | None = None
     energy_j: float | None = None
     energy_covers: str = ""
+    lost_frac: float | None = None
     trace: Sequence[TraceRow] = ()
     validity: Sequence[str] = ()
 

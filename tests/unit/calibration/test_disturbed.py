@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,35 @@ def _own_alone() -> CoreTime:
     return counted(int(own[0]) * 1e-9, int(own[1]) * 1e-9, found.busy_s)
 
 
+@needs_schedstat
+def test_a_watch_counts_children_that_came_and_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what was asked for is lost while a child runs, whose counts are gone when it is."""
+    looks = iter([counted(0.0, 0.0, 0.0), counted(1.0, 1.0, 2.0), counted(0.5, 0.5, 2.0), counted(0.5, 0.5, 3.0)])
+    monkeypatch.setattr(contention, "core_time", lambda: next(looks))
+    watch = contention.Watch()
+    for _ in range(3):
+        watch._look()
+    assert watch.lost_frac == pytest.approx(0.5)
+
+
+@needs_schedstat
+def test_a_watch_of_nothing_has_nothing_lost() -> None:
+    with contention.Watch(every_s=0.01) as watch:
+        time.sleep(0.05)
+    assert watch.lost_frac is not None
+    assert 0 <= watch.lost_frac < 1
+    assert "contention" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_where_the_system_does_not_tell_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(contention, "PROC", tmp_path)
+    assert core_time() is None
+    assert contention.wait_for_calm(60.0) < 1.0
+    with contention.Watch() as watch:
+        pass
+    assert watch.lost_frac is None
+
+
 def point(*visits: tuple[float, float]) -> Point:
     kernel = kernels()["gemv"]
     return Point(kernel, kernel.example(), [Visit([seconds], lost) for seconds, lost in visits])
@@ -130,7 +160,7 @@ def test_a_burst_is_timed_again_and_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(timing.settled for timing in timings)
     assert len(order) == 2 * len(timings) + 5
     assert this_host.disturbed(timings) == (
-        f"other programs disturbed this calibration: 5 of {len(timings)} points timed again until calm"
+        f"this calibration was disturbed: 5 of {len(timings)} points timed again until calm"
     )
 
 

@@ -18,6 +18,7 @@ from sandtable.errors import ConfigError, UnknownName
 from sandtable.hardware import Machine, library
 from sandtable.model.cost_model import CostModel
 from sandtable.model.fitted_constants import SHARED
+from sandtable.system import contention
 from sandtable_kernels.pytorch.torch_operators import (
     TorchAttention,
     TorchCollective,
@@ -166,6 +167,7 @@ def test_a_kernel_that_times_itself_ends_in_the_machine_file(
     tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_timing, "kernels", lambda: {"pretend": Pretend()})
+    monkeypatch.setattr(contention, "core_time", lambda: None)
     found = this_host.calibrate(Settings(folder=tmp_path, only=("link",)), base=machine)
     assert found.machine.process_link is not None
     assert found.machine.process_link.fitted is not None

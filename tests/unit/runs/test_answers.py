@@ -76,7 +76,9 @@ def test_amounts_read_well(name: str, amounts: tuple[float, float, float], unit:
 # --- checks ------------------------------------------------------------------------------------------------------
 
 
-def a_pair(predicted: float, measured: float, *, spread: float = 0.02, probe: float = 1.0) -> Pair:
+def a_pair(
+    predicted: float, measured: float, *, spread: float = 0.02, probe: float = 1.0, lost: float | None = None
+) -> Pair:
     case = scenarios.load("flash_laptop")
     metrics = [
         {
@@ -89,7 +91,7 @@ def a_pair(predicted: float, measured: float, *, spread: float = 0.02, probe: fl
     return Pair(
         case,
         Prediction(**record, metrics=metrics[0]),
-        Measurement(**record, metrics=metrics[1], repeat_spread_frac=spread, probe_ratio=probe),
+        Measurement(**record, metrics=metrics[1], repeat_spread_frac=spread, probe_ratio=probe, lost_frac=lost),
     )
 
 
@@ -110,16 +112,20 @@ def test_a_check_says_how_far_off_it_is_and_how_well_the_machine_repeats_itself(
 
 
 @pytest.mark.parametrize(
-    ("spread", "probe", "verdict"),
+    ("spread", "probe", "lost", "verdict"),
     [
-        (0.02, 1.0, "No, the prediction is off"),
-        (0.5, 1.0, "Undecided"),
-        (0.0, 1.5, "Undecided"),
-        (0.0, 1 / 1.5, "Undecided"),
+        (0.02, 1.0, None, "No, the prediction is off"),
+        (0.02, 1.0, 0.1, "No, the prediction is off"),
+        (0.5, 1.0, 0.0, "Undecided"),
+        (0.0, 1.5, 0.0, "Undecided"),
+        (0.0, 1 / 1.5, 0.0, "Undecided"),
+        (0.0, 1.0, 1 / 3, "Undecided"),  # a third lost: it may have taken half as long again
     ],
 )
-def test_a_miss_within_what_the_machine_repeats_is_undecided(spread: float, probe: float, verdict: str) -> None:
-    answer = answer_to(a_pair(5.0, 7.0, spread=spread, probe=probe))
+def test_a_miss_within_what_the_machine_repeats_is_undecided(
+    spread: float, probe: float, lost: float | None, verdict: str
+) -> None:
+    answer = answer_to(a_pair(5.0, 7.0, spread=spread, probe=probe, lost=lost))
     assert answer.verdict.startswith(f"{verdict}: predicted 5, measured 7 tokens/s, 29 % too low")
     assert answer.caveat.startswith("median of the absolute error is 40.0 %, above 10 %")
     assert ("repeats itself within 50 % only" in answer.caveat) == (verdict == "Undecided")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -60,16 +61,17 @@ class Timer:
         self.early: dict[str, list[FloatArray]] = {}
         self.late: dict[str, list[FloatArray]] = {}
 
-    def seconds(self, lists: Iterable[Sequence[Demand]]) -> list[FloatArray]:
-        """Return the seconds of each list of demands, its collectives included."""
+    def seconds(self, lists: Iterable[Sequence[Demand]], sections: Iterable[str] = repeat("")) -> list[FloatArray]:
+        """Return the seconds of each list of demands, its collectives included; each belongs to a section of a step."""
         lists = list(lists)
         found = [np.zeros(self.n) for _ in lists]
-        groups: dict[tuple[str, str], list[tuple[int, Demand]]] = {}
-        for index, demands in enumerate(lists):
+        groups: dict[tuple[str, str, str], list[tuple[int, Demand]]] = {}
+        for index, (demands, section) in enumerate(zip(lists, sections, strict=False)):
             for demand in demands:
-                groups.setdefault((demand.operator, demand.dtype), []).append((index, demand))
-        for (operator, dtype), members in groups.items():
-            timed = self._group(operator, dtype, [demand for _, demand in members])
+                role = self._role(demand, section)
+                groups.setdefault((demand.operator, demand.dtype, role), []).append((index, demand))
+        for (operator, dtype, role), members in groups.items():
+            timed = self._group(operator, dtype, [demand for _, demand in members], role)
             of_law = self.by_law.setdefault(operator, [np.zeros(self.n) for _ in lists])
             early = self.early.setdefault(operator, [np.zeros(self.n) for _ in lists])
             late = self.late.setdefault(operator, [np.zeros(self.n) for _ in lists])
@@ -87,8 +89,13 @@ class Timer:
         hides = self._group(hidden_by.operator, hidden_by.dtype, [hidden_by])[0][0] * hidden_by.times
         return np.asarray(np.maximum(0.0, seconds - hides))
 
+    def _role(self, demand: Demand, section: str) -> str:
+        """Return the role of a demand that the software may have constants of its own for, else nothing."""
+        stack, role = self.costs.machine.stack, f"{section}.{demand.name}"
+        return role if stack is not None and f"{demand.law.fitted_as}.{role}" in stack.software else ""
+
     def _group(
-        self, operator: str, dtype: str, demands: Sequence[Demand]
+        self, operator: str, dtype: str, demands: Sequence[Demand], role: str = ""
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the seconds of each demand, and how much less and more each may be at the ends of its interval."""
         shape_type = operator_named(operator).Shape
@@ -102,6 +109,7 @@ class Timer:
             name="",
             operator=operator,
             account="",
+            role=role,
             shape=shape_type(*(float(column[0]) for column in columns)),
             dtype=dtype,
             on=self.on,  # type: ignore[arg-type]
@@ -123,8 +131,15 @@ class Timer:
         return total
 
 
-# parts of a step besides its layers: lists of demands, and single collectives
-COMPUTED = ("embedding_forward", "embedding_backward", "head_forward", "head_backward", "between", "optimizer")
+# parts of a step besides its layers: lists of demands, with the section of the step, and single collectives
+COMPUTED = {
+    "embedding_forward": "forward",
+    "embedding_backward": "backward",
+    "head_forward": "forward",
+    "head_backward": "backward",
+    "between": "backward",
+    "optimizer": "optimizer",
+}
 SENT = ("gather", "reduce", "gather_outer", "reduce_outer", "gather_all", "send")
 
 
@@ -166,8 +181,10 @@ def seconds_of(parts: StepParts, c: Configuration, timer: Timer, software: Softw
     once = {name: getattr(parts, name) for name in COMPUTED} | {name: [getattr(parts, name)] for name in SENT}
     both = [direction for layer in parts.layers for direction in (layer.forward, layer.backward)]
     inner = [[d for d in direction if d.communicates] for direction in both]
-    times = timer.seconds([*both, *inner, *once.values()])
     k = len(both)
+    directions = ["forward", "backward"] * (k // 2)
+    sections = [*directions, *directions, *(COMPUTED.get(name, "") for name in once)]
+    times = timer.seconds([*both, *inner, *once.values()], sections)
     shares = [layer.count / c.n_layers for layer in parts.layers]
     forward = sum(share * seconds for share, seconds in zip(shares, times[0:k:2], strict=True))
     backward = sum(share * seconds for share, seconds in zip(shares, times[1:k:2], strict=True))

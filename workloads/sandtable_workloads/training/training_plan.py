@@ -25,7 +25,9 @@ from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, Both,
 from sandtable_workloads.training.training_parameters import SlmTraining
 from sandtable_workloads.transformer.shapes import ModelShape
 
-FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
+SECTIONS = FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
+# the operator of what stands between products, whose every kind software may do at its own pace
+STREAMS = "memory_bound"
 
 
 def op_of(demand: Demand, on: Where, section: str, sharing: int = 1) -> Op | None:
@@ -41,6 +43,7 @@ def op_of(demand: Demand, on: Where, section: str, sharing: int = 1) -> Op | Non
         dtype=demand.dtype,
         flops=float(demand.law.flops(shape)),
         shape=shape,
+        role=f"{section}.{demand.name}" if demand.operator == STREAMS and section in SECTIONS else "",
         sharing=1 if demand.communicates else sharing,
         sustained=True,
         on=on,

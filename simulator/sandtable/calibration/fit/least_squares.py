@@ -172,6 +172,8 @@ def evidence(
         repeat_spread_frac=repeat_spread_frac,
         drift_frac=drift_frac,
         again_frac=seen_again(timings, fit.held_out),
+        n_disturbed=sum(timing.n_left_out > 0 for timing in timings) or None,
+        n_unsettled=sum(not timing.settled for timing in timings) or None,
         kinds=kinds,
         shapes=shapes,
     )

@@ -46,9 +46,9 @@ def _question(cases: Sequence[Case]) -> str:
 
 
 def repeatability(measured: Measurement) -> float:
-    """Return within what share the machine repeats itself: from run to run, and its probe from calibration."""
-    ratio = measured.probe_ratio or 1.0
-    return max(measured.repeat_spread_frac or 0.0, max(ratio, 1 / ratio) - 1)
+    """Return within what share the machine repeats itself: from run to run, its probe, and beside other programs."""
+    ratio, lost_frac = measured.probe_ratio or 1.0, measured.lost_frac or 0.0
+    return max(measured.repeat_spread_frac or 0.0, max(ratio, 1 / ratio) - 1, 1 / (1 - min(lost_frac, 0.99)) - 1)
 
 
 def _repeats(ran: Sequence[Pair]) -> str:

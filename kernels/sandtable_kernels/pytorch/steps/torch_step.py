@@ -1,0 +1,168 @@
+"""A training step of a small decoder, with a mark of the clock between its operators, forward and backward.
+
+The same operators in the same modules as executed training (Llama-style layers). Between two marks lies one part, with
+whatever Python does around it, so that the parts of a step are all of it. Imported only where something is measured.
+
+Letters: B sequences, T tokens of one, D width, H heads, E head dimension, I neurons, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as fn
+from torch import Tensor, nn
+
+from sandtable_kernels.pytorch import layer_functions
+from sandtable_kernels.pytorch.steps.step_points import BY_NAME, HEAD_DIM, OPTIMIZER, StepSize
+
+N_WARM = 2
+NORM_EPS = 1e-5
+
+
+class Marks:
+    """Times at which parts of a step ended, and at which parts of its backward pass began, in order."""
+
+    def __init__(self) -> None:
+        self.forward: list[tuple[str, float]] = []
+        self.backward: list[tuple[str, float]] = []
+
+    def start(self) -> None:
+        """Forget the step before; its forward pass begins."""
+        self.forward = [("", perf_counter())]
+        self.backward = []
+
+    def __call__(self, part: str, tensor: Tensor) -> Tensor:
+        """Note that ``part`` gave ``tensor``; its backward pass begins when the tensor's gradient is complete."""
+        self.forward.append((part, perf_counter()))
+        tensor.register_hook(partial(self._begins, part))
+        return tensor
+
+    def _begins(self, part: str, _: Tensor) -> None:
+        self.backward.append((f"{part} backward", perf_counter()))
+
+    def parts(self, end: float) -> dict[str, list[float]]:
+        """Return the seconds of each call by part; the backward pass ended at ``end``."""
+        found: dict[str, list[float]] = {}
+        for (_, start), (part, stop) in zip(self.forward, self.forward[1:], strict=False):
+            found.setdefault(part, []).append(stop - start)
+        after = [*self.backward[1:], ("", end)]
+        for (part, start), (_, stop) in zip(self.backward, after, strict=True):
+            found.setdefault(part, []).append(stop - start)
+        return found
+
+
+class Norm(nn.RMSNorm):
+    """As executed models have it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of ``x`` [..., D]."""
+        return layer_functions.rms_norm(x, self.weight, NORM_EPS)
+
+
+class Layer(nn.Module):
+    """Attention and gated feed-forward, each behind a norm and added to the residual stream [B, T, D]."""
+
+    def __init__(self, size: StepSize, mark: Marks) -> None:
+        super().__init__()
+        d, i = size.width, size.neurons
+        self.size, self.mark = size, mark
+        self.attention_norm, self.ffn_norm = Norm(d), Norm(d)
+        self.qkv, self.output = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
+        self.up, self.down = nn.Linear(d, 2 * i, bias=False), nn.Linear(i, d, bias=False)
+
+    def forward(self, x: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
+        """Return the residual stream after this layer."""
+        mark, (b, t, _), h = self.mark, x.shape, self.size.n_heads
+        joint = mark("qkv", self.qkv(mark("norm", self.attention_norm(x)))).view(b, t, -1, HEAD_DIM)
+        q, k, v = (part.transpose(1, 2) for part in layer_functions.turned_heads(joint, turn, h, h))
+        mixed = self._mixed(mark("rope", q), k, v, mask).transpose(1, 2).reshape(b, t, -1)
+        x = x + mark("attention output", self.output(mark("attention", mixed)))
+        self._added()
+        joint = mark("ffn up", self.up(mark("norm", self.ffn_norm(x))))
+        x = x + mark("ffn down", self.down(mark("activation", layer_functions.silu_gated(joint))))
+        self._added()
+        return x
+
+    def _added(self) -> None:
+        # a sum's backward pass hands its gradient on, and does nothing
+        self.mark.forward.append(("residual", perf_counter()))
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        if self.size.flash:
+            return fn.scaled_dot_product_attention(q, k, v, is_causal=True)
+        scores = torch.matmul(q, k.transpose(-2, -1)) * HEAD_DIM**-0.5 + mask
+        return torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), v)
+
+
+class Steps:
+    """A decoder, its optimiser, and steps of theirs on made-up tokens."""
+
+    def __init__(self, size: StepSize) -> None:
+        self.size, self.mark = size, Marks()
+        self.embedding = nn.Embedding(size.vocabulary, size.width)
+        self.layers = nn.ModuleList(Layer(size, self.mark) for _ in range(size.layers))
+        self.norm, self.head = Norm(size.width), nn.Linear(size.width, size.vocabulary, bias=False)
+        modules = nn.ModuleList([self.embedding, self.layers, self.norm, self.head])
+        self.optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-4, fused=True)
+        angles = torch.linspace(-3.0, 3.0, size.tokens * HEAD_DIM // 2).reshape(size.tokens, 1, HEAD_DIM // 2)
+        self.turn = torch.polar(torch.ones_like(angles), angles)
+        self.causal = torch.full((size.tokens, size.tokens), -torch.inf).triu(1)
+        rng = np.random.default_rng(0)
+        self.text = rng.integers(0, size.vocabulary, (2, size.batch, size.tokens))
+
+    def __call__(self) -> dict[str, list[float]]:
+        """Do a step, and return the seconds of each call by part."""
+        self.mark.start()
+        loss = self._loss()
+        loss.backward()
+        end = perf_counter()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        optimizer_s = perf_counter() - end
+        return {**self.mark.parts(end), OPTIMIZER: [optimizer_s]}
+
+    def _loss(self) -> Tensor:
+        tokens, targets = (torch.from_numpy(part.copy()) for part in self.text)
+        x = self.mark("embedding", self.embedding(tokens))
+        for layer in self.layers:
+            x = layer(x, self.turn, self.causal)
+        logits = self.mark("head", self.head(self.mark("last norm", self.norm(x))))
+        return self.mark("loss", fn.cross_entropy(logits.float().flatten(0, 1), targets.flatten()))
+
+
+def timed_parts(
+    name: str, repeats: int, budget_s: float, together: Callable[[float], float]
+) -> dict[str, list[float]]:
+    """Time steps of a size by its name, up to ``repeats`` within ``budget_s``; return seconds per call by part.
+
+    ``together`` waits for the other workers, and gives the first one's number to all. Where the backward pass of a
+    layer's norm ends, its gradient is added to that of the residual stream: what such a sum takes forward is taken off.
+    """
+    begin = perf_counter()
+    steps, once_s = Steps(BY_NAME[name]), 0.0
+    for _ in range(N_WARM):
+        start = perf_counter()
+        steps()
+        once_s = perf_counter() - start
+    left_s = budget_s - (perf_counter() - begin)
+    found: dict[str, list[float]] = {}
+    for _ in range(int(together(max(2.0, min(repeats, left_s / max(once_s, 1e-9)))))):
+        together(0.0)
+        for part, seconds in steps().items():
+            found.setdefault(part, []).extend(seconds)
+    sum_s = float(np.median(found["residual"]))
+    found["norm backward"] = [max(seconds - sum_s, 0.1 * seconds) for seconds in found["norm backward"]]
+    for part in ("norm", "norm backward"):
+        found[part] += found.pop(f"last {part}")
+    return found
+
+
+def request_parts(request: dict[str, Any], together: Callable[[float], float]) -> dict[str, list[float]]:
+    """Answer a request of `torch_pool.Pool.time_parts`."""
+    return timed_parts(request["dims"]["within"], request["repeats"], request["budget_s"], together)

@@ -1,0 +1,128 @@
+"""Operators timed within training steps: the parts of a step are all of it, and every point of a grid is one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from sandtable.calibration.timing import Timing
+from sandtable.demand.kernel import Calls, Dims, Kernel, kernels
+from sandtable.hardware import library
+from sandtable.model.fitted_constants import softwares_of
+from sandtable_kernels.pytorch.steps import step_points
+from sandtable_kernels.pytorch.steps.step_points import StepSize, StepTimings
+from sandtable_kernels.pytorch.torch_operators import TorchAdamW, TorchGemm, TorchKernel
+
+POINTS = [
+    (kernel, dims)
+    for kernel in kernels().values()
+    if isinstance(kernel, TorchKernel) and kernel.calibrates == "training"
+    for dims in kernel.grid(quick=False)
+    if "within" in dims
+]
+SMALL = StepSize(2, 64, 96, 2, 16, 40)
+
+
+class OnePool:
+    """Workers that answer with one sample of a second for every part of a step."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+
+    def time_parts(self, case: str, dims: Mapping[str, Any], **_: Any) -> dict[str, list[float]]:
+        self.asked[f"{dims['within']} {dims['processes']}"] += 1
+        forward = ("embedding", "norm", "qkv", "rope", "attention", "attention output", "residual")
+        forward += ("ffn up", "activation", "ffn down", "head", "loss")
+        backward = [f"{part} backward" for part in forward if part != "residual"]
+        return {part: [1.0] for part in (*forward, *backward, "optimizer")}
+
+
+def test_every_step_is_timed_once_a_pass_whatever_part_comes_first() -> None:
+    workers, steps = OnePool(), StepTimings()
+    for n_passes in (1, 2):
+        for _, dims in POINTS[:: 1 if n_passes == 1 else -1]:
+            calls = steps.take(dims, workers, 0.1)  # type: ignore[arg-type]
+            assert isinstance(calls, Calls)
+            # the two products of a backward pass have half of its time each
+            assert sum(calls) == (0.5 if str(dims.get("pass")).startswith("backward_") else 1.0)
+        assert len(workers.asked) == 2 * len(step_points.SIZES)
+        assert set(workers.asked.values()) == {n_passes}
+
+
+def test_every_part_of_a_step_is_a_point() -> None:
+    size = step_points.SIZES[0]
+    mine = [(kernel, dims) for kernel, dims in POINTS if dims["within"] == size.name and dims["processes"] == 1]
+    parts = Counter(step_points.part_of(dims) for _, dims in mine)
+    timed = OnePool().time_parts("step", {"within": size.name, "processes": 1})
+    assert set(parts) == set(timed)
+    assert all(
+        n == (2 if part.removesuffix(" backward") in size.products and part.endswith("backward") else 1)
+        for part, n in parts.items()
+    )
+
+
+def test_parts_have_the_constants_that_the_plan_looks_for() -> None:
+    """What is fitted under a name is what an op of a planned step finds first."""
+    stack = library.load_component("stack", "pytorch_cpu")
+    for kernel, dims in POINTS:
+        timing = Timing.of_kernel(kernel, dims, [[1.0]])
+        software = timing.software.removesuffix("_shared")
+        assert softwares_of(timing.law, timing.op, stack)[0] == software, dims  # type: ignore[arg-type]
+
+
+def test_sizes_count_their_weights() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch's operators need PyTorch")
+    from sandtable_kernels.pytorch.steps.torch_step import Steps
+
+    steps = Steps(SMALL)
+    weights = [p for group in steps.optimizer.param_groups for p in group["params"]]
+    assert sum(p.numel() for p in weights) == SMALL.n_params
+    assert len(weights) == SMALL.n_tensors
+    assert torch.is_tensor(weights[0])
+
+
+@pytest.mark.parametrize("flash", [True, False])
+def test_the_parts_are_the_whole_step(flash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that counts its readings, every interval but that of the optimiser lies between two neighbours."""
+    pytest.importorskip("torch", reason="PyTorch's operators need PyTorch")
+    from sandtable_kernels.pytorch.steps import torch_step
+
+    steps = torch_step.Steps(SMALL._replace(flash=flash))
+    steps()
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(torch_step, "perf_counter", lambda: float(next(ticks)))
+    found = steps()
+    counts = {part: len(seconds) for part, seconds in found.items()}
+    layers = SMALL.layers
+    assert counts["norm"] == counts["norm backward"] == counts["residual"] == 2 * layers
+    assert counts["attention"] == counts["ffn up backward"] == layers
+    assert counts["loss"] == counts["last norm"] == counts["embedding backward"] == counts["optimizer"] == 1
+    assert "residual backward" not in counts
+    # in order, none twice and none left out
+    assert all(seconds == 1.0 for part in found.values() for seconds in part)
+    assert next(ticks) == sum(counts.values()) + 2  # both passes have a beginning, and each part an end
+
+
+def test_workers_time_the_parts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="PyTorch's operators need PyTorch")
+    from sandtable_kernels.pytorch.steps import torch_step
+
+    monkeypatch.setitem(torch_step.BY_NAME, SMALL.name, SMALL)
+    request = {"dims": {"within": SMALL.name}, "repeats": 3, "budget_s": 0.0}
+    found = torch_step.request_parts(request, lambda value: value)
+    assert set(found) == set(OnePool().time_parts("step", {"within": SMALL.name, "processes": 1}))
+    assert all(seconds > 0 for part in found.values() for seconds in part)
+    assert len(found["norm"]) == 2 * (2 * SMALL.layers + 1)
+    assert len(found["optimizer"]) == 2
+
+
+def test_what_is_not_within_a_step_is_timed_alone() -> None:
+    alone: list[tuple[Kernel, Dims]] = [
+        (TorchGemm(), TorchGemm().example()),
+        (TorchAdamW(), TorchAdamW().example()),
+    ]
+    for kernel, dims in alone:
+        assert kernel.software_of(dims) == kernel.software == "pytorch_cpu"
