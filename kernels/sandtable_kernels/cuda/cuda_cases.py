@@ -28,8 +28,8 @@ from sandtable_kernels.pytorch.torch_cases import Dims, R, Stopwatch, Timed, cop
 COLD = frozenset({"gemm", "adamw", "copy", *structured_cases.CASES})
 # these repeat themselves on tensors that only differ in where they lie; the others make a sample of their own length
 REPEATED = (
-    frozenset({"gemm", "attention", "sdpa", "norm", "add", "gate", "rope", "cross_entropy", "embedding", "copy"})
-    | {"widen", "narrow", "add_narrow", "cat"}
+    frozenset({"gemm", "attention", "sdpa", "norm", "add", "cross_entropy", "embedding", "copy"})
+    | {"silu_gated", "turned_heads", "widen", "narrow", "add_narrow", "cat"}
     | structured_cases.CASES.keys()
 )
 # copies of a case with cold tensors take no more than this, or than a quarter of the memory that is free
@@ -306,9 +306,9 @@ CASES: dict[str, Callable[[Dims], Timed]] = {
     "add": torch_cases.add,
     "add_narrow": _moved(torch.add, wide=True),
     "cat": cat,
-    "gate": torch_cases.gate,
     "narrow": _moved(lambda x, like: x.to(like.dtype), wide=True),
-    "rope": torch_cases.rope,
+    "silu_gated": torch_cases.gate,
+    "turned_heads": torch_cases.rope,
     "widen": _moved(lambda x, _: x.float(), wide=False),
     "cross_entropy": torch_cases.cross_entropy,
     "embedding": torch_cases.embedding,

@@ -175,7 +175,7 @@ class CudaStream(CudaKernel, TorchStream):
     """What stands between the products of a layer, on a GPU: norms, sums, gates, changes of type, and the loss."""
 
     name: ClassVar[str] = "torch_cuda_stream"
-    cases: ClassVar[tuple[str, ...]] = ("norm", "add", "gate", "cross_entropy")
+    cases: ClassVar[tuple[str, ...]] = ("norm", "add", "silu_gated", "cross_entropy")
     # what autocast and rotary positions add: types that change, tensors that are joined
     moves: ClassVar[tuple[str, ...]] = ("widen", "narrow", "add_narrow", "cat")
 
@@ -190,7 +190,7 @@ class CudaStream(CudaKernel, TorchStream):
             for which in (("forward",) if case == "add" else PASSES)
         ]
         points += [_stream(case, n, width, "forward") for case in self.moves for n, width in sizes[1:3]]
-        points += [_stream("rope", n, width, which) for n, width in sizes[1:3] for which in PASSES]
+        points += [_stream("turned_heads", n, width, which) for n, width in sizes[1:3] for which in PASSES]
         wide = [(16384, 832), *sizes[1:2]]
         return points + [
             _stream("norm", n, width, which) | {"dtype": "float32"} for n, width in wide for which in PASSES
@@ -201,13 +201,15 @@ class CudaStream(CudaKernel, TorchStream):
         return there(super().cost(dims))
 
     def traffic(self, dims: Dims) -> eager.Traffic:
-        """Counted for CUDA; see `cuda_counts`. Rotary positions turn two thirds of the tensor, and join it backward."""
+        """Counted for CUDA; see `cuda_counts`. Rotary positions turn two thirds of the tensor; backward the rest is
+        copied beside them. Recordings of before have autograd's "gate".
+        """
         n_elements, item = dims["n_tokens"] * dims["width"], ITEM_BYTES[dims["dtype"]]
         back = dims["pass"] == "backward"
-        if dims["case"] != "rope":
+        if dims["case"] != "turned_heads":
             return cuda_counts.traffic(dims["case"], n_elements, item, backward=back)
-        turned = cuda_counts.traffic("rope", 2 * n_elements, item, backward=back)
-        return turned + cuda_counts.traffic("cat", 3 * n_elements, item) if back else turned
+        turned = cuda_counts.traffic("turned_heads", 2 * n_elements, item, backward=back)
+        return turned + cuda_counts.traffic("copy_strided", n_elements, item) if back else turned
 
 
 def _stream(case: str, n_tokens: int, width: int, which: str) -> dict[str, Any]:
