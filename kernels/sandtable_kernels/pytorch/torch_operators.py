@@ -206,6 +206,17 @@ class TorchAttention(TorchKernel):
             shape = {"batch": size.batch, "tokens": size.tokens, "n_heads": size.n_heads, "head_dim": HEAD_DIM}
             own = step_points.within(size, "attention", **shape, flash=size.flash)
             grids += [{**own, "pass": which} for which in PASSES]
+        # few of these steps write their scores
+        for b, t, h in [(4, 128, 2), (2, 512, 4), (8, 128, 8), (4, 256, 4)]:
+            alone = {
+                "batch": b,
+                "tokens": t,
+                "n_heads": h,
+                "head_dim": HEAD_DIM,
+                "dtype": "float32",
+                "flash": False,
+            }
+            grids += [{**alone, "pass": which} for which in PASSES]
         short = {"tokens": 32, "n_heads": 2, "head_dim": 32, "dtype": "float32", "flash": True}
         grids += [{**short, "batch": 64, "pass": which} for which in PASSES]
         return points(*grids)

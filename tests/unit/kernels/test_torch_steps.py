@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sandtable.calibration.fit.operator_fit import separate
 from sandtable.calibration.timing import Timing
 from sandtable.demand.kernel import Calls, Dims, Kernel, kernels
 from sandtable.hardware import library
@@ -62,6 +63,23 @@ def test_every_part_of_a_step_is_a_point() -> None:
         n == (2 if part.removesuffix(" backward") in size.products and part.endswith("backward") else 1)
         for part, n in parts.items()
     )
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_group_of_constants_has_points_enough(quick: bool) -> None:
+    timings = [
+        Timing.of_kernel(kernel, dims, [[1.0]])
+        for kernel in kernels().values()
+        if isinstance(kernel, TorchKernel) and kernel.calibrates == "training"
+        for dims in kernel.grid(quick=quick)
+    ]
+    enough, few = separate(timings)
+    assert not few
+    assert {group.software for group in enough} >= {
+        "pytorch_cpu",
+        "pytorch_cpu_norm_backward",
+        "pytorch_cpu_vanilla_shared",
+    }
 
 
 def test_parts_have_the_constants_that_the_plan_looks_for() -> None:
