@@ -16,13 +16,17 @@ class LinkDatasheet(Frozen):
 
     With ``per: machine`` the figures are those of one machine, whose devices share them. ``peer_bandwidth_bytes_per_s``
     is what one pair of devices has at most, where all are joined to all without a switch. ``shared`` links meet in hubs
-    of the host (PCIe); a switch that ``reduces`` adds up what passes through it (NVLink SHARP).
+    of the host (PCIe), through which each of more than ``hub_devices`` gets ``hub_bandwidth_bytes_per_s`` each way when
+    all exchange at once. A switch that ``reduces`` adds up what passes through it (NVLink SHARP). ``latency_s`` is that
+    of reading a word of a peer, there and back, within a machine, and one way between machines.
     """
 
     scope: Literal["host", "intra_node", "inter_node"]
     bandwidth_bytes_per_s: BytesPerSecond = Field(gt=0)
     latency_s: Seconds = Field(ge=0)
     peer_bandwidth_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
+    hub_bandwidth_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
+    hub_devices: int = Field(default=2, ge=1)
     per: Literal["device", "machine"] = "device"
     shared: bool = False
     reduces: bool = False

@@ -85,8 +85,8 @@ class LinkSheet:
     """The data sheets of the links between the ranks of a group: within a machine, and between machines.
 
     Bandwidths are per device and one way; ``between_bytes_per_s`` is infinite where a group stays in one machine.
-    ``peer_bytes_per_s`` bounds what one pair has. See `sandtable.hardware.LinkDatasheet` for ``shared`` and
-    ``reduces``.
+    ``peer_bytes_per_s`` bounds what one pair has, ``hub_bytes_per_s`` what each of many has.
+    See `sandtable.hardware.LinkDatasheet` for these, latencies, ``shared`` and ``reduces``.
     """
 
     within_bytes_per_s: float
@@ -94,6 +94,8 @@ class LinkSheet:
     between_bytes_per_s: float = float("inf")
     between_latency_s: float = 0.0
     peer_bytes_per_s: float = float("inf")
+    hub_bytes_per_s: float = float("inf")
+    hub_devices: int = 2
     shared: bool = False
     reduces: bool = False
     laws: Laws = field(default_factory=dict)
@@ -103,13 +105,20 @@ class LinkSheet:
         return _given("link", self.laws, law)
 
     @classmethod
-    def of(cls, within: Link, between: Link | None = None, n_devices: float = 1.0) -> LinkSheet:
-        """Read the sheet off the links. ``n_devices`` of a machine share a link that is rated per machine."""
+    def of(
+        cls, within: Link, between: Link | None = None, n_devices: float = 1.0, *, paired: bool = False
+    ) -> LinkSheet:
+        """Read the sheet off the links. ``n_devices`` of a machine share a link that is rated per machine.
+
+        Of ``paired`` devices each has a bridge to one peer, and uses ``within`` one way only in a ring of more.
+        """
         inside = within.datasheet
         sheet = cls(
             within_bytes_per_s=inside.bandwidth_bytes_per_s,
             within_latency_s=inside.latency_s,
             peer_bytes_per_s=inside.peer_bandwidth_bytes_per_s or float("inf"),
+            hub_bytes_per_s=(2 if paired else 1) * (inside.hub_bandwidth_bytes_per_s or float("inf")),
+            hub_devices=inside.hub_devices,
             shared=inside.shared,
             reduces=inside.reduces,
             laws=(between or within).laws,

@@ -63,8 +63,10 @@ def sheet_of(timing: Timing) -> AnySheet:
 def _sheet(name: str, beside: str) -> AnySheet:
     device = device_named(name)
     if isinstance(device, Link):
-        within = component("link", beside) if beside else None
-        return LinkSheet.of(within, device) if isinstance(within, Link) else LinkSheet.of(device)
+        other = component("link", beside) if beside else None
+        if isinstance(other, Link) and device.datasheet.scope == "inter_node":
+            return LinkSheet.of(other, device)
+        return LinkSheet.of(device, paired=other is not None)
     assert isinstance(device, Accelerator)
     return Roofline.of(device, device.memory)
 

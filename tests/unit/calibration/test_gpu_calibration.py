@@ -48,6 +48,7 @@ CONSTANTS = {
         "pair_frac": 0.9,
         "launch_s": 9e-6,
         "hop_s": 1.3e-6,
+        "call_s": 3e-6,
         "direct_bytes": 1.0,
     },
 }

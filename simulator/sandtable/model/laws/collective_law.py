@@ -9,14 +9,19 @@ send/recv. Of ``n_ranks`` ranks n, ``ranks_per_machine`` g of this group sit in 
 take part. Groups that work at the same time through one machine's adapters each have their ranks' share of them: the
 bandwidth of a link between machines is per device (see `LinkSheet`), and this group's g devices bring g shares.
 
-Within a machine, with h one hop and R the rate that one rank reaches:
+Within a machine, with R the rate that one rank reaches and h one hop, the time of the processors at both ends and half
+of the round trip that reading a word of a peer takes:
 
 - ring: all-reduce takes 2 (n - 1) steps and moves 2 (n - 1) / n S past each rank, reduce-scatter and all-gather half
   of both. Small messages use a protocol with a flag beside every word (half the rate, one hop a step), large ones
-  send whole chunks (full rate, several hops a step).
+  send whole chunks (full rate, several hops a step). In its first step a rank only sends and in its last one only
+  receives, which costs the more the fewer steps there are: reduce-scatter by two does nothing else.
 - reduction in the switch, where it can: S (1 + 1/n) past each rank, whatever n.
 - direct: every rank reads its peers. One shot reads (n - 1) S at one barrier, two shots 2 (n - 1) / n S at two.
 - all-to-all and send/recv: messages to all peers at once; small ones are bound by one window a hop and peer.
+
+On links that meet in the host, a few, a pair at least, read each other's memory; what more exchange crosses the host,
+whose hubs pass less than a fast link could.
 
 Between machines, rings pass the same bytes through the g adapters of a machine together, and a step from machine to
 machine takes that link's latency on top of the software's; a tree does an all-reduce in steps logarithmic in the
@@ -53,6 +58,7 @@ class Group:
     machines: FloatArray
     inside_rate: FloatArray
     across_rate: float
+    turning: float
     launch: float
     inside: FloatArray
     across: float
@@ -63,24 +69,23 @@ class Group:
     @classmethod
     def of(cls, sheet: LinkSheet, constants: Constants, columns: Columns) -> Group:
         n, local = columns.n_ranks, np.minimum(columns.n_ranks, columns.ranks_per_machine)
-        hop, crosses, given = constants["hop_s"], n > local, sheet.given(FITTED_AS)
+        given = sheet.given(FITTED_AS)
+        hop = np.full_like(n, constants["hop_s"] + sheet.within_latency_s / 2)
         return cls(
             n_bytes=columns.n_bytes,
             n=n,
             local=local,
             machines=np.ceil(n / local),
-            inside_rate=_inside_rate(sheet, constants, local, given),
+            inside_rate=_inside_rate(sheet, constants, local),
             across_rate=min(given["adapter_gain"] * constants["bandwidth_frac"], given["adapter_most"])
             * sheet.between_bytes_per_s,
+            turning=1 / constants["pair_frac"] - 1,
             launch=constants["launch_s"],
-            # constants of a group that crosses machines are those of the link between them
-            inside=np.where(crosses, sheet.within_latency_s, hop),
-            across=hop + sheet.between_latency_s,
-            chunk_inside=np.where(
-                crosses, given["chunk_latencies"] * sheet.within_latency_s, given["chunk_hops"] * hop
-            ),
+            inside=hop,
+            across=constants["hop_s"] + sheet.between_latency_s + given["proxy_s"],
+            chunk_inside=given["chunk_hops"] * hop,
+            chunk_across=constants["hop_s"] + sheet.between_latency_s + given["proxy_chunk_s"],
             given=given,
-            chunk_across=given["chunk_hops_across"] * hop + sheet.between_latency_s,
         )
 
     @property
@@ -98,36 +103,37 @@ class Group:
         """Time until the first chunk is under way."""
         return np.where(self.crosses, self.chunk_across, self.chunk_inside)
 
-    def moving(self, inside_bytes: FloatArray, across_bytes: FloatArray) -> FloatArray:
-        """Return the time that bytes past one rank and through a machine's adapters need at full rate."""
+    def moving(
+        self, inside_bytes: FloatArray, across_bytes: FloatArray, idle: FloatArray | float = 0.0
+    ) -> FloatArray:
+        """Return the time that bytes past one rank and through a machine's adapters need at full rate.
+
+        ``idle`` is the share of steps in which a rank only sends or only receives.
+        """
         across = np.where(self.crosses, across_bytes / (self.local * self.across_rate), 0.0)
-        return np.asarray(np.maximum(inside_bytes / self.inside_rate, across))
+        inside = inside_bytes * (1 + self.turning * idle) / self.inside_rate
+        return np.asarray(np.maximum(inside, across))
 
 
-def _inside_rate(sheet: LinkSheet, constants: Constants, local: FloatArray, given: Constants) -> FloatArray:
-    """Return the rate per rank within a machine.
-
-    It is between that of a pair, which is ``pair_frac`` of the whole, and the rated one, by the logarithm of the
-    number of ranks: few peers do not fill a switch's link.
-    """
-    rated = given["rated_ranks"]
-    missing = np.log2(rated / np.clip(local, 2, rated)) / np.log2(rated / 2)
-    rate = constants["bandwidth_frac"] * sheet.within_bytes_per_s * constants["pair_frac"] ** missing
-    if sheet.shared:
-        rate = rate * (2 / np.clip(local, 2, rated)) ** (1 / given["sharing_root"])
-    peers = np.maximum(local - 1, 1)
-    rate = np.minimum(rate, constants["bandwidth_frac"] * sheet.peer_bytes_per_s * peers)
+def _inside_rate(sheet: LinkSheet, constants: Constants, local: FloatArray) -> FloatArray:
+    """Return the rate per rank within a machine, which the host's hubs bound for many."""
+    rated = constants["bandwidth_frac"] * sheet.within_bytes_per_s
+    rate = np.minimum(rated, constants["bandwidth_frac"] * sheet.peer_bytes_per_s * np.maximum(local - 1, 1))
+    rate = np.where(local > sheet.hub_devices, np.minimum(rate, sheet.hub_bytes_per_s), rate)
     # one rank in a machine sends nothing inside it
     return np.asarray(np.where(local > 1, rate, np.inf))
 
 
 class Collective(Operator[LinkSheet]):
-    """``t = launch + steps * hop + bytes past a rank / rate``, the least over the algorithms; see the module.
+    """``t = max(call, launch + steps * hop + bytes past a rank / rate)``, the least over algorithms; see the module.
 
-    ``bandwidth_frac`` is the share of the link's rate that each of eight ranks reaches, ``pair_frac`` what each of two
-    reaches of that; ``hop_s`` is the time from one rank to the next. All-reduces up to ``direct_bytes`` are done by
-    reading peers directly; a byte means that the software never does so. A subclass says how its algorithms move the
-    buffer, and ``turns``: how often a ring passes it on, in units of (n - 1) / n, each of which takes n - 1 steps.
+    ``bandwidth_frac`` is the share of the link's rate that a rank reaches which sends and receives at once, and
+    ``pair_frac`` what is left of it where each step does only one of both. ``launch_s`` is the start of a kernel and
+    ``hop_s`` what the processors at both ends add to a link's latency from one rank to the next. ``call_s`` is the
+    host's time for one call: where calls follow each other it hides what the device needs, or the other way round;
+    one who only sends does not wait for the slowest caller. All-reduces up to ``direct_bytes`` are done by reading
+    peers directly; a byte means that the software never does so. A subclass says how its algorithms move the buffer,
+    and ``turns``: how often a ring passes it on, in units of (n - 1) / n, each of which takes n - 1 steps.
     """
 
     resource: ClassVar[Resource] = "network"
@@ -136,12 +142,13 @@ class Collective(Operator[LinkSheet]):
     # of published timings left out, see `Scatter`
     scatter: ClassVar[Scatter] = Scatter(own=0.1, siblings=0.23, per_doubling=0.13, new_kind=0.31)
     turns: ClassVar[float] = 1.0
+    waits: ClassVar[bool] = True
     given: ClassVar[tuple[str, ...]] = (
         "flagged_rate",
         "flagged_rate_across",
         "chunk_hops",
-        "chunk_hops_across",
-        "chunk_latencies",
+        "proxy_s",
+        "proxy_chunk_s",
         "direct_hops",
         "switch_hops",
         "switch_rate",
@@ -151,13 +158,13 @@ class Collective(Operator[LinkSheet]):
         "adapter_gain",
         "adapter_most",
         "rated_ranks",
-        "sharing_root",
     )
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="bandwidth_frac", typical=0.72, low=0.02, high=1.0),
-        Constant(name="pair_frac", typical=0.85, low=0.2, high=5.0),
-        Constant(name="launch_s", typical=6e-6, low=1e-7, high=1e-2),
-        Constant(name="hop_s", typical=1e-6, low=1e-8, high=1e-2),
+        Constant(name="pair_frac", typical=0.7, low=0.2, high=1.0),
+        Constant(name="launch_s", typical=5e-6, low=1e-7, high=1e-3),
+        Constant(name="hop_s", typical=4e-7, low=1e-8, high=1e-2),
+        Constant(name="call_s", typical=3e-5, low=1e-7, high=1e-2),
         # the limits that serving frameworks set are about 8 MiB, below or including it
         Constant(name="direct_bytes", typical=1.0, low=0.5, high=2.0**40, starts=(6 * 2.0**20, 12 * 2.0**20)),
     )
@@ -165,7 +172,9 @@ class Collective(Operator[LinkSheet]):
     def seconds(self, device: LinkSheet, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
         group = Group.of(device, constants, columns)
-        return np.asarray(np.where(group.n > 1, self.busy_s(group, device, constants), 0.0))
+        called = constants["call_s"] if self.waits else 0.0
+        busy = np.maximum(called, group.launch + self.busy_s(group, device, constants))
+        return np.asarray(np.where(group.n > 1, busy, 0.0))
 
     @abstractmethod
     def busy_s(self, group: Group, links: LinkSheet, constants: Constants) -> FloatArray:
@@ -224,7 +233,9 @@ class AllToAll(Collective):
     def busy_s(self, group: Group, links: LinkSheet, constants: Constants) -> FloatArray:
         """A machine's ranks send to those outside it through their adapters together."""
         each = group.n_bytes / group.n
-        moving = group.moving(each * (group.n - 1), group.local * each * (group.n - group.local))
+        moving = group.moving(
+            each * (group.n - 1), group.local * each * (group.n - group.local), 1 / np.maximum(group.n - 1, 1)
+        )
         return _messages(group, each, moving)
 
 
@@ -232,6 +243,7 @@ class SendRecv(Collective):
     """A message from one rank to its peer."""
 
     name: ClassVar[str] = "send_recv"
+    waits: ClassVar[bool] = False
 
     def busy_s(self, group: Group, links: LinkSheet, constants: Constants) -> FloatArray:
         """One message."""
@@ -246,10 +258,11 @@ def _ring(group: Group, turns: float) -> FloatArray:
     n, machines = group.n, group.machines
     across_steps = turns * (machines - 1)
     inside_steps = turns * (n - 1) - across_steps
-    moving = group.moving(*[turns * group.n_bytes * (n - 1) / n] * 2)
+    passed = turns * group.n_bytes * (n - 1) / n
+    moving = group.moving(passed, passed, 1 / (turns * np.maximum(n - 1, 1)))
     flags = inside_steps * group.inside + across_steps * group.across + moving / group.flagged
     chunks = inside_steps * group.chunk_inside + across_steps * group.chunk_across + group.fill + moving
-    return group.launch + np.minimum(flags, chunks)
+    return np.minimum(flags, chunks)
 
 
 def _tree(group: Group) -> FloatArray:
@@ -260,23 +273,23 @@ def _tree(group: Group) -> FloatArray:
     moving = group.moving(2 * group.n_bytes * (group.n - 1) / group.n, passed)
     flags = chain * group.inside + 2 * depth * group.across + moving / group.flagged
     chunks = chain * group.chunk_inside + 2 * depth * group.chunk_across + group.fill + moving
-    return np.where(group.crosses, group.launch + np.minimum(flags, chunks), np.inf)
+    return np.where(group.crosses, np.minimum(flags, chunks), np.inf)
 
 
 def _in_switch(group: Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
     rate = group.given["switch_rate"] * constants["bandwidth_frac"] * sheet.within_bytes_per_s
-    busy = group.launch + group.given["switch_hops"] * group.inside + group.n_bytes * (1 + 1 / group.n) / rate
+    busy = group.given["switch_hops"] * group.inside + group.n_bytes * (1 + 1 / group.n) / rate
     return np.where((group.n > 2) & ~group.crosses, busy, np.inf)
 
 
 def _direct(group: Group, constants: Constants, sheet: LinkSheet) -> FloatArray:
-    """Kernels that read their peers' memory; the host's launch hides what the device needs, or the other way round."""
+    """Kernels that read their peers' memory: within a machine, and over links that meet in the host only by pairs."""
     n, n_bytes, hops = group.n, group.n_bytes, group.given["direct_hops"] * group.inside
-    one = hops + (n - 1) * n_bytes / group.inside_rate
-    two = 2 * hops + 2 * (n - 1) / n * n_bytes / group.inside_rate
+    idle = 1 / (2 * np.maximum(n - 1, 1))
+    one = hops + group.moving((n - 1) * n_bytes, n_bytes, idle)
+    two = 2 * hops + group.moving(2 * (n - 1) / n * n_bytes, n_bytes, idle)
     served = (n_bytes <= constants["direct_bytes"]) & (n <= (2 if sheet.shared else group.given["rated_ranks"]))
-    busy = np.maximum(group.launch, np.minimum(one, two))
-    return np.where(served & ~group.crosses, busy, np.inf)
+    return np.where(served & ~group.crosses, np.minimum(one, two), np.inf)
 
 
 def _messages(group: Group, each: FloatArray, moving: FloatArray) -> FloatArray:
@@ -285,4 +298,4 @@ def _messages(group: Group, each: FloatArray, moving: FloatArray) -> FloatArray:
     handshake = np.where(group.crosses, group.chunk_across, group.given["handshake_hops"] * group.inside)
     windows = np.maximum(each / group.given["window_bytes"] * group.inside, moving / group.flagged)
     flags = group.given["message_hops"] * hop + windows
-    return group.launch + np.minimum(flags, handshake + moving)
+    return np.minimum(flags, handshake + moving)

@@ -154,7 +154,8 @@ def _place(row: Row, n_ranks: float) -> _Place | Skipped:
     if within is None:
         return Skipped("no device file")
     if n_ranks <= per_machine:
-        return _Place(within, "", per_machine)
+        bridged = name in _BRIDGES and n_ranks > 2
+        return _Place(within, _BRIDGES[name][0] if bridged else "", per_machine)
     between = _between(name, within, row.text("notes").lower())
     if between is None:
         return Skipped("network between machines not stated")
