@@ -44,7 +44,7 @@ _TABLES: Final[dict[str, dict[str, Decimal]]] = {
     "1/s": _decimal("/s", _SI) | {f"{p}IOPS": Decimal(1).scaleb(e) for p, e in _SI.items()},
     "Hz": _decimal("Hz", _SI),
     "W": _decimal("W", _SI | {"m": -3}),
-    "J": _decimal("J", _SI | {"m": -3}) | {"Wh": Decimal(3600), "kWh": Decimal(3_600_000)},
+    "J": _decimal("J", _SI | {"m": -3, "p": -12}) | {"Wh": Decimal(3600), "kWh": Decimal(3_600_000)},
     "USD": {"USD": Decimal(1)},
     "USD/h": {"USD/h": Decimal(1), "USD/month": Decimal(1) / Decimal(730)},
     "frac": {"%": Decimal("0.01"), "": Decimal(1)},

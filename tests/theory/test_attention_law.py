@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandtable.demand.operator_shapes import AttentionShape
-from sandtable.hardware import Roofline
+from sandtable.hardware import LawSettings, Roofline
 from sandtable.model.laws.attention_law import (
     SMALL_TILE,
     TILE,
@@ -110,6 +110,17 @@ class TestLimits:
         step = 4 * TILE**2 * 128 / 5e11
         found = seconds(sheet=two, constants=IDEAL, n_heads=1, n_kv_heads=1, **prefill(2 * TILE))
         assert found == pytest.approx(step * np.hypot(1.5, 2.0))
+
+    def test_a_unit_that_keeps_two_tiles_of_queries_walks_over_both(self) -> None:
+        """As many steps where heads are many; of one head with two tiles, one unit takes what two would share."""
+        paired = replace(BARE, laws={"attention": LawSettings(settings={"query_tile": 2.0 * TILE})})
+        sizes: dict[str, Any] = {"query_tokens": 2.0 * TILE, "kv_tokens": 100.0 * TILE}
+        for heads, ratio in ((1.0, 2.0), (3200.0, 1.0)):
+            one, two = (
+                seconds(sheet=sheet, constants=IDEAL, n_heads=heads, n_kv_heads=1, **sizes)
+                for sheet in (BARE, paired)
+            )
+            assert two == pytest.approx(ratio * one, rel=0.02)
 
     def test_an_empty_device_costs_a_launch(self) -> None:
         constants = {**IDEAL, "launch_s": 1e-5}

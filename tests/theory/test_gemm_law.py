@@ -182,3 +182,38 @@ def test_loads_weigh_more_the_faster_a_device_multiplies() -> None:
 
 def test_a_vector_has_no_rows_that_start_anywhere() -> None:
     assert seconds(16384, 1, 1536) < 1.5 * seconds(16384, 8, 1536)
+
+
+def test_weights_that_a_timing_keeps_in_the_cache_come_faster() -> None:
+    """Two products in turn with 8 MB of weights each fit in half of 50 MB; eight do not, and a model's never do."""
+    n, k = 2048.0, 2048.0
+    cold, two, eight = (
+        float(LAW.seconds(SHEET, IDEAL, LAW.columns((1, n, k, 1, 0, in_turn)), dtype="bfloat16")[0])
+        for in_turn in (0, 2, 8)
+    )
+    assert cold == eight == pytest.approx(2 * n * k / 3e12, rel=0.05)
+    assert two == pytest.approx(cold / SHEET.given("gemm")["cache_speedup"], rel=0.05)
+
+
+def test_sums_that_are_scaled_by_hand_cost_more_the_slower_the_device_adds() -> None:
+    m = n = k = 25_600.0
+    # but for edges and starts, scaling takes as long as multiplying on the one, and a twentieth on the other
+    vector = SHEET.given("gemm")["scaling_ops"] / 128 / (2 / 1600e12)
+    slow = replace(SHEET, peak_flops_per_s={**SHEET.peak_flops_per_s, "float32": 20 * vector})
+    even_sheet = replace(SHEET, peak_flops_per_s={**SHEET.peak_flops_per_s, "float32": vector})
+    fast, even = (
+        seconds(m, n, k, dtype="fp8_block", sheet=sheet, quantise_passes=1e-9)
+        / seconds(m, n, k, dtype="fp8", sheet=sheet, quantise_passes=1e-9)
+        for sheet in (even_sheet, slow)
+    )
+    scaling = gemm_law.scaling_s(SHEET, gemm_law.FORMATS["fp8_block"], np.array([m * n * k]), SHEET.given("gemm"))
+    assert scaling == pytest.approx(SHEET.given("gemm")["scaling_ops"] * m * n * k / 128 / (50e12 / 100))
+    assert even == pytest.approx(1.0, abs=0.01)
+    assert fast == pytest.approx(2 ** (1 / 3), rel=0.03)
+
+
+def test_a_product_is_held_by_the_power_limit_and_waits_for_the_clock() -> None:
+    hungry = replace(SHEET, power_w=100.0)
+    assert seconds(16_384, 16_384, 16_384, sheet=hungry) > 1.5 * seconds(16_384, 16_384, 16_384)
+    slow = replace(SHEET, clock_hz=0.9e9)
+    assert seconds(1, 16, 16, launch_s=5e-6, tile_s=1e-6, sheet=slow) == pytest.approx(12e-6, rel=0.05)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ SHEET = Roofline(
     peak_flops_per_s={"bfloat16": 1e15, "fp8": 2e15},
     bandwidth_bytes_per_s=3e12,
     cache_bytes=5e7,
-    clock_hz=1.5e9,
+    clock_hz=1.8e9,
 )
 # reaches everything and adds nothing
 IDEAL = {"rate_frac": 1.0, "bandwidth_frac": 1.0, "launch_s": 0.0, "passes": 0.0, "idle_passes": 0.0}
@@ -135,6 +137,12 @@ class TestTime:
         took = seconds(65536, constants=IDEAL, n_neurons=16384, top_k=1, n_experts=1)
         # operands are fetched for each tile of 128 x 128
         assert took == pytest.approx((1 + SHEET.given("moe")["edge"] / 64) * dense, rel=0.02)
+
+    def test_sums_that_are_scaled_by_hand_slow_the_products(self) -> None:
+        slow = dataclasses.replace(SHEET, peak_flops_per_s={**SHEET.peak_flops_per_s, "float32": 50e12})
+        columns = LAW.columns(shape(1e6))
+        by_hand, whole = (LAW.seconds(slow, IDEAL, columns, dtype=dtype)[0] for dtype in ("fp8_block", "fp8"))
+        assert 1.2 < by_hand / whole < 2.5
 
     @given(n_tokens=st.floats(1, 1e4), factor=st.floats(1, 10), skew=st.sampled_from([0.0, 1.01, 1.2]))
     def test_more_tokens_never_take_less(self, n_tokens: float, factor: float, skew: float) -> None:

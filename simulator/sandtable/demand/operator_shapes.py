@@ -20,7 +20,9 @@ BACKWARD_PASSES = 2.5
 class GemmShape(NamedTuple):
     """``y[m, n] = x[m, k] w[k, n]``, ``batch`` of them at once.
 
-    ``narrowed`` 1: inputs of a narrow type come narrow, and are not quantised first.
+    ``narrowed`` 1: inputs of a narrow type come narrow, and are not quantised first. ``in_turn``: timed with so many
+    like it, each with weights of its own, in turn and again, so that a cache that holds them all keeps them; 0: weights
+    come from memory, as those of a model do.
     """
 
     m: Number
@@ -28,6 +30,7 @@ class GemmShape(NamedTuple):
     k: Number
     batch: Number = 1.0
     narrowed: Number = 0.0
+    in_turn: Number = 0.0
 
 
 class AttentionShape(NamedTuple):

@@ -22,7 +22,8 @@ class Roofline:
     """The data sheet of one processor and its memory.
 
     ``n_units`` are the processors that tiles are spread over (streaming multiprocessors, compute units, cores);
-    ``exponentials_per_clock`` is what one of them finishes, None where the device file does not say.
+    ``exponentials_per_clock`` is what one of them finishes, None where the device file does not say; ``power_w`` what
+    the power limit leaves to work beyond idling, None where no limit is stated.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Roofline:
     clock_hz: float | None = None
     family: str = "gpu"
     exponentials_per_clock: float | None = None
+    power_w: float | None = None
     laws: Laws = field(default_factory=dict)
 
     def given(self, law: str) -> Mapping[str, float]:
@@ -52,6 +54,7 @@ class Roofline:
             clock_hz=datasheet.clock_hz,
             family=datasheet.family,
             exponentials_per_clock=datasheet.exponentials_per_clock,
+            power_w=None if datasheet.tdp_w is None else datasheet.tdp_w - (datasheet.idle_w or 0.0),
             laws=processor.laws,
         )
 
@@ -65,6 +68,7 @@ class Roofline:
             peak_flops_per_s={dtype: rate / n for dtype, rate in self.peak_flops_per_s.items()},
             bandwidth_bytes_per_s=self.bandwidth_bytes_per_s / n,
             cache_bytes=self.cache_bytes / n,
+            power_w=None if self.power_w is None else self.power_w / n,
         )
 
     def peak(self, dtype: str) -> float:

@@ -74,7 +74,11 @@ class TestGemm:
     def test_a_row_is_a_product(self) -> None:
         point = points(OpGemm(), GEMM, latency_ms="0.02")["latency_ms"]
         assert point.device == "nvidia_h100_sxm"
-        assert (point.software, point.op.dtype, point.op.shape) == ("vllm", "fp8", GemmShape(8, 4096, 7168))
+        assert (point.software, point.op.dtype, point.op.shape) == (
+            "vllm",
+            "fp8",
+            GemmShape(8, 4096, 7168, in_turn=6),
+        )
         assert point.seconds == pytest.approx(2e-5)
 
     def test_it_is_predicted_in_milliseconds_within_an_interval(self) -> None:

@@ -1,10 +1,11 @@
 """Attention over a cache or over itself: scores on chip (flash) or through memory (vanilla).
 
-A fused kernel gives each unit (streaming multiprocessor, core) tiles of 128 queries of one head, and each tile walks
-over the keys it may see, 128 at a time. A step over one such pair of tiles multiplies twice and takes one exponential
-per score; the two overlap in part. A few queries, as in decoding, make smaller tiles: the query heads of one key head
-share a tile, and the keys are split over the units that would idle (Dao et al., "Flash-Decoding for long-context
-inference", 2023). Cores of a CPU take blocks of queries, and multiply as many rows and keys as there are.
+A fused kernel gives each unit (streaming multiprocessor, core) tiles of 128 queries of one head, or what
+``query_tile`` says, and each tile walks over the keys it may see, 128 at a time. A step over one such pair of tiles
+multiplies twice and takes one exponential per score; the two overlap in part. A few queries, as in decoding, make
+smaller tiles: the query heads of one key head share a tile, and the keys are split over the units that would idle
+(Dao et al., "Flash-Decoding for long-context inference", 2023). Cores of a CPU take blocks of queries, and multiply
+as many rows and keys as there are.
 
     seconds = launch + tiles begun + |steps of a unit, steps of the longest tile, keys and values read|
               + queries, outputs and cache appended
@@ -24,6 +25,7 @@ import numpy as np
 from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource, Scatter
 from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, Number
 from sandtable.hardware import DTYPE_BYTES, Roofline
+from sandtable.model.laws import chip
 
 # queries of a tile, and keys of a step (FlashAttention-2, section 3.3: 64 or 128 by 64 or 128)
 TILE = 128
@@ -109,9 +111,9 @@ class Attention(Operator[Roofline]):
     Shape: ClassVar[type[AttentionShape]] = AttentionShape
     given: ClassVar[tuple[str, ...]] = (
         "most_splits",
+        "query_tile",
         "exponentials_per_clock",
-        "cache_speedup",
-        "cache_reach",
+        *chip.CACHE,
         "forward_percent",
         "backward_percent",
         "clocks_per_score",
@@ -137,10 +139,12 @@ class Attention(Operator[Roofline]):
         # half of the way to 2: keys, values and their gradients; queries, outputs and theirs
         sweeps = 1 + (c.passes - 1) / (BACKWARD_PASSES - 1)
         stepping = _steps_s(device, constants, c, dtype, given)
-        reading = sweeps * _cached(_kv_bytes(c), device, given) / bandwidth
-        per_query = _cached(sweeps * _query_bytes(c, width) + _append_bytes(c, width), device, given) / bandwidth
+        reading = sweeps * chip.cached(_kv_bytes(c), device, given) / bandwidth
+        per_query = (
+            chip.cached(sweeps * _query_bytes(c, width) + _append_bytes(c, width), device, given) / bandwidth
+        )
         spilled = (1 - c.flash) * (
-            _cached(_score_bytes(c, device, dtype), device, given) / bandwidth + _scores_s(c, device, given)
+            chip.cached(_score_bytes(c, device, dtype), device, given) / bandwidth + _scores_s(c, device, given)
         )
         begun = sweeps * constants["item_s"] * _tiles_of_a_unit(c, device.n_units, given)
         launches = sweeps * constants["launch_s"]
@@ -163,16 +167,17 @@ def _steps_s(device: Roofline, constants: Constants, c: Columns, dtype: str, giv
         each = _step_s(device, constants, c, dtype, given) / TILE**2
         return np.asarray(each * _scores_of_blocks(c, given) / np.minimum(device.n_units, _blocks(c, given)))
     few = c.query_tokens <= TILE
-    tiles_of_head = np.ceil(c.query_tokens / TILE)
+    tiles_high = given["query_tile"] / TILE
+    tiles_of_head = np.ceil(c.query_tokens / given["query_tile"])
     shared_rows = c.query_tokens * c.n_heads / c.n_kv_heads
     tiles = c.batch * np.where(few, c.n_kv_heads * np.ceil(shared_rows / SMALL_TILE), c.n_heads * tiles_of_head)
     longest = np.maximum(1.0, c.kv_tokens / TILE)
     # the queries are the last tokens: those of the first tile see all keys but those of the tiles after it. Attention
     # that writes its scores out computes what the mask hides, too
-    hidden = c.causal * c.flash * np.minimum(tiles_of_head - 1, longest) / 2
+    hidden = c.causal * c.flash * np.minimum((tiles_of_head - 1) * tiles_high, longest) / 2
     mean = np.maximum(1.0, longest - hidden)
     splits = np.where(few, np.clip(device.n_units / tiles, 1.0, np.minimum(given["most_splits"], longest)), 1.0)
-    step = np.where(few, SMALL_TILE / TILE, 1.0) * _step_s(device, constants, c, dtype, given)
+    step = np.where(few, SMALL_TILE / TILE, tiles_high) * _step_s(device, constants, c, dtype, given)
     even, alone = tiles * mean / device.n_units, longest / splits
     # split evenly over the units, the longest walk is no longer than the others
     return np.asarray(step * np.where(few, np.maximum(even, alone), np.hypot(even, alone)))
@@ -268,11 +273,3 @@ def _scores_s(c: Columns, device: Roofline, given: Constants) -> FloatArray:
     products = 2 + 2 * (c.passes - 1) / (BACKWARD_PASSES - 1)
     clocks = given["clocks_per_score"] * products * _scores(c)
     return np.asarray(clocks / (device.n_units * device.clock_hz) if device.clock_hz else np.zeros_like(products))
-
-
-def _cached(n_bytes: FloatArray, device: Roofline, given: Constants) -> FloatArray:
-    """Return the bytes that would take as long from memory alone, when what fits in the last-level cache is there."""
-    if not device.cache_bytes:
-        return n_bytes
-    hits = np.clip((given["cache_reach"] - n_bytes / device.cache_bytes) / (given["cache_reach"] - 1), 0.0, 1.0)
-    return np.asarray(n_bytes * (1 - hits * (1 - 1 / given["cache_speedup"])))

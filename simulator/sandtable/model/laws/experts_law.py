@@ -27,7 +27,8 @@ import numpy as np
 from sandtable.demand.operator import Columns, Constant, Constants, FloatArray, Operator, Resource, Scatter
 from sandtable.demand.operator_shapes import ExpertsShape
 from sandtable.hardware import Roofline
-from sandtable.model.laws.gemm_law import DEPTH, WIDE_BYTES, Format, format_of, overlapped
+from sandtable.model.laws import chip
+from sandtable.model.laws.gemm_law import DEPTH, WIDE_BYTES, Format, format_of, overlapped, scaling_s
 
 # rows of tiles that grouped kernels choose from, and their columns
 _TILE_ROWS = (16.0, 32.0, 64.0, 128.0)
@@ -51,11 +52,12 @@ class MixtureOfExperts(Operator[Roofline]):
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[ExpertsShape]] = ExpertsShape
     given: ClassVar[tuple[str, ...]] = (
+        *chip.CLOCK,
         "edge",
         "clocks_per_depth",
         "overlap",
         "draw",
-        "fp8_block_rate",
+        "scaling_ops",
     )
     # of published timings left out, see `Scatter`
     scatter: ClassVar[Scatter] = Scatter(own=0.19, siblings=0.23, per_doubling=0.11, new_kind=0.23)
@@ -71,10 +73,14 @@ class MixtureOfExperts(Operator[Roofline]):
         """See `Operator.seconds`."""
         batch = _Batch.of(columns)
         form, given = format_of(device, dtype), device.given(self.name)
+        constants = chip.waits_in_clocks(device, constants, ("launch_s",), given)
         bandwidth = constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
-        rate = given.get(f"{dtype}_rate", 1.0) * constants["rate_frac"] * device.peak(dtype)
+        rate = constants["rate_frac"] * device.peak(dtype)
+        rate *= chip.powered_share(device, dtype, form.activation, given)
         tiles = {rows: batch.tiles(rows) for rows in _TILE_ROWS}
-        working = sum(_product_s(device, tiles, n, k, rate / device.n_units, given) for n, k in batch.products())
+        working = sum(
+            _product_s(device, form, tiles, n, k, rate / device.n_units, given) for n, k in batch.products()
+        )
         streaming = sum(
             form.weight * batch.touched * n * k / (bandwidth * _drawn(device, batch, n, given["draw"]))
             for n, k in batch.products()
@@ -131,6 +137,7 @@ class _Batch:
 
 def _product_s(
     device: Roofline,
+    form: Format,
     tiles_high: Mapping[float, FloatArray],
     n: FloatArray,
     k: FloatArray,
@@ -147,7 +154,9 @@ def _product_s(
     for tile_rows, high in tiles_high.items():
         tiles = high * np.ceil(n / _TILE_COLUMNS)
         area = tile_rows * _TILE_COLUMNS + given["edge"] * (tile_rows + _TILE_COLUMNS)
-        one = np.maximum(2 * depth * area / unit_flops_per_s, slowest)
+        scaling = scaling_s(device, form, depth * tile_rows * _TILE_COLUMNS, given)
+        # grouped kernels scale between their products, and not beside them
+        one = np.maximum(2 * depth * area / unit_flops_per_s + scaling, slowest)
         best = np.minimum(best, np.maximum(tiles / device.n_units, 1) * one)
     return best
 

@@ -3,7 +3,8 @@
 A product is cut into tiles; units work on whole tiles, so the last wave of tiles may leave units idle (tile and wave
 quantisation). Software picks among tile sizes, and may split the depth of a product with few tiles among several
 units. Beside the arithmetic, the operands stream through memory. See NVIDIA, "Matrix Multiplication Background User's
-Guide", for tiles, waves and their quantisation.
+Guide", for tiles, waves and their quantisation. The rate is that at which the device stays within its power limit, and
+what passes before and after the arithmetic are clocks: see `sandtable.model.laws.chip`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sandtable.demand.operator import (
 )
 from sandtable.demand.operator_shapes import GemmShape, Number
 from sandtable.hardware import DTYPE_BYTES, Roofline
+from sandtable.model.laws import chip
 
 # tiles of the output that libraries ship kernels for: rows, columns
 TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (256, 64), (128, 64), (64, 128), (64, 64))
@@ -46,7 +48,8 @@ class Format:
     """How a product with quantised weights runs where the device multiplies in that type.
 
     ``weight`` and ``activation`` are bytes per element as multiplied. Activations arrive in 16 bits; making them
-    narrow takes ``passes`` over them, in each of which ``pass_bytes`` per element move.
+    narrow takes ``passes`` over them, in each of which ``pass_bytes`` per element move. Where scales hold for
+    ``scaled_depth`` elements of depth, partial sums are scaled and added in float32, beside the units for products.
     """
 
     weight: float
@@ -54,12 +57,13 @@ class Format:
     passes: float
     pass_bytes: float = 0.0
     least_tile: int = 1
+    scaled_depth: float = float("inf")
 
 
 FORMATS: dict[str, Format] = {
     # one scale for a whole tensor: it is found in one pass over the activations and applied in another
     "fp8": Format(weight=1, activation=1, passes=2, pass_bytes=3),
-    "fp8_block": Format(weight=1, activation=1, passes=1, pass_bytes=3),
+    "fp8_block": Format(weight=1, activation=1, passes=1, pass_bytes=3, scaled_depth=128),
     # block-scaled products work on 128 x 128 and larger; a scale of one byte for every 16 (fp4) or 32 (mxfp4)
     "fp4": Format(weight=0.5625, activation=0.5625, passes=1, pass_bytes=2.5625, least_tile=128),
     "mxfp4": Format(weight=0.53125, activation=0.53125, passes=1, pass_bytes=2.53125, least_tile=128),
@@ -75,9 +79,10 @@ WIDE_BYTES = 2.0
 class Gemm(PlainOperator):
     """``t = launch + min over tiles of (arithmetic^p + streaming^p)^(1/p)``, and passes that quantise before it.
 
-    ``rate_frac`` and ``bandwidth_frac`` are the shares reached of the peak rate and of the bandwidth; ``tile_s`` the
-    time before and after the main loop of a tile; ``quantise_passes`` how many times the activations are swept to
-    quantise them, as a multiple of what their format needs. A product without a shape follows the plain law.
+    ``rate_frac`` and ``bandwidth_frac`` are the shares reached of the rate that power allows and of the bandwidth;
+    ``tile_s`` the time before and after the main loop of a tile, this and ``launch_s`` at the reference clock;
+    ``quantise_passes`` how many times the activations are swept to quantise them, as a multiple of what their format
+    needs. A product without a shape follows the plain law.
     """
 
     name: ClassVar[str] = "gemm"
@@ -87,8 +92,10 @@ class Gemm(PlainOperator):
     dense: ClassVar[bool] = True
     bound_by: ClassVar[Bound] = "both"
     given: ClassVar[tuple[str, ...]] = (
+        *chip.CLOCK,
+        *chip.CACHE,
         "edge",
-        "narrowing",
+        "scaling_ops",
         "clocks_per_depth",
         "overlap",
         "join_launches",
@@ -110,10 +117,13 @@ class Gemm(PlainOperator):
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
-        m, n, k, batch, narrowed = columns
+        m, n, k, batch, narrowed, in_turn = columns
         form, given = format_of(device, dtype), device.given(self.name)
+        constants = chip.waits_in_clocks(device, constants, ("launch_s", "tile_s"), given)
         bandwidth = constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
-        moved = batch * (form.weight * n * k + form.activation * m * k + output_bytes(dtype) * m * n)
+        weights = form.weight * n * k * batch
+        weights = np.where(in_turn > 0, chip.cached(weights, device, given, in_turn * weights), weights)
+        moved = weights + batch * (form.activation * m * k + output_bytes(dtype) * m * n)
         choices = _choices(form, split=dtype not in FORMATS)
         rows, cols, parts = (axis[:, None] for axis in choices.T)
         share = _alignment(device, dtype, n, k, given)
@@ -122,6 +132,7 @@ class Gemm(PlainOperator):
         unit_flops_per_s = _rate(device, constants, dtype, form, given) / device.n_units
         reached = unit_flops_per_s * share
         working = 2 * depth * (rows * cols + given["edge"] * (rows + cols)) / reached
+        working = overlapped(working, scaling_s(device, form, depth * rows * cols, given), given["overlap"])
         slowest = given["clocks_per_depth"] * depth / device.clock_hz if device.clock_hz else 0.0
         computing = np.ceil(tiles / device.n_units) * (np.maximum(working, slowest) + constants["tile_s"])
         # kernels for rows that are not aligned have large tiles only
@@ -179,8 +190,13 @@ def _alignment(device: Roofline, dtype: str, n: FloatArray, k: FloatArray, given
 
 def _rate(device: Roofline, constants: Constants, dtype: str, form: Format, given: Constants) -> float:
     """Return the arithmetic rate of the whole device in FLOP/s."""
-    narrow: float = min(1.0, form.activation / WIDE_BYTES) ** given["narrowing"]
-    return constants["rate_frac"] * device.peak(dtype) * narrow
+    return constants["rate_frac"] * device.peak(dtype) * chip.powered_share(device, dtype, form.activation, given)
+
+
+def scaling_s(device: Roofline, form: Format, products: FloatArray, given: Constants) -> FloatArray:
+    """Return the time of a unit to scale and add up the partial sums of so many ``products`` by hand."""
+    rate = device.peak_flops_per_s.get("float32", float("inf")) / device.n_units
+    return np.asarray(given["scaling_ops"] / form.scaled_depth * products / rate)
 
 
 def _choices(form: Format, *, split: bool) -> FloatArray:

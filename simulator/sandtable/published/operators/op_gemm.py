@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import ClassVar
 
 from sandtable.calibration.timing import Timing
 from sandtable.demand.operator_shapes import GemmShape
+from sandtable.hardware import DTYPE_BYTES, Accelerator
+from sandtable.model.laws.gemm_law import FORMATS
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import Figure, OperatorAdapter, framework_latency
@@ -58,6 +61,7 @@ class OpGemm(OperatorAdapter):
         shape = GemmShape(*(float(size or 0) for size in sizes))
         if min(shape[:3]) < 1:
             raise MalformedRow("sizes are positive")
+        shape = shape._replace(in_turn=_in_turn(row, system, dtype, shape))
         sizes_text = f"{shape.m:.0f}x{shape.n:.0f}x{shape.k:.0f}"
         label = f"{row.text('system')} {row.text('framework')} {row.text('dtype')} {sizes_text}"
         names = {"label": label, "group": row.text("system")}
@@ -70,3 +74,15 @@ class OpGemm(OperatorAdapter):
             yield timing
             if timing.op.dtype in LIBRARY_DTYPES and timing.device.startswith("nvidia_"):
                 yield replace(timing, software="cublas")
+
+
+def _in_turn(row: Row, system: Accelerator, dtype: str, shape: GemmShape) -> float:
+    """Return how many products, each with weights of its own, the source times in turn (its scripts in collector/).
+
+    For TensorRT-LLM they are as many as fill the last-level cache, at most five.
+    """
+    framework = row.text("framework")
+    if framework == "trtllm":
+        weight_bytes = shape.n * shape.k * (FORMATS[dtype].weight if dtype in FORMATS else DTYPE_BYTES[dtype])
+        return float(min(5, math.ceil((system.datasheet.last_level_cache_bytes or 0.0) / weight_bytes) or 1))
+    return 1.0 if framework == "vllm" and dtype in ("fp8_block", "fp4") else 6.0
