@@ -2,8 +2,8 @@
 
 Autograd takes each operator by itself: a norm becomes a row of element-wise kernels on a CPU, and the gradients of
 parts of a tensor are made apart and then joined by a copy. Here they are written where they belong. Results are those
-of the plain operators within rounding; GPUs keep those. Letters: B sequences, T tokens of one, D width, H query heads,
-K key/value heads, E head dimension, I neurons. Imported only where something runs.
+of the plain operators within rounding. Letters: B sequences, T tokens of one, D width, H query heads, K key/value
+heads, E head dimension, I neurons. Imported only where something runs.
 """
 
 from __future__ import annotations
@@ -19,16 +19,12 @@ from torch.autograd.function import once_differentiable
 Context = Any
 
 
-def _on_host(x: Tensor) -> bool:
-    return not (x.is_cuda or x.is_meta)
-
-
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """Return ``x`` [..., D] over the root of its rows' mean squares, times ``gain`` [D].
 
     PyTorch has one kernel for it on GPUs, and narrow types pass through float32: both are left to it.
     """
-    if _on_host(x) and x.dtype == gain.dtype == torch.float32:
+    if not x.is_cuda and x.dtype == gain.dtype == torch.float32:
         found: Tensor = _RowNorm.apply(x, gain, eps)
         return found
     return fn.rms_norm(x, (x.shape[-1],), gain, eps)
@@ -65,17 +61,8 @@ def turned_heads(joint: Tensor, turn: Tensor, n_heads: int, n_kv_heads: int) -> 
 
     Each pair of neighbours is turned by its position's angle, as one complex product with ``turn`` [T, 1, E/2].
     """
-    sizes = (n_heads, n_kv_heads)
-    found: tuple[Tensor, Tensor, Tensor] = (
-        _TurnedHeads.apply(joint, turn, sizes) if _on_host(joint) else _turned(joint, turn, sizes)
-    )
+    found: tuple[Tensor, Tensor, Tensor] = _TurnedHeads.apply(joint, turn, (n_heads, n_kv_heads))
     return found
-
-
-def _turned(joint: Tensor, turn: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    turned, values = joint.split((sum(sizes), sizes[1]), dim=2)
-    queries, keys = torch.view_as_real(_pairs(turned) * turn).flatten(-2).to(joint.dtype).split(sizes, dim=2)
-    return queries, keys, values
 
 
 def _pairs(x: Tensor) -> Tensor:
@@ -91,7 +78,9 @@ class _TurnedHeads(torch.autograd.Function):
     def forward(ctx: Context, joint: Tensor, turn: Tensor, sizes: tuple[int, int]) -> Any:
         """Return queries, keys and values."""
         ctx.save_for_backward(turn)
-        return _turned(joint, turn, sizes)
+        turned, values = joint.split((sum(sizes), sizes[1]), dim=2)
+        both = torch.view_as_real(_pairs(turned) * turn).flatten(-2).to(joint.dtype)
+        return (*both.split(sizes, dim=2), values)
 
     @staticmethod
     @once_differentiable
@@ -113,11 +102,8 @@ class _TurnedHeads(torch.autograd.Function):
 
 def silu_gated(joint: Tensor) -> Tensor:
     """Return silu of the first half of ``joint`` [..., 2 I] times the second."""
-    if _on_host(joint):
-        found: Tensor = _SiluGated.apply(joint)
-        return found
-    gate, up = joint.chunk(2, dim=-1)
-    return fn.silu(gate) * up
+    found: Tensor = _SiluGated.apply(joint)
+    return found
 
 
 class _SiluGated(torch.autograd.Function):
