@@ -31,10 +31,11 @@ def seconds(
     n_ranks: float,
     per_machine: float = 8.0,
     sheet: LinkSheet = FABRIC,
+    beside: float = 1.0,
     **constants: float,
 ) -> float:
     law = operators()[op]
-    columns = law.columns((n_bytes, n_ranks, per_machine))
+    columns = law.columns((n_bytes, n_ranks, per_machine, beside))
     return float(law.seconds(sheet, {**TYPICAL, **constants}, columns, dtype="bfloat16")[0])
 
 
@@ -90,6 +91,17 @@ def test_the_hosts_hubs_bound_more_than_a_pair() -> None:
     assert GIB / seconds("all_reduce", GIB, 2, sheet=pcie) == pytest.approx(full / (1 + TURNING / 2), rel=0.01)
     bus = 2 * 3 / 4 * GIB / seconds("all_reduce", GIB, 4, sheet=pcie)
     assert bus == pytest.approx(25e9 / (1 + TURNING / 6), rel=0.01)
+
+
+def test_groups_that_interleave_share_the_way_between_hubs() -> None:
+    """Eight devices behind two hubs: two neighbouring fours stay inside, two interleaved ones and four pairs do not."""
+    pcie = LinkSheet(31e9, 2e-6, hub_bytes_per_s=12.5e9, hub_devices=4, between_hubs_bytes_per_s=16e9, shared=True)
+    full = TYPICAL["bandwidth_frac"] * 31e9
+    own = 3 / 4 * GIB / seconds("all_gather", GIB, 4, sheet=pcie)
+    assert own == pytest.approx(full / (1 + TURNING / 3), rel=0.01)
+    for n_ranks, beside in ((4, 2), (2, 4)):
+        each = (n_ranks - 1) / n_ranks * GIB / seconds("all_gather", GIB, n_ranks, sheet=pcie, beside=beside)
+        assert each == pytest.approx(16e9 / beside, rel=0.01)
 
 
 def test_pairs_with_bridges_use_the_hubs_one_way() -> None:

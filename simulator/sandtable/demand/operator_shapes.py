@@ -91,12 +91,14 @@ class CollectiveShape(NamedTuple):
     """A collective over ``n_ranks``, of which ``ranks_per_machine`` sit in one machine.
 
     ``n_bytes`` is the whole buffer: what each rank holds before an all-reduce or reduce-scatter, after an all-gather,
-    sends to all ranks together in an all-to-all, sends to its peer.
+    sends to all ranks together in an all-to-all, sends to its peer. ``beside`` groups, this one included, interleave
+    in a machine and do the same at the same time: that of ranks 0, 2, 4, 6 and that of 1, 3, 5, 7 are two.
     """
 
     n_bytes: Number
     n_ranks: Number
     ranks_per_machine: Number
+    beside: Number = 1.0
 
 
 class RandomReadShape(NamedTuple):

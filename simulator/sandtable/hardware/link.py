@@ -14,11 +14,12 @@ from sandtable.units import BytesPerSecond, Seconds
 class LinkDatasheet(Frozen):
     """Vendor figures of an interconnect, one way, per device.
 
-    With ``per: machine`` the figures are those of one machine, whose devices share them. ``peer_bandwidth_bytes_per_s``
-    is what one pair of devices has at most, where all are joined to all without a switch. ``shared`` links meet in hubs
-    of the host (PCIe), through which each of more than ``hub_devices`` gets ``hub_bandwidth_bytes_per_s`` each way when
-    all exchange at once. A switch that ``reduces`` adds up what passes through it (NVLink SHARP). ``latency_s`` is that
-    of reading a word of a peer, there and back, within a machine, and one way between machines.
+    With ``per: machine`` the figures are those of one machine, whose devices share them.
+    ``peer_bandwidth_bytes_per_s`` is what one pair of devices has at most, where all are joined to all without a
+    switch. ``shared`` links meet in hubs of the host (PCIe), through which each of more than ``hub_devices`` gets
+    ``hub_bandwidth_bytes_per_s`` each way when all exchange at once, and ``between_hubs_bytes_per_s`` all groups
+    together that interleave over them. A switch that ``reduces`` adds up what passes through it (NVLink SHARP).
+    ``latency_s`` is that of reading a word of a peer, there and back, within a machine, and one way between machines.
     """
 
     scope: Literal["host", "intra_node", "inter_node"]
@@ -27,6 +28,7 @@ class LinkDatasheet(Frozen):
     peer_bandwidth_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
     hub_bandwidth_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
     hub_devices: int = Field(default=2, ge=1)
+    between_hubs_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
     per: Literal["device", "machine"] = "device"
     shared: bool = False
     reduces: bool = False

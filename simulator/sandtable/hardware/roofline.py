@@ -89,7 +89,8 @@ class LinkSheet:
     """The data sheets of the links between the ranks of a group: within a machine, and between machines.
 
     Bandwidths are per device and one way; ``between_bytes_per_s`` is infinite where a group stays in one machine.
-    ``peer_bytes_per_s`` bounds what one pair has, ``hub_bytes_per_s`` what each of many has.
+    ``peer_bytes_per_s`` bounds what one pair has, ``hub_bytes_per_s`` what each of many has,
+    ``between_hubs_bytes_per_s`` what groups that interleave share.
     See `sandtable.hardware.LinkDatasheet` for these, latencies, ``shared`` and ``reduces``.
     """
 
@@ -100,6 +101,7 @@ class LinkSheet:
     peer_bytes_per_s: float = float("inf")
     hub_bytes_per_s: float = float("inf")
     hub_devices: int = 2
+    between_hubs_bytes_per_s: float = float("inf")
     shared: bool = False
     reduces: bool = False
     laws: Laws = field(default_factory=dict)
@@ -116,13 +118,15 @@ class LinkSheet:
 
         Of ``paired`` devices each has a bridge to one peer, and uses ``within`` one way only in a ring of more.
         """
-        inside = within.datasheet
+        inside, ways = within.datasheet, 2 if paired else 1
+        hub = inside.hub_bandwidth_bytes_per_s or float("inf")
         sheet = cls(
             within_bytes_per_s=inside.bandwidth_bytes_per_s,
             within_latency_s=inside.latency_s,
             peer_bytes_per_s=inside.peer_bandwidth_bytes_per_s or float("inf"),
-            hub_bytes_per_s=(2 if paired else 1) * (inside.hub_bandwidth_bytes_per_s or float("inf")),
+            hub_bytes_per_s=ways * hub,
             hub_devices=inside.hub_devices,
+            between_hubs_bytes_per_s=ways * (inside.between_hubs_bytes_per_s or hub),
             shared=inside.shared,
             reduces=inside.reduces,
             laws=(between or within).laws,

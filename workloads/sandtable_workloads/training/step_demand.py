@@ -336,8 +336,12 @@ def collective(
 ) -> Demand:
     """Return a collective over ranks that lie ``stride`` devices apart."""
     local = np.clip(c.per_machine / stride, 1.0, n_ranks)
+    beside = np.minimum(stride, c.per_machine)
     return Demand(
-        name=name, operator=operator, shape=operator_shapes.CollectiveShape(n_bytes, n_ranks, local), dtype=c.dtype
+        name=name,
+        operator=operator,
+        shape=operator_shapes.CollectiveShape(n_bytes, n_ranks, local, beside),
+        dtype=c.dtype,
     )
 
 

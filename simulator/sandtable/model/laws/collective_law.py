@@ -57,6 +57,8 @@ class Group:
     local: FloatArray
     machines: FloatArray
     inside_rate: FloatArray
+    beside: FloatArray
+    hub_rate: FloatArray
     across_rate: float
     turning: float
     launch: float
@@ -77,6 +79,8 @@ class Group:
             local=local,
             machines=np.ceil(n / local),
             inside_rate=_inside_rate(sheet, constants, local),
+            beside=columns.beside,
+            hub_rate=_hub_rate(sheet, local, columns.beside),
             across_rate=min(given["adapter_gain"] * constants["bandwidth_frac"], given["adapter_most"])
             * sheet.between_bytes_per_s,
             turning=1 / constants["pair_frac"] - 1,
@@ -111,17 +115,28 @@ class Group:
         ``idle`` is the share of steps in which a rank only sends or only receives.
         """
         across = np.where(self.crosses, across_bytes / (self.local * self.across_rate), 0.0)
-        inside = inside_bytes * (1 + self.turning * idle) / self.inside_rate
-        return np.asarray(np.maximum(inside, across))
+        turned = inside_bytes * (1 + self.turning * idle)
+        # what one group leaves idle of the way between hubs, others use
+        passed = np.where(self.beside > 1, inside_bytes, turned)
+        return np.asarray(np.maximum(np.maximum(turned / self.inside_rate, passed / self.hub_rate), across))
 
 
 def _inside_rate(sheet: LinkSheet, constants: Constants, local: FloatArray) -> FloatArray:
-    """Return the rate per rank within a machine, which the host's hubs bound for many."""
+    """Return the rate per rank within a machine."""
     rated = constants["bandwidth_frac"] * sheet.within_bytes_per_s
     rate = np.minimum(rated, constants["bandwidth_frac"] * sheet.peer_bytes_per_s * np.maximum(local - 1, 1))
-    rate = np.where(local > sheet.hub_devices, np.minimum(rate, sheet.hub_bytes_per_s), rate)
     # one rank in a machine sends nothing inside it
     return np.asarray(np.where(local > 1, rate, np.inf))
+
+
+def _hub_rate(sheet: LinkSheet, local: FloatArray, beside: FloatArray) -> FloatArray:
+    """Return what each rank gets between the host's hubs; infinite where a group stays in one.
+
+    Groups that interleave reach over several hubs where one of as many neighbours stays in its own, and share the way.
+    """
+    reaches = (local > 1) & (local * beside > sheet.hub_devices)
+    rate = np.minimum(sheet.hub_bytes_per_s, sheet.between_hubs_bytes_per_s / beside)
+    return np.asarray(np.where(reaches, rate, np.inf))
 
 
 class Collective(Operator[LinkSheet]):
