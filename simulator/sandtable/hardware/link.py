@@ -27,7 +27,7 @@ class LinkDatasheet(Frozen):
     latency_s: Seconds = Field(ge=0)
     peer_bandwidth_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
     hub_bandwidth_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
-    hub_devices: int = Field(default=2, ge=1)
+    hub_devices: int | None = Field(default=None, ge=1)
     between_hubs_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
     per: Literal["device", "machine"] = "device"
     shared: bool = False

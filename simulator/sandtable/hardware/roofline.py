@@ -16,6 +16,9 @@ from sandtable.hardware.link import Link
 from sandtable.hardware.memory import Memory
 from sandtable.hardware.processor import Processor
 
+# devices that need no hub to reach each other, where a link says nothing of hubs
+PAIR = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
@@ -100,7 +103,7 @@ class LinkSheet:
     between_latency_s: float = 0.0
     peer_bytes_per_s: float = float("inf")
     hub_bytes_per_s: float = float("inf")
-    hub_devices: int = 2
+    hub_devices: int = PAIR
     between_hubs_bytes_per_s: float = float("inf")
     shared: bool = False
     reduces: bool = False
@@ -125,7 +128,7 @@ class LinkSheet:
             within_latency_s=inside.latency_s,
             peer_bytes_per_s=inside.peer_bandwidth_bytes_per_s or float("inf"),
             hub_bytes_per_s=ways * hub,
-            hub_devices=inside.hub_devices,
+            hub_devices=inside.hub_devices or PAIR,
             between_hubs_bytes_per_s=ways * (inside.between_hubs_bytes_per_s or hub),
             shared=inside.shared,
             reduces=inside.reduces,
