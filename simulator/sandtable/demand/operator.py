@@ -51,7 +51,7 @@ class Scatter(NamedTuple):
 
     ``own`` at a shape that was left out of a fit to the device, ``siblings`` on a device that was left out. Further,
     to be joined in squares: ``per_doubling`` of the distance from the shapes that were fitted, and ``new_kind`` where
-    the operator or its element type was not among them. How such numbers are found: `sandtable.published.nested`.
+    the operator or its element type was not among them. `tests/bench/test_left_out.py` finds such numbers.
     """
 
     own: float = 0.12
