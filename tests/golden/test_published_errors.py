@@ -52,11 +52,11 @@ OTHERS = [
     Limits("finetune_litgpt", "iteration_s", 17, 0.11, 0.209, 0.104, 0.97, None),
     Limits("finetune_litgpt", "decode_tokens_per_s", 6, 0.051, 0.369, 0.038, 0.97, None),
     Limits("inference_llamacpp", "tokens_per_s", 138, 0.136, 0.6, 0.02, 0.95, None),
-    Limits("op_attention", "latency_ms", 1353, 0.087, 0.254, 0.015, 0.87, 0.091),
+    Limits("op_attention", "latency_ms", 1353, 0.075, 0.254, 0.015, 0.88, 0.081),
     Limits("op_comm", "latency_ms", 1180, 0.059, 0.215, 0.012, 0.89, 0.067),
     Limits("op_gemm", "latency_ms", 1792, 0.065, 0.22, 0.011, 0.88, 0.071),
     Limits("op_infersim", "latency_us", 630, 0.055, 0.165, 0.011, 0.88, 0.057),
-    Limits("op_matmul_peak", "measured_peak_tflops", 9, 0.185, 0.332, 0.132, 0.3, None),
+    Limits("op_matmul_peak", "measured_peak_tflops", 9, 0.183, 0.327, 0.132, 0.6, None),
     Limits("op_mlp_vidur", "emb_ms", 319, 0.098, 0.217, 0.068, 0.92, 0.098),
     Limits("op_mlp_vidur", "input_layernorm_ms", 319, 0.078, 0.227, 0.033, 0.88, 0.079),
     Limits("op_mlp_vidur", "attn_pre_proj_ms", 319, 0.046, 0.15, 0.032, 0.86, 0.045),
@@ -64,7 +64,8 @@ OTHERS = [
     Limits("op_mlp_vidur", "attn_post_proj_ms", 319, 0.052, 0.135, 0.018, 0.89, 0.049),
     Limits("op_mlp_vidur", "post_attention_layernorm_ms", 308, 0.071, 0.196, 0.043, 0.9, 0.068),
     Limits("op_mlp_vidur", "mlp_up_proj_ms", 319, 0.039, 0.113, 0.011, 0.9, 0.037),
-    Limits("op_mlp_vidur", "mlp_act_ms", 319, 0.074, 0.552, 0.047, 0.81, 0.072),
+    # as wide below as above, as few folds tell no skew: too narrow where this one of ten kernels is missed
+    Limits("op_mlp_vidur", "mlp_act_ms", 319, 0.074, 0.552, 0.047, 0.78, 0.077),
     Limits("op_mlp_vidur", "mlp_down_proj_ms", 319, 0.046, 0.15, 0.017, 0.86, 0.046),
     Limits("op_mlp_vidur", "add_ms", 319, 0.084, 0.379, 0.012, 0.84, 0.087),
     Limits("op_moe", "latency_ms", 1030, 0.109, 0.348, 0.015, 0.88, 0.125),
@@ -76,8 +77,8 @@ OTHERS = [
     Limits("training_memory_megatron", "activations_frac", 8, 0.003, 0.009, 0.012, 0.97, None),
     Limits("training_simumax", "step_s", 20, 0.07, 0.26, 0.09, 0.58, None),
     Limits("training_simumax", "peak_memory_bytes", 20, 0.0075, 0.023, 0.012, 0.8, None),
-    Limits("training_throughput", "tokens_per_s_per_device", 190, 0.071, 0.252, 0.05, 0.77, None),
-    Limits("training_throughput", "step_s", 11, 0.147, 0.28, 0.064, 0.6, None),
+    Limits("training_throughput", "tokens_per_s_per_device", 190, 0.071, 0.215, 0.05, 0.85, None),
+    Limits("training_throughput", "step_s", 11, 0.147, 0.28, 0.064, 0.7, None),
 ]
 
 
