@@ -59,7 +59,7 @@ _RACKS = ("gb200", "gb300")
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """The link whose constants a row informs, and the link within machines for one between machines."""
+    """The link whose constants a row informs; beside it that within machines, or the bridge of each pair of many."""
 
     link: str
     beside: str
