@@ -142,7 +142,7 @@ def check_kernel_grid(kernel: Kernel, context: KernelContext) -> None:
         _require(points, f"{name} has no grid with quick={quick}")
         _require(len(points) == len(grid), f"{name} has a point twice in its grid with quick={quick}")
         for dims in grid:
-            _require(set(dims) >= set(kernel.example()), f"{name} lacks dims of its example at {dict(dims)}")
+            _require(set(dims) >= set(kernel.example()), f"{name} has other dims at {dict(dims)} than its example")
 
 
 def check_kernel_cost(kernel: Kernel, context: KernelContext) -> None:
