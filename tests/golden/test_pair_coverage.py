@@ -50,10 +50,10 @@ def found(request: pytest.FixtureRequest) -> tuple[str, list[Pair]]:
 def test_intervals_of_ratios_hold_what_was_measured(found: tuple[str, list[Pair]]) -> None:
     """A tenth should lie outside; training misses the width of a fifth, as the intervals of its laws are narrow."""
     suite, pairs = found
-    n, width = {"flash": (378, 0.2), "slm": (153, 0.27)}[suite]
+    n, width, least = {"flash": (378, 0.2, 0.85), "slm": (153, 0.27, 0.84)}[suite]
     coverage = suite_pairs.coverage(pairs)
     assert coverage.n == n
-    assert 0.85 <= coverage.covered_frac <= 0.97
+    assert least <= coverage.covered_frac <= 0.97
     assert coverage.width_frac < width
 
 

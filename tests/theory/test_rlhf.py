@@ -208,7 +208,7 @@ def test_logits_of_answers_alone_save_the_rest_of_the_head(a100: Machine) -> Non
     every, few = (iteration(played(campaign(model="gemma_2b", logits=kind), a100)) for kind in ("all", "answers"))
     assert few["scoring_s"] < every["scoring_s"]
     assert few["update_s"] < every["update_s"]
-    assert few["rollout_s"] == every["rollout_s"]
+    assert few["rollout_s"] == pytest.approx(every["rollout_s"])
 
 
 def test_rows_that_have_ended_are_decoded_on_where_batches_are_static(a100: Machine) -> None:

@@ -78,7 +78,7 @@ def test_narrow_products_are_cast_once_a_direction() -> None:
     forward, backward = (step_demand.casts(products, c, software, backward=way) for way in (False, True))
     sizes = [product.shape for product in products]
     per_element = 2 + 2 * 1  # bytes read, and written in two layouts
-    assert [cast.shape[0] for cast in forward] == [per_element * k * (m + n) for m, n, k, _, _ in sizes]
-    assert [cast.shape[0] for cast in backward] == [per_element * m * n for m, n, _, _, _ in sizes]
+    assert [cast.shape[0] for cast in forward] == [per_element * k * (m + n) for m, n, k, *_ in sizes]
+    assert [cast.shape[0] for cast in backward] == [per_element * m * n for m, n, *_ in sizes]
     wide = slm_training.configuration(dense.model_copy(update={"precision": "mixed_bfloat16"}), DGX)
     assert not step_demand.casts(step_demand.layer_products(wide, kind), wide, software, backward=False)
