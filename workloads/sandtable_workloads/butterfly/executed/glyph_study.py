@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from sandtable.system import atomic_files, checksums
 from sandtable_workloads.butterfly.executed.glyph_network import glyph_network
 from sandtable_workloads.butterfly.executed.glyph_records import Outcome, Settings
 from sandtable_workloads.seed_intervals import interval
+from sandtable_workloads.seed_runs import SeedRun
 
 # width of the butterfly network whose multiplications are the budget
 BUDGETS = {"small": 0.5, "large": 1.0}
@@ -83,7 +83,7 @@ def width_within(of_butterfly: float, structure: str, base: int = 4) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class Kept(SeedRun):
     """A training that ran: which case's, what it came to, and on what."""
 
     case: str
@@ -96,7 +96,7 @@ class Kept:
         return json.dumps(self.__dict__ | {"outcome": self.outcome.as_json()})
 
     @classmethod
-    def of_line(cls, line: str) -> Kept:
+    def of_line(cls, line: str) -> Self:
         """Read `as_line` back."""
         fields = json.loads(line)
         return cls(**fields | {"outcome": Outcome.of_json(fields["outcome"])})
@@ -120,11 +120,12 @@ def _one(case: Case, seed: int, folder: Path, progress: Callable[[str], None] | 
 
     name = f"{case.budget}-{case.name.replace(' ', '_')}-{seed}"
     path = folder / f"{name}.json"
-    if path.is_file():
-        return Kept.of_line(checksums.checked_json(path.read_bytes(), str(path), required=True).decode())
+    before = Kept.kept(path)
+    if before is not None:
+        return before
     outcome = train(replace(case.settings, seed=seed), folder / name)
     kept = Kept(case=case.name, budget=case.budget, outcome=outcome, environment=environment())
-    atomic_files.write_atomically(path, checksums.sealed_json(kept.as_line()))
+    kept.keep(path)
     if progress:
         progress(f"{name}: {outcome.accuracy:.1%} of test images, {outcome.step_s * 1e3:.1f} ms a step")
     return kept
@@ -139,7 +140,7 @@ def committed() -> list[Kept]:
     They ran side by side on a busy machine, and their butterflies multiplied by the dense matrix that they amount to,
     in PyTorch, as the paper's own code does: accuracies compare, and times of steps are not those of `butterfly`.
     """
-    return [Kept.of_line(line) for line in RUNS.read_text().splitlines()]
+    return Kept.shipped(RUNS)
 
 
 class Row(NamedTuple):

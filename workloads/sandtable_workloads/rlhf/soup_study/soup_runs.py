@@ -7,14 +7,13 @@ that model in the reference; 1 is plain PPO. Reading runs needs no PyTorch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sandtable.system import atomic_files, checksums
 from sandtable_workloads.rlhf.aligned.alignment_settings import Alignment, Fitting, Ppo, Reference
+from sandtable_workloads.seed_runs import SeedRun
 
 if TYPE_CHECKING:
     from sandtable_workloads.rlhf.aligned.alignment_pipeline import Aligned, Arm
@@ -71,7 +70,7 @@ def points(case: str) -> list[Point]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(SeedRun):
     """One case with one seed.
 
     Attributes:
@@ -93,20 +92,10 @@ class Run:
     seconds: Figures
     environment: dict[str, str]
 
-    def as_line(self) -> str:
-        """Return it as one line of JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def of_line(cls, line: str) -> Run:
-        """Read `as_line` back."""
-        fields: dict[str, Any] = json.loads(line)
-        return cls(**fields)
-
 
 def committed() -> list[Run]:
     """Return the runs that ship with the package."""
-    return [Run.of_line(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]
+    return Run.shipped(RUNS)
 
 
 # --- running -------------------------------------------------------------------------------------------------------
@@ -134,8 +123,9 @@ def kept_or_run(
     from sandtable_workloads.rlhf.aligned.alignment_pipeline import align
 
     path = folder / f"{case}-{seed}.json"
-    if path.is_file():
-        return Run.of_line(checksums.checked_json(path.read_bytes(), str(path), required=True).decode())
+    before = Run.kept(path)
+    if before is not None:
+        return before
     chosen, own = points(case), settings or STUDIED
     arms = {point.name.replace(", ", "-").replace(" ", "_"): point.ppo for point in chosen}
     found = align(replace(own, seed=seed), arms, folder / f"seed-{seed}", progress)
@@ -148,7 +138,7 @@ def kept_or_run(
         seconds=_short(found.seconds),
         environment=environment(),
     )
-    atomic_files.write_atomically(path, checksums.sealed_json(run.as_line()))
+    run.keep(path)
     return run
 
 

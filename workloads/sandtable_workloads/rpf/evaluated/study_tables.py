@@ -5,16 +5,15 @@ Reading the runs that ship needs neither numba nor scipy.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sandtable.system import atomic_files, checksums
 from sandtable_workloads.seed_intervals import Gain
+from sandtable_workloads.seed_runs import SeedRun
 
 SHUFFLED = "SRPF, edges shuffled"
 RECOVERY, SIZES = "recovery", (1_000, 10_000, 100_000, 1_000_000)
@@ -28,7 +27,7 @@ Figures = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(SeedRun):
     """One case with one seed.
 
     Attributes:
@@ -45,20 +44,10 @@ class Run:
     figures: Figures
     environment: dict[str, str]
 
-    def as_line(self) -> str:
-        """Return it as one line of JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def of_line(cls, line: str) -> Run:
-        """Read `as_line` back."""
-        fields: dict[str, Any] = json.loads(line)
-        return cls(**fields)
-
 
 def committed() -> list[Run]:
     """Return the runs that ship with the package."""
-    return [Run.of_line(line) for line in RUNS.read_text().splitlines()]
+    return Run.shipped(RUNS)
 
 
 def kept_or(folder: Path, case: str, seed: int, run: Callable[[], tuple[int, Figures]]) -> tuple[Run, bool]:
@@ -70,12 +59,13 @@ def kept_or(folder: Path, case: str, seed: int, run: Callable[[], tuple[int, Fig
     from sandtable.runs.measure import environment
 
     path = folder / f"{case.replace(' ', '_')}-{seed}.json"
-    if path.is_file():
-        return Run.of_line(checksums.checked_json(path.read_bytes(), str(path), required=True).decode()), False
+    before = Run.kept(path)
+    if before is not None:
+        return before, False
     n_events, found = run()
     figures = {name: {key: float(f"{value:.6g}") for key, value in each.items()} for name, each in found.items()}
     done = Run(case=case, seed=seed, n_events=n_events, figures=figures, environment=environment())
-    atomic_files.write_atomically(path, checksums.sealed_json(done.as_line()))
+    done.keep(path)
     return done, True
 
 
