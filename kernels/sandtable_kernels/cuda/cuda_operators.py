@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from sandtable.demand.kernel import Dims, KernelContext
 from sandtable.demand.op import Op
-from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, GemmShape, MemoryBoundShape
+from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, GemmShape, MemoryBoundShape, aligned
 from sandtable_kernels.cuda import cuda_counts
 from sandtable_kernels.cuda.cuda_pool import CudaTimer
 from sandtable_kernels.pytorch import eager
@@ -37,8 +37,7 @@ PRODUCTS = ("forward", "backward_data", "backward_weight")
 # (PyTorch, aten/src/ATen/native/cuda/MultiTensorApply.cuh)
 TENSORS_PER_LAUNCH, ITEMS_PER_LAUNCH = 36, 320 * 65536
 LARGEST = (8192, 8192, 8192)
-# rows of so many 16-bit items start at whole 16 bytes; tokens, outputs and inputs of layers of which one has others
-ALIGNED_ITEMS = 8
+# tokens, outputs and inputs of layers of which one side is not a multiple of 16 bytes, in 16-bit elements
 UNALIGNED = ((4096, 4147, 1536), (4096, 8294, 1536), (16384, 2332, 832), (4096, 2048, 5461))
 # groups of GPUs whose collectives are timed: those that a machine has
 MOST_GPUS = 16
@@ -97,7 +96,7 @@ class CudaGemm(CudaKernel, TorchGemm):
         The gradient of the weights lies either way, and laws look at rows of its columns: the side that is not aligned.
         """
         op = there(super().cost(dims))
-        if dims["pass"] == "backward_weight" and dims["n"] % ALIGNED_ITEMS:
+        if dims["pass"] == "backward_weight" and not aligned(dims["n"], ITEM_BYTES[dims["dtype"]]):
             op = replace(op, shape=GemmShape(dims["k"], dims["n"], dims["m"]))
         return op
 

@@ -15,6 +15,15 @@ Number = float | npt.NDArray[np.float64]
 # `passes` of an attention's backward: five products against the forward's two, scores made again (Dao, arXiv
 # 2307.08691, section 3.1). Laws read this column, and whoever states a backward pass writes it.
 BACKWARD_PASSES = 2.5
+# bytes at which rows of operands must start for tables of copies and kernels of tensor units (CUDA C++ Programming
+# Guide, "Tensor Memory Access": strides are multiples of 16 bytes; NVIDIA, "Matrix Multiplication Background User's
+# Guide", "Tensor Core Requirements")
+ALIGNED_BYTES = 16.0
+
+
+def aligned(row: Number, item_bytes: float) -> npt.NDArray[np.bool_]:
+    """Return whether rows of so many elements, of ``item_bytes`` each, all start where quick kernels take them."""
+    return np.asarray(np.asarray(row) * item_bytes % ALIGNED_BYTES == 0)
 
 
 class GemmShape(NamedTuple):

@@ -9,9 +9,6 @@ from pydantic import Field
 from sandtable.hardware.component import Component, Estimate, Evidence, Frozen, Power, Price
 from sandtable.units import Bytes, BytesPerSecond, PerSecond, Seconds
 
-# how far the time to make a file may be from what nobody measured: drives with and without capacitors lie so far apart
-UNMEASURED_FACTOR = 8.0
-
 
 class StorageDatasheet(Frozen):
     """Vendor or provider figures of a storage device, for the whole device."""
@@ -24,7 +21,7 @@ class StorageDatasheet(Frozen):
     read_latency_s: Seconds | None = Field(default=None, gt=0)  # 4 KiB, one request in flight
     queue_depth: int | None = Field(default=None, ge=1)  # requests the device serves at once
     alignment_bytes: Bytes = 4096.0
-    new_file_s: Seconds | None = Field(default=None, gt=0)  # a small file made, synced and named, its folder synced
+    new_file_s: Estimate[Seconds] | None = None  # a small file made, synced and named, its folder synced
     # what a provider lets a part of this drive do, scaled up to a whole one, where that is above the drive's own rate
     slice_read_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
     slice_random_read_per_s: PerSecond | None = Field(default=None, gt=0)
@@ -109,10 +106,7 @@ class Storage(Component):
 
     @property
     def new_file(self) -> Estimate[Seconds]:
-        """What making a small file takes: as measured, as the data sheet has it, or as on a generic drive.
-
-        What was not measured is known to a factor of `UNMEASURED_FACTOR`.
-        """
+        """What making a small file takes: as measured, as the data sheet has it, or as on a generic drive."""
         if self.fitted is not None and self.fitted.new_file_s is not None:
             return self.fitted.new_file_s
         # read where it is needed; the library builds what is described here
@@ -120,9 +114,9 @@ class Storage(Component):
 
         generic = library.load_component("storage", library.GENERIC_STORAGE)
         assert isinstance(generic, Storage)
-        value = self.datasheet.new_file_s or generic.datasheet.new_file_s
-        assert value is not None
-        return Estimate[Seconds](value=value, low=value / UNMEASURED_FACTOR, high=value * UNMEASURED_FACTOR)
+        stated = self.datasheet.new_file_s or generic.datasheet.new_file_s
+        assert stated is not None
+        return stated
 
     def select(self, variant: str) -> Storage:
         """Return the device as the offer ``variant`` has it: rates scaled by share of a drive and drives.

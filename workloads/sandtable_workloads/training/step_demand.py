@@ -20,7 +20,7 @@ import numpy as np
 
 from sandtable.demand import operator_shapes
 from sandtable.demand.operator import Operator, operator_named
-from sandtable.demand.operator_shapes import BACKWARD_PASSES, Number
+from sandtable.demand.operator_shapes import BACKWARD_PASSES, Number, aligned
 from sandtable.hardware import DTYPE_BYTES, OpEfficiency, Stack
 from sandtable_workloads.training.states import optimizers
 from sandtable_workloads.training.step_numbers import CHECKPOINTING, EVERY_SECOND, SHARDING, Configuration
@@ -28,8 +28,6 @@ from sandtable_workloads.training.step_numbers import CHECKPOINTING, EVERY_SECON
 AS_COUNTED = OpEfficiency()  # of work that a stack file says nothing of
 # bytes of an element of a type that is widened
 NARROW_BYTES = 2.0
-# rows of so many 16-bit elements start at whole 16 bytes
-ALIGNED_ELEMENTS = 8
 # steps of the iteration that makes a matrix orthogonal
 ITERATIONS = 5
 # weights of one layer that an optimiser has a kernel for each: seven products and two norms
@@ -138,8 +136,8 @@ def backward_of(product: Demand) -> Iterator[Demand]:
     yield replace(product, shape=p._replace(n=p.k, k=p.n))
     # weights lie as they do in the forward pass: k rows of n, summed over the m tokens. Rows of both operands are read,
     # and laws look at those of n
-    turned = np.asarray(p.k) % ALIGNED_ELEMENTS > 0
-    rows, columns = (np.where(turned, one, other) for one, other in ((p.n, p.k), (p.k, p.n)))
+    kept = aligned(p.k, NARROW_BYTES)
+    rows, columns = (np.where(kept, one, other) for one, other in ((p.k, p.n), (p.n, p.k)))
     yield replace(product, shape=p._replace(m=rows, n=columns, k=p.m))
 
 

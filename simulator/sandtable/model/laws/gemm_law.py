@@ -24,7 +24,7 @@ from sandtable.demand.operator import (
     Resource,
     Scatter,
 )
-from sandtable.demand.operator_shapes import GemmShape, Number
+from sandtable.demand.operator_shapes import GemmShape, Number, aligned
 from sandtable.hardware import DTYPE_BYTES, Roofline
 from sandtable.model.laws import chip
 
@@ -35,8 +35,6 @@ THIN_TILES = ((16, 64), (16, 128), (32, 64), (32, 128))
 SPLITS = (1, 2, 3, 4)
 # depth that one step of a kernel's main loop takes
 DEPTH = 64
-# bytes in which rows must start for the quickest kernels
-ALIGNED_BYTES = 16.0
 # elements of the smallest tile of a product whose rows start elsewhere (CUTLASS's kernels for older devices)
 LEAST_UNALIGNED = 256 * 128
 # partial sums are kept in float32, written once and read once
@@ -180,12 +178,12 @@ def _alignment(device: Roofline, dtype: str, n: FloatArray, k: FloatArray, given
     if device.family != "gpu" or dtype in FORMATS or item != WIDE_BYTES or not device.clock_hz:
         return np.ones_like(n)
     # a vector has no rows
-    aligned = (n * item % ALIGNED_BYTES == 0) & (k * item % ALIGNED_BYTES == 0) | (n <= 1) | (k <= 1)
+    whole = aligned(n, item) & aligned(k, item) | (n <= 1) | (k <= 1)
     elements = np.where((n % 2 == 1) | (k % 2 == 1), 1.0, 2.0)
     full = device.peak(dtype) / (device.n_units * device.clock_hz)
     multiplying = np.full_like(elements, max(1.0, full / given["plain_flops_per_clock"]))
     loading = full / (given["odd_flops_per_clock"] * elements)
-    return np.where(aligned, 1.0, 1 / overlapped(multiplying, loading, given["overlap"]))
+    return np.where(whole, 1.0, 1 / overlapped(multiplying, loading, given["overlap"]))
 
 
 def _rate(device: Roofline, constants: Constants, dtype: str, form: Format, given: Constants) -> float:
