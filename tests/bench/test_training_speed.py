@@ -105,8 +105,8 @@ model = Decoder(shape, sequence_tokens=length, core="flash", checkpointing="none
 model.initialise(1)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 rows = torch.randint(0, shape.vocabulary, (batch, length + 1))
-def norm(x, gain, eps):
-    return fn.rms_norm(x, (x.shape[-1],), gain, eps)
+def norm(x, gain):
+    return fn.rms_norm(x, (x.shape[-1],), gain, layer_functions.NORM_EPS)
 def gate(joint):
     left, right = joint.chunk(2, dim=-1)
     return fn.silu(left) * right

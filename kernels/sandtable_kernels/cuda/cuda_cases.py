@@ -22,7 +22,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 
 from sandtable_kernels.cuda import structured_cases
-from sandtable_kernels.pytorch import torch_cases
+from sandtable_kernels.pytorch import layer_functions, torch_cases
 from sandtable_kernels.pytorch.torch_cases import Dims, R, Stopwatch, Timed, copies, filled, timed
 
 COLD = frozenset({"gemm", "adamw", "copy", *structured_cases.CASES})
@@ -171,8 +171,7 @@ def attention(dims: Dims, *, chosen: bool = False) -> Timed:
     def forward(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor]:
         q, k, v = (part.transpose(1, 2) for part in parts)
         if not dims["flash"]:
-            raw = torch.matmul(q, k.transpose(-2, -1)) * e**-0.5 + mask
-            return (torch.matmul(torch.softmax(raw, dim=-1, dtype=torch.float32).to(q.dtype), v),)
+            return (layer_functions.written_attention(q, k, v, mask),)
         with kernels():
             return (fn.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=h != g),)
 

@@ -1,9 +1,10 @@
-"""Parts of a transformer's layer with backward passes of their own, in fewer passes over memory than autograd's rows.
+"""Parts of a transformer's layer, those between products in fewer passes over memory than autograd's rows.
 
-Autograd takes each operator by itself: a norm becomes a row of element-wise kernels on a CPU, and the gradients of
-parts of a tensor are made apart and then joined by a copy. Here they are written where they belong. Results are those
-of the plain operators within rounding. Letters: B sequences, T tokens of one, D width, H query heads, K key/value
-heads, E head dimension, I neurons. Imported only where something runs.
+What is executed and what is timed for it call the same functions. Autograd takes each operator by itself: a norm
+becomes a row of element-wise kernels on a CPU, and the gradients of parts of a tensor are made apart and then joined by
+a copy. Here they are written where they belong. Results are those of the plain operators within rounding. Letters: B
+sequences, T tokens of one, D width, H query heads, K key/value heads, E head dimension, I neurons. Imported only where
+something runs.
 """
 
 from __future__ import annotations
@@ -12,32 +13,50 @@ from typing import Any
 
 import torch
 import torch.nn.functional as fn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # what a backward pass gets and gives is PyTorch's business, which has no types for it
 Context = Any
+NORM_EPS = 1e-5
 
 
-def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """Return ``x`` [..., D] over the root of its rows' mean squares, times ``gain`` [D].
+class Norm(nn.RMSNorm):
+    """Root-mean-square norm with a gain."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of ``x`` [..., D]."""
+        return rms_norm(x, self.weight)
+
+
+def written_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention that writes its scores to memory; q, k, v [B, H, T, E], ``mask`` [T, T] is added to the scores."""
+    scores = torch.matmul(q, k.transpose(-2, -1)) * q.shape[-1] ** -0.5 + mask
+    return torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), v)
+
+
+def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
+    """Return ``x`` [..., D] over the root of its rows' mean squares and `NORM_EPS`, times ``gain`` [D].
 
     PyTorch has one kernel for it on GPUs, and narrow types pass through float32: both are left to it.
     """
     if not x.is_cuda and x.dtype == gain.dtype == torch.float32:
-        found: Tensor = _RowNorm.apply(x, gain, eps)
+        found: Tensor = _RowNorm.apply(x, gain)
         return found
-    return fn.rms_norm(x, (x.shape[-1],), gain, eps)
+    return fn.rms_norm(x, (x.shape[-1],), gain, NORM_EPS)
 
 
 class _RowNorm(torch.autograd.Function):
     """Keeps the input and one number per row; autograd's row of kernels keeps a tensor more."""
 
     @staticmethod
-    def forward(ctx: Context, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Context, x: Tensor, gain: Tensor) -> Tensor:
         """Return the norm of ``x`` [..., D]."""
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scale.square_().div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
         ctx.save_for_backward(x, gain, scale)
         return (x * scale).mul_(gain)
 
@@ -53,7 +72,7 @@ class _RowNorm(torch.autograd.Function):
         # every number of a row changes its scale
         shared = (rows @ gain).view_as(scale).mul_(scale.square().mul_(scale)).div_(-width)
         of_x = torch.mul(outer[0], gain, out=work).mul_(scale).addcmul_(x, shared)
-        return of_x, of_gain, None
+        return of_x, of_gain
 
 
 def turned_heads(joint: Tensor, turn: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 
 from sandtable_kernels.pytorch import layer_functions
+from sandtable_kernels.pytorch.steps.step_points import HEAD_DIM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # copies of a case: as many as take so long together, and no more than fit
@@ -127,8 +128,7 @@ def attention(dims: Dims) -> Timed:
         if dims["flash"]:
             mixed = fn.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            raw = torch.matmul(q, k.transpose(-2, -1)) * e**-0.5 + mask
-            mixed = torch.matmul(torch.softmax(raw, dim=-1, dtype=torch.float32).to(q.dtype), v)
+            mixed = layer_functions.written_attention(q, k, v, mask)
         return (mixed.transpose(1, 2).reshape(b, t, -1),)
 
     number = copies(dims, 8 * b * t * h * e * item + 4 * scores)
@@ -162,7 +162,7 @@ def norm(dims: Dims) -> Timed:
     ]
     return timed(
         inputs,
-        lambda item: (layer_functions.rms_norm(item[0], item[1], 1e-5),),
+        lambda item: (layer_functions.rms_norm(*item),),
         backward=dims["pass"] == "backward",
     )
 
@@ -186,8 +186,7 @@ def gate(dims: Dims) -> Timed:
 def rope(dims: Dims) -> Timed:
     """Rotary positions of the first two thirds of the heads: queries and keys beside values."""
     n, width, dtype = dims["n_tokens"], dims["width"], dims["dtype"]
-    e = 32
-    h = width // e
+    e, h = HEAD_DIM, width // HEAD_DIM
     turn = torch.polar(torch.ones(n, 1, e // 2), filled(n, 1, e // 2, dtype="float32"))
 
     def forward(item: Tensor) -> tuple[Tensor, ...]:

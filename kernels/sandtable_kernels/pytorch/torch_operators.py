@@ -217,7 +217,7 @@ class TorchAttention(TorchKernel):
                 "flash": False,
             }
             grids += [{**alone, "pass": which} for which in PASSES]
-        short = {"tokens": 32, "n_heads": 2, "head_dim": 32, "dtype": "float32", "flash": True}
+        short = {"tokens": 32, "n_heads": 2, "head_dim": HEAD_DIM, "dtype": "float32", "flash": True}
         grids += [{**short, "batch": 64, "pass": which} for which in PASSES]
         return points(*grids)
 
@@ -281,7 +281,7 @@ class TorchDecodeAttention(TorchAttention):
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """Few sequences and many."""
-        shape = {"tokens": 32, "n_heads": 2, "head_dim": 32, "queries": 1}
+        shape = {"tokens": 32, "n_heads": 2, "head_dim": HEAD_DIM, "queries": 1}
         same = {"dtype": "float32", "flash": True, "pass": "forward"}
         return points(*({**shape, **same, "batch": b} for b in (8, 64)))
 

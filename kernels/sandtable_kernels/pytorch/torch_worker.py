@@ -17,13 +17,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sandtable_kernels.pytorch.steps.step_points import STEP
 from sandtable_kernels.pytorch.steps.torch_step import request_parts
 from sandtable_kernels.pytorch.torch_cases import CASES, LEAST_COPIES, enough_copies
 from sandtable_kernels.pytorch.vision_cases import VISION_CASES
 from sandtable_kernels.structured.butterfly_cases import BUTTERFLY_CASES
 
-# the case of whole steps, whose answer is by part
-STEP = "step"
 KNOWN = CASES | VISION_CASES | BUTTERFLY_CASES
 
 

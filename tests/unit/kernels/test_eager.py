@@ -82,7 +82,7 @@ TURN = torch.polar(torch.ones(N, 1, HEAD // 2), torch.randn(N, 1, HEAD // 2))
 
 CASES: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]], Callable[[bool], eager.Traffic]]] = {
     "norm": (
-        lambda x, w: layer_functions.rms_norm(x, w, 1e-5),
+        layer_functions.rms_norm,
         lambda: (leaf(N, D), leaf(D)),
         lambda back: eager.norm(N, D, 4, backward=back),
     ),

@@ -14,7 +14,7 @@ B, T, D, H, K, E = 2, 5, 24, 4, 2, 6
 
 
 def plain_norm(x: Any, gain: Any) -> Any:
-    return torch.nn.functional.rms_norm(x, (D,), gain, 1e-5)
+    return torch.nn.functional.rms_norm(x, (D,), gain, layer_functions.NORM_EPS)
 
 
 def plain_heads(joint: Any, angles: Any) -> Any:
@@ -32,12 +32,12 @@ def cases(dtype: Any) -> dict[str, tuple[Callable[..., Any], Callable[..., Any],
     angles = torch.polar(torch.ones(T, 1, E // 2), torch.randn(T, 1, E // 2))
     return {
         "norm": (
-            lambda x, gain: layer_functions.rms_norm(x, gain, 1e-5),
+            layer_functions.rms_norm,
             plain_norm,
             (leaf(B, T, D, dtype=dtype), leaf(D, dtype=dtype)),
         ),
         "norm of strided rows": (
-            lambda x, gain: layer_functions.rms_norm(x[:, ::2], gain, 1e-5),
+            lambda x, gain: layer_functions.rms_norm(x[:, ::2], gain),
             lambda x, gain: plain_norm(x[:, ::2], gain),
             (leaf(B, T, D, dtype=dtype), leaf(D, dtype=dtype)),
         ),
@@ -83,7 +83,7 @@ def test_autocast_leaves_types_as_it_does_with_plain_operators() -> None:
     x, gain = leaf(B, T, D, dtype=torch.float32), leaf(D, dtype=torch.float32)
     joint = leaf(B, T, 2 * D, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert layer_functions.rms_norm(x, gain, 1e-5).dtype == plain_norm(x, gain).dtype
+        assert layer_functions.rms_norm(x, gain).dtype == plain_norm(x, gain).dtype
         assert layer_functions.silu_gated(joint).dtype == plain_gate(joint).dtype
 
 
@@ -96,5 +96,5 @@ def test_a_norm_keeps_its_input_and_a_number_per_row() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        layer_functions.rms_norm(x, gain, 1e-5)
+        layer_functions.rms_norm(x, gain)
     assert sorted(kept) == sorted([B * T * D, D, B * T])

@@ -59,6 +59,7 @@ def test_every_part_of_a_step_is_a_point() -> None:
     parts = Counter(step_points.part_of(dims) for _, dims in mine)
     timed = OnePool().time_parts("step", {"within": size.name, "processes": 1})
     assert set(parts) == set(timed)
+    assert len(mine) == size.n_points
     assert all(
         n == (2 if part.removesuffix(" backward") in size.products and part.endswith("backward") else 1)
         for part, n in parts.items()

@@ -29,7 +29,7 @@ from sandtable_workloads.rlhf.rlhf_parameters import SCALAR, Rlhf, Role
 from sandtable_workloads.training import layout, step_demand
 from sandtable_workloads.training.closed_form import Timer
 from sandtable_workloads.training.states.offloading import Moves, is_offloaded, moves, shares
-from sandtable_workloads.training.step_demand import Demand, LayerKind, Software, held_params
+from sandtable_workloads.training.step_demand import TENSORS_PER_LAYER, Demand, LayerKind, Software, held_params
 from sandtable_workloads.training.step_numbers import SHARDING, Configuration, configuration_of
 from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, StepParts, layer_kinds, parts_of
 
@@ -45,8 +45,8 @@ VIEWS = "views"
 # rounded to two bytes (runtime/zero/stage_1_and_2.py, `step`; stage3.py, `unscale_and_clip_grads` and
 # `_reassign_or_swap_out_partitioned_parameters`)
 CLIPPED_BYTES, ROUNDED_BYTES = 8.0, 6.0
-# numbers of a layer's tensors that are sent one by one: seven products and two norms; three beside the layers
-TENSORS_OF_LAYER, TENSORS_BESIDE = 9, 3
+# tensors of weights beside the layers': embedding, last norm and head
+TENSORS_BESIDE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,5 +400,5 @@ def weight_sync(p: Rlhf, machine: Machine) -> tuple[list[Demand], float]:
         if machine.stack is None
         else machine.stack.datasheet.efficiency.get(SYNC_GATHERED if sharded else SYNC_TENSOR)
     )
-    n_tensors = TENSORS_OF_LAYER * p.shape.n_layers + TENSORS_BESIDE
+    n_tensors = TENSORS_PER_LAYER * p.shape.n_layers + TENSORS_BESIDE
     return [*gather, sent], 0.0 if found is None else found.overhead_s * n_tensors

@@ -30,8 +30,9 @@ AS_COUNTED = OpEfficiency()  # of work that a stack file says nothing of
 NARROW_BYTES = 2.0
 # steps of the iteration that makes a matrix orthogonal
 ITERATIONS = 5
-# weights of one layer that an optimiser has a kernel for each: seven products and two norms
-TENSORS_PER_LAYER = 9.0
+# tensors of weights of one layer, of which each is a kernel or a message where none are joined: of seven products and
+# two norms
+TENSORS_PER_LAYER = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

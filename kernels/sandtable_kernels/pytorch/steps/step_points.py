@@ -15,6 +15,11 @@ from sandtable.system import contention
 from sandtable_kernels.pytorch.torch_pool import Pool
 
 HEAD_DIM = 32
+# points of a grid within one step beside its products: embedding, norm, positions, attention, gate and loss forward and
+# backward, the sum and the optimiser
+BESIDE_PRODUCTS = 14
+# the case of whole steps, whose answer is by part
+STEP = "step"
 OPTIMIZER = "optimizer"
 # steps that are timed at one visit
 REPEATS = 12
@@ -56,6 +61,11 @@ class StepSize(NamedTuple):
     def n_tensors(self) -> int:
         """Tensors of weights: four products and two norms a layer; embedding, last norm and head."""
         return 6 * self.layers + 3
+
+    @property
+    def n_points(self) -> int:
+        """Points of a grid within this step: products have three passes."""
+        return BESIDE_PRODUCTS + 3 * len(self.products)
 
     @property
     def products(self) -> dict[str, tuple[int, int]]:
@@ -136,9 +146,8 @@ class StepTimings:
     def _timed(dims: Dims, workers: Pool, budget_s: float) -> dict[str, Calls]:
         size, before = BY_NAME[dims["within"]], contention.core_time()
         asked = {"within": dims["within"], "processes": dims["processes"]}
-        n_parts = 11 + 3 * len(size.products)
         timed: Mapping[str, list[float]] = workers.time_parts(
-            "step", asked, repeats=REPEATS, budget_s=n_parts * budget_s
+            STEP, asked, repeats=REPEATS, budget_s=size.n_points * budget_s
         )
         lost_frac = contention.lost_frac(before, contention.core_time())
         found = {part: Calls(seconds, lost_frac) for part, seconds in timed.items()}

@@ -19,10 +19,10 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from sandtable_kernels.pytorch import layer_functions
+from sandtable_kernels.pytorch.layer_functions import Norm
 from sandtable_kernels.pytorch.steps.step_points import BY_NAME, HEAD_DIM, OPTIMIZER, StepSize
 
 N_WARM = 2
-NORM_EPS = 1e-5
 
 
 class Marks:
@@ -57,14 +57,6 @@ class Marks:
         return found
 
 
-class Norm(nn.RMSNorm):
-    """As executed models have it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the norm of ``x`` [..., D]."""
-        return layer_functions.rms_norm(x, self.weight, NORM_EPS)
-
-
 class Layer(nn.Module):
     """Attention and gated feed-forward, each behind a norm and added to the residual stream [B, T, D]."""
 
@@ -96,8 +88,7 @@ class Layer(nn.Module):
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         if self.size.flash:
             return fn.scaled_dot_product_attention(q, k, v, is_causal=True)
-        scores = torch.matmul(q, k.transpose(-2, -1)) * HEAD_DIM**-0.5 + mask
-        return torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), v)
+        return layer_functions.written_attention(q, k, v, mask)
 
 
 class Steps:

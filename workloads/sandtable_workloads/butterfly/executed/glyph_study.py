@@ -18,6 +18,7 @@ from sandtable_workloads.butterfly.executed.glyph_network import glyph_network
 from sandtable_workloads.butterfly.executed.glyph_records import Outcome, Settings
 from sandtable_workloads.seed_intervals import interval
 from sandtable_workloads.seed_runs import SeedRun
+from sandtable_workloads.seed_study import markdown_table
 
 # width of the butterfly network whose multiplications are the budget
 BUDGETS = {"small": 0.5, "large": 1.0}
@@ -218,7 +219,7 @@ def as_text(rows: Iterable[Row]) -> str:
         )
         for row in rows
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ("---",) * len(heads), *found))
+    return markdown_table(heads, found)
 
 
 def _range(low: float, high: float, form: str) -> str:

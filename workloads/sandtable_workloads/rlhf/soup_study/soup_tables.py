@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from sandtable_workloads.rlhf.soup_study.soup_runs import ALPHA, GRID_ALPHA, GRID_KL, KL, Figures, Point, Run
+from sandtable_workloads.rlhf.soup_study.soup_runs import ALPHA, KL, Figures, Point, Run, points
 from sandtable_workloads.seed_intervals import Gain
+from sandtable_workloads.seed_study import markdown_table
 
 KINDS = ("seen", "unseen")
 # what is compared, and how a table calls it
@@ -83,8 +84,7 @@ class Cell(NamedTuple):
 def cells(runs: Iterable[Run]) -> list[Cell]:
     """Return each point of the grid on each kind of prompts."""
     own = of_case(runs, "grid")
-    points = [Point(alpha, kl_coef) for kl_coef in GRID_KL for alpha in reversed(GRID_ALPHA)]
-    return [_cell(own, point, kind) for kind in KINDS for point in points if own]
+    return [_cell(own, point, kind) for kind in KINDS for point in points("grid") if own]
 
 
 def _cell(runs: Sequence[Run], point: Point, kind: str) -> Cell:
@@ -109,7 +109,7 @@ def before_text(runs: Sequence[Run]) -> str:
         )
         for name in runs[0].before
     ]
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def contrasts_text(runs: Sequence[Run]) -> str:
@@ -130,7 +130,7 @@ def contrasts_text(runs: Sequence[Run]) -> str:
     for kind in KINDS:
         wins = wins_of(own, Point(ALPHA, KL), kind)
         rows.append((kind, "wins over PPO, ties half", str(wins.n), "", wins.shown(".3f"), ""))
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def cells_text(runs: Sequence[Run]) -> str:
@@ -149,7 +149,7 @@ def cells_text(runs: Sequence[Run]) -> str:
         )
         for cell in cells(runs)
     ]
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def as_text(runs: Sequence[Run]) -> str:
@@ -158,7 +158,3 @@ def as_text(runs: Sequence[Run]) -> str:
     tables = [before_text(main or grid)] if runs else []
     tables += [contrasts_text(main)] if main else []
     return "\n\n".join(tables + ([cells_text(grid)] if grid else []))
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ("---",) * len(heads), *rows))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from sandtable_workloads.seed_intervals import Gain
 from sandtable_workloads.seed_runs import SeedRun
+from sandtable_workloads.seed_study import markdown_table
 
 SHUFFLED = "SRPF, edges shuffled"
 RECOVERY, SIZES = "recovery", (1_000, 10_000, 100_000, 1_000_000)
@@ -203,7 +204,7 @@ def _slope(errors: dict[int, float]) -> float:
 def contrasts_text(rows: Iterable[Row]) -> str:
     """Return contrasts as a table in Markdown; changes of mean absolute errors of returning times are in percent."""
     heads = ("events", "model", "over", "seeds", "NDCG", "recall@10", *ASKED, "log-lik. an event")
-    return _table(heads, map(_cells, rows))
+    return markdown_table(heads, map(_cells, rows))
 
 
 ASKED = ("return error at the split", "after each event", "after training")
@@ -226,13 +227,13 @@ def levels_text(rows: Iterable[Level]) -> str:
         )
         for row in rows
     )
-    return _table(heads, cells)
+    return markdown_table(heads, cells)
 
 
 def recoveries_text(rows: Iterable[Recovered]) -> str:
     """Return recoveries as a table in Markdown, in percent."""
     heads = ("events fitted", "seeds", "error of all base rates (%)", "error of tau (%)", "bias of tau (%)")
-    return _table(heads, map(_recovery_cells, rows))
+    return markdown_table(heads, map(_recovery_cells, rows))
 
 
 def _recovery_cells(row: Recovered) -> tuple[str, ...]:
@@ -248,7 +249,3 @@ def as_text(runs: Sequence[Run]) -> str:
         falls = (slopes(runs, name).shown("+.3f") for name in ("base", "tau"))
         tables += [recoveries_text(found), "Slopes in logarithms: base rates {}, tau {}.".format(*falls)]
     return "\n\n".join(tables)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ("---",) * len(heads), *rows))

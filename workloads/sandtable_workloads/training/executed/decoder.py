@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sandtable_kernels.pytorch import layer_functions
+from sandtable_kernels.pytorch.layer_functions import Norm
 from sandtable_workloads.transformer.shapes import ModelShape
 
 ROPE_BASE = 10_000.0
 INITIAL_STD = 0.02
-NORM_EPS = 1e-5
 
 
 def rope_table(n_tokens: int, head_dim: int, device: torch.device) -> Tensor:
@@ -29,29 +29,12 @@ def rope_table(n_tokens: int, head_dim: int, device: torch.device) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def vanilla_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention that writes its scores to memory; q, k, v [B, H, T, E], ``mask`` [T, T] is added to the scores."""
-    scores = torch.matmul(q, k.transpose(-2, -1)) * q.shape[-1] ** -0.5 + mask
-    return torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), v)
-
-
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Attention that keeps its scores on chip, as PyTorch provides it; ``mask`` is known to be causal."""
     return fn.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-ATTENTION: dict[str, Any] = {"vanilla": vanilla_attention, "flash": flash_attention}
-
-
-class Norm(nn.RMSNorm):
-    """Root-mean-square norm with a gain."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=NORM_EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the norm of ``x`` [B, T, D]."""
-        return layer_functions.rms_norm(x, self.weight, NORM_EPS)
+ATTENTION: dict[str, Any] = {"vanilla": layer_functions.written_attention, "flash": flash_attention}
 
 
 class Attention(nn.Module):
