@@ -107,6 +107,13 @@ def points(*grids: dict[str, Any], shares: Sequence[int] = SHARES) -> list[Dims]
     return [{**grid, "processes": n} for grid, n in itertools.product(grids, shares)]
 
 
+def _probe(kernel: Kernel, part: str) -> Dims | None:
+    """Return the first point of a part of the step that probes are of, if the kernel has such points."""
+    within = step_points.PROBE.name
+    found = (dims for dims in kernel.grid(quick=True) if (dims.get("within"), dims.get("part")) == (within, part))
+    return next(found, None)
+
+
 def memory_bound_op(name: str, traffic: eager.Traffic, dims: Dims) -> Op:
     """Return the demand of a composite that moves and launches so much; within a step it has a role."""
     return Op(
@@ -164,6 +171,10 @@ class TorchGemm(LinearLayer):
         grids += [{"m": m, "n": n, "k": k, "dtype": "bfloat16", "pass": "forward"} for m, n, k in half]
         return points(*grids)
 
+    def probe(self) -> Dims | None:
+        """Of a step of calibration's, the same as the other kernels' probes: one timing serves all."""
+        return _probe(self, part="ffn up")
+
     def cost(self, dims: Dims) -> Op:
         """Two operations per multiplication; each operand once."""
         m, n, k, item = dims["m"], dims["n"], dims["k"], ITEM_BYTES[dims["dtype"]]
@@ -220,6 +231,10 @@ class TorchAttention(TorchKernel):
         short = {"tokens": 32, "n_heads": 2, "head_dim": HEAD_DIM, "dtype": "float32", "flash": True}
         grids += [{**short, "batch": 64, "pass": which} for which in PASSES]
         return points(*grids)
+
+    def probe(self) -> Dims | None:
+        """See `TorchGemm.probe`."""
+        return _probe(self, part="attention")
 
     def cost(self, dims: Dims) -> Op:
         """Half of all scores are seen; queries, keys, values and outputs pass through memory once."""
@@ -327,6 +342,10 @@ class TorchStream(TorchKernel):
         # so few tokens that launches are all there is
         grids.append({"case": "norm", "n_tokens": 16, "width": 64, "dtype": "float32", "pass": "forward"})
         return points(*grids)
+
+    def probe(self) -> Dims | None:
+        """See `TorchGemm.probe`."""
+        return _probe(self, part="norm")
 
     def cost(self, dims: Dims) -> Op:
         """Bytes and kernels as eager PyTorch launches them."""

@@ -163,7 +163,7 @@ def _rounds(checked: Sequence[Checked], context: ExecutionContext) -> None:
 
 def _execute(item: Checked, context: ExecutionContext) -> None:
     case = item.case
-    probe = measure.probe(case.machine, context)
+    probe = measure.probe(case.machine, context, case.workload.needs)
     execution = measure.execute(case.scenario, case.workload, case.parameters, case.machine, context)
     kept_execution.save(item.folder, len(item.repeats.executions), execution, probe)
     item.repeats = item.repeats.and_one(execution, probe)

@@ -7,7 +7,7 @@ import gc
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -43,6 +43,7 @@ TEST_FOLDER = "calibration"
 KEPT = "kept"
 STREAM_BYTES = 96 << 20  # three times a large last-level cache
 PROBE_FILE_BYTES = 256 << 20
+PROBE_REPEATS, PROBE_S = 20, 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def measure(
         yield measurement_of(scenario, parameters, machine, process, done, workload), done
     for index in range(len(done.executions), scenario.repeats):
         context.progress(Step(f"{scenario.name}: run", index, scenario.repeats))
-        probed = probe(machine, context)
+        probed = probe(machine, context, workload.needs)
         done = done.and_one(execute(scenario, workload, parameters, machine, context), probed)
         yield measurement_of(scenario, parameters, machine, process, done, workload), done
 
@@ -228,21 +229,35 @@ def start_peak() -> int | None:
 # --- probing and timing ------------------------------------------------------------------------------------
 
 
-def probe(machine: Machine, context: ExecutionContext) -> float:
-    """Time the kernels that offer a probe, and return measured over predicted time (geometric mean)."""
-    costs = CostModel(machine)
-    ratios = []
-    for kernel in kernels().values():
-        dims = kernel.probe()
-        if dims is None:
-            continue
-        kernel_context = KernelContext(
-            folder=context.folder / PROBE_FOLDER, n_threads=context.n_threads, file_bytes=PROBE_FILE_BYTES
-        )
-        kernel_context.folder.mkdir(exist_ok=True)
-        seconds = time_kernel(kernel, dims, kernel_context, repeats=20, budget_s=0.2)
-        ratios.append(float(np.median(seconds)) / costs.time(kernel.cost(dims)).seconds)
+def probe(machine: Machine, context: ExecutionContext, needs: Collection[str]) -> float:
+    """Time the kernels that offer a probe, and return measured over predicted time (geometric mean).
+
+    Where some of them work with one of the packages ``needs``, which the execution imports, only these: what slows a
+    disk down, or threads that wake for every operator, says little of other work. What no calibration fitted is left
+    out: its error would pass for a machine that drifted.
+    """
+    costs, ratios = CostModel(machine), []
+    for kernel, dims in _probes(needs):
+        predicted = costs.time(kernel.cost(dims))
+        if predicted.evidence is not None:
+            seconds = _probed(kernel, dims, context)
+            ratios.append(float(np.median(seconds)) / predicted.seconds)
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else 1.0
+
+
+def _probes(needs: Collection[str]) -> list[tuple[Kernel, Mapping[str, Any]]]:
+    offered = [(kernel, dims) for kernel in kernels().values() if (dims := kernel.probe()) is not None]
+    of_packages = [found for found in offered if any(name in needs for name in found[0].needs)]
+    return of_packages or [found for found in offered if not found[0].needs]
+
+
+def _probed(kernel: Kernel, dims: Mapping[str, Any], context: ExecutionContext) -> Sequence[float]:
+    where = KernelContext(
+        folder=context.folder / PROBE_FOLDER, n_threads=context.n_threads, file_bytes=PROBE_FILE_BYTES
+    )
+    where.folder.mkdir(exist_ok=True)
+    own = kernel.timings(dims, where, repeats=PROBE_REPEATS, budget_s=PROBE_S)
+    return time_kernel(kernel, dims, where, repeats=PROBE_REPEATS, budget_s=PROBE_S) if own is None else own
 
 
 def time_kernel(

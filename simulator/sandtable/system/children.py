@@ -24,6 +24,8 @@ _OF_LAUNCHERS = {
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE"),
 }
 _PREFIX_OF_LAUNCHERS = "TORCHELASTIC_"
+# what `set_for_this_process` set
+_own: set[str] = set()
 
 
 def started(module: str, arguments: Iterable[object], *, inherit: Iterable[int] = ()) -> dict[str, Any]:
@@ -34,12 +36,19 @@ def started(module: str, arguments: Iterable[object], *, inherit: Iterable[int] 
     return {"args": [str(word) for word in words], "pass_fds": (_lifeline(), *inherit)}
 
 
+def set_for_this_process(name: str, value: str) -> None:
+    """Set a variable of the environment that has no value yet, for libraries of this process and not for children."""
+    if name not in os.environ:
+        os.environ[name] = value
+        _own.add(name)
+
+
 def environment() -> dict[str, str]:
-    """Return this process's environment without what other launchers put there, for children of its own."""
+    """Return the environment for children: this process's, without what launchers or it put there for itself alone."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in _OF_LAUNCHERS and not name.startswith(_PREFIX_OF_LAUNCHERS)
+        if name not in _OF_LAUNCHERS | _own and not name.startswith(_PREFIX_OF_LAUNCHERS)
     }
     return kept | {"PYTHONSAFEPATH": "1"}
 

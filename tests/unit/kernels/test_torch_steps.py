@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -113,16 +116,32 @@ def test_the_parts_are_the_whole_step(flash: bool, monkeypatch: pytest.MonkeyPat
     steps()
     ticks = iter(range(10_000))
     monkeypatch.setattr(torch_step, "perf_counter", lambda: float(next(ticks)))
-    found = steps()
+    found, passes = steps()
     counts = {part: len(seconds) for part, seconds in found.items()}
     layers = SMALL.layers
     assert counts["norm"] == counts["norm backward"] == counts["residual"] == 2 * layers
     assert counts["attention"] == counts["ffn up backward"] == layers
     assert counts["loss"] == counts["last norm"] == counts["embedding backward"] == counts["optimizer"] == 1
     assert "residual backward" not in counts
-    # in order, none twice and none left out
+    # in order, none twice and none left out; both passes have a beginning and an end, and each part an end
     assert all(seconds == 1.0 for part in found.values() for seconds in part)
-    assert next(ticks) == sum(counts.values()) + 2  # both passes have a beginning, and each part an end
+    assert next(ticks) == sum(counts.values()) + 3
+    n_backward = sum(n for part, n in counts.items() if part.endswith("backward"))
+    assert passes == (sum(counts.values()) - n_backward, n_backward + 1)
+
+
+def test_what_marks_take_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock whose reading takes a second, while all else takes none: nothing is left but the least."""
+    pytest.importorskip("torch", reason="PyTorch's operators need PyTorch")
+    from sandtable_kernels.pytorch.steps import torch_step
+
+    ticks = iter(range(100_000))
+    monkeypatch.setattr(torch_step, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setitem(torch_step.BY_NAME, SMALL.name, SMALL)
+    found = torch_step.timed_parts(SMALL.name, 3, 0.0, lambda value: value)
+    parts = {part: seconds for part, seconds in found.items() if part != "optimizer"}
+    assert all(0 < each <= torch_step.LEAST_FRAC for seconds in parts.values() for each in seconds)
+    assert found["optimizer"] == [1.0, 1.0]
 
 
 def test_workers_time_the_parts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,3 +164,17 @@ def test_what_is_not_within_a_step_is_timed_alone() -> None:
     ]
     for kernel, dims in alone:
         assert kernel.software_of(dims) == kernel.software == "pytorch_cpu"
+
+
+def test_threads_of_pytorch_spin_as_its_users_have_it() -> None:
+    """Compiled loops shorten the spinning of this process alone: a training step would take twice as long."""
+    code = (
+        "from sandtable_kernels.compiled import memory_loops; import os; "
+        "from sandtable_kernels.pytorch.torch_pool import environment; "
+        "print(os.environ['GOMP_SPINCOUNT'], environment(2).get('GOMP_SPINCOUNT'))"
+    )
+    without = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1000", "None"]

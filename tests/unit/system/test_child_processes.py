@@ -96,3 +96,16 @@ class TestCaches:
         monkeypatch.setenv("HOME", str(tmp_path))
         caches.provide()
         assert "NUMBA_CACHE_DIR" not in os.environ
+
+
+def test_what_is_set_for_this_process_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "_own", set())
+    monkeypatch.setenv("SPIN_OF_THE_USER", "7")
+    monkeypatch.delenv("SPIN_OF_OURS", raising=False)
+    for name in ("SPIN_OF_THE_USER", "SPIN_OF_OURS"):
+        children.set_for_this_process(name, "1000")
+    assert (os.environ["SPIN_OF_THE_USER"], os.environ["SPIN_OF_OURS"]) == ("7", "1000")
+    found = children.environment()
+    assert found["SPIN_OF_THE_USER"] == "7"
+    assert "SPIN_OF_OURS" not in found
+    monkeypatch.delenv("SPIN_OF_OURS")

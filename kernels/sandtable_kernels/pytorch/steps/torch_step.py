@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,38 +23,59 @@ from sandtable_kernels.pytorch.layer_functions import Norm
 from sandtable_kernels.pytorch.steps.step_points import BY_NAME, HEAD_DIM, OPTIMIZER, StepSize
 
 N_WARM = 2
+# of a part's time, where what is taken off it would leave less
+LEAST_FRAC = 0.1
 
 
 class Marks:
-    """Times at which parts of a step ended, and at which parts of its backward pass began, in order."""
+    """Times at which parts of a step ended, and at which parts of its backward pass began, in order.
+
+    None are taken while ``silent``. ``end`` is that of the backward pass.
+    """
 
     def __init__(self) -> None:
+        self.silent = False
+        self.end = 0.0
         self.forward: list[tuple[str, float]] = []
         self.backward: list[tuple[str, float]] = []
 
-    def start(self) -> None:
-        """Forget the step before; its forward pass begins."""
-        self.forward = [("", perf_counter())]
-        self.backward = []
+    def start(self, *, silent: bool) -> float:
+        """Forget the step before, and return when the forward pass of the next begins."""
+        begin = perf_counter()
+        self.silent, self.forward, self.backward = silent, [("", begin)], []
+        return begin
 
     def __call__(self, part: str, tensor: Tensor) -> Tensor:
         """Note that ``part`` gave ``tensor``; its backward pass begins when the tensor's gradient is complete."""
-        self.forward.append((part, perf_counter()))
-        tensor.register_hook(partial(self._begins, part))
+        if not self.silent:
+            self.forward.append((part, perf_counter()))
+            tensor.register_hook(partial(self._begins, part))
         return tensor
+
+    def added(self) -> None:
+        """Note a sum of the residual stream: its backward pass hands the gradient on, and does nothing."""
+        if not self.silent:
+            self.forward.append(("residual", perf_counter()))
 
     def _begins(self, part: str, _: Tensor) -> None:
         self.backward.append((f"{part} backward", perf_counter()))
 
-    def parts(self, end: float) -> dict[str, list[float]]:
-        """Return the seconds of each call by part; the backward pass ended at ``end``."""
+    def parts(self) -> dict[str, list[float]]:
+        """Return the seconds of each call by part."""
         found: dict[str, list[float]] = {}
         for (_, start), (part, stop) in zip(self.forward, self.forward[1:], strict=False):
             found.setdefault(part, []).append(stop - start)
-        after = [*self.backward[1:], ("", end)]
+        after = [*self.backward[1:], ("", self.end)]
         for (part, start), (_, stop) in zip(self.backward, after, strict=True):
             found.setdefault(part, []).append(stop - start)
         return found
+
+
+class Passes(NamedTuple):
+    """Seconds of the two passes of a step."""
+
+    forward: float
+    backward: float
 
 
 class Layer(nn.Module):
@@ -75,15 +96,11 @@ class Layer(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in layer_functions.turned_heads(joint, turn, h, h))
         mixed = self._mixed(mark("rope", q), k, v, mask).transpose(1, 2).reshape(b, t, -1)
         x = x + mark("attention output", self.output(mark("attention", mixed)))
-        self._added()
+        mark.added()
         joint = mark("ffn up", self.up(mark("norm", self.ffn_norm(x))))
         x = x + mark("ffn down", self.down(mark("activation", layer_functions.silu_gated(joint))))
-        self._added()
+        mark.added()
         return x
-
-    def _added(self) -> None:
-        # a sum's backward pass hands its gradient on, and does nothing
-        self.mark.forward.append(("residual", perf_counter()))
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         if self.size.flash:
@@ -107,16 +124,24 @@ class Steps:
         rng = np.random.default_rng(0)
         self.text = rng.integers(0, size.vocabulary, (2, size.batch, size.tokens))
 
-    def __call__(self) -> dict[str, list[float]]:
-        """Do a step, and return the seconds of each call by part."""
-        self.mark.start()
+    def __call__(self) -> tuple[dict[str, list[float]], Passes]:
+        """Do a step, and return the seconds of each call by part, and those of its passes."""
+        passes, optimizer_s = self._step(silent=False)
+        return {**self.mark.parts(), OPTIMIZER: [optimizer_s]}, passes
+
+    def unmarked(self) -> Passes:
+        """Do a step without marks, and return the seconds of its passes."""
+        return self._step(silent=True)[0]
+
+    def _step(self, *, silent: bool) -> tuple[Passes, float]:
+        begin = self.mark.start(silent=silent)
         loss = self._loss()
+        middle = perf_counter()
         loss.backward()
-        end = perf_counter()
+        end = self.mark.end = perf_counter()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        optimizer_s = perf_counter() - end
-        return {**self.mark.parts(end), OPTIMIZER: [optimizer_s]}
+        return Passes(middle - begin, end - middle), perf_counter() - end
 
     def _loss(self) -> Tensor:
         tokens, targets = (torch.from_numpy(part.copy()) for part in self.text)
@@ -132,26 +157,45 @@ def timed_parts(
 ) -> dict[str, list[float]]:
     """Time steps of a size by its name, up to ``repeats`` within ``budget_s``; return seconds per call by part.
 
-    ``together`` waits for the other workers, and gives the first one's number to all. Where the backward pass of a
-    layer's norm ends, its gradient is added to that of the residual stream: what such a sum takes forward is taken off.
+    ``together`` waits for the other workers, and gives the first one's number to all. Each step with marks is followed
+    by one without: what the marks take is taken off. Where the backward pass of a layer's norm ends, its gradient is
+    added to that of the residual stream: what such a sum takes forward is taken off.
     """
     begin = perf_counter()
     steps, once_s = Steps(BY_NAME[name]), 0.0
     for _ in range(N_WARM):
         start = perf_counter()
         steps()
+        steps.unmarked()
         once_s = perf_counter() - start
     left_s = budget_s - (perf_counter() - begin)
     found: dict[str, list[float]] = {}
+    more = []
     for _ in range(int(together(max(2.0, min(repeats, left_s / max(once_s, 1e-9)))))):
         together(0.0)
-        for part, seconds in steps().items():
+        parts, marked = steps()
+        more.append(np.subtract(marked, steps.unmarked()))
+        for part, seconds in parts.items():
             found.setdefault(part, []).extend(seconds)
+    _take_off_marks(found, Passes(*np.median(more, axis=0)), len(more))
     sum_s = float(np.median(found["residual"]))
-    found["norm backward"] = [max(seconds - sum_s, 0.1 * seconds) for seconds in found["norm backward"]]
+    found["norm backward"] = _less(found["norm backward"], sum_s)
     for part in ("norm", "norm backward"):
         found[part] += found.pop(f"last {part}")
     return found
+
+
+def _take_off_marks(found: dict[str, list[float]], more_s: Passes, n_steps: int) -> None:
+    """Take off each part its share of the seconds that the passes of ``n_steps`` each take longer with marks."""
+    backward = {part for part in found if part.endswith(" backward")}
+    for parts, seconds in ((found.keys() - backward - {OPTIMIZER}, more_s.forward), (backward, more_s.backward)):
+        n_calls = sum(len(found[part]) for part in parts)
+        found |= {part: _less(found[part], max(0.0, seconds) * n_steps / n_calls) for part in parts}
+
+
+def _less(seconds: list[float], less_s: float) -> list[float]:
+    """Return what is left of each, a tenth at least."""
+    return [max(each - less_s, LEAST_FRAC * each) for each in seconds]
 
 
 def request_parts(request: dict[str, Any], together: Callable[[float], float]) -> dict[str, list[float]]:
