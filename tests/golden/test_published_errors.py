@@ -76,7 +76,7 @@ OTHERS = [
     Limits("training_memory_megatron", "activations_bytes", 4, 0.003, 0.003, 0.01, 0.97, None),
     Limits("training_memory_megatron", "activations_frac", 8, 0.003, 0.009, 0.012, 0.97, None),
     Limits("training_simumax", "step_s", 20, 0.07, 0.26, 0.09, 0.58, None),
-    Limits("training_simumax", "peak_memory_bytes", 20, 0.0075, 0.023, 0.012, 0.8, None),
+    Limits("training_simumax", "peak_memory_bytes", 20, 0.002, 0.016, 0.002, 0.94, None),
     Limits("training_throughput", "tokens_per_s_per_device", 190, 0.071, 0.215, 0.05, 0.85, None),
     Limits("training_throughput", "step_s", 11, 0.147, 0.28, 0.064, 0.7, None),
 ]

@@ -22,9 +22,9 @@ from sandtable_workloads.training.slm_training import (
     memory_of,
 )
 from sandtable_workloads.training.states import optimizers
+from sandtable_workloads.training.states.stages import held_by, in_flight, layers_at, places
 from sandtable_workloads.training.step_numbers import SHARDING
 from sandtable_workloads.training.training_parameters import SlmTraining
-from sandtable_workloads.training.training_plan import layers_at
 
 WORKLOAD = SlmTrainingWorkload()
 
@@ -254,15 +254,13 @@ def test_micro_batches_in_flight_are_those_of_the_schedule(stages: int, chunks: 
         for task in tasks_of(stage, stages, micro, chunks):
             kept += 1 if task.forward else -1
             most = max(most, kept)
-        assert training_memory.in_flight(c, float(stage)) == pytest.approx(most / chunks)
+        assert in_flight(c, float(stage)) == pytest.approx(most / chunks)
 
 
 @pytest.mark.parametrize(("stages", "chunks"), [(2, 1), (3, 1), (5, 1), (7, 1), (4, 2)])
 def test_a_stage_holds_the_layers_that_the_plan_gives_it(stages: int, chunks: int) -> None:
     p = run(pipeline_parallel=stages, virtual_stages=chunks, devices=8 * stages, grad_accumulation=stages)
-    first, longest, last = (
-        float(np.asarray(place.layers)) for place in training_memory.places(configuration(p, DGX))
-    )
+    first, longest, last = (float(np.asarray(place.layers)) for place in places(configuration(p, DGX)))
     sizes = [
         sum(
             end - begin
@@ -356,8 +354,8 @@ def test_the_stage_behind_the_dense_layers_holds_more_experts() -> None:
         grad_accumulation=8,
         sharding="zero_1",
     )
-    first, _, last = training_memory.places(configuration(p, DGX))
+    first, _, last = places(configuration(p, DGX))
     c = configuration(p, DGX)
     assert [float(np.asarray(place.with_experts(c))) for place in (first, last)] == [1, 2]
-    held = [training_memory.held_by(c, place, 0.0) for place in (first, last)]
+    held = [held_by(c, place, 0.0) for place in (first, last)]
     assert float(np.asarray(held[1].experts)) == 2 * float(np.asarray(held[0].experts))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from sandtable.hardware import Machine, Stack
 from sandtable.units import format_bytes
 from sandtable.workload.seam import Verdict
 from sandtable_workloads.training.states.offloading import LAYERS_HELD
+from sandtable_workloads.training.states.saved import Saved
+from sandtable_workloads.training.states.stages import Held, Place, held_by, places, stage_place
 from sandtable_workloads.training.step_demand import LayerKind, neurons_used, norm_split, stage_params
 from sandtable_workloads.training.step_numbers import CHECKPOINTING, EVERY_SECOND, SHARDING, Configuration
 from sandtable_workloads.training.step_parts import layer_kinds
@@ -36,6 +38,7 @@ KINDS = (
     "master weights",
     "optimizer",
     "gradients",
+    "weight-gradient placeholders",
     "gathered weights",
     "communication buffers",
     "optimizer work",
@@ -49,169 +52,7 @@ KINDS = (
 COME_AND_GO = ("activations", "attention scores", "logits and loss", "recomputed layer")
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """Bytes that software keeps of one element of a composite for the backward pass.
-
-    Attributes:
-        stream: Of the residual stream: float32 where weights are cast product by product (autocast), since the
-            embedding is none.
-        norm: Of a norm's input; its output is the input of the product after it and counted there.
-        rope: Of a query or key before it is turned, which stays where it shares its storage with the values; the fused
-            attention keeps those as they are, a plain one's products copy them.
-        dropout: Of the mask on what attention and FFN add to the residual.
-        gate: Of what a gate puts out; 0 where gate, value and their product are one kernel.
-        score: Of one attention score, where scores go through memory.
-        score_work: Of one score beyond that, while one layer's gradients are computed and its FFN's are gone.
-        logit: Of one logit at the peak around the loss.
-        bucket: Of one gradient in a bucket of its own, where gradients are no views of the buckets.
-        optimizer_work: Of one byte of what an optimiser over lists of tensors makes a copy of, while its step goes on.
-    """
-
-    stream: Number
-    norm: Number
-    rope: Number
-    dropout: Number
-    gate: Number
-    score: Number
-    score_work: Number
-    logit: Number
-    bucket: Number
-    optimizer_work: Number
-
-    @classmethod
-    def of(cls, stack: Stack | None, c: Configuration) -> Saved:
-        """Return the least that PyTorch keeps, changed by what the stack file says: in this run's types, or in any.
-
-        Scores: float32 probabilities, and a copy in the narrow type for the product after them. Logits: float32
-        log-probabilities and two gradients of theirs.
-        """
-        table = {} if stack is None else stack.datasheet.saved_bytes
-        narrow = c.item_bytes if c.item_bytes < 4 else 0.0
-        types = "autocast" if c.autocast else c.dtype
-
-        def said(name: str, least: Number) -> Number:
-            return table.get(f"{name}.{types}", table.get(name, least))
-
-        stream = said("stream", c.item_bytes)
-        return cls(
-            stream=stream,
-            norm=said("norm", stream),
-            rope=said("rope", 0.0) * c.flash,
-            dropout=said("dropout", 0.0),
-            gate=said("gate", c.item_bytes),
-            score=said("score", 4 + narrow),
-            score_work=said("score_work", 4.0),
-            logit=said("logit", 12.0),
-            bucket=said("bucket", 0.0),
-            optimizer_work=said("optimizer_work", 0.0),
-        )
-
-
-# --- places ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One stage of a pipeline, or the only one: what it holds of the model, and of how many micro-batches.
-
-    Attributes:
-        layers: Layers of the stage.
-        dense: Those of them that stand before a model's first layer with experts.
-        in_flight: Micro-batches whose activations it keeps at once.
-        outer_params: Parameters of embedding and head that it holds, before tensor parallelism.
-        head: 1 where it computes the loss, else 0.
-    """
-
-    layers: Number
-    dense: Number
-    in_flight: Number
-    outer_params: Number
-    head: Number
-
-    def with_experts(self, c: Configuration) -> Number:
-        """Return how many of the layers have experts: of those behind the dense ones as many as in the whole model."""
-        return (self.layers - self.dense) * (c.n_moe_layers / np.maximum(c.n_layers - c.first_dense, 1))
-
-
-def places(c: Configuration) -> list[Place]:
-    """Return the stages of which one holds most: first and last, and the first of those with one layer more.
-
-    Where layers do not divide, chunks in the middle have one more, see `plan.layers_at`. Runs without a pipeline have
-    one place; among those with one, it stands for the first stage.
-    """
-    piped = np.asarray(c.pipeline) > 1
-    whole = Place(layers=c.n_layers, dense=c.first_dense, in_flight=1.0, outer_params=c.outer_params, head=1.0)
-    if not np.any(piped):
-        return [whole]
-    positions = np.asarray(c.pipeline) * c.chunks
-    table = np.minimum(c.vocabulary * c.d_model, c.outer_params)
-    # either both ends have a table of their own, or each has a copy of the tied one
-    embedding = np.where(np.asarray(c.outer_params) >= 2 * table, c.outer_params - table, c.outer_params)
-    fewest, most = (np.asarray(part(c.n_layers / positions)) * c.chunks for part in (np.floor, np.ceil))
-    longer = np.where(most > fewest, (positions - np.asarray(c.n_layers) % positions) // 2 % c.pipeline, 0.0)
-    return [
-        Place(
-            layers=np.where(piped, fewest, whole.layers),
-            dense=np.where(piped, np.minimum(c.first_dense, fewest), whole.dense),
-            in_flight=in_flight(c, 0.0),
-            outer_params=np.where(piped, embedding, whole.outer_params),
-            head=np.where(piped, 0.0, 1.0),
-        ),
-        Place(
-            layers=np.where(piped, most, 0.0),
-            dense=np.where(piped & (longer == 0), np.minimum(c.first_dense, most), 0.0),
-            in_flight=in_flight(c, longer),
-            outer_params=np.where(piped & (longer == 0), embedding, 0.0),
-            head=0.0,
-        ),
-        Place(
-            layers=np.where(piped, fewest, 0.0),
-            dense=0.0,
-            in_flight=in_flight(c, np.asarray(c.pipeline) - 1.0),
-            outer_params=np.where(piped, table, 0.0),
-            head=np.where(piped, 1.0, 0.0),
-        ),
-    ]
-
-
-def in_flight(c: Configuration, stage: Number) -> Number:
-    """Return for how many micro-batches a stage, counted from 0, keeps activations, in units of its layers.
-
-    1F1B: as many as stages follow, itself included. Interleaved, counted in chunks as `schedule.tasks_of` warms up:
-    the first stage keeps ``1 + (p - 1) / (p v)`` times as much (arXiv 2205.05198, section 4.2.3).
-    """
-    p, chunks = np.asarray(c.pipeline, dtype=np.float64), np.asarray(c.chunks, dtype=np.float64)
-    follow = p - 1 - stage
-    kept = np.where(chunks > 1, (2 * follow + (chunks - 1) * p + 1) / chunks, follow + 1)
-    return np.asarray(np.where(p > 1, np.minimum(kept, c.accumulation), 1.0), dtype=np.float64)
-
-
 # --- states ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Parameters of one device before data-parallel sharding: those of experts, which fewer devices share, and all."""
-
-    experts: Number
-    all: Number
-
-    def split(self, c: Configuration, from_level: int) -> Number:
-        """Return the parameters that a device keeps where sharding is at least ``from_level``."""
-        shards = np.where(np.asarray(c.sharding) >= from_level, c.replicas, 1.0)
-        return (self.all - self.experts) / shards + self.experts / np.maximum(shards / c.expert, 1.0)
-
-
-def held_by(c: Configuration, place: Place, outer_params: Number) -> Held:
-    """Return the parameters of a place's layers, and of as much of embedding and head, on one device."""
-    routed = place.with_experts(c)
-    of_stage = (place.layers - routed) * c.layer_params + routed * c.moe_layer_params
-    experts = routed * c.n_experts * c.n_vectors * c.d_model * c.expert_neurons / c.expert
-    return Held(
-        experts=experts / c.tensor,
-        all=(of_stage + outer_params) / c.tensor,
-    )
 
 
 def states(p: SlmTraining, c: Configuration, n: Held) -> dict[str, Number]:
@@ -268,8 +109,8 @@ def layer_activations(c: Configuration, kind: LayerKind, saved: Saved) -> tuple[
 def _attention_kept(c: Configuration, saved: Saved) -> Number:
     """Return the bytes that attention keeps of a token, scores left out: queries, keys, values and its output.
 
-    Latent attention keeps its latents before and after their norms, and beside the values, with which they lie in one
-    tensor, the parts of the keys that no position turns.
+    Latent attention keeps its latents before and after their norms, and the parts of the keys that no position turns
+    where they lie in one tensor with the values.
     """
     b = c.item_bytes
     keys = c.n_heads if c.latent else np.maximum(c.n_kv_heads, np.minimum(c.tensor, c.n_heads))
@@ -280,7 +121,7 @@ def _attention_kept(c: Configuration, saved: Saved) -> Number:
         kept = kept + c.n_heads * STATISTIC_BYTES
     if c.latent is not None:
         q_rank, kv_rank, nope, rope, _ = c.latent
-        kept = kept + (c.n_heads * nope + (2 * (q_rank + kv_rank) + rope) * c.tensor) * b
+        kept = kept + c.n_heads * nope * saved.nope + (2 * (q_rank + kv_rank) + rope) * c.tensor * b
     if c.rotary:
         kept = kept + (c.n_heads + c.n_kv_heads) * c.head_dim * saved.rope
     return kept
@@ -299,13 +140,13 @@ def _ffn_kept(c: Configuration, kind: LayerKind, saved: Saved) -> Number:
     return kept + (2 * c.top_k * c.d_model * c.item_bytes * c.tensor if kind.experts else 0.0)
 
 
-def _ffn_gradients(c: Configuration, kind: LayerKind, saved: Saved) -> Number:
-    """Return the gradients that are there at once while a layer's FFN is passed backward: of its products' outputs.
+def _ffn_gradients(c: Configuration, kind: LayerKind) -> Number:
+    """Return the gradients that are there at once while a layer's FFN is passed backward, and the residual stream's.
 
-    A gate that is one kernel reads its own gradient while it writes those. The residual stream's is there all the time.
+    At a gate: what came in and the two that go out, where the last product's input has gone. Without one: that of the
+    last product's input, or what the activation makes of it.
     """
-    of_products = c.n_vectors - np.where((np.asarray(c.n_vectors) == 3) & (saved.gate == 0), 0.0, 1.0)
-    inner = c.tokens * neurons_used(c, kind) * of_products * c.item_bytes / c.tensor
+    inner = c.tokens * neurons_used(c, kind) * (c.n_vectors - 1) * c.item_bytes / c.tensor
     return inner + c.tokens * c.d_model * c.item_bytes / norm_split(c)
 
 
@@ -334,7 +175,7 @@ def activations(c: Configuration, saved: Saved, place: Place) -> dict[str, Numbe
         scores = scores + share * (1 - again) * np.where(core, 0.0, core_bytes)
         anew = np.where((again > 0) & ~(second & (odd == 0)), rest + core_bytes, np.where(core, core_bytes, 0.0))
         in_work = core_bytes * saved.score_work / saved.score
-        work = np.maximum(work, anew + np.maximum(in_work, _ffn_gradients(c, kind, saved)))
+        work = np.maximum(work, anew + np.maximum(in_work, _ffn_gradients(c, kind)))
     return {"activations": kept, "attention scores": scores, "recomputed layer": work}
 
 
@@ -355,9 +196,16 @@ def memory_of_configuration(
     """
     saved = Saved.of(stack, c)
     saved = replace(saved, logit=saved.logit * logits_frac)
-    moments = [moment for place in places(c) for moment in _moments(p, c, saved, place)]
-    if stack is not None and on_accelerator:
-        moments = [moment | {"reserved": _reserved(moment, stack)} for moment in moments]
+    return _at_peak(p, c, stack if on_accelerator else None, saved, places(c))
+
+
+def _at_peak(
+    p: SlmTraining, c: Configuration, reserving: Stack | None, saved: Saved, among: Sequence[Place]
+) -> dict[str, Number]:
+    """Return bytes by kind at the fullest place's peak, with what ``reserving`` software takes for itself."""
+    moments = [moment for place in among for moment in _moments(p, c, saved, place)]
+    if reserving is not None:
+        moments = [moment | {"reserved": _reserved(moment, reserving)} for moment in moments]
     kinds = _fullest(moments)
     return {kind: size for kind, size in kinds.items() if np.any(np.asarray(size) > 0)}
 
@@ -387,8 +235,8 @@ def _fullest(moments: Sequence[Mapping[str, Number]]) -> dict[str, Number]:
 def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> Iterator[dict[str, Number]]:
     """Yield bytes by kind at the moments of a step of which one is the peak of a place.
 
-    The loss; the last layer computed backward while the head has its gradient; the end of the backward pass; the
-    optimiser's step.
+    The loss; the head's backward pass; the last layer computed backward while the head has its gradient; the end of
+    the backward pass; the optimiser's step.
     """
     n = held_by(c, place, place.outer_params)
     held = states(p, c, n)
@@ -404,6 +252,7 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
         "gathered weights": gathered,
         "communication buffers": buffers,
         "gradients": stays,
+        "weight-gradient placeholders": _placeholders(c, saved, place),
     }
     missing = held["gradients"] - stays
     own = float(c.offload_optimizer == "none")
@@ -418,6 +267,8 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
             "logits and loss": place.head * c.tokens * c.vocabulary / c.tensor * saved.logit,
         }
     )
+    if np.any(np.asarray(saved.weight_gradient) > 0):
+        yield _head_backward(c, saved, place, always | kept, of_head)
     yield (
         always
         | kept
@@ -433,6 +284,35 @@ def _moments(p: SlmTraining, c: Configuration, saved: Saved, place: Place) -> It
         | {"gradients": held["gradients"], "gathered weights": np.minimum(gathered, place.outer_params / c.tensor)}
         | {"optimizer work": n.split(c, SHARDING["zero_1"]) * saved.optimizer_work * c.copied_bytes * own}
     )
+
+
+def _head_backward(
+    c: Configuration, saved: Saved, place: Place, moment: Mapping[str, Number], of_head: Number
+) -> dict[str, Number]:
+    """Return the moment when the head's products have been passed backward, where something stands for its gradient.
+
+    Then there are the logits' gradients, narrow, that of the head's whole input, and that tensor.
+    """
+    stands = place.head * c.vocabulary * c.d_model / c.tensor * saved.weight_gradient
+    stream = place.head * c.tokens * c.d_model * c.item_bytes
+    return {
+        **moment,
+        "activations": moment["activations"] + of_head + stream,
+        "logits and loss": place.head * c.tokens * c.vocabulary / c.tensor * c.item_bytes,
+        "weight-gradient placeholders": moment["weight-gradient placeholders"] + stands,
+    }
+
+
+def _placeholders(c: Configuration, saved: Saved, place: Place) -> Number:
+    """Return the tensors that stand for weight gradients: one of each product's shape, shared by a place's layers.
+
+    Experts whose products are one call have none that stays.
+    """
+    ffn, shared = (c.n_vectors * c.d_model * neurons for neurons in (c.n_neurons, c.shared_neurons))
+    routed = np.asarray(place.with_experts(c))
+    dense = np.asarray(place.layers) - routed > 0
+    weights = (c.layer_params - ffn) * (np.asarray(place.layers) > 0) + ffn * dense + shared * (routed > 0)
+    return np.asarray(weights / c.tensor * saved.weight_gradient, dtype=np.float64)
 
 
 def _never_cast(c: Configuration, saved: Saved, place: Place) -> Number:
@@ -477,6 +357,13 @@ def memory_of(p: SlmTraining, c: Configuration, machine: Machine) -> dict[str, f
     Processes of one CPU share its memory: theirs are added up.
     """
     found = memory_of_configuration(p, c, machine.stack, on_accelerator=machine.accelerator is not None)
+    return {kind: float(np.asarray(size)) for kind, size in found.items()}
+
+
+def memory_of_stage(p: SlmTraining, c: Configuration, machine: Machine, stage: int) -> dict[str, float]:
+    """Return bytes by kind of a device of one stage of one run's pipeline, counted from 0, at its own peak."""
+    reserving = machine.stack if machine.accelerator is not None else None
+    found = _at_peak(p, c, reserving, Saved.of(machine.stack, c), [stage_place(c, stage)])
     return {kind: float(np.asarray(size)) for kind, size in found.items()}
 
 

@@ -19,6 +19,7 @@ from sandtable.hardware import Machine
 from sandtable.model.cost_model import CostModel
 from sandtable_workloads.training.schedule import Task, needed, ordered
 from sandtable_workloads.training.states.offloading import Moves, is_offloaded, moves
+from sandtable_workloads.training.states.stages import layers_at
 from sandtable_workloads.training.step_demand import Demand, LayerKind, Software, held_params
 from sandtable_workloads.training.step_numbers import CHECKPOINTING, Configuration
 from sandtable_workloads.training.step_parts import FULL, GRAD_OP, ZERO_1, Both, StepParts, exposed_s, parts_of
@@ -174,18 +175,6 @@ def _waits(
     }
     found = {section: float(np.asarray(exposed_s(parts))) for section, parts in sections.items()}
     return found | {OPTIMIZER: float(np.asarray(software.host_s("update", c)))}
-
-
-def layers_at(position: int, n_layers: int, n_positions: int) -> tuple[int, int]:
-    """Return the first layer of one of a pipeline's chunks and the one after its last.
-
-    Where layers do not divide, chunks in the middle have one more: the ends also hold embedding and head.
-    """
-    least, more = divmod(n_layers, n_positions)
-    before = (n_positions - more) // 2
-    extra = min(max(position - before, 0), more)
-    first = position * least + extra
-    return first, first + least + (1 if before <= position < before + more else 0)
 
 
 def _alternating(c: Configuration, machine: Machine, blocks: Blocks, on: Where) -> Blocks:
