@@ -454,7 +454,7 @@ def calibrate(
     """Measure this machine, fit the model to it, and write a machine file.
 
     Args:
-        quick: Under a minute, with wider intervals.
+        quick: About a minute and a half, with wider intervals.
         only: Parts, with commas between: storage, memory, compute, gpu, and those that kernels declare, as training.
         storage_path: A folder on the disk to measure.
         output: The machine file.

@@ -52,7 +52,7 @@ def run(
     """Calibrate this machine, and write its machine file. What was timed is on disk at every moment.
 
     Args:
-        quick: Under a minute, with wider intervals.
+        quick: About a minute and a half, with wider intervals.
         only: Parts to measure, with commas between; a new calibration needs storage, memory and compute.
         folder: A folder on the disk to measure.
         file_size: Size of the file that storage is measured on, such as "4 GiB".

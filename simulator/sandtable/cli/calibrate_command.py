@@ -18,7 +18,9 @@ from sandtable.cli.terminal import Format, emit, progress, put, say
 
 @app.command()
 def calibrate(
-    quick: Annotated[bool, typer.Option("--quick", help="Under a minute, with wider intervals.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="About a minute and a half, with wider intervals.")
+    ] = False,
     only: Annotated[
         str | None,
         typer.Option(
