@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_devices import CPU, GPU, TWO_CORES
 
 from sandtable.demand.operator_shapes import AttentionShape
 from sandtable.hardware import LawSettings, Roofline
@@ -20,23 +21,10 @@ from sandtable.model.laws.attention_law import (
 )
 
 LAW = Attention()
-SHEET = Roofline(
-    name="device",
-    n_units=100,
-    peak_flops_per_s={"bfloat16": 1e15, "fp8": 2e15, "float32": 5e13},
-    bandwidth_bytes_per_s=3e12,
-    cache_bytes=5e7,
-    clock_hz=1.5e9,
-)
+SHEET = replace(GPU, clock_hz=1.5e9)
 # no clock: exponentials take no time
 GIVEN = SHEET.given("attention")
-BARE = Roofline(
-    name="device",
-    n_units=100,
-    peak_flops_per_s={"bfloat16": 1e15, "fp8": 2e15},
-    bandwidth_bytes_per_s=3e12,
-    cache_bytes=0.0,
-)
+BARE = replace(GPU, cache_bytes=0.0, clock_hz=None)
 # reaches everything and adds nothing
 IDEAL = {"rate_frac": 1.0, "bandwidth_frac": 1.0, "launch_s": 0.0, "item_s": 0.0, "narrow_gain": 1.0}
 
@@ -84,12 +72,10 @@ class TestLimits:
         assert found == pytest.approx(flops / BARE.peak(dtype), rel=0.03)
 
     def test_exponentials_bind_where_products_are_fast(self) -> None:
-        fast = Roofline(
-            name="device",
-            n_units=100,
+        fast = replace(
+            BARE,
             peak_flops_per_s={"bfloat16": 1e18},
             bandwidth_bytes_per_s=1e15,
-            cache_bytes=0.0,
             clock_hz=1e9,
             exponentials_per_clock=16,
         )
@@ -104,9 +90,7 @@ class TestLimits:
 
     def test_the_tiles_on_the_diagonal_are_whole(self) -> None:
         # one head of two tiles, on two units: the longer one takes two steps, and three of four are taken
-        two = Roofline(
-            name="two", n_units=2, peak_flops_per_s={"bfloat16": 1e12}, bandwidth_bytes_per_s=1e18, cache_bytes=0
-        )
+        two = replace(BARE, n_units=2, peak_flops_per_s={"bfloat16": 1e12}, bandwidth_bytes_per_s=1e18)
         step = 4 * TILE**2 * 128 / 5e11
         found = seconds(sheet=two, constants=IDEAL, n_heads=1, n_kv_heads=1, **prefill(2 * TILE))
         assert found == pytest.approx(step * np.hypot(1.5, 2.0))
@@ -150,20 +134,8 @@ class TestDecoding:
 
     def test_keys_that_fit_the_last_level_cache_come_from_there(self) -> None:
         sizes: dict[str, Any] = {"batch": 8.0, "kv_tokens": 1024.0}  # 34 MB of 50
-        cold = Roofline(
-            name="cold",
-            n_units=100,
-            peak_flops_per_s={"bfloat16": 1e18},
-            bandwidth_bytes_per_s=3e12,
-            cache_bytes=0.0,
-        )
-        warm = Roofline(
-            name="warm",
-            n_units=100,
-            peak_flops_per_s={"bfloat16": 1e18},
-            bandwidth_bytes_per_s=3e12,
-            cache_bytes=5e7,
-        )
+        cold = replace(BARE, peak_flops_per_s={"bfloat16": 1e18})
+        warm = replace(cold, cache_bytes=5e7)
         ratio = seconds(sheet=cold, constants=IDEAL, **sizes) / seconds(sheet=warm, constants=IDEAL, **sizes)
         assert ratio == pytest.approx(GIVEN["cache_speedup"], rel=0.02)
 
@@ -293,13 +265,11 @@ def test_scores_on_chip_are_never_slower_forward(shape: dict[str, float], share:
 @given(shape=shapes, share=st.sampled_from([0.0, 1.0]), group=st.sampled_from([1.0, 8.0]))
 def test_a_faster_device_is_never_slower(shape: dict[str, float], share: float, group: float) -> None:
     sizes = complete(shape, share, group)
-    faster = Roofline(
-        name="faster",
-        n_units=SHEET.n_units,
+    faster = replace(
+        SHEET,
         peak_flops_per_s={key: 2 * value for key, value in SHEET.peak_flops_per_s.items()},
         bandwidth_bytes_per_s=2 * SHEET.bandwidth_bytes_per_s,
         cache_bytes=2 * SHEET.cache_bytes,
-        clock_hz=1.5e9,
         exponentials_per_clock=32,
     )
     assert seconds(sheet=faster, **sizes) <= seconds(**sizes) * (1 + 1e-9)
@@ -316,15 +286,7 @@ def test_many_at_once_equal_one_at_a_time() -> None:
 
 
 def test_the_same_work_on_a_processor() -> None:
-    cpu = Roofline(
-        name="cpu",
-        n_units=16,
-        peak_flops_per_s={"float32": 1e12},
-        bandwidth_bytes_per_s=1e11,
-        cache_bytes=3e7,
-        clock_hz=2.5e9,
-        family="cpu",
-    )
+    cpu = replace(CPU, n_units=16, peak_flops_per_s={"float32": 1e12}, cache_bytes=3e7, clock_hz=2.5e9)
     found = seconds(sheet=cpu, dtype="float32", kv_item_bytes=4, **prefill(2048))
     assert found > 4 * 32 * 2048**2 * 128 / 2 / 1e12
 
@@ -332,14 +294,7 @@ def test_the_same_work_on_a_processor() -> None:
 class TestCores:
     """CPUs take blocks of 32 queries, and multiply as many rows and keys as there are."""
 
-    TWO = Roofline(
-        name="two cores",
-        n_units=2,
-        peak_flops_per_s={"float32": 1e11},
-        bandwidth_bytes_per_s=1e18,
-        cache_bytes=0.0,
-        family="cpu",
-    )
+    TWO = replace(TWO_CORES, peak_flops_per_s={"float32": 1e11}, bandwidth_bytes_per_s=1e18)
     SCORE_S = 4 * 32 / 5e10  # two products over 32 numbers, of a core with half of the peak
 
     def on_cores(self, constants: dict[str, float] = IDEAL, **sizes: float) -> float:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_devices import FOUR_CORES
 
-from sandtable.demand.operator import Operator, operator_named
+from sandtable.demand.operator import Columns, Operator, operator_named
 from sandtable.hardware import Roofline
 from sandtable_kernels.pytorch.vision_demand import Setting
 from sandtable_kernels.structured.butterfly_law import (
@@ -21,15 +23,7 @@ from sandtable_kernels.structured.butterfly_law import (
 )
 from sandtable_kernels.structured.butterfly_layout import BASES, ButterflyLayout
 
-CPU = Roofline(
-    name="made_up",
-    n_units=4,
-    peak_flops_per_s={"float32": 400e9},
-    bandwidth_bytes_per_s=40e9,
-    cache_bytes=32e6,
-    family="cpu",
-)
-GPU = replace(CPU, family="gpu", n_units=100)
+GPU = replace(FOUR_CORES, family="gpu", n_units=100)
 CONSTANTS = {
     "launch_s": 1e-6,
     "among_s": 1e-5,
@@ -42,7 +36,9 @@ CONSTANTS = {
 }
 
 
-def seconds(shape: ButterflyShape, *, device: Roofline = CPU, name: str = "butterfly", **other: float) -> float:
+def seconds(
+    shape: ButterflyShape, *, device: Roofline = FOUR_CORES, name: str = "butterfly", **other: float
+) -> float:
     law: Operator[Roofline] = operator_named(name)
     found = law.seconds(device, CONSTANTS | other, law.columns(shape), dtype="float32")
     return float(found[0])
@@ -99,10 +95,14 @@ def test_rows_are_copied_where_squares_do_not_hold_them() -> None:
     plain, padded, summed, spread = (
         columns(shape_of(ButterflyLayout(*sides), 1)) for sides in ((192, 192), (200, 200), (384, 192), (192, 384))
     )
-    assert copied(plain, narrow=False)[0] == copied(spread, narrow=False)[0] == 0
-    assert copied(plain, narrow=True)[0] == 2 * (192 + 40)
-    assert copied(padded, narrow=False)[0] == (256 + 40) + (200 + 40)
-    assert copied(summed, narrow=False)[0] == 2 * 192 + 192 + 3 * 40
+
+    def row_copied(c: Columns, *, narrow: bool) -> float:
+        return float(np.asarray(copied(c, narrow=narrow))[0])
+
+    assert row_copied(plain, narrow=False) == row_copied(spread, narrow=False) == 0
+    assert row_copied(plain, narrow=True) == 2 * (192 + 40)
+    assert row_copied(padded, narrow=False) == (256 + 40) + (200 + 40)
+    assert row_copied(summed, narrow=False) == 2 * 192 + 192 + 3 * 40
     moved, free = (seconds(shape_of(ButterflyLayout(200, 200), 1000, 1), copy_s=rate) for rate in (1e-10, 1e-20))
     assert moved - free == pytest.approx(1e-10 * 1000 * 536)
 
@@ -167,7 +167,7 @@ def test_more_takes_no_less(name: str, rows: int, n_in: int, n_out: int, base: i
         shape._replace(levels=float(shape.levels) + 1),
         shape._replace(blocks=float(shape.blocks) + 1, **wider),
     ]
-    for device in (CPU, GPU):
+    for device in (FOUR_CORES, GPU):
         for speedup in (1.0, 5.0):
             least = seconds(shape, device=device, name=name, cache_speedup=speedup)
             for more in larger:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_devices import GPU
 
 from sandtable.hardware import Roofline, library
 from sandtable.model.laws import chip
@@ -21,15 +22,7 @@ GIVEN = {
     "cache_whole": 1.0,
     "cache_reach": 1.2,
 }
-SHEET = Roofline(
-    name="made_up",
-    n_units=100,
-    peak_flops_per_s={"bfloat16": 1000e12, "fp8": 2000e12},
-    bandwidth_bytes_per_s=3e12,
-    cache_bytes=50e6,
-    clock_hz=2e9,
-    power_w=1000.0,
-)
+SHEET = replace(GPU, clock_hz=2e9, power_w=1000.0)
 WAITS = {"launch_s": 4e-6, "rate_frac": 0.8}
 
 

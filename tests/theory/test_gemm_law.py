@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_devices import GPU
 
 from sandtable.hardware import DTYPE_BYTES, Roofline
 from sandtable.model.laws import gemm_law
@@ -16,14 +17,8 @@ from sandtable.model.laws.gemm_law import Gemm
 LAW = Gemm()
 # every constant where it changes nothing, so that closed forms hold
 IDEAL = {"rate_frac": 1.0, "bandwidth_frac": 1.0, "launch_s": 1e-12, "tile_s": 1e-15, "quantise_passes": 1.0}
-SHEET = Roofline(
-    name="made_up",
-    n_units=100,
-    peak_flops_per_s={"float32": 50e12, "bfloat16": 800e12, "fp8": 1600e12, "int8": 1600e12, "fp4": 3200e12},
-    bandwidth_bytes_per_s=3e12,
-    cache_bytes=50e6,
-    clock_hz=1.8e9,
-)
+RATES = {"float32": 50e12, "bfloat16": 800e12, "fp8": 1600e12, "int8": 1600e12, "fp4": 3200e12}
+SHEET = replace(GPU, peak_flops_per_s=RATES)
 OLDER = replace(SHEET, peak_flops_per_s={"float32": 20e12, "bfloat16": 300e12, "int8": 600e12})
 SIZES = st.integers(1, 20_000).map(float)
 DTYPES = sorted(set(DTYPE_BYTES) - {"tf32", "float16", "float64"})

@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_devices import GPU
 
-from sandtable.hardware import Roofline
 from sandtable.model.laws.experts_law import MixtureOfExperts, _Batch
 
 LAW = MixtureOfExperts()
-SHEET = Roofline(
-    name="device",
-    n_units=100,
-    peak_flops_per_s={"bfloat16": 1e15, "fp8": 2e15},
-    bandwidth_bytes_per_s=3e12,
-    cache_bytes=5e7,
-    clock_hz=1.8e9,
-)
+SHEET = dataclasses.replace(GPU, peak_flops_per_s={"bfloat16": 1e15, "fp8": 2e15})
 # reaches everything and adds nothing
 IDEAL = {"rate_frac": 1.0, "bandwidth_frac": 1.0, "launch_s": 0.0, "passes": 0.0, "idle_passes": 0.0}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_roofline import CPU
+from made_up_devices import CPU
 
 from sandtable.hardware import Roofline
 from sandtable_kernels.poisson import poisson_law as law

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_roofline import CPU
+from made_up_devices import CPU
 
 from sandtable.demand.operator import Operator
 from sandtable_kernels.poisson.laws import dynamic_law, item_law

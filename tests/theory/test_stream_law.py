@@ -7,19 +7,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_devices import GPU
 
-from sandtable.hardware import Roofline
 from sandtable.model.laws.memory_bound import MemoryBound
 
 LAW = MemoryBound()
-SHEET = Roofline(
-    name="made_up",
-    n_units=100,
-    peak_flops_per_s={"float32": 50e12},
-    bandwidth_bytes_per_s=2e12,
-    cache_bytes=50e6,
-    clock_hz=2e9,
-)
+SHEET = replace(GPU, bandwidth_bytes_per_s=2e12, clock_hz=2e9)
 CONSTANTS = {"bandwidth_frac": 0.5, "launch_s": 3e-6, "special_s": 1e-9, "wait_clocks": 1000.0}
 GIVEN = SHEET.given("memory_bound")
 AT_ONCE = 100 * GIVEN["resident_blocks"]

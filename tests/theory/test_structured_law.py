@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from made_up_devices import TWO_CORES
 
 from sandtable.demand.kernel import kernels
 from sandtable.demand.operator import operator_named
-from sandtable.hardware import Roofline
 from sandtable_kernels.pytorch.vision_demand import Setting
 from sandtable_kernels.structured.baselines.structured_demand import structured_op
 from sandtable_kernels.structured.baselines.structured_law import CODES, StructuredLaw, StructuredShape
 from sandtable_kernels.structured.structures import STRUCTURES, structured
 
-DEVICE = Roofline(
-    name="two cores",
-    n_units=2,
-    peak_flops_per_s={"float32": 2e11},
-    bandwidth_bytes_per_s=2e10,
-    cache_bytes=0.0,
-    family="cpu",
-)
 CONSTANTS = {
     "rate_frac": 0.5,
     "bandwidth_frac": 0.5,
@@ -40,7 +33,7 @@ def seconds(**columns: float) -> float:
     shape = law.columns(
         StructuredShape(**{"structure": 1, "n_flops": 0, "n_sums": 0, "n_bytes": 0, "n_calls": 1, **columns})
     )
-    return float(law.seconds(DEVICE, CONSTANTS, shape, dtype="float32")[0])
+    return float(law.seconds(TWO_CORES, CONSTANTS, shape, dtype="float32")[0])
 
 
 def test_calls_arithmetic_and_traffic_follow_each_other():
@@ -62,7 +55,7 @@ def test_calls_arithmetic_and_traffic_follow_each_other():
 
 @pytest.mark.parametrize("name", ["low_rank", "circulant", "toeplitz", "monarch", "block_shuffle"])
 def test_a_kernel_states_what_its_structure_costs(name):
-    kernel = kernels()[name]
+    kernel: Any = kernels()[name]
     for dims in kernel.grid(quick=False):
         op, product = kernel.cost(dims), kernel.product(dims)
         assert op.bytes_read == 4 * (dims["rows"] * dims["n_in"] + product.parameters)
@@ -138,7 +131,7 @@ def test_every_structure_has_a_code():
 
 
 def test_calls_are_counted_as_they_are_made(monkeypatch):
-    kernel = kernels()["block_shuffle"]
+    kernel: Any = kernels()["block_shuffle"]
     dims = {"rows": 300, "n_in": 1024, "n_out": 1024, "group": 128}
     product, products = kernel.product(dims), []
     matmul = np.matmul

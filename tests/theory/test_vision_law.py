@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_devices import FOUR_CORES
 
 from sandtable.demand.operator import Operator, operator_named
 from sandtable.hardware import Roofline
@@ -15,14 +17,7 @@ from sandtable_kernels.pytorch.core_law import Cores, joined
 from sandtable_kernels.pytorch.vision_demand import Maps, Setting
 from sandtable_kernels.pytorch.vision_law import ConvolutionShape, ImageLinearShape, StreamShape
 
-SHEET = Roofline(
-    name="made_up",
-    n_units=4,
-    peak_flops_per_s={"float32": 400e9, "bfloat16": 1600e9},
-    bandwidth_bytes_per_s=40e9,
-    cache_bytes=32e6,
-    family="cpu",
-)
+SHEET = replace(FOUR_CORES, peak_flops_per_s={"float32": 400e9, "bfloat16": 1600e9})
 HUGE = {"cache_speedup": 1.0, "cache_bytes": 1e6}
 LINEAR = {
     "launch_s": 1e-6,

@@ -200,8 +200,10 @@ class CudaStream(CudaKernel, TorchStream):
         return there(super().cost(dims))
 
     def traffic(self, dims: Dims) -> eager.Traffic:
-        """Counted for CUDA; see `cuda_counts`. Rotary positions turn two thirds of the tensor; backward the rest is
-        copied beside them. Recordings of before have autograd's "gate".
+        """Counted for CUDA; see `cuda_counts`.
+
+        Rotary positions turn two thirds of the tensor; backward the rest is copied beside them. Recordings of layers
+        whose backward passes were left to autograd have "gate" instead.
         """
         n_elements, item = dims["n_tokens"] * dims["width"], ITEM_BYTES[dims["dtype"]]
         back = dims["pass"] == "backward"
