@@ -65,7 +65,7 @@ class Case:
 
     @cached_property
     def fold_of(self) -> npt.NDArray[np.intp]:
-        return left_out.folds(self.shapes, operator_fit.N_FOLDS)
+        return left_out.folds(self.shapes)
 
     @cached_property
     def by_folds(self) -> FloatArray:
@@ -151,7 +151,7 @@ def test_shapes_left_out_of_constants_and_intervals(operator: str, cases: Mappin
     for case in cases[operator]:
         for fold in range(case.fold_of.max() + 1):
             others = case.fold_of != fold
-            if others.sum() > len(case.law.constants) * operator_fit.N_FOLDS / (operator_fit.N_FOLDS - 1):
+            if others.sum() > len(case.law.constants) * left_out.N_FOLDS / (left_out.N_FOLDS - 1):
                 half = case.half_width(others)
                 inside += list(np.abs(case.by_folds[~others]) <= half)
                 widths.append(half)

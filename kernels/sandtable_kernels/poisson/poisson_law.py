@@ -28,8 +28,10 @@ LINE_BYTES = 64.0
 VECTOR_BYTES = 32.0
 # factors are made anew in float64, so many in a vector
 LANES = VECTOR_BYTES / 8
-# multiplications and additions of a pair for each component: the product of two rows, and adding one to a sum
-PAIR_FLOPS = 4.0
+# multiplications and additions of an operation on a row for each component; of a pair: the product of two rows, and
+# adding one to a sum
+ROW_FLOPS = 2.0
+PAIR_FLOPS = 2 * ROW_FLOPS
 # pairs that take as long as beginning and ending a row; how many times a line of the last-level cache one of memory
 # takes, several of either on their way; and a branch that a core did not foresee
 ROW_PAIRS, FAR_TIMES, UNFORESEEN_S = 2.0, 2.0, 1.4e-8

@@ -22,6 +22,7 @@ from sandtable_kernels.poisson.poisson_law import (
     LINE_BYTES,
     OWN_TIMES,
     RATE_BYTES,
+    ROW_FLOPS,
     cores_of,
     line_seconds,
     lines_of,
@@ -34,8 +35,6 @@ from sandtable_kernels.poisson.poisson_law import (
 )
 from sandtable_kernels.pytorch.core_law import CACHE, SPEEDUP, Cores, joined
 
-# multiplications and additions of a row, for each component
-ROW_FLOPS = 2.0
 USERS, ITEMS = range(2)
 # what passes of each kind are called apart from one another, and of each cell how often a gathered row is used
 KINDS, USES = ("", "items"), (2.0, 1.0)

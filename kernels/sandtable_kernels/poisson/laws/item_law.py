@@ -20,6 +20,7 @@ from sandtable_kernels.poisson.poisson_law import (
     ACTIVITY,
     LINE_BYTES,
     OWN_TIMES,
+    ROW_FLOPS,
     cores_of,
     line_seconds,
     lines_of,
@@ -31,9 +32,8 @@ from sandtable_kernels.poisson.poisson_law import (
 )
 from sandtable_kernels.pytorch.core_law import CACHE, joined
 
-# multiplications and additions of an operation on rows, for each component; such operations of a pair and of an event
-ROW_FLOPS = 2.0
 FACTORS, CLUSTERS = range(2)
+# the operations on rows of a pair, and of an event
 KINDS, OF_PAIR, OF_EVENT = ("", "clusters"), (6.0, 3.0), (7.0, 4.0)
 # of an event: its pair, place, fade, own and returned excitation, and the inverse of its rate; of a pair in both orders
 EVENT_BYTES, PAIR_BYTES = 28.0, 16.0

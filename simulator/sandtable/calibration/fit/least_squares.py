@@ -31,7 +31,6 @@ Residuals = Callable[[FloatArray, npt.NDArray[np.intp]], FloatArray]
 N_BOOTSTRAP = 40
 # refits start at the solution and only have to show how far it moves
 ROUGH = 1e-4
-N_FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ def fit_parameters(parameters: Sequence[Parameter], residuals: Residuals, n_poin
     held_out = np.full(n_points, np.nan)
     order = rng.permutation(n_points)
     # five folds; with few points, each on its own, as long as the rest still determines the law
-    n_folds = N_FOLDS if n_points >= 2 * N_FOLDS else n_points
+    n_folds = left_out.N_FOLDS if n_points >= 2 * left_out.N_FOLDS else n_points
     if n_points - -(-n_points // n_folds) >= len(parameters):
         for fold in range(n_folds):
             outside = order[fold::n_folds]

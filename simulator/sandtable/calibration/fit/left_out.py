@@ -25,11 +25,13 @@ FloatArray = npt.NDArray[np.float64]
 # Of the standard deviations of 92 devices left out of fits to published timings: the logarithms of their squares vary
 # by 0.5 to 1.3 within an operator, which is the trigamma function of half of 2.4 to 4.7 degrees of freedom.
 DEGREES = 3
+# parts into which shapes are divided, each left out in turn
+N_FOLDS = 5
 # no law is trusted to better than this, however many points lie on it
 FLOOR = 0.03
 
 
-def folds(keys: Sequence[Hashable], n_folds: int) -> npt.NDArray[np.intp]:
+def folds(keys: Sequence[Hashable], n_folds: int = N_FOLDS) -> npt.NDArray[np.intp]:
     """Return the fold of each point: equal keys, such as a shape timed twice, are left out together."""
     unique = list(dict.fromkeys(keys))
     n_folds = min(n_folds, len(unique))

@@ -29,7 +29,6 @@ Indices = npt.NDArray[np.intp]
 Sheet = Roofline | LinkSheet
 SheetOf = Callable[[Timing], Sheet]
 
-N_FOLDS = 5
 N_DRAWS = 200
 # beyond this log error a point counts by its size, not by its square
 ROBUST = 0.1
@@ -169,7 +168,7 @@ class Fitting:
 
         A fold is a fifth of the shapes.
         """
-        fold_of = left_out.folds([_shape(timing) for timing in self.timings], N_FOLDS)
+        fold_of = left_out.folds([_shape(timing) for timing in self.timings])
         found = np.full(self.predictor.n_points, np.nan)
         if len(found) - np.bincount(fold_of).max() < len(logs):
             return found
