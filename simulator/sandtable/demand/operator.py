@@ -91,6 +91,7 @@ class Operator(ABC, Generic[D]):
     dense: ClassVar[bool] = False
     given: ClassVar[tuple[str, ...]] = ()
     scatter: ClassVar[Scatter] = Scatter()
+    devices_weigh_alike: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

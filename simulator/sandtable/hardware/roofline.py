@@ -132,7 +132,7 @@ class LinkSheet:
             between_hubs_bytes_per_s=ways * (inside.between_hubs_bytes_per_s or hub),
             shared=inside.shared,
             reduces=inside.reduces,
-            laws=(between or within).laws,
+            laws={**within.laws, **(between.laws if between else {})},
         )
         if between is None:
             return sheet

@@ -11,6 +11,7 @@ constants come from a bootstrap that takes one Gauss-Newton step per draw.
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ ROBUST = 0.1
 STEP = 1e-3
 N_STARTS = 2
 
-# loss of a squared residual, and its slope, as scipy.optimize.least_squares defines them
+# loss of a squared residual, its slope and its curvature, as scipy.optimize.least_squares defines them
 _LOSSES: dict[str, Callable[[FloatArray], FloatArray]] = {
     "soft_l1": lambda squares: 2 * (np.sqrt(1 + squares) - 1),
     "cauchy": np.log1p,
@@ -44,6 +45,10 @@ _LOSSES: dict[str, Callable[[FloatArray], FloatArray]] = {
 _WEIGHTS: dict[str, Callable[[FloatArray], FloatArray]] = {
     "soft_l1": lambda squares: 1 / np.sqrt(1 + squares),
     "cauchy": lambda squares: 1 / (1 + squares),
+}
+_CURVATURES: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "soft_l1": lambda squares: -0.5 * (1 + squares) ** -1.5,
+    "cauchy": lambda squares: -((1 + squares) ** -2),
 }
 
 
@@ -95,6 +100,7 @@ class Fitting:
         self.law = law
         self.timings, self.sheet_of, self.towards = timings, sheet_of, towards
         self.predictor = Predictor(timings, sheet_of)
+        self.weights = _even(timings) if law.devices_weigh_alike else np.ones(len(timings))
         self.low = np.log([constant.low for constant in law.constants])
         self.high = np.log([constant.high for constant in law.constants])
         centre = law.typical() if towards is None else towards
@@ -128,13 +134,19 @@ class Fitting:
             np.clip(start, self.low + 1e-9, self.high - 1e-9),
             jac=lambda logs: np.concatenate([self.jacobian(logs), prior]),  # pyright: ignore[reportArgumentType]
             bounds=(self.low, self.high),
-            loss=self.law.loss,
+            loss=self._weighted,
             f_scale=ROBUST,
             ftol=tolerance,
             xtol=tolerance,
             max_nfev=60,
         )
         return np.asarray(solution.x, dtype=np.float64)
+
+    def _weighted(self, squares: FloatArray) -> FloatArray:
+        """Return the loss of squares of residuals and of the prior's, its slope and its curvature, for scipy."""
+        weights = np.concatenate([self.weights, np.ones(len(self.prior))])
+        kind = self.law.loss
+        return weights * np.array([of[kind](squares) for of in (_LOSSES, _WEIGHTS, _CURVATURES)])
 
     def best(self) -> FloatArray:
         """Return the logarithms that fit best, from the typical constants and from a few places around them."""
@@ -161,7 +173,7 @@ class Fitting:
     def loss(self, logs: FloatArray) -> float:
         """Return the loss that `solve` minimises."""
         residuals = np.concatenate([self.residuals(logs), self.prior * (logs - self.typical)])
-        return float(np.sum(_LOSSES[self.law.loss]((residuals / ROBUST) ** 2)))
+        return float(np.sum(self._weighted((residuals / ROBUST) ** 2)[0]))
 
     def held_out(self, logs: FloatArray) -> FloatArray:
         """Return each point's residual under constants fitted without its fold; NaN if too few points remain.
@@ -184,7 +196,7 @@ class Fitting:
         n_points, n_constants = jacobian.shape
         rng = np.random.default_rng(0)
         counts = rng.multinomial(n_points, np.full(n_points, 1 / n_points), N_DRAWS)
-        weights = counts * _WEIGHTS[self.law.loss]((residuals / ROBUST) ** 2)
+        weights = counts * self.weights * _WEIGHTS[self.law.loss]((residuals / ROBUST) ** 2)
         normal = np.einsum("bn,ni,nj->bij", weights, jacobian, jacobian) + 1e-9 * np.eye(n_constants)
         slope = np.einsum("bn,ni,n->bi", weights, jacobian, residuals)
         steps = -np.linalg.solve(normal, slope[..., None])[..., 0]
@@ -302,6 +314,12 @@ def merged(before: OperatorFits, fits: Mapping[Group, OperatorFit]) -> OperatorF
 
 def _shape(timing: Timing) -> tuple[Any, ...]:
     return timing.op.operator, timing.op.dtype, timing.op.shape
+
+
+def _even(timings: Sequence[Timing]) -> FloatArray:
+    """Return the weight of each timing under which all devices have the same, and all timings one each on average."""
+    count = Counter(timing.device for timing in timings)
+    return np.array([len(timings) / len(count) / count[timing.device] for timing in timings])
 
 
 def _named(law: Operator[Any], values: FloatArray) -> dict[str, float]:

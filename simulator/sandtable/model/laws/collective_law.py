@@ -72,7 +72,8 @@ class Group:
     def of(cls, sheet: LinkSheet, constants: Constants, columns: Columns) -> Group:
         n, local = columns.n_ranks, np.minimum(columns.n_ranks, columns.ranks_per_machine)
         given = sheet.given(FITTED_AS)
-        hop = np.full_like(n, constants["hop_s"] + sheet.within_latency_s / 2)
+        ends = given["chip_slower"] * constants["hop_s"]
+        hop = np.full_like(n, ends + sheet.within_latency_s / 2)
         return cls(
             n_bytes=columns.n_bytes,
             n=n,
@@ -84,11 +85,11 @@ class Group:
             across_rate=min(given["adapter_gain"] * constants["bandwidth_frac"], given["adapter_most"])
             * sheet.between_bytes_per_s,
             turning=1 / constants["pair_frac"] - 1,
-            launch=constants["launch_s"],
+            launch=given["chip_slower"] * constants["launch_s"],
             inside=hop,
-            across=constants["hop_s"] + sheet.between_latency_s + given["proxy_s"],
+            across=ends + sheet.between_latency_s + given["proxy_s"],
             chunk_inside=given["chunk_hops"] * hop,
-            chunk_across=constants["hop_s"] + sheet.between_latency_s + given["proxy_chunk_s"],
+            chunk_across=ends + sheet.between_latency_s + given["proxy_chunk_s"],
             given=given,
         )
 
@@ -146,7 +147,8 @@ class Collective(Operator[LinkSheet]):
     ``pair_frac`` what is left of it where each step does only one of both. ``launch_s`` is the start of a kernel and
     ``hop_s`` what the processors at both ends add to a link's latency from one rank to the next. ``call_s`` is the
     host's time for one call: where calls follow each other it hides what the device needs, or the other way round;
-    one who only sends does not wait for the slowest caller. All-reduces up to ``direct_bytes`` are done by reading
+    one who only sends does not wait for the slowest caller. Starting and hopping are counts of clocks, as a link's
+    ``chip_slower`` says, and a host calls by the speed of one of its cores, as ``host_slower`` does. All-reduces up to ``direct_bytes`` are done by reading
     peers directly; a byte means that the software never does so. A subclass says how its algorithms move the buffer,
     and ``turns``: how often a ring passes it on, in units of (n - 1) / n, each of which takes n - 1 steps.
     """
@@ -156,6 +158,8 @@ class Collective(Operator[LinkSheet]):
     fitted_as: ClassVar[str] = FITTED_AS
     # of published timings left out, see `Scatter`
     scatter: ClassVar[Scatter] = Scatter(own=0.1, siblings=0.23, per_doubling=0.13, new_kind=0.31)
+    # how often a link was timed says how many libraries and shapes were, not how much it tells of others
+    devices_weigh_alike: ClassVar[bool] = True
     turns: ClassVar[float] = 1.0
     waits: ClassVar[bool] = True
     given: ClassVar[tuple[str, ...]] = (
@@ -173,6 +177,8 @@ class Collective(Operator[LinkSheet]):
         "adapter_gain",
         "adapter_most",
         "rated_ranks",
+        "chip_slower",
+        "host_slower",
     )
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="bandwidth_frac", typical=0.72, low=0.02, high=1.0),
@@ -187,7 +193,7 @@ class Collective(Operator[LinkSheet]):
     def seconds(self, device: LinkSheet, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
         """See `Operator.seconds`."""
         group = Group.of(device, constants, columns)
-        called = constants["call_s"] if self.waits else 0.0
+        called = group.given["host_slower"] * constants["call_s"] if self.waits else 0.0
         busy = np.maximum(called, group.launch + self.busy_s(group, device, constants))
         return np.asarray(np.where(group.n > 1, busy, 0.0))
 
