@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandtable.demand.operator import operators
-from sandtable.hardware import Link, LinkSheet, library
+from sandtable.hardware import LawSettings, Link, LinkSheet, library
 from sandtable.model.laws.collective_law import AllReduce
 
 LAW = AllReduce()
@@ -83,6 +84,39 @@ def test_a_step_takes_half_of_the_links_round_trip() -> None:
     far = LinkSheet(within_bytes_per_s=400e9, within_latency_s=3e-6)
     more = seconds("all_reduce", 8.0, 8, sheet=far, call_s=1e-7) - seconds("all_reduce", 8.0, 8, call_s=1e-7)
     assert more == pytest.approx(14 * 1e-6, rel=0.01)
+
+
+def link_named(name: str) -> Link:
+    link = library.load_file(library.device_files("link")[name], "link")
+    assert isinstance(link, Link)
+    return link
+
+
+def slower(**settings: float) -> LinkSheet:
+    return replace(FABRIC, laws={"collective": LawSettings(settings=settings)})
+
+
+def test_a_chip_at_half_the_clock_starts_and_hops_in_twice_the_time_and_moves_bytes_as_fast() -> None:
+    half = slower(chip_slower=2)
+    steps = 2 * 7
+    more = seconds("all_reduce", 8, 8, sheet=half, call_s=1e-7) - seconds("all_reduce", 8, 8, call_s=1e-7)
+    assert more == pytest.approx(TYPICAL["launch_s"] + steps * TYPICAL["hop_s"], rel=1e-3)
+    assert seconds("all_reduce", 64 * GIB, 8, sheet=half) == pytest.approx(
+        seconds("all_reduce", 64 * GIB, 8), rel=1e-3
+    )
+
+
+def test_a_slower_host_takes_longer_for_what_waits_for_its_calls_and_for_nothing_else() -> None:
+    slow = slower(host_slower=1.5)
+    assert seconds("all_reduce", 8, 2, sheet=slow) == pytest.approx(1.5 * TYPICAL["call_s"])
+    assert seconds("all_reduce", GIB, 2, sheet=slow) == seconds("all_reduce", GIB, 2)
+    assert seconds("send_recv", 8, 2, sheet=slow) == seconds("send_recv", 8, 2)
+
+
+def test_between_machines_the_chips_are_those_within() -> None:
+    within, network = link_named("nvlink3"), link_named("infiniband_hdr200")
+    alone, across = LinkSheet.of(within), LinkSheet.of(within, network, 8)
+    assert across.given("collective")["chip_slower"] == alone.given("collective")["chip_slower"] > 1
 
 
 def test_the_hosts_hubs_bound_more_than_a_pair() -> None:

@@ -75,6 +75,7 @@ class Operator(ABC, Generic[D]):
         prior: The log error that a constant e times that of its siblings costs in a fit: it keeps in place what the
             points say little of.
         scatter: How far its law usually lies off, where few points were left out of a fit, or none.
+        devices_weigh_alike: Whether all devices count the same in a fit to several, however many timings each has.
         given: What its law takes as given on a device, by name: see `sandtable.hardware.Roofline.given`.
         dense: Whether it is dense arithmetic, which comes close to the peak rate, and to the power limit when it goes
             on for minutes.

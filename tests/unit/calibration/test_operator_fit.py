@@ -13,7 +13,7 @@ from sandtable.calibration.fit.operator_fit import fit_constants, fit_operator, 
 from sandtable.calibration.timing import Timing, stated
 from sandtable.demand.operator import operators
 from sandtable.errors import CalibrationError
-from sandtable.hardware import Roofline
+from sandtable.hardware import LinkSheet, Roofline
 
 LAW = operators()["gemm"]
 TRUE = {"rate_frac": 0.7, "bandwidth_frac": 0.9, "launch_s": 4e-6, "tile_s": 2e-6, "quantise_passes": 1.5}
@@ -108,6 +108,26 @@ def test_several_devices_share_constants() -> None:
     constants = fit_constants([*points(), *moved], sheet_of)
     assert constants["rate_frac"] == pytest.approx(0.7, rel=0.05)
     assert constants["bandwidth_frac"] == pytest.approx(0.9, rel=0.05)
+
+
+def test_links_weigh_alike_however_often_each_was_timed() -> None:
+    law, sheet = operators()["reduce_scatter"], LinkSheet(within_bytes_per_s=400e9, within_latency_s=1e-6)
+    shares = {"slow": 0.5, "fast": 0.8}
+    times = {
+        name: [
+            stated("reduce_scatter", shape, float(seconds), dtype="bfloat16", device=name, software="lib")
+            for n_ranks in (2.0, 4.0, 8.0)
+            for shape in ((2.0**exponent, n_ranks, 8.0) for exponent in range(10, 30, 2))
+            for seconds in law.seconds(
+                sheet, law.typical() | {"bandwidth_frac": share}, law.columns(shape), dtype=""
+            )
+        ]
+        for name, share in shares.items()
+    }
+    once = fit_constants([*times["slow"], *times["fast"]], lambda _: sheet)
+    often = fit_constants([*times["slow"], *(5 * times["fast"])], lambda _: sheet)
+    assert 0.5 < once["bandwidth_frac"] < 0.8
+    assert often == pytest.approx(once, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", [name for name, law in operators().items() if law.constants])

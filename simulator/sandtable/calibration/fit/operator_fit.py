@@ -143,7 +143,7 @@ class Fitting:
         return np.asarray(solution.x, dtype=np.float64)
 
     def _weighted(self, squares: FloatArray) -> FloatArray:
-        """Return the loss of squares of residuals and of the prior's, its slope and its curvature, for scipy."""
+        """Return loss, slope and curvature, (3, n), for squares of all residuals, the prior's last."""
         weights = np.concatenate([self.weights, np.ones(len(self.prior))])
         kind = self.law.loss
         return weights * np.array([of[kind](squares) for of in (_LOSSES, _WEIGHTS, _CURVATURES)])

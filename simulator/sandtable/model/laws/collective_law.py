@@ -148,9 +148,10 @@ class Collective(Operator[LinkSheet]):
     ``hop_s`` what the processors at both ends add to a link's latency from one rank to the next. ``call_s`` is the
     host's time for one call: where calls follow each other it hides what the device needs, or the other way round;
     one who only sends does not wait for the slowest caller. Starting and hopping are counts of clocks, as a link's
-    ``chip_slower`` says, and a host calls by the speed of one of its cores, as ``host_slower`` does. All-reduces up to ``direct_bytes`` are done by reading
-    peers directly; a byte means that the software never does so. A subclass says how its algorithms move the buffer,
-    and ``turns``: how often a ring passes it on, in units of (n - 1) / n, each of which takes n - 1 steps.
+    ``chip_slower`` says, and a host calls by the speed of one of its cores, as ``host_slower`` does.
+    All-reduces up to ``direct_bytes`` are done by reading peers directly; a byte means that the software never does so.
+    A subclass says how its algorithms move the buffer, and ``turns``: how often a ring passes it on, in units of
+    (n - 1) / n, each of which takes n - 1 steps.
     """
 
     resource: ClassVar[Resource] = "network"
