@@ -134,7 +134,7 @@ class Fitting:
             np.clip(start, self.low + 1e-9, self.high - 1e-9),
             jac=lambda logs: np.concatenate([self.jacobian(logs), prior]),  # pyright: ignore[reportArgumentType]
             bounds=(self.low, self.high),
-            loss=self._weighted,
+            loss=self._weighted,  # pyright: ignore[reportArgumentType]
             f_scale=ROBUST,
             ftol=tolerance,
             xtol=tolerance,
@@ -146,7 +146,8 @@ class Fitting:
         """Return loss, slope and curvature, (3, n), for squares of all residuals, the prior's last."""
         weights = np.concatenate([self.weights, np.ones(len(self.prior))])
         kind = self.law.loss
-        return weights * np.array([of[kind](squares) for of in (_LOSSES, _WEIGHTS, _CURVATURES)])
+        parts = [of[kind](squares) for of in (_LOSSES, _WEIGHTS, _CURVATURES)]
+        return np.asarray(weights * np.array(parts), dtype=np.float64)
 
     def best(self) -> FloatArray:
         """Return the logarithms that fit best, from the typical constants and from a few places around them."""
