@@ -68,7 +68,7 @@ OTHERS = [
     Limits("op_mlp_vidur", "mlp_act_ms", 319, 0.074, 0.552, 0.047, 0.78, 0.072),
     Limits("op_mlp_vidur", "mlp_down_proj_ms", 319, 0.046, 0.15, 0.017, 0.86, 0.046),
     Limits("op_mlp_vidur", "add_ms", 319, 0.084, 0.379, 0.012, 0.84, 0.106),
-    Limits("op_moe", "latency_ms", 1030, 0.109, 0.348, 0.015, 0.88, 0.125),
+    Limits("op_moe", "latency_ms", 1030, 0.107, 0.326, 0.012, 0.89, 0.118),
     Limits("storage_measured", "read_iops", 81, 0.007, 0.079, 0.011, 0.97, 0.015),
     Limits("storage_measured", "read_mb_per_s", 84, 0.006, 0.113, 0.011, 0.82, 0.008),
     Limits("storage_measured", "read_latency_ms", 1, 0.007, 0.007, 0.016, 0.97, None),

@@ -69,7 +69,8 @@ class AttentionShape(NamedTuple):
 class ExpertsShape(NamedTuple):
     """``n_tokens`` of all ranks that share the experts, three matrices an expert; the busiest rank, forward.
 
-    ``skew`` is the exponent of the power law of the experts' loads, 0 for even ones.
+    ``skew`` is the exponent of the power law of the experts' loads, 0 for even ones. ``tuned`` 0: the kernels fall back
+    to small tiles, since nobody tuned them for such experts on this device.
     """
 
     n_tokens: Number
@@ -80,6 +81,7 @@ class ExpertsShape(NamedTuple):
     tensor_parallel: Number
     expert_parallel: Number
     skew: Number
+    tuned: Number = 1.0
 
 
 class MemoryBoundShape(NamedTuple):

@@ -10,17 +10,22 @@ Popularity follows a power law: the loads of experts are spread like x^-skew bet
 (collector, power_law_logits_v3). Zero is an even load. An expert that fewer than one token is sent to on average is
 touched that often.
 
-What takes time: reading the weights of the experts touched; arithmetic, where each expert's rows fill up whole tiles;
-moving the routed activations through memory between the kernels, for rows of other ranks' experts too where the
-software keeps them; launching the kernels.
+What takes time: reading the weights of the experts touched; arithmetic, where each expert's rows fill up whole tiles,
+or fetching their operands; moving the routed activations through memory between the kernels, for rows of other ranks'
+experts too where the software keeps them; launching the kernels.
+
+A tile of a x b fetches a + b elements for each step of its depth, from the last-level cache: so much per clock and
+unit, whatever the element type. The faster units multiply, the more of their time is fetching (an A100 does 2048 FLOP
+with 16 bits per clock and unit, an H100 4096, a B200 8192), and the more it matters how large tiles are; kernels that
+fetch once for several units reach more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from statistics import NormalDist
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -30,13 +35,17 @@ from sandtable.hardware import Roofline
 from sandtable.model.laws import chip
 from sandtable.model.laws.gemm_law import DEPTH, WIDE_BYTES, Format, format_of, overlapped, scaling_s
 
-# rows of tiles that grouped kernels choose from, and their columns
+# rows and columns of tiles that grouped kernels choose from, and the largest of those that they fall back to: 64 x 64
+# with many tokens and 16 x 32 with few (sgl-project/sglang, fused_moe_triton_config.py, get_default_config)
 _TILE_ROWS = (16.0, 32.0, 64.0, 128.0)
-_TILE_COLUMNS = 128.0
+_TILE_COLUMNS = (128.0, 256.0)
+_UNTUNED = 64.0
 # ends of the power law of loads: of plenty of tokens, as a share of them, and of few
 _PLENTY_SHARE, _FEW = 0.8, (0.01, 2.0)
 # kernels for these types keep rows of other ranks' experts in their buffers; those for narrower ones leave them out
 _KEEPS_IDLE_ROWS = frozenset({"float32", "tf32", "bfloat16", "float16", "fp8_block"})
+# kernels for these types gate the neurons before they write them, narrow
+_GATES_FIRST = frozenset({"fp8", "fp4", "mxfp4", "int4_weight_only"})
 # experts of like load are counted together, in this many groups; what counts as an exponent of one
 _N_GROUPS, _TINY = 32, 1e-6
 
@@ -45,28 +54,23 @@ class MixtureOfExperts(Operator[Roofline]):
     """``t = launch + (arithmetic^p + weights^p)^(1/p) + activations / bandwidth``.
 
     ``passes`` is how often routed activations pass through memory, as a multiple of what the kernels need, and
-    ``idle_passes`` how often those of other ranks' experts do.
+    ``idle_passes`` how often those of other ranks' experts do; ``fetched_per_clock`` the bytes of operands that reach a
+    unit in one clock.
     """
 
     name: ClassVar[str] = "moe"
     resource: ClassVar[Resource] = "compute"
     Shape: ClassVar[type[ExpertsShape]] = ExpertsShape
-    given: ClassVar[tuple[str, ...]] = (
-        *chip.CLOCK,
-        "edge",
-        "clocks_per_depth",
-        "overlap",
-        "draw",
-        "scaling_ops",
-    )
+    given: ClassVar[tuple[str, ...]] = (*chip.CLOCK, "clocks_per_depth", "overlap", "draw", "scaling_ops")
     # of published timings left out, see `Scatter`
-    scatter: ClassVar[Scatter] = Scatter(own=0.19, siblings=0.23, per_doubling=0.11, new_kind=0.23)
+    scatter: ClassVar[Scatter] = Scatter(own=0.19, siblings=0.18, per_doubling=0.11, new_kind=0.23)
     constants: ClassVar[tuple[Constant, ...]] = (
         Constant(name="rate_frac", typical=0.6, low=0.02, high=1.5),
         Constant(name="bandwidth_frac", typical=0.8, low=0.02, high=1.2),
         Constant(name="launch_s", typical=2.5e-5, low=1e-7, high=1e-3),
         Constant(name="passes", typical=1.0, low=0.05, high=10.0),
         Constant(name="idle_passes", typical=0.5, low=0.01, high=10.0),
+        Constant(name="fetched_per_clock", typical=64.0, low=8.0, high=1000.0),
     )
 
     def seconds(self, device: Roofline, constants: Constants, columns: Columns, *, dtype: str) -> FloatArray:
@@ -77,17 +81,16 @@ class MixtureOfExperts(Operator[Roofline]):
         bandwidth = constants["bandwidth_frac"] * device.bandwidth_bytes_per_s
         rate = constants["rate_frac"] * device.peak(dtype)
         rate *= chip.powered_share(device, dtype, form.activation, given)
-        tiles = {rows: batch.tiles(rows) for rows in _TILE_ROWS}
-        working = sum(
-            _product_s(device, form, tiles, n, k, rate / device.n_units, given) for n, k in batch.products()
-        )
+        fetching = constants["fetched_per_clock"] * (device.clock_hz or float("inf"))
+        unit = _Unit(rate / device.n_units, fetching / form.activation)
+        working = sum(_product_s(device, form, batch, n, k, unit, given) for n, k in batch.products())
         streaming = sum(
             form.weight * batch.touched * n * k / (bandwidth * _drawn(device, batch, n, given["draw"]))
             for n, k in batch.products()
         )
         idle_rows = batch.idle_rows if dtype in _KEEPS_IDLE_ROWS else 0.0
         rows = constants["passes"] * batch.rows + constants["idle_passes"] * idle_rows
-        moving = rows * _activation_bytes(batch, form) / bandwidth
+        moving = rows * _activation_bytes(batch, form, gates_first=dtype in _GATES_FIRST) / bandwidth
         busy = overlapped(np.asarray(working), np.asarray(streaming), given["overlap"])
         return np.asarray(constants["launch_s"] + busy + moving, dtype=np.float64)
 
@@ -96,7 +99,8 @@ class MixtureOfExperts(Operator[Roofline]):
 class _Batch:
     """What the busiest rank has to do.
 
-    ``loads`` are tokens per expert, one row for each demand; an entry stands for ``alike`` experts.
+    ``loads`` are tokens per expert, one row for each demand; an entry stands for ``alike`` experts. ``tuned`` as in
+    `ExpertsShape`.
     """
 
     loads: FloatArray
@@ -106,6 +110,7 @@ class _Batch:
     idle_rows: FloatArray
     d_model: FloatArray
     neurons: FloatArray
+    tuned: FloatArray
 
     @classmethod
     def of(cls, columns: Columns) -> _Batch:
@@ -123,6 +128,7 @@ class _Batch:
             idle_rows=np.maximum(c.n_tokens * c.top_k - rows, 0),
             d_model=c.d_model,
             neurons=c.n_neurons / c.tensor_parallel,
+            tuned=c.tuned,
         )
 
     def products(self) -> tuple[tuple[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]:
@@ -135,41 +141,42 @@ class _Batch:
         return np.asarray(np.maximum(self.alike * whole.sum(axis=1), 1))
 
 
-def _product_s(
-    device: Roofline,
-    form: Format,
-    tiles_high: Mapping[float, FloatArray],
-    n: FloatArray,
-    k: FloatArray,
-    unit_flops_per_s: float,
-    given: Constants,
-) -> FloatArray:
-    """Return the arithmetic of one grouped product, at the tile height that suits it best.
+class _Unit(NamedTuple):
+    """What one unit multiplies in a second, in FLOP, and what it fetches, in elements."""
 
-    ``tiles_high`` says for each height of tiles how many of them the experts' rows fill.
-    """
+    flops_per_s: float
+    fetched_per_s: float
+
+
+def _product_s(
+    device: Roofline, form: Format, batch: _Batch, n: FloatArray, k: FloatArray, unit: _Unit, given: Constants
+) -> FloatArray:
+    """Return the arithmetic of one grouped product, with the tiles that suit it best of those that it has."""
     depth = np.ceil(k / DEPTH) * DEPTH
     slowest = given["clocks_per_depth"] * depth / device.clock_hz if device.clock_hz else 0.0
     best: FloatArray = np.full(len(n), np.inf)
-    for tile_rows, high in tiles_high.items():
-        tiles = high * np.ceil(n / _TILE_COLUMNS)
-        area = tile_rows * _TILE_COLUMNS + given["edge"] * (tile_rows + _TILE_COLUMNS)
-        scaling = scaling_s(device, form, depth * tile_rows * _TILE_COLUMNS, given)
+    for rows, columns in product(_TILE_ROWS, (_UNTUNED, *_TILE_COLUMNS)):
+        tiles = batch.tiles(rows) * np.ceil(n / columns)
+        one = np.maximum(2 * rows * columns / unit.flops_per_s, (rows + columns) / unit.fetched_per_s)
         # grouped kernels scale between their products, and not beside them
-        one = np.maximum(2 * depth * area / unit_flops_per_s + scaling, slowest)
-        best = np.minimum(best, np.maximum(tiles / device.n_units, 1) * one)
+        one = depth * one + scaling_s(device, form, depth * rows * columns, given)
+        took = np.maximum(tiles / device.n_units, 1) * np.maximum(one, slowest)
+        has = np.where(batch.tuned > 0, columns > _UNTUNED, max(rows, columns) <= _UNTUNED)
+        best = np.where(has, np.minimum(best, took), best)
     return best
 
 
 def _drawn(device: Roofline, batch: _Batch, n: FloatArray, draw: float) -> FloatArray:
     """Return the share of the bandwidth that the units can draw which have a tile to work on."""
-    return np.minimum(1.0, draw * batch.touched * np.ceil(n / _TILE_COLUMNS) / device.n_units)
+    return np.minimum(1.0, draw * batch.touched * np.ceil(n / _TILE_COLUMNS[0]) / device.n_units)
 
 
-def _activation_bytes(batch: _Batch, form: Format) -> FloatArray:
+def _activation_bytes(batch: _Batch, form: Format, *, gates_first: bool) -> FloatArray:
     """Return the bytes moved per routed row: in, gated neurons out and in, neurons out and in, out, and summed up."""
-    inputs = form.activation * (batch.d_model + batch.neurons)
-    return inputs + WIDE_BYTES * (2 * batch.d_model + 5 * batch.neurons)
+    ends = form.activation * batch.d_model + 2 * WIDE_BYTES * batch.d_model
+    if gates_first:
+        return ends + 2 * form.activation * batch.neurons
+    return ends + (form.activation + 5 * WIDE_BYTES) * batch.neurons
 
 
 def _loads(c: Columns, local: FloatArray) -> FloatArray:

@@ -3,6 +3,8 @@
 A row with expert parallelism times one of the ranks, the busiest: all tokens are routed, and it serves its experts'
 share. ``power_law_a`` draws the load of experts from a power law of exponent a (`sandtable.model.laws.experts_law`).
 
+Constants belong to the kernels that a framework runs, see `sandtable.published.operators.experts_kernels`.
+
 The rows of vLLM and SGLang with 256 experts were routed with a limit on groups of experts, which a "balanced" choice
 defeats by its ties: half of the experts are never chosen (16 and 256 tokens take half of what all weights need), and
 the rank that is timed serves five of each token's eight choices instead of one (63 % of the time of all experts). A
@@ -12,7 +14,7 @@ single token is sent there the same way. Such rows are skipped: their label does
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from sandtable.demand.operator_shapes import ExpertsShape
@@ -20,6 +22,7 @@ from sandtable.hardware import Accelerator
 from sandtable.published import systems
 from sandtable.published.adapter import Skipped
 from sandtable.published.operator_rows import Figure, OperatorAdapter, framework_latency
+from sandtable.published.operators.experts_kernels import FRAMEWORKS, Choice, is_tuned, kernels_of
 from sandtable.published.rows import MalformedRow, Row
 
 # the source's names of element types -> ours. w4a16: weights of 4 bits, multiplied in 16; w4a8: in 8
@@ -35,6 +38,7 @@ _DTYPES = {
     "int4_wo": "int4_weight_only",
     "int8_wo": "int8_weight_only",
 }
+_WIDE = ("bfloat16", "float16")
 _SHAPE = ("num_tokens", "hidden_size", "intermediate_size", "top_k", "num_experts", "moe_tp", "moe_ep")
 
 
@@ -64,9 +68,25 @@ class OpMoe(OperatorAdapter):
         numbers = [float(size or 0) for size in sizes]
         if min(numbers) < 1:
             raise MalformedRow("sizes are positive")
-        shape = ExpertsShape._make((*numbers, skew))
-        names = {"label": _label(row), "group": row.text("system")}
+        choice = _choice(row, dict(zip(_SHAPE, numbers, strict=True)))
+        if choice.framework not in FRAMEWORKS:
+            return Skipped("kernels not known")
+        tuned = float(is_tuned(choice, wide=dtype in _WIDE))
+        shape = ExpertsShape._make((*numbers, skew, tuned))
+        names = {"label": _label(row), "group": row.text("system"), "software": kernels_of(choice)}
         return [framework_latency(row, system, operator="moe", dtype=dtype, shape=shape, **names)]
+
+
+def _choice(row: Row, sizes: Mapping[str, float]) -> Choice:
+    return Choice(
+        framework=row.text("framework"),
+        version=row.text("version"),
+        system=row.text("system"),
+        dtype=row.text("dtype"),
+        n_neurons=sizes["intermediate_size"],
+        n_experts=sizes["num_experts"],
+        n_ranks=sizes["moe_ep"],
+    )
 
 
 def _dtype(row: Row, system: Accelerator) -> str | None:
