@@ -294,6 +294,7 @@ def leaves(plan: Plan) -> list[Op]:
 
 
 def test_every_op_of_a_plan_has_a_law_that_reads_it(a100: Machine) -> None:
+    costs = CostModel(a100)
     for changes in ({"adapter": "lora", "precision": "bfloat16"}, {"model": "mixtral_8x7b"}, {"model": "gemma_2b"}):
         ops = leaves(plan_of(campaign(**changes), a100, {}, 1))
-        assert all(CostModel(a100).time(op).seconds >= 0 for op in ops)
+        assert all(costs.time(op).seconds >= 0 for op in ops)

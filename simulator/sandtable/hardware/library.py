@@ -173,6 +173,18 @@ def load_component(kind: str, name: str, beside: Path | None = None) -> Componen
     return component.select(variant)
 
 
+def generic_storage() -> hardware.Storage:
+    """Return the drive that stands in where nothing is known of one; its file is read once."""
+    return _generic_storage(tuple(device_folders()))
+
+
+@lru_cache(maxsize=4)
+def _generic_storage(_: tuple[Path, ...]) -> hardware.Storage:
+    generic = load_component("storage", GENERIC_STORAGE)
+    assert isinstance(generic, hardware.Storage)
+    return generic
+
+
 def accelerator_called(text: str) -> hardware.Accelerator | None:
     """Return the accelerator that a published file or a driver calls ``text``, None if no device file has that name."""
     name = _published_names(tuple(device_files("accelerator").items())).get(hardware.plain_name(text))

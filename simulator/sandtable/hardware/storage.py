@@ -112,9 +112,7 @@ class Storage(Component):
         # read where it is needed; the library builds what is described here
         from sandtable.hardware import library
 
-        generic = library.load_component("storage", library.GENERIC_STORAGE)
-        assert isinstance(generic, Storage)
-        stated = self.datasheet.new_file_s or generic.datasheet.new_file_s
+        stated = self.datasheet.new_file_s or library.generic_storage().datasheet.new_file_s
         assert stated is not None
         return stated
 

@@ -25,7 +25,9 @@ def saved(folder: Path, *, model: str = "tiny_3x64", steps: int = 400, warmup: i
     n_params = shape_named(model).n_params
     losses = [TRUE.loss(n_params, run.tokens_per_step * (warmup + step + 0.5)) for step in range(1, steps + 1)]
     mean = sum(losses) / steps
-    metric = Metric(value=mean, low=min(losses), high=max(losses), unit=units.unit_of("loss"), samples=losses)
+    metric = Metric(
+        value=mean, low=min(losses), high=max(losses), unit=units.unit_of("loss"), samples=tuple(losses)
+    )
     scenario: dict[str, Any] = {"name": "made_up", "parameters": run.model_dump(mode="json")}
     kept = RunFolder.create("made_up", folder)
     kept.save(Measurement(scenario=scenario, machine="m", metrics={"loss.mean": metric}))
@@ -61,7 +63,8 @@ def test_simulate_and_cheapest_say_nothing_far_beyond_a_fitted_law(tmp_path: Pat
     refused = run_command("cheapest", "slm_1b_cloud", "--until", "loss=2", "--set", law)
     assert refused.code == 2
     assert "was fitted to 1.75e+05 to 1.75e+05 parameters on at most" in refused.err
-    searched = run_command("cheapest", "slm_1b_cloud", "--until", "tokens=1e9", "--set", law, "--most-devices", "8")
+    few = ("--machines", "aws_p4d_24xlarge", "--most-devices", "8")
+    searched = run_command("cheapest", "slm_1b_cloud", "--until", "tokens=1e9", "--set", law, *few)
     assert searched.code == 0, searched.err
     assert "loss" not in searched.out.splitlines()[0]
 

@@ -96,7 +96,7 @@ def _law_of_reads(storage: Storage) -> StorageLaw:
     if storage.like is None or storage.like.fitted is None:
         raise PlanError(f"storage {storage.name!r} has neither a 'fitted' block nor a fitted device in 'like'")
     reference = storage.like.datasheet.sequential_read_bytes_per_s
-    return scaled_law(law_of(storage.like), reference, storage.datasheet)
+    return scaled_law(_law_of_reads(storage.like), reference, storage.datasheet)
 
 
 def scaled_law(shape: StorageLaw, reference_bytes_per_s: float, sheet: StorageDatasheet) -> StorageLaw:
