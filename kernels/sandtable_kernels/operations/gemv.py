@@ -76,9 +76,9 @@ class Gemv(Kernel):
         blocks = [(512, 1024), (2048, 2048), (4096, 4096)] + ([] if quick else [(12288, 4096)])
         return points + [{"m": m, "k": k, "dtype": dtype} for m, k in blocks for dtype in BLOCKS]
 
-    def probe(self) -> Dims | None:
+    def probes(self) -> Sequence[Dims]:
         """One large matrix."""
-        return {"m": 4096, "k": 4096, "dtype": "float16"}
+        return [{"m": 4096, "k": 4096, "dtype": "float16"}]
 
     def cost(self, dims: Dims) -> Op:
         """Weights are read once; the input and output vectors count too."""

@@ -99,8 +99,8 @@ class RandomRead(Kernel):
                 points += [_point(chunk_bytes, concurrency, n) for n in counts]
         return points
 
-    def probe(self) -> Dims | None:
-        return _point(16 * KIB, 32, 3000)
+    def probes(self) -> Sequence[Dims]:
+        return [_point(16 * KIB, 32, 3000)]
 
     def cost(self, dims: Dims) -> Op:
         return random_read(
@@ -208,8 +208,8 @@ class ColdRead(RandomRead):
     name: ClassVar[str] = "cold_read"
     once: ClassVar[bool] = True
 
-    def probe(self) -> Dims | None:
-        return None
+    def probes(self) -> Sequence[Dims]:
+        return ()
 
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         shapes = [(16, 32)] if quick else [(4, 32), (16, 1), (16, 32), (256, 8)]

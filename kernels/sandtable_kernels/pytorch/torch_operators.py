@@ -53,6 +53,11 @@ class TorchKernel(Kernel):
     needs: ClassVar[tuple[str, ...]] = ("torch",)
     case: ClassVar[str]
 
+    def probes(self) -> Sequence[Dims]:
+        """Return the kernel's points within one step of calibration, which is timed once for all kernels."""
+        within = (step_points.PROBE.name, 1)
+        return [dims for dims in self.grid(quick=True) if (dims.get("within"), dims.get("processes")) == within]
+
     def timings(self, dims: Dims, context: KernelContext, *, repeats: int, budget_s: float) -> list[float]:
         """Return seconds per call, of the slowest process: within a training step, or in a loop over copies.
 
@@ -105,13 +110,6 @@ _steps = StepTimings()
 def points(*grids: dict[str, Any], shares: Sequence[int] = SHARES) -> list[Dims]:
     """Return every grid's point for every share of the machine."""
     return [{**grid, "processes": n} for grid, n in itertools.product(grids, shares)]
-
-
-def _probe(kernel: Kernel, part: str) -> Dims | None:
-    """Return the first point of a part of the step that probes are of, if the kernel has such points."""
-    within = step_points.PROBE.name
-    found = (dims for dims in kernel.grid(quick=True) if (dims.get("within"), dims.get("part")) == (within, part))
-    return next(found, None)
 
 
 def memory_bound_op(name: str, traffic: eager.Traffic, dims: Dims) -> Op:
@@ -171,10 +169,6 @@ class TorchGemm(LinearLayer):
         grids += [{"m": m, "n": n, "k": k, "dtype": "bfloat16", "pass": "forward"} for m, n, k in half]
         return points(*grids)
 
-    def probe(self) -> Dims | None:
-        """Of a step of calibration's, the same as the other kernels' probes: one timing serves all."""
-        return _probe(self, part="ffn up")
-
     def cost(self, dims: Dims) -> Op:
         """Two operations per multiplication; each operand once."""
         m, n, k, item = dims["m"], dims["n"], dims["k"], ITEM_BYTES[dims["dtype"]]
@@ -231,10 +225,6 @@ class TorchAttention(TorchKernel):
         short = {"tokens": 32, "n_heads": 2, "head_dim": HEAD_DIM, "dtype": "float32", "flash": True}
         grids += [{**short, "batch": 64, "pass": which} for which in PASSES]
         return points(*grids)
-
-    def probe(self) -> Dims | None:
-        """See `TorchGemm.probe`."""
-        return _probe(self, part="attention")
 
     def cost(self, dims: Dims) -> Op:
         """Half of all scores are seen; queries, keys, values and outputs pass through memory once."""
@@ -342,10 +332,6 @@ class TorchStream(TorchKernel):
         # so few tokens that launches are all there is
         grids.append({"case": "norm", "n_tokens": 16, "width": 64, "dtype": "float32", "pass": "forward"})
         return points(*grids)
-
-    def probe(self) -> Dims | None:
-        """See `TorchGemm.probe`."""
-        return _probe(self, part="norm")
 
     def cost(self, dims: Dims) -> Op:
         """Bytes and kernels as eager PyTorch launches them."""

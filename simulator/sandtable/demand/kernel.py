@@ -57,9 +57,9 @@ class Kernel(ABC):
     def grid(self, *, quick: bool) -> Sequence[Dims]:
         """Return the points at which calibration measures this kernel."""
 
-    def probe(self) -> Dims | None:
-        """Return dims for a short re-probe of the machine (under half a second), or None if this kernel has none."""
-        return None
+    def probes(self) -> Sequence[Dims]:
+        """Return the points of a short re-probe of the machine, together under half a second; none by default."""
+        return ()
 
     def timings(self, dims: Dims, context: KernelContext, *, repeats: int, budget_s: float) -> list[float] | None:
         """Time this kernel in its own way and return seconds per call; None lets the caller time `prepare`.

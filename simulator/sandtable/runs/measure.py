@@ -230,23 +230,27 @@ def start_peak() -> int | None:
 
 
 def probe(machine: Machine, context: ExecutionContext, needs: Collection[str]) -> float:
-    """Time the kernels that offer a probe, and return measured over predicted time (geometric mean).
+    """Time the points that kernels offer as probes, and return measured over predicted time.
 
-    Where some of them work with one of the packages ``needs``, which the execution imports, only these: what slows a
-    disk down, or threads that wake for every operator, says little of other work. What no calibration fitted is left
-    out: its error would pass for a machine that drifted.
+    It is that of all points of a part of calibration together, and their geometric mean over parts. Where kernels work
+    with one of the packages ``needs``, which the execution imports, only these count: what slows a disk down, or
+    threads that wake for every operator, says little of other work. What no calibration fitted is left out: its error
+    would pass for a machine that drifted.
     """
-    costs, ratios = CostModel(machine), []
+    costs = CostModel(machine)
+    sums: dict[str | None, list[float]] = {}
     for kernel, dims in _probes(needs):
         predicted = costs.time(kernel.cost(dims))
         if predicted.evidence is not None:
-            seconds = _probed(kernel, dims, context)
-            ratios.append(float(np.median(seconds)) / predicted.seconds)
+            found = sums.setdefault(kernel.calibrates, [0.0, 0.0])
+            found[0] += float(np.median(_probed(kernel, dims, context)))
+            found[1] += predicted.seconds
+    ratios = [measured_s / predicted_s for measured_s, predicted_s in sums.values()]
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else 1.0
 
 
 def _probes(needs: Collection[str]) -> list[tuple[Kernel, Mapping[str, Any]]]:
-    offered = [(kernel, dims) for kernel in kernels().values() if (dims := kernel.probe()) is not None]
+    offered = [(kernel, dims) for kernel in kernels().values() for dims in kernel.probes()]
     of_packages = [found for found in offered if any(name in needs for name in found[0].needs)]
     return of_packages or [found for found in offered if not found[0].needs]
 

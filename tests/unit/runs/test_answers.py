@@ -165,3 +165,17 @@ def test_a_check_that_compared_nothing_says_so() -> None:
     pair = a_pair(5.0, 5.0)._replace(measurement=None)
     answer = check_answer(compare.judge([]), [pair])
     assert answer.verdict == "Undecided: nothing was compared."
+
+
+@pytest.mark.parametrize(
+    ("probe", "said"),
+    [
+        (1.04, None),
+        (1.10, "its probe is 10 % slower than at calibration, and 1.0 % of error are left beside that."),
+        (1 / 1.10, "its probe is 10 % faster than at calibration, and 18.2 % of error are left beside that."),
+    ],
+)
+def test_a_check_says_what_error_is_left_beside_the_drift_of_the_machine(probe: float, said: str | None) -> None:
+    pairs = [a_pair(5.0, 4.5 * ratio, probe=probe) for ratio in (0.99, 1.01)]
+    answer = answer_to(*pairs)
+    assert answer.verdict.endswith(said or "this machine repeats itself within 4 %.")

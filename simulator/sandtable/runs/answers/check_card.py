@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 from sandtable import units
@@ -11,6 +12,8 @@ from sandtable.runs import compare
 from sandtable.runs.answers.answer_card import number_and_unit, subject_of
 from sandtable.workload.scenarios import Case
 
+# a machine whose probe moved by less since its calibration is as it was
+DRIFT_SHOWN_FRAC = 0.05
 VERDICTS = {"pass": "Yes, {} hold{}", "fail": "No, {} {} off", "inconclusive": "Undecided"}
 
 
@@ -71,7 +74,10 @@ def _verdict_of_one(judged: Comparison, pair: Pair) -> str:
     )
     error = pair.prediction.metrics[name].value / pair.measurement.metrics[name].value - 1
     opening = _opening(judged.verdict, several=False)
-    return f"{opening}: predicted {predicted}, measured {measured} {unit}, {off_by(error)}; {_repeats([pair])}."
+    return (
+        f"{opening}: predicted {predicted}, measured {measured} {unit}, {off_by(error)}; {_repeats([pair])}"
+        f"{_drift(judged, [pair])}."
+    )
 
 
 def _verdict_of_many(judged: Comparison, ran: Sequence[Pair]) -> str:
@@ -82,8 +88,24 @@ def _verdict_of_many(judged: Comparison, ran: Sequence[Pair]) -> str:
     return (
         f"{opening}: {summary.n} compared, median error {100 * summary.median_abs_error_frac:.1f} %, 90th percentile "
         f"{100 * summary.p90_abs_error_frac:.0f} %, {100 * summary.coverage_frac:.0f} % inside their 90 % interval; "
-        f"{_repeats(ran)}."
+        f"{_repeats(ran)}{_drift(judged, ran)}."
     )
+
+
+def _drift(judged: Comparison, ran: Sequence[Pair]) -> str:
+    """Say how far the machine's speed has moved since calibration, by its probe, and the error beside that."""
+    ratios = {
+        str(pair.prediction.scenario["name"]): pair.measurement.probe_ratio or 1.0
+        for pair in ran
+        if pair.measurement is not None
+    }
+    times = [row for row in judged.comparisons if row.judged and row.unit == "s" and row.scenario in ratios]
+    typical = median(ratios.values()) if times else 1.0
+    if max(typical, 1 / typical) < 1 + DRIFT_SHOWN_FRAC:
+        return ""
+    left = median(abs(ratios[row.scenario] * row.predicted / row.measured - 1) for row in times)
+    moved = f"{100 * (max(typical, 1 / typical) - 1):.0f} % {'slower' if typical > 1 else 'faster'}"
+    return f", its probe is {moved} than at calibration, and {100 * left:.1f} % of error are left beside that"
 
 
 def _metric_by_metric(judged: Comparison) -> tuple[str, ...]:
