@@ -130,18 +130,33 @@ def test_the_parts_are_the_whole_step(flash: bool, monkeypatch: pytest.MonkeyPat
     assert passes == (sum(counts.values()) - n_backward, n_backward + 1)
 
 
-def test_what_marks_take_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock whose reading takes a second, while all else takes none: nothing is left but the least."""
+def test_parts_add_up_to_a_step_without_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock whose reading takes a second, while all else takes none: a pass without marks takes one."""
     pytest.importorskip("torch", reason="PyTorch's operators need PyTorch")
     from sandtable_kernels.pytorch.steps import torch_step
 
     ticks = iter(range(100_000))
     monkeypatch.setattr(torch_step, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setitem(torch_step.BY_NAME, SMALL.name, SMALL)
-    found = torch_step.timed_parts(SMALL.name, 3, 0.0, lambda value: value)
-    parts = {part: seconds for part, seconds in found.items() if part != "optimizer"}
-    assert all(0 < each <= torch_step.LEAST_FRAC for seconds in parts.values() for each in seconds)
+    found, n_steps = torch_step.timed_parts(SMALL.name, 2, 1e9, lambda value: value), 2
+    forward = [seconds for part, seconds in found.items() if part != "optimizer" and "backward" not in part]
+    assert sum(map(sum, forward)) == pytest.approx(n_steps * 1.0)
+    backward = sum(sum(seconds) for part, seconds in found.items() if part.endswith("backward"))
+    # two norms of each layer hand on a sum that is not theirs
+    sums = n_steps * 2 * SMALL.layers * found["residual"][0]
+    assert backward == pytest.approx(n_steps * 1.0 - sums, rel=0.1)
     assert found["optimizer"] == [1.0, 1.0]
+
+
+def test_a_step_that_was_held_up_counts_in_the_mean_unless_it_lies_far_off() -> None:
+    pytest.importorskip("torch", reason="PyTorch's operators need PyTorch")
+    from sandtable_kernels.pytorch.steps.torch_step import Passes, _add_up
+
+    found = {"qkv": [1.0, 1.0, 1.3], "qkv backward": [2.0, 2.0, 2.0], "optimizer": [1.0, 1.2, 9.0]}
+    _add_up(found, Passes(1.2, 4.0), n_steps=3)
+    assert found["qkv"] == pytest.approx([1.2, 1.2, 1.56])
+    assert found["qkv backward"] == pytest.approx([4.0, 4.0, 4.0])
+    assert sorted(found["optimizer"])[1] == pytest.approx(1.1)
 
 
 def test_workers_time_the_parts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

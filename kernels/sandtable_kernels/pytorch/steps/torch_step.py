@@ -8,7 +8,7 @@ Letters: B sequences, T tokens of one, D width, H heads, E head dimension, I neu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ from sandtable_kernels.pytorch.steps.step_points import BY_NAME, HEAD_DIM, OPTIM
 N_WARM = 2
 # of a part's time, where what is taken off it would leave less
 LEAST_FRAC = 0.1
+# a step that takes so many times the middle one lies far off
+FAR_TIMES = 1.5
 
 
 class Marks:
@@ -158,8 +160,10 @@ def timed_parts(
     """Time steps of a size by its name, up to ``repeats`` within ``budget_s``; return seconds per call by part.
 
     ``together`` waits for the other workers, and gives the first one's number to all. Each step with marks is followed
-    by one without: what the marks take is taken off. Where the backward pass of a layer's norm ends, its gradient is
-    added to that of the residual stream: what such a sum takes forward is taken off.
+    by one without: what the marks take is taken off, and then the middle calls of the parts add up to the mean step,
+    which is longer by 3 to 9 % than the sum of what each part takes in the middle (on two cores of a virtual machine:
+    in most steps some part or other is held up). Where the backward pass of a layer's norm ends, its gradient is added
+    to that of the residual stream: what such a sum takes forward is taken off.
     """
     begin = perf_counter()
     steps, once_s = Steps(BY_NAME[name]), 0.0
@@ -170,14 +174,16 @@ def timed_parts(
         once_s = perf_counter() - start
     left_s = budget_s - (perf_counter() - begin)
     found: dict[str, list[float]] = {}
-    more = []
+    marked, plain = [], []
     for _ in range(int(together(max(2.0, min(repeats, left_s / max(once_s, 1e-9)))))):
         together(0.0)
-        parts, marked = steps()
-        more.append(np.subtract(marked, steps.unmarked()))
+        parts, passes = steps()
+        marked.append(passes)
+        plain.append(steps.unmarked())
         for part, seconds in parts.items():
             found.setdefault(part, []).extend(seconds)
-    _take_off_marks(found, Passes(*np.median(more, axis=0)), len(more))
+    _take_off_marks(found, Passes(*np.median(np.subtract(marked, plain), axis=0)), len(plain))
+    _add_up(found, Passes(*map(_mean, zip(*plain, strict=True))), len(plain))
     sum_s = float(np.median(found["residual"]))
     found["norm backward"] = _less(found["norm backward"], sum_s)
     for part in ("norm", "norm backward"):
@@ -185,12 +191,34 @@ def timed_parts(
     return found
 
 
+def _by_pass(found: dict[str, list[float]], passes: Passes) -> list[tuple[list[str], float]]:
+    """Return the parts of each pass beside what belongs to it."""
+    forward: list[str] = []
+    backward: list[str] = []
+    for part in found:
+        if part != OPTIMIZER:
+            (backward if part.endswith(" backward") else forward).append(part)
+    return [(forward, passes.forward), (backward, passes.backward)]
+
+
 def _take_off_marks(found: dict[str, list[float]], more_s: Passes, n_steps: int) -> None:
     """Take off each part its share of the seconds that the passes of ``n_steps`` each take longer with marks."""
-    backward = {part for part in found if part.endswith(" backward")}
-    for parts, seconds in ((found.keys() - backward - {OPTIMIZER}, more_s.forward), (backward, more_s.backward)):
+    for parts, seconds in _by_pass(found, more_s):
         n_calls = sum(len(found[part]) for part in parts)
         found |= {part: _less(found[part], max(0.0, seconds) * n_steps / n_calls) for part in parts}
+
+
+def _add_up(found: dict[str, list[float]], passes_s: Passes, n_steps: int) -> None:
+    """Scale the parts of each pass, so that their middle calls add up to its seconds; the optimizer to its mean."""
+    for parts, seconds in (*_by_pass(found, passes_s), ([OPTIMIZER], _mean(found[OPTIMIZER]))):
+        middle_s = sum(float(np.median(found[part])) * len(found[part]) / n_steps for part in parts)
+        found |= {part: [each * seconds / middle_s for each in found[part]] for part in parts}
+
+
+def _mean(seconds: Sequence[float]) -> float:
+    """Return the mean of what does not lie far off: that is no part of a step, but of what others did meanwhile."""
+    most = FAR_TIMES * float(np.median(seconds))
+    return float(np.mean([each for each in seconds if each <= most]))
 
 
 def _less(seconds: list[float], less_s: float) -> list[float]:
