@@ -31,7 +31,7 @@ from sandtable_workloads.rlhf.soups.soup_demand import soup_ops
 from sandtable_workloads.training.closed_form import Timer
 from sandtable_workloads.training.states.offloading import Moves
 from sandtable_workloads.training.step_demand import Demand
-from sandtable_workloads.training.training_plan import Builder, op_of
+from sandtable_workloads.training.training_plan import BACKWARD, FORWARD, OPTIMIZER, Builder, op_of
 
 SFT, REWARD, SOUP, ITERATION = "sft_step", "reward_step", "soup", "iteration"
 ROLLOUT, SCORING, UPDATE, SYNC = "rollout", "scoring", "update", "weight_sync"
@@ -124,9 +124,9 @@ class Track:
     def train(self, passes: Passes, n_steps: int, after: After) -> list[int]:
         """Add ``n_steps`` optimiser steps, equal passes of them together."""
         n, moved = n_steps * passes.n_micro, passes.moved or Moves(forward_s=0.0, backward_s=0.0, optimizer_s=0.0)
-        done = self._pass("forward", passes, passes.forward, passes.sent_forward, n, float(moved.forward_s), after)
+        done = self._pass(FORWARD, passes, passes.forward, passes.sent_forward, n, float(moved.forward_s), after)
         done = self._pass(
-            "backward", passes, passes.backward, passes.sent_backward, n, float(moved.backward_s), done
+            BACKWARD, passes, passes.backward, passes.sent_backward, n, float(moved.backward_s), done, part=BACKWARD
         )
         done = self._chain("gradient sum", passes.between, n - n_steps, passes.sharing, done)
         done = self.wait("gradients added", passes.between_s * (n - n_steps), "offload", done)
@@ -134,7 +134,7 @@ class Track:
         done = self.send(passes.sent_step, n_steps, done)
         if moved.optimizer_s:
             return self.wait("update elsewhere", float(moved.optimizer_s) * n_steps, "offload", done)
-        return self._chain("optimizer", passes.optimizer, n_steps, passes.sharing, done)
+        return self._chain(OPTIMIZER, passes.optimizer, n_steps, passes.sharing, done, part=OPTIMIZER)
 
     def score(self, passes: Passes, name: str, after: After) -> list[int]:
         """Add forward passes alone; weights that lie elsewhere come once for all of them."""
@@ -181,9 +181,10 @@ class Track:
         n: int,
         away_s: float,
         after: After,
+        part: str = FORWARD,
     ) -> list[int]:
         """Add ``n`` equal passes: computing, with what is sent, moved and issued beside it."""
-        done = self._chain(name, demands, n, passes.sharing, after)
+        done = self._chain(name, demands, n, passes.sharing, after, part)
         if not passes.overlaps:
             return self.send(sent, n, done)
         beside = [self.send(sent, n, after), self.wait("moved beside", away_s * n, "offload", after)]
@@ -193,15 +194,17 @@ class Track:
     def _issue_s(self, demands: Sequence[Demand]) -> float:
         return float(Timer(CostModel(self.machine), 1).issue(demands).sum()) if demands else 0.0
 
-    def _chain(self, name: str, demands: Sequence[Demand], times: int, sharing: int, after: After) -> list[int]:
-        parts = self._some(demands, sharing)
+    def _chain(
+        self, name: str, demands: Sequence[Demand], times: int, sharing: int, after: After, part: str = ""
+    ) -> list[int]:
+        parts = self._some(demands, sharing, part)
         if not parts or times < 1:
             return [index for index in after if index is not None]
         op = Op(name=name, operator="sequence", account="compute", parts=parts, on=self.on, section=self.section)
         return [self.builder.add(replace(op, repeat=times, stream=self.pool, background=self.background), after)]
 
-    def _some(self, demands: Sequence[Demand], sharing: int) -> tuple[Op, ...]:
-        found = (op_of(demand, self.on, self.section, sharing) for demand in demands)
+    def _some(self, demands: Sequence[Demand], sharing: int, part: str = "") -> tuple[Op, ...]:
+        found = (op_of(demand, self.on, self.section, sharing, part) for demand in demands)
         return tuple(op for op in found if op is not None)
 
     @property
@@ -215,7 +218,8 @@ class Track:
         """Add the rollouts of the engine that ends last: passes over prompts, then steps of ever fewer rows."""
         engine, rounds = Engine(p, self.machine), slowest_engine(p, lengths)
         n_passes, batch, tokens = prompt_passes(p, lengths, rounds)
-        done = self._engine_steps(engine, "prompts", engine.prompts(batch, tokens), n_passes, batch, after)
+        prompts = engine.prompts(batch, tokens)
+        done = self._engine_steps(engine, "prompts", prompts, n_passes, batch, after, part=FORWARD)
         slots = p.generation_batch
         for steps in decode_steps(lengths, rounds, slots, batching=p.batching, rows_factor=rows_factor):
             demands = engine.decode(steps.rows, steps.context)
@@ -225,9 +229,16 @@ class Track:
         return done
 
     def _engine_steps(
-        self, engine: Engine, name: str, demands: Sequence[Demand], n: int, rows: float, after: After
+        self,
+        engine: Engine,
+        name: str,
+        demands: Sequence[Demand],
+        n: int,
+        rows: float,
+        after: After,
+        part: str = "",
     ) -> list[int]:
-        done = self._chain(name, demands, n, 1, after)
+        done = self._chain(name, demands, n, 1, after, part)
         done += self.wait("issue", engine.issue_s(demands) * n, "issue", after)
         return self.wait("between steps", engine.between_s(rows) * n, "issue", done)
 

@@ -31,8 +31,12 @@ SECTIONS = FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
 STREAMS = "memory_bound"
 
 
-def op_of(demand: Demand, on: Where, section: str, sharing: int = 1) -> Op | None:
-    """Return a demand as an op, None if it asks for nothing."""
+def op_of(demand: Demand, on: Where, section: str, sharing: int = 1, part: str | None = None) -> Op | None:
+    """Return a demand as an op, None if it asks for nothing.
+
+    ``part`` is that of a training step, which software may have constants of its own for, where ``section`` is not.
+    """
+    part = section if part is None else part
     shape = type(demand.shape)(*(float(number) for number in demand.shape))
     times, whole = float(demand.times), max(1, round(float(demand.times)))
     if times == 0 or demand.law.is_empty(shape):
@@ -44,7 +48,7 @@ def op_of(demand: Demand, on: Where, section: str, sharing: int = 1) -> Op | Non
         dtype=demand.dtype,
         flops=float(demand.law.flops(shape)),
         shape=shape,
-        role=f"{section}.{demand.name}" if demand.operator == STREAMS and section in SECTIONS else "",
+        role=f"{part}.{demand.name}" if demand.operator == STREAMS and part in SECTIONS else "",
         sharing=1 if demand.communicates else sharing,
         sustained=True,
         on=on,
