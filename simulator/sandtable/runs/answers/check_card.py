@@ -75,8 +75,8 @@ def _verdict_of_one(judged: Comparison, pair: Pair) -> str:
     error = pair.prediction.metrics[name].value / pair.measurement.metrics[name].value - 1
     opening = _opening(judged.verdict, several=False)
     return (
-        f"{opening}: predicted {predicted}, measured {measured} {unit}, {off_by(error)}; {_repeats([pair])}"
-        f"{_drift(judged, [pair])}."
+        f"{opening}: predicted {predicted}, measured {measured} {unit}, {off_by(error)}{_drift(judged, [pair])}; "
+        f"{_repeats([pair])}."
     )
 
 
@@ -86,14 +86,14 @@ def _verdict_of_many(judged: Comparison, ran: Sequence[Pair]) -> str:
     if summary.n == 0:
         return f"{opening}: nothing was compared."
     return (
-        f"{opening}: {summary.n} compared, median error {100 * summary.median_abs_error_frac:.1f} %, 90th percentile "
-        f"{100 * summary.p90_abs_error_frac:.0f} %, {100 * summary.coverage_frac:.0f} % inside their 90 % interval; "
-        f"{_repeats(ran)}{_drift(judged, ran)}."
+        f"{opening}: {summary.n} compared, median error {100 * summary.median_abs_error_frac:.1f} %"
+        f"{_drift(judged, ran)}, 90th percentile {100 * summary.p90_abs_error_frac:.0f} %, "
+        f"{100 * summary.coverage_frac:.0f} % inside their 90 % interval; {_repeats(ran)}."
     )
 
 
 def _drift(judged: Comparison, ran: Sequence[Pair]) -> str:
-    """Say how far the machine's speed has moved since calibration, by its probe, and the error beside that."""
+    """Say in brackets how far the machine drifted since calibration, by its probe, and the error without that."""
     ratios = {
         str(pair.prediction.scenario["name"]): pair.measurement.probe_ratio or 1.0
         for pair in ran
@@ -105,7 +105,7 @@ def _drift(judged: Comparison, ran: Sequence[Pair]) -> str:
         return ""
     left = median(abs(ratios[row.scenario] * row.predicted / row.measured - 1) for row in times)
     moved = f"{100 * (max(typical, 1 / typical) - 1):.0f} % {'slower' if typical > 1 else 'faster'}"
-    return f", its probe is {moved} than at calibration, and {100 * left:.1f} % of error are left beside that"
+    return f" ({100 * left:.1f} % with the machine's drift taken off, {moved} than at calibration)"
 
 
 def _metric_by_metric(judged: Comparison) -> tuple[str, ...]:
