@@ -22,6 +22,7 @@ fetch once for several units reach more.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from statistics import NormalDist
@@ -99,12 +100,13 @@ class MixtureOfExperts(Operator[Roofline]):
 class _Batch:
     """What the busiest rank has to do.
 
-    ``loads`` are tokens per expert, one row for each demand; an entry stands for ``alike`` experts. ``tuned`` as in
-    `ExpertsShape`.
+    ``loads`` are tokens per expert, one row for each demand; an entry stands for ``alike`` experts. ``tiles`` says for
+    each height of tiles how many of them the rows of all experts are high. ``tuned`` as in `ExpertsShape`.
     """
 
     loads: FloatArray
     alike: FloatArray
+    tiles: Mapping[float, FloatArray]
     touched: FloatArray
     rows: FloatArray
     idle_rows: FloatArray
@@ -122,6 +124,7 @@ class _Batch:
         return cls(
             loads=loads,
             alike=alike,
+            tiles={tile_rows: _tiles(loads, alike, tile_rows) for tile_rows in _TILE_ROWS},
             # the busiest rank serves one expert at least
             touched=np.maximum(alike * np.minimum(loads, 1).sum(axis=1), 1),
             rows=rows,
@@ -135,10 +138,11 @@ class _Batch:
         """Return columns and depth of the two products: into the gated neurons, and back."""
         return (2 * self.neurons, self.d_model), (self.d_model, self.neurons)
 
-    def tiles(self, tile_rows: float) -> FloatArray:
-        """Return how many tiles high the experts' rows are together."""
-        whole = np.minimum(self.loads, 1) * np.ceil(np.maximum(self.loads, 1) / tile_rows)
-        return np.asarray(np.maximum(self.alike * whole.sum(axis=1), 1))
+
+def _tiles(loads: FloatArray, alike: FloatArray, tile_rows: float) -> FloatArray:
+    """Return how many tiles high the experts' rows are together."""
+    whole = np.minimum(loads, 1) * np.ceil(np.maximum(loads, 1) / tile_rows)
+    return np.asarray(np.maximum(alike * whole.sum(axis=1), 1))
 
 
 class _Unit(NamedTuple):
@@ -156,7 +160,7 @@ def _product_s(
     slowest = given["clocks_per_depth"] * depth / device.clock_hz if device.clock_hz else 0.0
     best: FloatArray = np.full(len(n), np.inf)
     for rows, columns in product(_TILE_ROWS, (_UNTUNED, *_TILE_COLUMNS)):
-        tiles = batch.tiles(rows) * np.ceil(n / columns)
+        tiles = batch.tiles[rows] * np.ceil(n / columns)
         one = np.maximum(2 * rows * columns / unit.flops_per_s, (rows + columns) / unit.fetched_per_s)
         # grouped kernels scale between their products, and not beside them
         one = depth * one + scaling_s(device, form, depth * rows * columns, given)
