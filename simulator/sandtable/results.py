@@ -150,8 +150,8 @@ class Measurement(Result):
     repeat_spread_frac: float | None = None
     # which part of the time that the run asked the cores for other programs took, where the system tells
     lost_frac: float | None = None
-    # speed of the machine's short re-probe during this run over that at calibration
-    probe_ratio: float | None = None
+    # seconds of the machine's probes before its runs over those at calibration, see `sandtable.model.drift`
+    drift: dict[str, float] = Field(default_factory=dict)
 
 
 class ComparedMetric(Record):
@@ -184,11 +184,16 @@ class Summary(Record):
 
 
 class Comparison(Record):
-    """Predictions beside measurements, a summary, and a verdict."""
+    """Predictions beside measurements, a summary, and a verdict.
+
+    Where the machine's speed at the runs is known, predictions are those for that speed, and ``as_calibrated`` has the
+    errors of those that were written down before, for the speed at its calibration.
+    """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     comparisons: tuple[ComparedMetric, ...]
     summary: Summary
+    as_calibrated: Summary | None = None
     verdict: Literal["pass", "fail", "inconclusive"]
     reasons: tuple[str, ...] = ()
     answer: Answer | None = None

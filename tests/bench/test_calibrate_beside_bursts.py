@@ -47,7 +47,7 @@ def test_constants_stay_and_the_disturbance_is_named(tmp_path: Path) -> None:
         burner.wait()
     assert "timed again until calm" in busy.environment["disturbed"]
     before, after = constants(quiet), constants(busy)
-    known = [n for n, e in before.items() if e.high / e.low < (1 + KNOWN_FRAC) ** 2]
+    known = [n for n, e in before.items() if e.high < e.low * (1 + KNOWN_FRAC) ** 2]
     ratios = {name: after[name].value / before[name].value for name in known}
     sys.stdout.write("".join(f"{name}: {ratio:.3f}\n" for name, ratio in sorted(ratios.items())))
     assert len(known) >= 10

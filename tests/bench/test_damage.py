@@ -96,7 +96,7 @@ def test_run_folders(in_tmp: Path, machine: Machine) -> None:
     recorder = Recorder()
     for step in range(40):
         recorder.record("step", {"latency_s": step / 7}, name="step", start_s=step / 3)
-    kept_execution.save(run, 0, Execution(recorder=recorder, memory_bytes={"a": 1.0}), 1.0)
+    kept_execution.save(run, 0, Execution(recorder=recorder, memory_bytes={"a": 1.0}), {"compute.gemv": 1.5e-3})
     for name in ("prediction", "measurement", "comparison"):
         try_all(run.path / f"{name}.json", getattr(run, name))
     try_all(run.path / "execution-1.json", lambda: run.load(kept_execution.KeptExecution, "execution-1"))

@@ -339,8 +339,8 @@ def test_a_measurement_reports_its_own_quality(machine: Machine, folder: Path) -
     assert measurement.metrics["overhead_s.mean"].value >= 0
     assert {"cold_s", "prefill_s", "ttft_s", "tokens_per_s"} <= set(measurement.metrics)
     assert measurement.repeat_spread_frac is not None
-    assert measurement.probe_ratio is not None
-    assert measurement.probe_ratio > 0
+    # what no calibration took tells nothing of drift
+    assert measurement.drift == {}
     assert {"cpu", "cpus", "memory", "kernel", "numpy", "numba"} <= set(measurement.environment)
     assert executions[-1].trace
     for row in executions[-1].trace:

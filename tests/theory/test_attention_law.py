@@ -295,7 +295,8 @@ class TestCores:
     """CPUs take blocks of 32 queries, and multiply as many rows and keys as there are."""
 
     TWO = replace(TWO_CORES, peak_flops_per_s={"float32": 1e11}, bandwidth_bytes_per_s=1e18)
-    SCORE_S = 4 * 32 / 5e10  # two products over 32 numbers, of a core with half of the peak
+    # two products over 32 numbers and what else a score needs, of a core with half of the peak
+    SCORE_S = (4 * 32 + 180) / 5e10
 
     def on_cores(self, constants: dict[str, float] = IDEAL, **sizes: float) -> float:
         shape: dict[str, float] = {"batch": 16.0, "n_heads": 2.0, "n_kv_heads": 2.0, "kv_item_bytes": 4.0}
@@ -320,6 +321,12 @@ class TestCores:
         begun = {**IDEAL, "item_s": 1e-3}
         assert self.on_cores(begun, kv_tokens=40.0) == pytest.approx(16e-3, rel=0.01)
         assert self.on_cores(begun, **prefill(48.0)) == pytest.approx(32e-3, rel=0.01)
+
+    def test_what_else_a_score_needs_is_as_much_in_the_backward_pass(self) -> None:
+        forward, backward = (self.on_cores(**prefill(96.0, passes=passes)) for passes in (1.0, 2.5))
+        given_ = self.TWO.given("attention")
+        slower = given_["forward_percent"] / given_["backward_percent"]
+        assert backward / forward == pytest.approx((2.5 * slower * 4 * 32 + 180) / (4 * 32 + 180))
 
     def test_a_lone_block_has_one_core(self) -> None:
         one = {"batch": 1.0, "n_heads": 1.0, "n_kv_heads": 1.0, "kv_tokens": 40.0, "kv_item_bytes": 4.0}

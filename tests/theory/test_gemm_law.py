@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_devices import GPU
+from made_up_devices import GPU, TWO_CORES
 
 from sandtable.hardware import DTYPE_BYTES, Roofline
 from sandtable.model.laws import gemm_law
@@ -65,6 +65,19 @@ def test_one_tile_more_than_the_units_hold_takes_another_wave() -> None:
     }
     assert times["fp4", 101] == pytest.approx(1.5 * times["fp4", 100], rel=0.05)
     assert times["bfloat16", 100] < times["bfloat16", 101] < 1.2 * times["bfloat16", 100]
+
+
+@given(width=st.integers(1, 64).map(lambda n: 32.0 * n))
+def test_cores_take_parts_of_tiles(width: float) -> None:
+    """No width is better than its neighbours, where a GPU's time rises in steps."""
+    cores = replace(TWO_CORES, bandwidth_bytes_per_s=1e18)
+    edge = 1 + cores.given("gemm")["edge"] * (1 / 256 + 1 / 128)
+    found = seconds(4096, 3 * width, width, dtype="float32", sheet=cores)
+    least = 2 * 4096 * 3 * width * width / 2e11
+    # the largest tiles have least edge; of narrow products nobody fills them
+    assert least < found <= least * (1 + 40 * (edge - 1))
+    wider = seconds(4096, 3 * (width + 1), width + 1, dtype="float32", sheet=cores)
+    assert wider / found == pytest.approx(((width + 1) / width) ** 2, rel=0.05)
 
 
 def test_plain_types_split_the_depth_of_a_product_with_few_tiles() -> None:

@@ -155,6 +155,9 @@ class SequentialRead(Kernel):
         shapes = [(8, 4), (1, 4)] if quick else [(8, 4), (1, 4), (8, 1), (1, 1), (1, 16), (2, 8)]
         return [{"chunk_bytes": chunk * MIB, "concurrency": lanes, "n_bytes": 256 * MIB} for chunk, lanes in shapes]
 
+    def probes(self) -> Sequence[Dims]:
+        return [{"chunk_bytes": MIB, "concurrency": 4, "n_bytes": 64 * MIB}]
+
     def cost(self, dims: Dims) -> Op:
         return sequential_read(
             self.name,

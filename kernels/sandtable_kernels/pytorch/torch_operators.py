@@ -21,7 +21,7 @@ from sandtable.demand.operator_shapes import BACKWARD_PASSES, AttentionShape, Co
 from sandtable.errors import missing_extra
 from sandtable_kernels.pytorch import eager
 from sandtable_kernels.pytorch.steps import step_points
-from sandtable_kernels.pytorch.steps.step_points import HEAD_DIM, StepTimings
+from sandtable_kernels.pytorch.steps.step_points import HEAD_DIM, STEP, StepTimings
 from sandtable_kernels.pytorch.torch_pool import pool
 from sandtable_kernels.support import Array, seeded
 
@@ -53,19 +53,16 @@ class TorchKernel(Kernel):
     needs: ClassVar[tuple[str, ...]] = ("torch",)
     case: ClassVar[str]
 
-    def probes(self) -> Sequence[Dims]:
-        """Return the kernel's points within one step of calibration, which is timed once for all kernels."""
-        within = (step_points.PROBE.name, 1)
-        return [dims for dims in self.grid(quick=True) if (dims.get("within"), dims.get("processes")) == within]
-
     def timings(self, dims: Dims, context: KernelContext, *, repeats: int, budget_s: float) -> list[float]:
         """Return seconds per call, of the slowest process: within a training step, or in a loop over copies.
 
-        In a loop each is the mean over the copies of a case.
+        In a loop each is the mean over the copies of a case. The part `STEP` is all of a step.
         """
         torch()
         n = dims["processes"]
         workers = pool(n, max(1, context.n_threads // n))
+        if dims.get("part") == STEP:
+            return _steps.whole(dims, workers, budget_s)
         if "within" in dims:
             return _steps.take(dims, workers, budget_s)
         return workers.time(dims.get("case", self.case), dims, repeats=repeats, budget_s=budget_s)
@@ -168,6 +165,10 @@ class TorchGemm(LinearLayer):
         half = [] if quick else [(512, 192, 64), (1024, 768, 256), (2048, 384, 1024)]
         grids += [{"m": m, "n": n, "k": k, "dtype": "bfloat16", "pass": "forward"} for m, n, k in half]
         return points(*grids)
+
+    def probes(self) -> Sequence[Dims]:
+        """A whole step, products and all else."""
+        return [step_points.PROBE]
 
     def cost(self, dims: Dims) -> Op:
         """Two operations per multiplication; each operand once."""

@@ -40,6 +40,8 @@ PATIENT_FRAC = 0.5
 PATIENT_S = 60.0
 # a change of a point's time that is worth another fit
 CHANGED_FRAC = 0.1
+# how often probes are taken beside the points, each of which lasts about half a second
+PROBE_EVERY_S = 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,13 @@ class Observation:
         self.begin = time.perf_counter() - (0.0 if settings.log is None else settings.log.elapsed_s(self.round))
         self.rng = np.random.default_rng(settings.seed)
         self.patience_s = min(PATIENT_S, PATIENT_FRAC * MORE_FRAC * settings.budget_s)
+        self._probed: dict[str, list[float]] = {}
+        self._next_probe_s = 0.0
+
+    @property
+    def probes(self) -> dict[str, float]:
+        """Seconds of the probes of these parts in the middle, taken now and then between points."""
+        return {name: float(np.median(seconds)) for name, seconds in self._probed.items()}
 
     @property
     def timings(self) -> list[Timing]:
@@ -189,10 +198,20 @@ class Observation:
         if known is None:
             text = f"{step}{point.kernel.name} {describe(point.dims)}"
             self.settings.progress(Step(text, step.done, step.total))
+            self._probe()
             known = self._timed(point, share_s)
             if log is not None:
                 log.add(self.round, self._elapsed_s(), index, point.kernel.name, point.dims, known)
         point.visits.append(known)
+
+    def _probe(self) -> None:
+        if time.perf_counter() < self._next_probe_s:
+            return
+        probing = {point.kernel.name: point.kernel for point in self.points if point.kernel.probes()}
+        probed = measure.probed(probing.values(), self.context.folder, self.context.n_threads)
+        for name, seconds in probed.items():
+            self._probed.setdefault(name, []).append(seconds)
+        self._next_probe_s = time.perf_counter() + PROBE_EVERY_S
 
     def _timed(self, point: Point, share_s: float) -> Visit:
         before = contention.core_time()
@@ -246,8 +265,9 @@ def check_space(folder: Path, file_bytes: int, parts: Iterable[str]) -> None:
 
     free = shutil.disk_usage(folder).free
     present = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
-    if free + present < file_bytes * 1.05:
+    needed = file_bytes + measure.PROBE_FILE_BYTES
+    if free + present < needed * 1.05:
         raise DoesNotFit(
-            f"{folder} has {units.format_bytes(free)} free and the test file needs {units.format_bytes(file_bytes)}: "
+            f"{folder} has {units.format_bytes(free)} free and test files need {units.format_bytes(needed)}: "
             "choose another --storage-path, or a smaller --file-size"
         )

@@ -73,6 +73,8 @@ def _fitted(settings: Settings, base: Machine | None, observations: Sequence[Obs
         quick=settings.quick,
         base=base,
     )
+    probes = dict(item for observation in observations for item in observation.probes.items())
+    machine = machine.model_copy(update={"probe_s": {**machine.probe_s, **probes}})
     if note := disturbed(timings):
         machine = machine.model_copy(update={"environment": {**machine.environment, DISTURBED: note}})
     shown = [timing for timing in timings if "touch" not in timing.dims]

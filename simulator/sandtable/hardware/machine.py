@@ -14,14 +14,18 @@ from sandtable.hardware.memory import Memory
 from sandtable.hardware.processor import Processor
 from sandtable.hardware.stack import Stack
 from sandtable.hardware.storage import Storage
-from sandtable.units import Bytes, UsdPerHour
+from sandtable.units import Bytes, Seconds, UsdPerHour
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class Machine(Component):
-    """Components wired together, with a price and a power model."""
+    """Components wired together, with a price and a power model.
+
+    ``probe_s`` is what short probes took while the machine was calibrated, by part and kernel: what they take
+    later tells how fast it is then.
+    """
 
     kind: Literal["machine"]
     processor: Processor
@@ -34,6 +38,7 @@ class Machine(Component):
     power: Power | None = None
     price: Price | None = None
     environment: dict[str, str] = Field(default_factory=dict)
+    probe_s: dict[str, Seconds] = Field(default_factory=dict)
 
     @property
     def group_link(self) -> Link | None:

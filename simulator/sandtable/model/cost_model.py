@@ -31,6 +31,7 @@ from sandtable.hardware import (
     arithmetic_of,
 )
 from sandtable.model import extrapolation, fitted_constants
+from sandtable.model.drift import NO_DRIFT, Drift
 from sandtable.model.error_sources import Miss, Source
 from sandtable.model.extrapolation import columns_of, kind_of
 from sandtable.model.laws import storage_law as storage_model
@@ -84,14 +85,14 @@ _demand_of = attrgetter(*(field.name for field in fields(Op) if field.name not i
 
 
 class CostModel:
-    """Costs ops on one machine; equal demands are costed once.
+    """Costs ops on one machine, as fast as it was when it was calibrated or as ``drift`` says; equal demands once.
 
     Raises:
         PlanError: from `time`, for an op that nothing in the machine can serve.
     """
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, machine: Machine, drift: Drift = NO_DRIFT) -> None:
+        self.machine, self.drift = machine, drift
         self.storage_law: StorageLaw = storage_model.law_of(machine.storage)
         self._known: dict[tuple[Any, ...], tuple[Op, OpTime]] = {}
         self._seconds: dict[tuple[Any, ...], float] = {}
@@ -141,7 +142,7 @@ class CostModel:
 
     def _exposed(self, op: Op) -> OpTime:
         """Return the time of one execution, less what the op that hides it hides of it."""
-        time = self._once(op)
+        time = self._once(op).times(self._drift_of(op))
         if time.seconds == 0:
             return time
         source = _source(op, time, self._drift_frac(op), by_bandwidth=self._by_bandwidth(op))
@@ -150,6 +151,12 @@ class CostModel:
             return time
         left = max(0.0, 1 - self.time(op.hidden_by).seconds / time.seconds)
         return replace(time, seconds=time.seconds * left, low=time.low * left, high=time.high * left)
+
+    def _drift_of(self, op: Op) -> float:
+        """Return by how much the machine takes longer for an op now; devices with links of their own drift unknown."""
+        if op.resource == "network" and (self.machine.accelerator is not None or op.crosses):
+            return 1.0
+        return self.drift.of(op)
 
     def _by_bandwidth(self, op: Op) -> bool:
         """Whether moving an operation's bytes takes a processor longer than its arithmetic, by the data sheet.

@@ -13,7 +13,7 @@ import numpy as np
 
 from sandtable import units
 from sandtable.errors import ConfigError
-from sandtable.results import ComparedMetric, Comparison, Metric, Result, by_metric
+from sandtable.results import ComparedMetric, Comparison, Metric, Result, Summary, by_metric
 from sandtable.table import Quantity, Table, plain
 
 if TYPE_CHECKING:
@@ -248,6 +248,17 @@ def summary_sentence(comparison: Comparison) -> str:
         f"{summary.n} compared: median error {100 * summary.median_abs_error_frac:.1f} %, "
         f"90th percentile {100 * summary.p90_abs_error_frac:.1f} %, "
         f"{100 * summary.coverage_frac:.0f} % inside the 90 % interval"
+        f"{_as_calibrated(comparison.as_calibrated)}"
+    )
+
+
+def _as_calibrated(summary: Summary | None) -> str:
+    """Say how far off predictions for the machine's speed at its calibration are."""
+    if summary is None:
+        return ""
+    return (
+        f", as fast as probes found the machine before each run; {100 * summary.median_abs_error_frac:.1f} and "
+        f"{100 * summary.p90_abs_error_frac:.1f} % as fast as at its calibration"
     )
 
 

@@ -1,8 +1,9 @@
 """Predict, write the prediction down, run for real, compare.
 
 The cases of a suite are executed in shuffled rounds, so that a slow minute of the machine does not fall on one case,
-with a short re-probe of the machine before each. What was executed is on disk at every moment, and a check that was
-ended goes on from there.
+with short probes of the machine before each. A run is compared with what the same plan and constants predict for the
+speed that these found, and the error of what was written down before is kept beside it. What was executed is on disk
+at every moment, and a check that was ended goes on from there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from sandtable.engine.process import Process
 from sandtable.engine.world import Options
 from sandtable.errors import ConfigError
+from sandtable.model.drift import Drift
 from sandtable.results import ComparedMetric, Comparison, Measurement, Prediction, Record, TraceRow
 from sandtable.runs import compare, kept_execution, measure, predict
 from sandtable.runs.answers.answer_card import answered, answering
@@ -163,10 +165,10 @@ def _rounds(checked: Sequence[Checked], context: ExecutionContext) -> None:
 
 def _execute(item: Checked, context: ExecutionContext) -> None:
     case = item.case
-    probe = measure.probe(case.machine, context, case.workload.needs)
+    probes = measure.probe(case.machine, context, case.workload.needs)
     execution = measure.execute(case.scenario, case.workload, case.parameters, case.machine, context)
-    kept_execution.save(item.folder, len(item.repeats.executions), execution, probe)
-    item.repeats = item.repeats.and_one(execution, probe)
+    kept_execution.save(item.folder, len(item.repeats.executions), execution, probes)
+    item.repeats = item.repeats.and_one(execution, probes)
     _measured(item)
 
 
@@ -179,15 +181,48 @@ def _measured(item: Checked) -> None:
     item.folder.save(item.measurement)
 
 
-def compared(item: Checked) -> list[ComparedMetric]:
+def as_fast_as_it_was(item: Checked) -> Prediction:
+    """Return the prediction for the speed that probes found before the runs; the one written down if they say nothing.
+
+    It knows nothing of the runs themselves: the plan, the constants and the times of probes alone make it.
+    """
+    if item.measurement is None or not item.measurement.drift:
+        return item.prediction
+    case, drift = item.case, Drift(item.measurement.drift)
+    found, *_ = predict.predict(
+        case.scenario, case.workload, case.parameters, case.machine, process=item.process, drift=drift
+    )
+    return found
+
+
+def _compared(item: Checked, prediction: Prediction) -> list[ComparedMetric]:
     """Return the compared metrics of one case, none if it has not run."""
     if item.measurement is None:
         return []
-    return compare.compare(item.prediction, item.measurement, item.case.workload.judged)
+    return compare.compare(prediction, item.measurement, item.case.workload.judged)
 
 
 def _compare(checked: Sequence[Checked], base: RunFolder) -> Comparison:
-    rows = [row for item in checked for row in compared(item)]
+    predictions = [as_fast_as_it_was(item) for item in checked]
+    by_case = [_compared(item, found) for item, found in zip(checked, predictions, strict=True)]
+    for item, own in zip(checked, by_case, strict=True):
+        if own and len(checked) > 1:
+            item.folder.save(compare.judge(own))
+    done, wanted = (
+        sum(counts)
+        for counts in zip(*((len(i.repeats.executions), i.case.scenario.repeats) for i in checked), strict=True)
+    )
+    pairs = [Pair(item.case, found, item.measurement) for item, found in zip(checked, predictions, strict=True)]
+    judged = _judged(checked, [row for own in by_case for row in own])
+    if done == wanted:
+        return judged.model_copy(update={"answer": check_answer(judged, pairs)})
+    left = f"{done} of {wanted} runs are done: finish with 'sandtable check --resume {base.path}'"
+    judged = judged.model_copy(update={"verdict": "inconclusive", "reasons": (*judged.reasons, left)})
+    return judged.model_copy(update={"answer": check_answer(judged, pairs, left)})
+
+
+def _judged(checked: Sequence[Checked], rows: Sequence[ComparedMetric]) -> Comparison:
+    """Judge all rows, with the thresholds that were crossed and the errors of what was written down before."""
     crossed = [
         f"{item.name}: {sentence} does not hold"
         for item in checked
@@ -195,19 +230,9 @@ def _compare(checked: Sequence[Checked], base: RunFolder) -> Comparison:
         for sentence, held, _ in compare.check_thresholds(item.case.scenario.thresholds, item.measurement)
         if not held
     ]
-    for item in checked:
-        own = compared(item)
-        if own and len(checked) > 1:
-            item.folder.save(compare.judge(own))
-    done, wanted = (
-        sum(counts)
-        for counts in zip(*((len(i.repeats.executions), i.case.scenario.repeats) for i in checked), strict=True)
-    )
-    pairs = [Pair(item.case, item.prediction, item.measurement) for item in checked]
-    repeats = [repeatability(pair.measurement) for pair in pairs if pair.measurement is not None]
-    judged = compare.judge(rows, extra=crossed, repeats_frac=repeats)
-    if done == wanted:
-        return judged.model_copy(update={"answer": check_answer(judged, pairs)})
-    left = f"{done} of {wanted} runs are done: finish with 'sandtable check --resume {base.path}'"
-    judged = judged.model_copy(update={"verdict": "inconclusive", "reasons": (*judged.reasons, left)})
-    return judged.model_copy(update={"answer": check_answer(judged, pairs, left)})
+    measured = [item.measurement for item in checked if item.measurement is not None]
+    judged = compare.judge(rows, extra=crossed, repeats_frac=[repeatability(one) for one in measured])
+    if not any(one.drift for one in measured):
+        return judged
+    written = compare.judge([row for item in checked for row in _compared(item, item.prediction)])
+    return judged.model_copy(update={"as_calibrated": written.summary})

@@ -25,9 +25,9 @@ OF_THE_UNIT = ("name", "start_s")
 
 
 class KeptExecution(Record):
-    """One execution: the columns of each kind of unit, and the fields of `Execution`; ``probe`` ran before it."""
+    """One execution: the columns of each kind of unit, and the fields of `Execution`; ``probes`` ran before it."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[2] = Field(default=2, alias="schema")
     units: dict[str, dict[str, list[Any]]]
     memory_bytes: dict[str, float]
     process_bytes: float | None = None
@@ -36,10 +36,10 @@ class KeptExecution(Record):
     lost_frac: float | None = None
     trace: tuple[TraceRow, ...] = ()
     validity: tuple[str, ...] = ()
-    probe: float
+    probes: dict[str, float]
 
     @classmethod
-    def of(cls, execution: Execution, probe: float) -> KeptExecution:
+    def of(cls, execution: Execution, probes: Mapping[str, float]) -> KeptExecution:
         """Take down an execution."""
         columns = {
             str(table.pop("unit")): {name: np.asarray(column).tolist() for name, column in table.items()}
@@ -51,7 +51,7 @@ class KeptExecution(Record):
             memory_bytes=dict(execution.memory_bytes),
             trace=tuple(execution.trace),
             validity=tuple(execution.validity),
-            probe=probe,
+            probes=dict(probes),
             **{name: getattr(execution, name) for name in same},
         )
 
@@ -80,9 +80,9 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def save(folder: RunFolder, index: int, execution: Execution, probe: float) -> None:
+def save(folder: RunFolder, index: int, execution: Execution, probes: Mapping[str, float]) -> None:
     """Keep one execution of a scenario."""
-    folder.save(KeptExecution.of(execution, probe), NAME.format(index + 1))
+    folder.save(KeptExecution.of(execution, probes), NAME.format(index + 1))
 
 
 def load(folder: RunFolder, most: int) -> Repeats:
@@ -94,7 +94,7 @@ def load(folder: RunFolder, most: int) -> Repeats:
     kept: list[KeptExecution] = []
     while len(kept) < most and (found := folder.load(KeptExecution, NAME.format(len(kept) + 1))) is not None:
         kept.append(found)
-    return Repeats(executions=[item.execution() for item in kept], probes=[item.probe for item in kept])
+    return Repeats(executions=[item.execution() for item in kept], probes=[item.probes for item in kept])
 
 
 def case_of(folder: RunFolder, parameters: Mapping[str, Any]) -> Case:

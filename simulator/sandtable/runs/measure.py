@@ -23,7 +23,7 @@ from sandtable.engine.process import Process
 from sandtable.engine.recorder import LATENCY, FloatArray
 from sandtable.errors import InUse, NoDevice, install_extra
 from sandtable.hardware import Frozen, Machine, library
-from sandtable.model.cost_model import CostModel
+from sandtable.model.drift import Drift
 from sandtable.results import Measurement, Metric, distribution, measured_metric, point
 from sandtable.runs import energy, predict, reduction
 from sandtable.system import atomic_files, contention, limits, locks
@@ -33,7 +33,8 @@ from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workl
 LIBRARIES = ("numpy", "numba", "scipy", "torch", "sandtable-ml")
 # repeats that lie further apart than this cannot support a comparison at the level of ten percent
 UNSTABLE_SPREAD_FRAC = 0.25
-PROBE_DRIFT_FRAC = 0.25
+# a machine whose speed has moved further since its calibration is another one
+MOST_DRIFT_FRAC = 0.25
 # memory that a process may take beyond what it holds on purpose: code compiled for it, results of single calls
 UNCOUNTED_FRAC = 0.10
 UNCOUNTED_BYTES = 128 << 20
@@ -48,14 +49,14 @@ PROBE_REPEATS, PROBE_S = 20, 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """Executions of one scenario, and the machine's probe ratio (measured / predicted time) before each."""
+    """Executions of one scenario, and the seconds of the machine's probes before each."""
 
     executions: Sequence[Execution]
-    probes: Sequence[float]
+    probes: Sequence[Mapping[str, float]]
 
-    def and_one(self, execution: Execution, probe_ratio: float) -> Repeats:
+    def and_one(self, execution: Execution, probed: Mapping[str, float]) -> Repeats:
         """Return these and another one."""
-        return Repeats(executions=(*self.executions, execution), probes=(*self.probes, probe_ratio))
+        return Repeats(executions=(*self.executions, execution), probes=(*self.probes, probed))
 
 
 NO_REPEATS = Repeats(executions=(), probes=())
@@ -137,7 +138,7 @@ def measurement_of(
         metrics |= {name: metric for name, metric in derived.items() if metric.unit != units.unit_of("energy_j")}
     metrics |= _energy(repeats.executions, process)
     spread = _spread([float(np.mean(found.units[process.main_unit].values[LATENCY])) for found in recorders])
-    probe_ratio = float(np.median(repeats.probes)) if repeats.probes else None
+    drift = _drift(machine, repeats.probes)
     lost = [execution.lost_frac for execution in repeats.executions if execution.lost_frac is not None]
     lost_frac = float(np.mean(lost)) if lost else None
     accounts = [reduction.breakdown(found, process) for found in recorders]
@@ -150,11 +151,18 @@ def measurement_of(
         memory=memory,
         warnings=tuple(sorted({note for execution in repeats.executions for note in execution.validity})),
         environment=environment() | _energy_covers(repeats.executions),
-        validity=(*_validity(spread, probe_ratio, lost_frac), *_uncounted(sum(memory.values()), grown)),
+        validity=(*_validity(spread, drift.typical, lost_frac), *_uncounted(sum(memory.values()), grown)),
         repeat_spread_frac=spread,
         lost_frac=lost_frac,
-        probe_ratio=probe_ratio,
+        drift=dict(drift.ratios),
     )
+
+
+def _drift(machine: Machine, probes: Sequence[Mapping[str, float]]) -> Drift:
+    """Return how fast the machine was before the executions in the middle, beside its calibration."""
+    every = [Drift.between(machine.probe_s, probed).ratios for probed in probes]
+    keys = dict.fromkeys(key for ratios in every for key in ratios)
+    return Drift({key: float(np.median([ratios[key] for ratios in every if key in ratios])) for key in keys})
 
 
 def _by_repeat(executions: Sequence[Execution], process: Process) -> dict[str, list[FloatArray]]:
@@ -185,7 +193,7 @@ def _spread(values: Sequence[float]) -> float | None:
     return max(values) / min(values) - 1 if len(values) > 1 and min(values) > 0 else None
 
 
-def _validity(spread: float | None, probe_ratio: float | None, lost_frac: float | None) -> tuple[str, ...]:
+def _validity(spread: float | None, drift: float, lost_frac: float | None) -> tuple[str, ...]:
     notes = []
     if lost_frac is not None and lost_frac > contention.DISTURBED_FRAC:
         notes.append(
@@ -196,8 +204,10 @@ def _validity(spread: float | None, probe_ratio: float | None, lost_frac: float 
         notes.append(
             f"repeats lie {100 * spread:.0f} % apart: close other programs, or raise 'repeats', before trusting this"
         )
-    if probe_ratio is not None and abs(np.log(probe_ratio)) > np.log1p(PROBE_DRIFT_FRAC):
-        notes.append(f"the machine's own probe took {probe_ratio:.2f} times what calibration says: calibrate again")
+    if abs(np.log(drift)) > np.log1p(MOST_DRIFT_FRAC):
+        notes.append(
+            f"the machine's own probes took {drift:.2f} times what they took at calibration: calibrate again"
+        )
     return tuple(notes)
 
 
@@ -229,39 +239,35 @@ def start_peak() -> int | None:
 # --- probing and timing ------------------------------------------------------------------------------------
 
 
-def probe(machine: Machine, context: ExecutionContext, needs: Collection[str]) -> float:
-    """Time the points that kernels offer as probes, and return measured over predicted time.
+def probe(machine: Machine, context: ExecutionContext, needs: Collection[str]) -> dict[str, float]:
+    """Return the seconds of probes that the machine's calibration took too, by part and kernel.
 
-    It is that of all points of a part of calibration together, and their geometric mean over parts. Where kernels work
-    with one of the packages ``needs``, which the execution imports, only these count: what slows a disk down, or
-    threads that wake for every operator, says little of other work. What no calibration fitted is left out: its error
-    would pass for a machine that drifted.
+    Where kernels work with one of the packages ``needs``, which the execution imports, only these count: what slows a
+    disk down, or threads that wake for every operator, says little of other work.
     """
-    costs = CostModel(machine)
-    sums: dict[str | None, list[float]] = {}
-    for kernel, dims in _probes(needs):
-        predicted = costs.time(kernel.cost(dims))
-        if predicted.evidence is not None:
-            found = sums.setdefault(kernel.calibrates, [0.0, 0.0])
-            found[0] += float(np.median(_probed(kernel, dims, context)))
-            found[1] += predicted.seconds
-    ratios = [measured_s / predicted_s for measured_s, predicted_s in sums.values()]
-    return float(np.exp(np.mean(np.log(ratios)))) if ratios else 1.0
+    known = [kernel for kernel in kernels().values() if kernel.probes() and _probe_name(kernel) in machine.probe_s]
+    of_packages = [kernel for kernel in known if any(name in needs for name in kernel.needs)]
+    folder = context.folder / PROBE_FOLDER
+    folder.mkdir(exist_ok=True)
+    return probed(of_packages or [kernel for kernel in known if not kernel.needs], folder, context.n_threads)
 
 
-def _probes(needs: Collection[str]) -> list[tuple[Kernel, Mapping[str, Any]]]:
-    offered = [(kernel, dims) for kernel in kernels().values() for dims in kernel.probes()]
-    of_packages = [found for found in offered if any(name in needs for name in found[0].needs)]
-    return of_packages or [found for found in offered if not found[0].needs]
+def probed(chosen: Iterable[Kernel], folder: Path, n_threads: int) -> dict[str, float]:
+    """Return the seconds of some kernels' probes, by part and kernel, on a file in ``folder`` where they read one."""
+    context = KernelContext(folder=folder, n_threads=n_threads, file_bytes=PROBE_FILE_BYTES)
+    return {
+        _probe_name(kernel): sum(float(np.median(_timed(kernel, dims, context))) for dims in kernel.probes())
+        for kernel in chosen
+    }
 
 
-def _probed(kernel: Kernel, dims: Mapping[str, Any], context: ExecutionContext) -> Sequence[float]:
-    where = KernelContext(
-        folder=context.folder / PROBE_FOLDER, n_threads=context.n_threads, file_bytes=PROBE_FILE_BYTES
-    )
-    where.folder.mkdir(exist_ok=True)
-    own = kernel.timings(dims, where, repeats=PROBE_REPEATS, budget_s=PROBE_S)
-    return time_kernel(kernel, dims, where, repeats=PROBE_REPEATS, budget_s=PROBE_S) if own is None else own
+def _probe_name(kernel: Kernel) -> str:
+    return f"{kernel.calibrates}.{kernel.name}"
+
+
+def _timed(kernel: Kernel, dims: Mapping[str, Any], context: KernelContext) -> Sequence[float]:
+    own = kernel.timings(dims, context, repeats=PROBE_REPEATS, budget_s=PROBE_S)
+    return time_kernel(kernel, dims, context, repeats=PROBE_REPEATS, budget_s=PROBE_S) if own is None else own
 
 
 def time_kernel(

@@ -26,6 +26,7 @@ from sandtable.hardware import (
     number_paths,
 )
 from sandtable.model.cost_model import CostModel
+from sandtable.model.drift import NO_DRIFT, Drift
 from sandtable.results import Metric, Prediction, TraceRow
 from sandtable.runs import bill, reduction
 from sandtable.workload.seam import Scenario, Workload
@@ -71,16 +72,18 @@ def predict(
     options: Options | None = None,
     *,
     process: Process | None = None,
+    drift: Drift = NO_DRIFT,
 ) -> tuple[Prediction, list[TraceRow], Run]:
     """Predict ``scenario`` on ``machine``; also returns the timeline and the units behind the metrics.
 
-    ``process`` is the scenario's, for callers that have made it already.
+    ``process`` is the scenario's, for callers that have made it already; ``drift`` is how fast the machine is beside
+    its calibration.
 
     Raises:
         DoesNotFit: it needs more memory than the machine has.
         PlanError: it recorded none of the units that it reports.
     """
-    found = foresee(scenario, workload, parameters, machine, options, process=process)
+    found = foresee(scenario, workload, parameters, machine, options, process=process, drift=drift)
     return found.prediction, found.run.trace, found.run
 
 
@@ -92,10 +95,11 @@ def foresee(
     options: Options | None = None,
     *,
     process: Process | None = None,
+    drift: Drift = NO_DRIFT,
 ) -> Foreseen:
     """Predict ``scenario`` on ``machine``, and keep what the prediction was reduced from; see `predict`."""
     process = workload.process(parameters, machine, scenario.seed) if process is None else process
-    costs = CostModel(machine)
+    costs = CostModel(machine, drift)
     result = run(process, costs, options, seed=scenario.seed)
     if process.main_unit not in result.recorder.units:
         known = ", ".join(result.recorder.units) or "nothing"

@@ -143,6 +143,7 @@ def observed(
 
     monkeypatch.setattr(host_timing, "kernels", lambda: {"copy": kernels()["copy"]})
     monkeypatch.setattr(measure, "time_kernel", time_kernel)
+    monkeypatch.setattr(measure, "probed", lambda *_: {})
     monkeypatch.setattr(contention, "core_time", lambda: None)
     monkeypatch.setattr(contention, "lost_frac", lambda *_: lost(len(order) - 1))
     todo = {"folder": tmp_path, "only": ("memory",), "passes": 2, "budget_s": 60.0, **settings}
@@ -202,6 +203,7 @@ def test_a_point_far_from_its_neighbours_is_timed_once_more(
     far = str(compute["gemv"].grid(quick=True)[3])
     monkeypatch.setattr(host_timing, "kernels", lambda: compute)
     monkeypatch.setattr(measure, "time_kernel", time_kernel)
+    monkeypatch.setattr(measure, "probed", lambda *_: {})
     monkeypatch.setattr(contention, "core_time", lambda: None)
     settings = Settings(folder=tmp_path, only=("compute",), passes=2, budget_s=60.0, quick=True)
     found = this_host.calibrate(settings, base=_base())

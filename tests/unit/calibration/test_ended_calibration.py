@@ -42,6 +42,7 @@ class Timer:
 def observed(folder: Path, log: PointLog | None, timer: Timer) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "time_kernel", timer)
+        patch.setattr(measure, "probed", lambda *_: {})
         todo = Settings(folder=folder, file_bytes=1 << 28, passes=2, budget_s=1e6, quick=True, log=log)
         patch.setattr(contention, "core_time", lambda: None)
         return [timing.passes for timing in host_timing.observe(todo).timings]

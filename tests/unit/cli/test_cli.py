@@ -311,7 +311,7 @@ def test_a_check_is_as_documented_and_kept(stores: str) -> None:
     ran = run_command("check", "mini.yaml", "--store", stores, "--format", "json")
     assert ran.code in (0, 3), ran.err  # the fixture's machine is not this one
     data = json.loads(ran.out)
-    assert set(data) == {"schema", "comparisons", "summary", "verdict", "reasons", "answer"}
+    assert set(data) == {"schema", "comparisons", "summary", "as_calibrated", "verdict", "reasons", "answer"}
     assert set(data["summary"]) == {"n", "median_abs_error_frac", "p90_abs_error_frac", "coverage_frac"}
     assert data["verdict"] in (("pass", "inconclusive") if ran.code == 0 else ("fail",))
     if ran.code == 3:

@@ -462,7 +462,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> list[int]:
 
     monkeypatch.setattr(workload, "execute", execute)
     monkeypatch.setattr(workload, "prepare", lambda *_: None)
-    monkeypatch.setattr("sandtable.runs.measure.probe", lambda *_: 1.0)
+    monkeypatch.setattr("sandtable.runs.measure.probe", lambda *_: {})
     return calls
 
 
@@ -504,7 +504,7 @@ def test_a_damaged_repeat_is_not_resumed_from(quick: list[int]) -> None:
     fails(130, "run", "mini.yaml", "--set", "repeats=2")
     (folder,) = run_folder.list_runs()
     kept = folder.path / "execution-1.json"
-    kept.write_text(kept.read_text().replace('"probe": ', '"probe": 9', 1))
+    kept.write_text(kept.read_text().replace('"start_s": [', '"start_s": [1', 1))
     assert f"{kept}: does not match its digest" in fails(2, "run", "--resume", "latest")
 
 

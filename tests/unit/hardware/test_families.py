@@ -28,8 +28,8 @@ def test_a_family_states_all_that_laws_take_as_given_on_it(name: str) -> None:
 def test_what_a_variant_leaves_out_is_as_in_its_base() -> None:
     gpu, cpu = (library.family(name).laws["attention"].settings for name in ("gpu", "cpu"))
     assert {key for key in gpu if gpu[key] != cpu[key]} == {
-        "exponentials_per_clock",
         "clocks_per_score",
+        "flops_per_score",
         "block_queries",
     }
 

@@ -16,10 +16,14 @@ from sandtable.engine.simulation import run
 from sandtable.errors import ConfigError
 from sandtable.hardware import Frozen, Machine
 from sandtable.model.cost_model import CostModel
+from sandtable.model.drift import Drift
 from sandtable.runs import check, kept_execution, measure
 from sandtable.runs.run_folder import RunFolder, list_runs
 from sandtable.workload.scenarios import Case
 from sandtable.workload.seam import Execution, ExecutionContext, Scenario, Workload
+
+# what the probe took at calibration
+GEMV_S = {"compute.gemv": 0.1}
 
 
 class Nothing(Frozen):
@@ -53,7 +57,7 @@ class Counting(Workload[Nothing]):
 @pytest.fixture
 def cases(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measure, "probe", lambda *_: 1.0)
+    monkeypatch.setattr(measure, "probe", lambda *_: {})
     scenarios = [Scenario(name=name, title=name, workload="counting", repeats=3) for name in ("one", "two")]
     return [Case(scenario=s, workload=Counting(), parameters=Nothing(), machine=machine) for s in scenarios]
 
@@ -84,6 +88,40 @@ def test_the_process_is_watched_where_the_system_can(cases: list[Case], tmp_path
     execution = measure.execute(case.scenario, case.workload, case.parameters, case.machine, context)
     assert execution.process_bytes is not None
     assert 0 <= execution.process_bytes < 1e9
+
+
+class Slowed(Counting):
+    """Takes twice what the machine's constants say."""
+
+    def execute(self, parameters: Nothing, machine: Machine, seed: int, context: ExecutionContext) -> Execution:
+        plan = self.plan(parameters, machine, seed)
+        costs = CostModel(machine, Drift({"compute.gemv": 2.0}))
+        return Execution(recorder=run(plan, costs).recorder, memory_bytes={"buffer": 1e6})
+
+
+def test_a_run_is_compared_with_what_is_predicted_for_the_speed_that_probes_found(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.2, 0.1, 0.4])
+    monkeypatch.setattr(measure, "probe", lambda *_: {"compute.gemv": next(seconds)})
+    case = replace(cases[0], workload=Slowed(), machine=cases[0].machine.model_copy(update={"probe_s": GEMV_S}))
+    comparison, (item,), folder = check.check([case], ExecutionContext(folder=tmp_path, n_threads=1), name="one")
+    assert item.measurement is not None
+    assert item.measurement.drift == {"compute.gemv": pytest.approx(2.0)}
+    assert comparison.summary.median_abs_error_frac == pytest.approx(0, abs=1e-9)
+    assert comparison.as_calibrated is not None
+    assert comparison.as_calibrated.median_abs_error_frac == pytest.approx(0.5)
+    # what was written down before stays as it was
+    written = folder.prediction()
+    row = next(row for row in comparison.comparisons if row.metric == "latency_s.mean")
+    assert written is not None
+    assert written.metrics["latency_s.mean"].value == pytest.approx(row.predicted / 2)
+    assert comparison.answer is not None
+    assert "(50.0 % for the speed at calibration: by its probes the machine was 100 % slower)" in (
+        comparison.answer.verdict
+    )
+    page = run_command("show", str(folder.path))
+    assert "0.0 % as fast as at its calibration" in page.out
 
 
 # --- ended and finished ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ def test_units_without_a_start_or_a_quantity_come_back(tmp_path: Path) -> None:
     recorder.record("main", {"latency_s": 1.0, "elbo": -3.0}, name="iteration")
     recorder.record("main", {"latency_s": 2.0}, name="iteration", start_s=4.0)
     folder = RunFolder(tmp_path)
-    kept_execution.save(folder, 0, Execution(recorder=recorder, memory_bytes={}), 1.0)
+    kept_execution.save(folder, 0, Execution(recorder=recorder, memory_bytes={}), {})
     (again,) = kept_execution.load(folder, 1).executions
     (before,), (after,) = recorder.tables(), again.recorder.tables()
     assert before.keys() == after.keys()

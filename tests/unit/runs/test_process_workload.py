@@ -186,7 +186,7 @@ def test_it_is_predicted_run_and_compared(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measure, "probe", lambda *_: 1.0)
+    monkeypatch.setattr(measure, "probe", lambda *_: {})
     case = Case(scenario=scenario(), workload=Serving(), parameters=Arrivals(), machine=machine)
     context = ExecutionContext(folder=tmp_path, n_threads=1)
     comparison, checked, _ = check.check([case], context, name="serving")

@@ -207,7 +207,7 @@ def test_a_suite_named_by_its_path_is_kept_beside_other_runs(
 
     monkeypatch.setattr(workload, "execute", execute)
     monkeypatch.setattr(workload, "prepare", lambda *_: None)
-    monkeypatch.setattr("sandtable.runs.measure.probe", lambda *_: 1.0)
+    monkeypatch.setattr("sandtable.runs.measure.probe", lambda *_: {})
     library.save_component(machine, Path("mine.yaml"))
     suite = in_tmp / "deep" / "suite.yaml"
     suite.parent.mkdir()

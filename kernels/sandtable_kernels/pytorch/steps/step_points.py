@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from sandtable.demand.kernel import Calls, Dims
 from sandtable.system import contention
 from sandtable_kernels.pytorch.torch_pool import Pool
@@ -99,7 +101,7 @@ SIZES = (
     StepSize(4, 512, 1376, 2, 160, 256),
 )
 # threads and caches are busy in it, and eight of it are over in a quarter of a second
-PROBE = QUICK_SIZES[2]
+PROBE = {"within": QUICK_SIZES[2].name, "part": STEP, "processes": 1, "dtype": "float32"}
 BY_NAME = {size.name: size for size in SIZES}
 
 
@@ -144,13 +146,21 @@ class StepTimings:
             self._left[step] = self._timed(dims, workers, budget_s)
         return self._left[step].pop(part)
 
+    def whole(self, dims: Dims, workers: Pool, budget_s: float) -> list[float]:
+        """Return the seconds of a whole step, and keep nothing of it."""
+        timed = self._by_part(dims, workers, budget_s)
+        n_steps = len(timed[OPTIMIZER])
+        return [sum(float(np.median(seconds)) * len(seconds) for seconds in timed.values()) / n_steps]
+
     @staticmethod
-    def _timed(dims: Dims, workers: Pool, budget_s: float) -> dict[str, Calls]:
-        size, before = BY_NAME[dims["within"]], contention.core_time()
+    def _by_part(dims: Dims, workers: Pool, budget_s: float) -> Mapping[str, list[float]]:
         asked = {"within": dims["within"], "processes": dims["processes"]}
-        timed: Mapping[str, list[float]] = workers.time_parts(
-            STEP, asked, repeats=REPEATS, budget_s=size.n_points * budget_s
-        )
+        budget_s *= BY_NAME[dims["within"]].n_points
+        return workers.time_parts(STEP, asked, repeats=REPEATS, budget_s=budget_s)
+
+    def _timed(self, dims: Dims, workers: Pool, budget_s: float) -> dict[str, Calls]:
+        size, before = BY_NAME[dims["within"]], contention.core_time()
+        timed = self._by_part(dims, workers, budget_s)
         lost_frac = contention.lost_frac(before, contention.core_time())
         found = {part: Calls(seconds, lost_frac) for part, seconds in timed.items()}
         for name in size.products:

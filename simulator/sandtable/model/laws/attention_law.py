@@ -5,7 +5,8 @@ A fused kernel gives each unit (streaming multiprocessor, core) tiles of 128 que
 multiplies twice and takes one exponential per score; the two overlap in part. A few queries, as in decoding, make
 smaller tiles: the query heads of one key head share a tile, and the keys are split over the units that would idle
 (Dao et al., "Flash-Decoding for long-context inference", 2023). Cores of a CPU take blocks of queries, and multiply
-as many rows and keys as there are.
+as many rows and keys as there are; they have no units of their own for products, so that what else a score needs
+(scale, mask, maximum, exponential, sum) comes after them, forward and backward alike.
 
     seconds = launch + tiles begun + |steps of a unit, steps of the longest tile, keys and values read|
               + queries, outputs and cache appended
@@ -118,6 +119,7 @@ class Attention(Operator[Roofline]):
         "backward_percent",
         "clocks_per_score",
         "block_queries",
+        "flops_per_score",
     )
     # of published timings left out, see `Scatter`
     scatter: ClassVar[Scatter] = Scatter(own=0.11, siblings=0.14, per_doubling=0.046, new_kind=0.1)
@@ -194,6 +196,9 @@ def _step_s(device: Roofline, constants: Constants, c: Columns, dtype: str, give
     )
     # scores that were written out are not made again: four products instead of two
     products = np.where(c.flash > 0, c.passes * slower, 1 + (c.passes - 1) / (BACKWARD_PASSES - 1))
+    if given["block_queries"]:
+        # a core has no unit of its own for products: it multiplies a block, and then looks at each of its scores
+        return np.asarray((products * flops + given["flops_per_score"] * TILE**2 * constants["rate_frac"]) / rate)
     return np.asarray(np.hypot(products * flops / rate, TILE**2 / _exponentials_per_s(device, given)))
 
 

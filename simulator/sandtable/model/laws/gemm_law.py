@@ -5,6 +5,10 @@ quantisation). Software picks among tile sizes, and may split the depth of a pro
 units. Beside the arithmetic, the operands stream through memory. See NVIDIA, "Matrix Multiplication Background User's
 Guide", for tiles, waves and their quantisation. The rate is that at which the device stays within its power limit, and
 what passes before and after the arithmetic are clocks: see `sandtable.model.laws.chip`.
+
+Cores of a CPU work on blocks of any size, cut into panels of a vector's width (Goto and van de Geijn, "Anatomy of
+High-Performance Matrix Multiplication", 2008): a part of a tile takes a part of its time, any depth is whole, and
+threads share the blocks evenly.
 """
 
 from __future__ import annotations
@@ -72,6 +76,8 @@ FORMATS: dict[str, Format] = {
     "int4_weight_only": Format(weight=0.5, activation=2, passes=1),
 }
 WIDE_BYTES = 2.0
+# devices whose units take parts of tiles
+CORES = "cpu"
 
 
 class Gemm(PlainOperator):
@@ -126,13 +132,15 @@ class Gemm(PlainOperator):
         rows, cols, parts = (axis[:, None] for axis in choices.T)
         share = _alignment(device, dtype, n, k, given)
         tiles = np.ceil(m / rows) * np.ceil(n / cols) * batch * parts
-        depth = np.ceil(k / parts / DEPTH) * DEPTH
+        area, depth, waves = rows * cols, np.ceil(k / parts / DEPTH) * DEPTH, np.ceil(tiles / device.n_units)
+        if device.family == CORES:
+            area, depth, waves = m * n * batch * parts / tiles, k / parts, np.maximum(1.0, tiles / device.n_units)
         unit_flops_per_s = _rate(device, constants, dtype, form, given) / device.n_units
         reached = unit_flops_per_s * share
-        working = 2 * depth * (rows * cols + given["edge"] * (rows + cols)) / reached
-        working = overlapped(working, scaling_s(device, form, depth * rows * cols, given), given["overlap"])
+        working = 2 * depth * (area + given["edge"] * (rows + cols)) / reached
+        working = overlapped(working, scaling_s(device, form, depth * area, given), given["overlap"])
         slowest = given["clocks_per_depth"] * depth / device.clock_hz if device.clock_hz else 0.0
-        computing = np.ceil(tiles / device.n_units) * (np.maximum(working, slowest) + constants["tile_s"])
+        computing = waves * (np.maximum(working, slowest) + constants["tile_s"])
         # kernels for rows that are not aligned have large tiles only
         computing = np.where((share < 1) & (rows * cols < LEAST_UNALIGNED), np.inf, computing)
         split = parts > 1

@@ -7,6 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 from sandtable import units
+from sandtable.model.drift import Drift
 from sandtable.results import Answer, ComparedMetric, Comparison, Measurement, Metric, Prediction, by_metric
 from sandtable.runs import compare
 from sandtable.runs.answers.answer_card import number_and_unit, subject_of
@@ -49,9 +50,9 @@ def _question(cases: Sequence[Case]) -> str:
 
 
 def repeatability(measured: Measurement) -> float:
-    """Return within what share the machine repeats itself: from run to run, its probe, and beside other programs."""
-    ratio, lost_frac = measured.probe_ratio or 1.0, measured.lost_frac or 0.0
-    return max(measured.repeat_spread_frac or 0.0, max(ratio, 1 / ratio) - 1, 1 / (1 - min(lost_frac, 0.99)) - 1)
+    """Return within what share the machine repeats itself: from run to run, and beside other programs."""
+    lost_frac = measured.lost_frac or 0.0
+    return max(measured.repeat_spread_frac or 0.0, 1 / (1 - min(lost_frac, 0.99)) - 1)
 
 
 def _repeats(ran: Sequence[Pair]) -> str:
@@ -93,19 +94,17 @@ def _verdict_of_many(judged: Comparison, ran: Sequence[Pair]) -> str:
 
 
 def _drift(judged: Comparison, ran: Sequence[Pair]) -> str:
-    """Say in brackets how far the machine drifted since calibration, by its probe, and the error without that."""
-    ratios = {
-        str(pair.prediction.scenario["name"]): pair.measurement.probe_ratio or 1.0
-        for pair in ran
-        if pair.measurement is not None
-    }
-    times = [row for row in judged.comparisons if row.judged and row.unit == "s" and row.scenario in ratios]
-    typical = median(ratios.values()) if times else 1.0
-    if max(typical, 1 / typical) < 1 + DRIFT_SHOWN_FRAC:
+    """Say in brackets how far the machine drifted since calibration, and the error of predictions without that."""
+    drifts = [Drift(pair.measurement.drift).typical for pair in ran if pair.measurement is not None]
+    typical = median(drifts) if drifts else 1.0
+    moved = max(typical, 1 / typical) - 1
+    if judged.as_calibrated is None or moved < DRIFT_SHOWN_FRAC:
         return ""
-    left = median(abs(ratios[row.scenario] * row.predicted / row.measured - 1) for row in times)
-    moved = f"{100 * (max(typical, 1 / typical) - 1):.0f} % {'slower' if typical > 1 else 'faster'}"
-    return f" ({100 * left:.1f} % with the machine's drift taken off, {moved} than at calibration)"
+    error = judged.as_calibrated.median_abs_error_frac
+    return (
+        f" ({100 * error:.1f} % for the speed at calibration: by its probes the machine was {100 * moved:.0f} % "
+        f"{'slower' if typical > 1 else 'faster'})"
+    )
 
 
 def _metric_by_metric(judged: Comparison) -> tuple[str, ...]:
