@@ -41,7 +41,7 @@ PATIENT_S = 60.0
 # a change of a point's time that is worth another fit
 CHANGED_FRAC = 0.1
 # how often probes are taken beside the points, each of which lasts about half a second
-PROBE_EVERY_S = 12.0
+PROBE_EVERY_S = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,18 +125,21 @@ class Observation:
         self.begin = time.perf_counter() - (0.0 if settings.log is None else settings.log.elapsed_s(self.round))
         self.rng = np.random.default_rng(settings.seed)
         self.patience_s = min(PATIENT_S, PATIENT_FRAC * MORE_FRAC * settings.budget_s)
-        self._probed: dict[str, list[float]] = {}
+        # of each probe, when it was taken and the seconds that it took
+        self._probed: dict[str, list[tuple[float, float]]] = {}
         self._next_probe_s = 0.0
 
     @property
     def probes(self) -> dict[str, float]:
         """Seconds of the probes of these parts in the middle, taken now and then between points."""
-        return {name: float(np.median(seconds)) for name, seconds in self._probed.items()}
+        return {name: float(np.median([s for _, s in taken])) for name, taken in self._probed.items()}
 
     @property
     def timings(self) -> list[Timing]:
-        """What was timed, by point."""
-        return [point.timing for point in self.points]
+        """What was timed, by point: of operators, as if the machine had had one speed all along."""
+        near = [visit.probe_s for point in self.points for visit in point.visits if visit.probe_s is not None]
+        level_s = next(iter(self.probes.values()), float(np.median(near)) if near else 1.0)
+        return [point.as_fast_as(level_s).timing for point in self.points]
 
     @cached_property
     def _stream(self) -> Callable[[], object]:
@@ -209,15 +212,29 @@ class Observation:
             return
         probing = {point.kernel.name: point.kernel for point in self.points if point.kernel.probes()}
         probed = measure.probed(probing.values(), self.context.folder, self.context.n_threads)
+        now_s = time.perf_counter()
         for name, seconds in probed.items():
-            self._probed.setdefault(name, []).append(seconds)
-        self._next_probe_s = time.perf_counter() + PROBE_EVERY_S
+            self._probed.setdefault(name, []).append((now_s, seconds))
+        self._next_probe_s = now_s + PROBE_EVERY_S
+
+    def _probe_near(self, at_s: float) -> float | None:
+        """Return what the probe of a group of operators took before a time: the mean of the last two.
+
+        The machine's own parts have several probes, and each tells little of the others.
+        """
+        if len(self._probed) != 1 or not set(PARTS).isdisjoint(self.settings.only):
+            return None
+        (taken,) = self._probed.values()
+        before = [seconds for when_s, seconds in taken if when_s <= at_s] or [taken[0][1]]
+        return float(np.mean(before[-2:]))
 
     def _timed(self, point: Point, share_s: float) -> Visit:
-        before = contention.core_time()
+        before, begin_s = contention.core_time(), time.perf_counter()
         seconds = _samples(point.kernel, point.dims, self.context, share_s, self._stream)
-        seen = contention.lost_frac(before, contention.core_time())
-        return Visit(list(seconds), seconds.lost_frac if isinstance(seconds, Calls) else seen)
+        lost_frac = contention.lost_frac(before, contention.core_time())
+        if isinstance(seconds, Calls):
+            lost_frac, begin_s = seconds.lost_frac, seconds.begin_s
+        return Visit(list(seconds), lost_frac, self._probe_near(begin_s))
 
 
 def observe(settings: Settings) -> Observation:

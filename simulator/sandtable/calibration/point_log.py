@@ -30,7 +30,7 @@ class PointLog:
         self._elapsed: dict[str, float] = {}
         for line in lines:
             found = json.loads(line)
-            self._visits[found["point"]] = Visit(found["seconds"], found["lost_frac"])
+            self._visits[found["point"]] = Visit(found["seconds"], found["lost_frac"], found.get("probe_s"))
             self._elapsed[found["round"]] = found["elapsed_s"]
 
     @classmethod

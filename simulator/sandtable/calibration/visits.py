@@ -23,10 +23,14 @@ MOST_MORE = 6
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """Seconds of each call, and which part of the time that they asked for other programs took; see `contention`."""
+    """Seconds of each call, and which part of the time that they asked for other programs took; see `contention`.
+
+    ``probe_s`` is what a probe of the machine took about then, where one tells of such work.
+    """
 
     seconds: Sequence[float]
     lost_frac: float = 0.0
+    probe_s: float | None = None
 
     @property
     def is_calm(self) -> bool:
@@ -37,6 +41,14 @@ class Visit:
     def median_s(self) -> float:
         """The middle call."""
         return float(np.median(self.seconds))
+
+    def as_fast_as(self, probe_s: float) -> Visit:
+        """Return the visit as it would have been while the probe took so long."""
+        if self.probe_s is None:
+            return self
+        return replace(
+            self, seconds=[seconds * probe_s / self.probe_s for seconds in self.seconds], probe_s=probe_s
+        )
 
 
 @dataclass(slots=True)
@@ -52,6 +64,10 @@ class Point:
         """The calm visits, or the calmest where there is none."""
         calm = [visit for visit in self.visits if visit.is_calm]
         return calm or [min(self.visits, key=lambda visit: visit.lost_frac)]
+
+    def as_fast_as(self, probe_s: float) -> Point:
+        """Return the point with all visits as they would have been while the probe took so long."""
+        return replace(self, visits=[visit.as_fast_as(probe_s) for visit in self.visits])
 
     def is_settled(self, least_calm: int = 1) -> bool:
         """Return whether at least so many visits were calm, and two of them agree where there are two or more.

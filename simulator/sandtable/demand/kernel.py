@@ -29,11 +29,14 @@ class KernelContext:
 
 
 class Calls(list[float]):
-    """Seconds of each call, from a kernel that knows which part of the time it asked for other programs took."""
+    """Seconds of each call, from a kernel that knows which part of the time it asked for other programs took.
 
-    def __init__(self, seconds: Iterable[float], lost_frac: float) -> None:
+    ``begin_s`` is when it timed them, by `time.perf_counter`.
+    """
+
+    def __init__(self, seconds: Iterable[float], lost_frac: float, begin_s: float) -> None:
         super().__init__(seconds)
-        self.lost_frac = lost_frac
+        self.lost_frac, self.begin_s = lost_frac, begin_s
 
 
 class Kernel(ABC):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from sandtable.calibration import host_timing
@@ -70,6 +71,35 @@ def test_what_calibration_did_not_probe_tells_nothing(machine: Machine, tmp_path
     assert measure.probe(machine, context, ()) == {}
     without = machine.model_copy(update={"probe_s": {"compute.timed": 1e-3}})
     assert measure.probe(without, context, ("package",)) == {"compute.timed": pytest.approx(3e-3)}
+
+
+def test_operators_are_fitted_as_if_the_machine_had_one_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as slow for a while: operators and the probe alike."""
+    clock, kernel = [0.0], kernels()["torch_gemm"]
+
+    def slow() -> float:
+        return 2.0 if 40.0 < clock[0] < 90.0 else 1.0
+
+    def timings(*_: object, **__: object) -> list[float]:
+        clock[0] += 0.25
+        return [1e-3 * slow()]
+
+    monkeypatch.setattr(type(kernel), "timings", timings)
+    monkeypatch.setattr(host_timing, "kernels", lambda: {"torch_gemm": kernel})
+    monkeypatch.setattr(host_timing.contention, "core_time", lambda: None)
+    monkeypatch.setattr(measure, "probed", lambda *_: {"training.torch_gemm": 0.1 * slow()})
+    monkeypatch.setattr(host_timing.time, "perf_counter", lambda: clock[0])
+    observation = Observation(Settings(folder=tmp_path, only=("training",), passes=2, budget_s=1e6, quick=True))
+    observation.visit_all()
+    assert clock[0] > 60.0
+    raw = [visit.median_s for point in observation.points for visit in point.visits]
+    assert np.ptp(raw) == pytest.approx(1e-3)
+    found = np.array([timing.passes for timing in observation.timings])
+    # what was timed before a probe of the new speed, or after one alone, is in between
+    assert np.mean(np.abs(found / np.median(found) - 1) < 1e-6) > 0.7
+    assert observation.probes == {"training.torch_gemm": pytest.approx(np.median(found) * 100)}
 
 
 def test_a_calibration_takes_probes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ less to 58 % more (measured on a core of a Xeon, steps of 23 to 490 ms, each ope
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -159,13 +160,14 @@ class StepTimings:
         return workers.time_parts(STEP, asked, repeats=REPEATS, budget_s=budget_s)
 
     def _timed(self, dims: Dims, workers: Pool, budget_s: float) -> dict[str, Calls]:
-        size, before = BY_NAME[dims["within"]], contention.core_time()
+        size, before, begin_s = BY_NAME[dims["within"]], contention.core_time(), time.perf_counter()
         timed = self._by_part(dims, workers, budget_s)
         lost_frac = contention.lost_frac(before, contention.core_time())
-        found = {part: Calls(seconds, lost_frac) for part, seconds in timed.items()}
+        found = {part: Calls(seconds, lost_frac, begin_s) for part, seconds in timed.items()}
         for name in size.products:
             half = [0.5 * seconds for seconds in found.pop(f"{name} backward")]
-            found |= {f"{name} {which}": Calls(half, lost_frac) for which in ("backward_data", "backward_weight")}
+            both = ("backward_data", "backward_weight")
+            found |= {f"{name} {which}": Calls(half, lost_frac, begin_s) for which in both}
         return found
 
 
