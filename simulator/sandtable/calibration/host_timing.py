@@ -148,6 +148,8 @@ class Observation:
     def visit_all(self) -> None:
         """Visit every point in several shuffled passes, within the budget."""
         settings, n_points = self.settings, len(self.points)
+        # also where an earlier run timed all points: they are fitted for a speed that is kept
+        self._probe()
         for index in range(settings.passes):
             order = [
                 int(i) for i in self.rng.permutation(n_points) if index == 0 or not self.points[int(i)].kernel.once

@@ -8,9 +8,9 @@ temperature would be.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import geometric_mean
 
 from sandtable.demand.op import Op
 
@@ -59,4 +59,4 @@ def _is_storage(key: str) -> bool:
 
 
 def _mean(ratios: list[float]) -> float:
-    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 1.0
+    return geometric_mean(ratios) if ratios else 1.0

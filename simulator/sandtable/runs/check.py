@@ -181,7 +181,7 @@ def _measured(item: Checked) -> None:
     item.folder.save(item.measurement)
 
 
-def as_fast_as_it_was(item: Checked) -> Prediction:
+def _as_fast_as_it_was(item: Checked) -> Prediction:
     """Return the prediction for the speed that probes found before the runs; the one written down if they say nothing.
 
     It knows nothing of the runs themselves: the plan, the constants and the times of probes alone make it.
@@ -203,7 +203,7 @@ def _compared(item: Checked, prediction: Prediction) -> list[ComparedMetric]:
 
 
 def _compare(checked: Sequence[Checked], base: RunFolder) -> Comparison:
-    predictions = [as_fast_as_it_was(item) for item in checked]
+    predictions = [_as_fast_as_it_was(item) for item in checked]
     by_case = [_compared(item, found) for item, found in zip(checked, predictions, strict=True)]
     for item, own in zip(checked, by_case, strict=True):
         if own and len(checked) > 1:

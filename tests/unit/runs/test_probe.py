@@ -11,6 +11,7 @@ import pytest
 
 from sandtable.calibration import host_timing
 from sandtable.calibration.host_timing import Observation, Settings
+from sandtable.calibration.point_log import PointLog
 from sandtable.demand.kernel import Dims, KernelContext, kernels
 from sandtable.hardware import Machine
 from sandtable.runs import measure
@@ -117,3 +118,21 @@ def test_a_calibration_takes_probes_now_and_then(tmp_path: Path, monkeypatch: py
     n_visits = len(observation.points)
     observation.visit_all()
     assert observation.probes == {"compute.gemv": pytest.approx(0.2)}
+
+
+def test_points_that_an_earlier_run_timed_are_fitted_for_the_speed_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, probe_s = kernels()["torch_gemm"], 0.1
+    monkeypatch.setattr(type(kernel), "timings", lambda *_, **__: [1e-3])
+    monkeypatch.setattr(host_timing, "kernels", lambda: {"torch_gemm": kernel})
+    monkeypatch.setattr(measure, "probed", lambda *_: {"training.torch_gemm": probe_s})
+    log = PointLog.begin(tmp_path / "m.yaml.partial", {})
+    for seconds in (1e-3, 2e-3):
+        todo = Settings(folder=tmp_path, only=("training",), passes=1, budget_s=1e6, quick=True, log=log)
+        observation = Observation(todo)
+        observation.visit_all()
+        found = [timing.seconds for timing in observation.timings]
+        assert found == pytest.approx([seconds] * len(found))
+        assert observation.probes == {"training.torch_gemm": probe_s}
+        log, probe_s = PointLog.resume(log.path), 0.2

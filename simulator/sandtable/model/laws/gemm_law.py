@@ -76,8 +76,6 @@ FORMATS: dict[str, Format] = {
     "int4_weight_only": Format(weight=0.5, activation=2, passes=1),
 }
 WIDE_BYTES = 2.0
-# devices whose units take parts of tiles
-CORES = "cpu"
 
 
 class Gemm(PlainOperator):
@@ -133,7 +131,7 @@ class Gemm(PlainOperator):
         share = _alignment(device, dtype, n, k, given)
         tiles = np.ceil(m / rows) * np.ceil(n / cols) * batch * parts
         area, depth, waves = rows * cols, np.ceil(k / parts / DEPTH) * DEPTH, np.ceil(tiles / device.n_units)
-        if device.family == CORES:
+        if device.family == "cpu":
             area, depth, waves = m * n * batch * parts / tiles, k / parts, np.maximum(1.0, tiles / device.n_units)
         unit_flops_per_s = _rate(device, constants, dtype, form, given) / device.n_units
         reached = unit_flops_per_s * share
